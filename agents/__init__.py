@@ -1,0 +1,1 @@
+"""Who plays: learners, opponents and reference policies."""

@@ -1,0 +1,1 @@
+"""Real layouts and phantoms; one sample type for all."""

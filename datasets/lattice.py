@@ -1,0 +1,200 @@
+"""Where a window may stand on a grid, and the blocks that it covers (papers: SPARS sections 2.1, 2.5, 11.2, 11.4).
+
+Symbols: full = grid shape (X, Y, Z) in voxels; w = window size; h = step; φ = phase; p = lower corner of the window.
+A window covers the voxels p <= v < p + w. Corners lie on the lattice p = φ + h·i, i in [0, shape). Window sizes are
+multiples of h, so every window is a union of h³ blocks; the first and the last block of an axis may be cut short.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Triple = tuple[int, int, int]
+FIXED_POINT = 2.0**40
+"""Painted values are summed as int64 multiples of 2^-40: the difference array leaves no residue, in any order."""
+
+
+@dataclass(frozen=True)
+class WindowLattice:
+    """All positions of a window of `window` voxels on a grid of `full` voxels, `step` voxels apart.
+
+    Raises:
+        ValueError: a window that is larger than the grid or no multiple of the step, or a phase outside [0, step).
+    """
+
+    full: Triple
+    window: Triple
+    step: int = 4
+    phase: Triple = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        if self.step < 1:
+            raise ValueError(f"step is {self.step} voxels but must be at least 1")
+        for axis, (full, window, phase) in enumerate(zip(self.full, self.window, self.phase, strict=True)):
+            name = "xyz"[axis]
+            if window < 1 or window % self.step:
+                raise ValueError(
+                    f"window_size {self.window} has {window} voxels along {name} but must be a positive multiple "
+                    f"of step {self.step}"
+                )
+            if not 0 <= phase < self.step:
+                raise ValueError(f"phase {self.phase} is {phase} along {name} but must lie in [0, {self.step})")
+            if window + phase > full:
+                raise ValueError(
+                    f"window_size {self.window} (phase {self.phase}) does not fit the volume {self.full} along {name}; "
+                    f"use a smaller window_size or a larger grid_shape"
+                )
+
+    # -- positions -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def shape(self) -> Triple:
+        """Number of positions along each axis."""
+        x, y, z = ((f - w - p) // self.step + 1 for f, w, p in zip(self.full, self.window, self.phase, strict=True))
+        return x, y, z
+
+    @property
+    def size(self) -> int:
+        """Number of positions."""
+        return self.shape[0] * self.shape[1] * self.shape[2]
+
+    @property
+    def strides(self) -> Triple:
+        """What one cell along each axis adds to a position's number."""
+        return self.shape[1] * self.shape[2], self.shape[2], 1
+
+    def corners(self, ids: Tensor | None = None) -> Tensor:
+        """Lower corners in voxels, int64 [..., 3], of the positions numbered `ids` (all of them by default)."""
+        ids = torch.arange(self.size) if ids is None else ids
+        sx, sy, _ = self.strides
+        cells = torch.stack((ids // sx, ids % sx // sy, ids % sy), dim=-1)
+        return cells * self.step + torch.tensor(self.phase, device=ids.device)
+
+    def ids(self, corners: Tensor) -> Tensor:
+        """Numbers, int64 [...], of the positions with lower corners `corners`, int64 [..., 3] in voxels.
+
+        Raises:
+            ValueError: a corner that is not on the lattice.
+        """
+        offset = corners - torch.tensor(self.phase, device=corners.device)
+        cells = torch.div(offset, self.step, rounding_mode="floor")
+        limit = torch.tensor(self.shape, device=corners.device)
+        bad = ((cells < 0) | (cells >= limit) | (cells * self.step != offset)).any(dim=-1)
+        if bool(bad.any()):
+            high = [p + (n - 1) * self.step for p, n in zip(self.phase, self.shape, strict=True)]
+            raise ValueError(
+                f"corner {corners[bad][0].tolist()} is not on the lattice from {list(self.phase)} to {high} "
+                f"in steps of {self.step} voxels"
+            )
+        return (cells * torch.tensor(self.strides, device=corners.device)).sum(dim=-1)
+
+    def move_table(self, cells: Tensor) -> Tensor:
+        """Where each action leads: int64 [size, A], for moves `cells` int64 [A, 3] in cells, clipped at the border."""
+        here = (self.corners() - torch.tensor(self.phase)) // self.step  # [L, 3]
+        there = (here[:, None] + cells).clamp(min=torch.zeros(3, dtype=torch.int64), max=torch.tensor(self.shape) - 1)
+        return (there * torch.tensor(self.strides)).sum(dim=-1)
+
+    def window_sums(self, volume: Tensor) -> Tensor:
+        """Sum of `volume` [X, Y, Z] inside the window at every position: int64 [size], by a summed-area table."""
+        table = F.pad(volume.to(torch.int64), (1, 0, 1, 0, 1, 0))
+        for axis in range(3):
+            table = table.cumsum(dim=axis)
+            low = torch.arange(self.shape[axis], device=volume.device) * self.step + self.phase[axis]
+            table = table.index_select(axis, low + self.window[axis]) - table.index_select(axis, low)
+        return table.flatten()
+
+    # -- blocks ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def block_widths(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Voxels per block along each axis, int64 [B_axis]; only the first (phase) and the last may differ from h."""
+
+        def widths(full: int, phase: int) -> Tensor:
+            edges = [0, *range(phase, full, self.step), full] if phase else [*range(0, full, self.step), full]
+            return torch.tensor(edges).diff()
+
+        x, y, z = (widths(f, p) for f, p in zip(self.full, self.phase, strict=True))
+        return x, y, z
+
+    @cached_property
+    def block_shape(self) -> Triple:
+        """Number of blocks along each axis."""
+        x, y, z = (len(widths) for widths in self.block_widths)
+        return x, y, z
+
+    @cached_property
+    def block_sizes(self) -> Tensor:
+        """n_b: voxels in each block, int64 [Bx, By, Bz]."""
+        x, y, z = self.block_widths
+        return x[:, None, None] * y[None, :, None] * z[None, None, :]
+
+    def block_sums(self, volume: Tensor) -> Tensor:
+        """g_b: sum of `volume` [X, Y, Z] inside each block, int64 [Bx, By, Bz]."""
+        sums = volume.to(torch.int64)
+        for axis, widths in enumerate(self.block_widths):
+            owner = torch.repeat_interleave(torch.arange(len(widths)), widths).to(volume.device)
+            shape = (*sums.shape[:axis], len(widths), *sums.shape[axis + 1 :])
+            sums = torch.zeros(shape, dtype=torch.int64, device=volume.device).index_add_(axis, owner, sums)
+        return sums
+
+    def expand(self, blocks: Tensor) -> Tensor:
+        """The voxel map [..., X, Y, Z] in which every voxel carries the value of its block; blocks [..., Bx, By, Bz]."""
+        for axis, widths in enumerate(self.block_widths):
+            blocks = blocks.repeat_interleave(widths.to(blocks.device), dim=axis - 3)
+        return blocks
+
+    def paint(self, ids: Tensor, values: Tensor, reduce: str = "sum") -> Tensor:
+        """What windows painted one over the other leave in each block: float64 [K, Bx, By, Bz].
+
+        ids: int64 [K, T], positions; an id of -1 paints nothing. values: [K, T], finite and >= 0.
+        reduce: "sum" of the values that cover a block, their "mean" (sum / number of visits), or their "max". A block
+        that no window covers is 0. Sums are exact for float32 values >= 2^-16 (they are added as 64-bit integers).
+        """
+        if reduce == "max":
+            return self._paint_max(ids, values)
+        total = self._difference_array(ids, (values.double() * FIXED_POINT).round().long()).double() / FIXED_POINT
+        if reduce == "mean":
+            return total / self._difference_array(ids, torch.ones_like(ids)).clamp(min=1)
+        if reduce == "sum":
+            return total
+        raise ValueError(f"reduce is {reduce!r} but must be 'sum', 'mean' or 'max'")
+
+    def _difference_array(self, ids: Tensor, values: Tensor) -> Tensor:
+        """Sum of int64 `values` over the windows that cover each block: 8 signed updates an event, three cumsums."""
+        episodes, device = len(ids), ids.device
+        bx, by, bz = (n + 1 for n in self.block_shape)
+        low = (self.corners(ids.clamp(min=0)) - torch.tensor(self.phase, device=device)) // self.step
+        low = low + torch.tensor([int(p > 0) for p in self.phase], device=device)  # the cut first block is block 0
+        values = torch.where(ids >= 0, values, 0)
+        base = torch.arange(episodes, device=device)[:, None] * (bx * by * bz)
+        flat = torch.zeros(episodes * bx * by * bz, dtype=torch.int64, device=device)
+        span = [w // self.step for w in self.window]
+        for corner in range(8):
+            at = [low[..., axis] + (span[axis] if corner >> axis & 1 else 0) for axis in range(3)]
+            index = base + (at[0] * by + at[1]) * bz + at[2]
+            sign = -1 if corner.bit_count() % 2 else 1
+            flat.index_add_(0, index.flatten(), sign * values.flatten())
+        grid = flat.view(episodes, bx, by, bz)
+        return grid.cumsum(1).cumsum(2).cumsum(3)[:, :-1, :-1, :-1]
+
+    def _paint_max(self, ids: Tensor, values: Tensor) -> Tensor:
+        peaks = torch.zeros(len(ids), self.size + 1, dtype=torch.float64, device=ids.device)  # the last cell: id -1
+        peaks.scatter_reduce_(1, torch.where(ids >= 0, ids, self.size), values.double(), "amax")
+        grid = peaks[:, :-1].view(-1, *self.shape)
+        for axis in range(3):  # max over the windows that reach a block, one axis at a time
+            span = self.window[axis] // self.step
+            pad = [0] * 6
+            lead = span - 1 + int(self.phase[axis] > 0)
+            pad[4 - 2 * axis : 6 - 2 * axis] = [lead, self.block_shape[axis] + span - 1 - lead - self.shape[axis]]
+            grid = F.pad(grid, pad).unfold(axis + 1, span, 1).amax(dim=-1)
+        return grid
+
+
+def centred_start(full: Sequence[int], window: Sequence[int], step: int) -> Triple:
+    """Lower corner, in voxels, of the window nearest the middle of the grid on the lattice of phase 0."""
+    x, y, z = (step * ((f - w) // (2 * step)) for f, w in zip(full, window, strict=True))
+    return x, y, z

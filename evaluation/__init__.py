@@ -1,0 +1,1 @@
+"""Metrics, intervals, result files, tables and pictures."""
