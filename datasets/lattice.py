@@ -142,7 +142,7 @@ class WindowLattice:
         return sums
 
     def expand(self, blocks: Tensor) -> Tensor:
-        """The voxel map [..., X, Y, Z] in which every voxel carries the value of its block; blocks [..., Bx, By, Bz]."""
+        """Voxel map [..., X, Y, Z] in which every voxel carries the value of its block; blocks [..., Bx, By, Bz]."""
         for axis, widths in enumerate(self.block_widths):
             blocks = blocks.repeat_interleave(widths.to(blocks.device), dim=axis - 3)
         return blocks

@@ -1,0 +1,150 @@
+"""Weights and states on disk: never code, never half a file.
+
+Weights are safetensors. A checkpoint is a folder `step_<n>/` of `weights.safetensors`, `state.pt` (tensors, numbers and
+strings only) and `manifest.json` (a SHA-256 of each), written under a temporary name and renamed when it is whole.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import pickle
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+KEPT = 2
+"""Checkpoints that stay: the last one, and the one before it in case the last is damaged."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved at `step`: network weights, and the state (tensors, numbers, strings, nested) beside them."""
+
+    step: int
+    weights: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file; a reader sees the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file(
+        {name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary, dict(metadata or {})
+    )
+    os.replace(temporary, path)
+
+
+def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Weights and metadata of a safetensors file, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no safetensors file (a pickle, say) or is damaged.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"checkpoint {str(path)!r} does not exist; it must be a .safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"checkpoint {str(path)!r} is no whole safetensors file ({error}); pickled checkpoints are not read, "
+            f"because they can run code: save weights with safetensors"
+        ) from error
+
+
+def load_into(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Put `weights` into `module`.
+
+    Raises:
+        ValueError: the weights belong to another architecture; names the first differing parameter.
+    """
+    own = module.state_dict()
+    for name in [*own, *weights]:
+        expected, given = own.get(name), weights.get(name)
+        if expected is None or given is None or expected.shape != given.shape:
+            say = [f"{list(t.shape)}" if t is not None else "absent" for t in (given, expected)]
+            raise ValueError(
+                f"{source} is a checkpoint of another architecture: parameter {name!r} is {say[0]} there but "
+                f"{say[1]} in {type(module).__name__}; load it with the configuration that it was trained with"
+            )
+    module.load_state_dict(dict(weights))
+
+
+def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+    """Write `folder/step_<step>/` and drop all but the last `KEPT` checkpoints."""
+    final, temporary = folder / f"step_{step:012d}", folder / f".step_{step:012d}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_weights(temporary / "weights.safetensors", weights)
+    torch.save(dict(state), temporary / "state.pt")
+    hashes = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+    (temporary / "manifest.json").write_text(json.dumps({"step": step, "sha256": hashes}, indent=1))
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(temporary, final)
+    for old in sorted(folder.glob("step_*"))[:-KEPT]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint below `folder`; a damaged one is passed over with a warning. None: there is none."""
+    for candidate in sorted(folder.glob("step_*"), reverse=True):
+        try:
+            return _read(candidate)
+        except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+            log.warning("checkpoint %s is damaged (%s); falling back to the one before it", candidate.name, error)
+    return None
+
+
+def _read(folder: Path) -> Checkpoint:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, digest in manifest["sha256"].items():
+        if _sha256(folder / name) != digest:
+            raise ValueError(f"{name} differs from its checksum")
+    state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+    return Checkpoint(manifest["step"], load_weights(folder / "weights.safetensors")[0], state)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()  # hashlib.file_digest needs Python 3.11
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def random_state() -> dict[str, Any]:
+    """State of the global generators (Python, NumPy, PyTorch), as tensors and numbers."""
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 (SB3 draws from it)
+    version, internal, gauss = random.getstate()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],
+        "python": [version, list(internal), gauss],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Continue every global generator where `random_state` found it."""
+    torch.set_rng_state(state["torch"])
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

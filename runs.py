@@ -1,0 +1,143 @@
+"""A run is a folder.
+
+config.yaml         the configuration, resolved and complete
+environment.json    versions, device, revision
+metrics.jsonl       one line of scalars per logged step
+tensorboard/        the same scalars, and images
+checkpoints/        step_<n>/, see checkpoints.py
+media/              pictures
+<stage>/            the same layout again, for a run that has stages (a classifier before its agent, say)
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from .checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """The folder of one training run, or of one stage of it. Nothing is written before something is logged or saved."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._purge_step: int | None = None
+
+    @classmethod
+    def create(cls, folder: str | Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> "Run":
+        """A new run with its configuration written.
+
+        Raises:
+            ValueError: the folder is not empty, or cannot be written.
+        """
+        run = cls(folder)
+        if run.folder.is_dir() and any(run.folder.iterdir()):
+            raise ValueError(
+                f"out is {str(folder)!r}, which is not empty; choose another, or continue it with --resume {folder}"
+            )
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            _write(run.folder / "environment.json", json.dumps(environment, indent=1) + "\n")
+            _write(run.folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        except OSError as error:
+            raise ValueError(
+                f"out is {str(folder)!r}, which cannot be written ({error}); choose another with --out"
+            ) from error
+        return run
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Run":
+        """A run that exists.
+
+        Raises:
+            ValueError: the folder is no run.
+        """
+        run = cls(folder)
+        if not (run.folder / "config.yaml").is_file():
+            raise ValueError(f"{str(folder)!r} is no run: it has no config.yaml; name a folder that `train --out` made")
+        return run
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The run's resolved configuration."""
+        loaded = yaml.safe_load((self.folder / "config.yaml").read_text())
+        if not isinstance(loaded, dict):
+            raise ValueError(f"{self.folder / 'config.yaml'} holds no configuration")
+        return loaded
+
+    def stage(self, name: str) -> "Run":
+        """The folder of one stage of this run."""
+        return Run(self.folder / name)
+
+    # -- what is watched -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _tensorboard(self) -> SummaryWriter:
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._purge_step)
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Add one line to metrics.jsonl and one point to each curve of TensorBoard."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._metrics.open("a") as file:
+            file.write(json.dumps({"step": step, **scalars}) + "\n")
+        for name, value in scalars.items():
+            self._tensorboard.add_scalar(name, value, step)
+        self._tensorboard.flush()
+
+    def log_image(self, name: str, picture: npt.NDArray[np.uint8], step: int) -> None:
+        """Show `picture`, uint8 [H, W, 3], in TensorBoard."""
+        self._tensorboard.add_image(name, picture, step, dataformats="HWC")
+
+    def metrics(self) -> list[dict[str, float]]:
+        """The lines of metrics.jsonl, oldest first."""
+        return [json.loads(line) for line in self._metrics.read_text().splitlines()] if self._metrics.exists() else []
+
+    @property
+    def media(self) -> Path:
+        """Folder of pictures, made if missing."""
+        (self.folder / "media").mkdir(parents=True, exist_ok=True)
+        return self.folder / "media"
+
+    @property
+    def _metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    # -- what is kept ----------------------------------------------------------------------------------------------
+
+    def save(self, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Keep a checkpoint; what was logged so far belongs to it."""
+        logged = self._metrics.stat().st_size if self._metrics.exists() else 0
+        save_checkpoint(self.folder / "checkpoints", step, weights, {**state, "metrics_bytes": logged})
+
+    def resume(self) -> Checkpoint | None:
+        """The newest whole checkpoint, with the logs cut back to it; None (and empty logs) where there is none yet."""
+        checkpoint = latest_checkpoint(self.folder / "checkpoints")
+        if self._metrics.exists():
+            os.truncate(self._metrics, checkpoint.state["metrics_bytes"] if checkpoint else 0)
+        self._purge_step = checkpoint.step + 1 if checkpoint else 0
+        return checkpoint
+
+    def close(self) -> None:
+        """Close the files that are open."""
+        if "_tensorboard" in self.__dict__:
+            self._tensorboard.close()
+            del self.__dict__["_tensorboard"]
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a whole text file or none."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
