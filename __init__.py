@@ -1,3 +1,5 @@
 """SegArena: medical-image segmentation as a game. Importing it registers every environment with Gymnasium."""
 
+from . import envs as envs
+
 __version__ = "0.1.0"

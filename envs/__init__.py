@@ -1,0 +1,32 @@
+"""The table of environments. Importing it registers them with Gymnasium; doing so twice is harmless."""
+
+from dataclasses import dataclass
+
+import gymnasium as gym
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One environment: its class, its paper and the configuration that trains it."""
+
+    game: str
+    paper: str
+    config: str
+
+
+ENVIRONMENTS = {
+    "SPARS-LiverCT-v0": Entry(
+        game="segarena.envs.spars:SparsEnv",
+        paper="SPARS: self-play adversarial RL for segmentation of liver tumours (arXiv 2505.18989)",
+        config="configs/spars/default.yaml",
+    ),
+}
+
+for _id, _entry in ENVIRONMENTS.items():
+    if _id not in gym.registry:
+        gym.register(
+            _id,
+            entry_point="segarena.envs.faces:make_single",
+            vector_entry_point="segarena.envs.faces:make_batch",
+            kwargs={"game": _entry.game},
+        )

@@ -1,0 +1,241 @@
+"""The three faces of a `BatchedEnv`: they add nothing but shapes.
+
+`SingleEnv` is what gym.make gives, `BatchEnv` what gym.make_vec gives, `LearnerEnv` the VecEnv of Stable-Baselines3.
+The latter two begin a new episode in the step that ended one (SAME_STEP), by the same `BatchedEnv.advance`.
+"""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium.error import ResetNeeded
+from gymnasium.vector.utils import batch_space
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from .core import BatchedEnv, Frame, Obs
+
+
+def to_numpy(obs: Obs) -> Any:
+    """The observation as NumPy arrays; on the CPU without a copy."""
+    if isinstance(obs, dict):
+        return {name: value.cpu().numpy() for name, value in obs.items()}
+    return obs.cpu().numpy()
+
+
+def row_of(obs: Any, row: int) -> Any:
+    """Observation `row` of a batch of them."""
+    return {name: value[row] for name, value in obs.items()} if isinstance(obs, dict) else obs[row]
+
+
+class SingleEnv(gym.Env[Any, Any]):
+    """The `gym.Env` face: one episode; `env.unwrapped.game` is the `BatchedEnv` behind it."""
+
+    metadata = BatchedEnv.metadata
+
+    def __init__(self, game: BatchedEnv) -> None:
+        self.game = game
+        self.render_mode = game.render_mode
+        self.observation_space, self.action_space = game.single_observation_space, game.single_action_space
+        self._over = True
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode; `seed` seeds all that is random from here on."""
+        fresh = seed is not None or self._np_random is None
+        super().reset(seed=seed)
+        if fresh:
+            self.game.seed([seed if seed is not None else int(self.np_random.integers(2**63))])
+        self.game.reset(options=options)
+        self._over = False
+        if self.render_mode == "human":
+            self.game.render()
+        return row_of(to_numpy(self.game.observe()), 0), self._info()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """One move.
+
+        Raises:
+            ResetNeeded: the episode has ended or none was begun.
+            ValueError: the action is outside the action space.
+        """
+        if self._over:
+            raise ResetNeeded("step before reset: the episode has ended or none was begun; call reset() first")
+        reward, terminated, truncated = self.game.step(self.game.actions_from(np.asarray(action)[None]))
+        ended, cut = bool(terminated), bool(truncated)
+        info = self._info()
+        if ended or cut:
+            self._over = True
+            info |= self.game.episode_info(0)
+        if self.render_mode == "human":
+            self.game.render()
+        return row_of(to_numpy(self.game.observe()), 0), float(reward), ended, cut, info
+
+    def render(self) -> Any:
+        """The picture of this step as uint8 [H, W, 3], or None where it is shown or no render_mode was chosen."""
+        if self.render_mode is None:
+            gym.logger.warn("render() without a render_mode: make the environment with render_mode='rgb_array'")
+            return None
+        return self.game.render()
+
+    def _info(self) -> dict[str, Any]:
+        return {name: _plain(value[0]) for name, value in self.game.info().items()}
+
+
+class BatchEnv(gym.vector.VectorEnv[Any, Any, npt.NDArray[Any]]):
+    """The `gymnasium.vector.VectorEnv` face; resets in the step that ended an episode."""
+
+    metadata = BatchedEnv.metadata
+
+    def __init__(self, game: BatchedEnv) -> None:
+        self.game, self.num_envs, self.render_mode = game, game.num_envs, game.render_mode
+        self.single_observation_space, self.single_action_space = (
+            game.single_observation_space,
+            game.single_action_space,
+        )
+        self.observation_space = batch_space(game.single_observation_space, game.num_envs)
+        self.action_space = batch_space(game.single_action_space, game.num_envs)
+
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode in every slot; an integer seed s gives slot i the seed s + i."""
+        fresh = seed is not None or self._np_random is None
+        if isinstance(seed, int) or (seed is None and fresh):
+            super().reset(seed=seed)
+            seed = seed if seed is not None else int(self.np_random.integers(2**62))
+            seed = [seed + slot for slot in range(self.num_envs)]
+        if seed is not None:
+            self.game.seed(seed)
+        self.game.reset(options=options)
+        return to_numpy(self.game.observe()), self._info()
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """One move in every slot; `final_obs` and `final_info` describe the episodes that ended."""
+        step = self.game.advance(self.game.actions_from(actions))
+        info = self._info()
+        if step.finished:
+            last = to_numpy(step.finished.obs)
+            for k, (row, said) in enumerate(zip(step.finished.rows, step.finished.infos, strict=True)):
+                info = self._add_info(info, {"final_obs": row_of(last, k), "final_info": said}, row)
+        reward = step.reward.double().cpu().numpy()
+        return to_numpy(step.obs), reward, step.terminated.cpu().numpy(), step.truncated.cpu().numpy(), info
+
+    def render(self) -> tuple[Any, ...] | None:
+        """The picture of every slot."""
+        return tuple(self.game.render(row) for row in range(self.num_envs))
+
+    def _info(self) -> dict[str, Any]:
+        present = np.ones(self.num_envs, dtype=np.bool_)
+        said = to_numpy(self.game.info())
+        return {
+            key: value for name, array in said.items() for key, value in ((name, array), (f"_{name}", present.copy()))
+        }
+
+
+class LearnerEnv(VecEnv):
+    """The Stable-Baselines3 face. `infos` are filled only for episodes that end in the step (`episode`,
+    `terminal_observation`, `TimeLimit.truncated` and what the game says); a running one has an empty dict.
+
+    Agents that keep rollouts on the device play `game.advance` themselves: the same step, as tensors.
+    """
+
+    def __init__(self, game: BatchedEnv) -> None:
+        self.game = game
+        super().__init__(game.num_envs, game.single_observation_space, game.single_action_space)
+        self._returns = torch.zeros(game.num_envs, dtype=torch.float64, device=game.device)
+
+    def reset(self) -> Any:
+        """Begin an episode in every slot."""
+        if self._seeds[0] is None:
+            self.seed()
+        if any(options != self._options[0] for options in self._options):
+            raise ValueError("options differ between environments; give all of them the same")
+        self.game.seed([seed for seed in self._seeds if seed is not None])
+        self.game.reset(options=self._options[0])
+        self._reset_seeds()
+        self._reset_options()
+        self._returns.zero_()
+        return to_numpy(self.game.observe())
+
+    def step_async(self, actions: npt.NDArray[Any]) -> None:
+        """Take the actions of the next `step_wait`."""
+        self._actions = self.game.actions_from(actions)
+
+    def step_wait(self) -> tuple[Any, npt.NDArray[np.float32], npt.NDArray[np.bool_], list[dict[str, Any]]]:
+        """Observations, rewards, dones and infos of the step."""
+        lengths = self.game.t + 1
+        step = self.game.advance(self._actions)
+        self._returns += step.reward
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if step.finished:
+            last, rows = to_numpy(step.finished.obs), step.finished.rows
+            for k, (row, said) in enumerate(zip(rows, step.finished.infos, strict=True)):
+                infos[row] = {
+                    **said,
+                    "terminal_observation": row_of(last, k),
+                    "TimeLimit.truncated": bool(step.truncated[row]),
+                    "episode": {"r": float(self._returns[row]), "l": int(lengths[row])},
+                }
+            self._returns[rows] = 0.0
+        done = (step.terminated | step.truncated).cpu().numpy()
+        return to_numpy(step.obs), step.reward.cpu().numpy(), done, infos
+
+    def state(self) -> dict[str, Any]:
+        """All that `load_state` needs."""
+        return {"game": self.game.state(), "returns": self._returns}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue the episodes of `state`."""
+        self.game.load_state(state["game"])
+        self._returns = state["returns"].to(self.game.device)
+
+    def get_images(self) -> Sequence[Frame | None]:
+        """The picture of every slot."""
+        return [self.game.render(row) for row in range(self.num_envs)]
+
+    def close(self) -> None:
+        """Nothing is held that needs closing."""
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """An attribute of the game, once per slot asked for."""
+        return [getattr(self.game, attr_name) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Set an attribute of the game, which all slots share."""
+        setattr(self.game, attr_name, value)
+
+    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
+        """Call a method of the game, which all slots share, and repeat its result per slot asked for."""
+        result = getattr(self.game, method_name)(*method_args, **method_kwargs)
+        return [result for _ in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        """True for Monitor, whose work `episode` in the infos does; no other wrapper is inside."""
+        return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
+
+
+def make_single(game: str, **settings: Any) -> SingleEnv:
+    """Entry point of `gym.make`; game is "module:Class" of a BatchedEnv."""
+    return SingleEnv(_build(game, num_envs=1, **settings))
+
+
+def make_batch(game: str, num_envs: int = 1, **settings: Any) -> BatchEnv:
+    """Entry point of `gym.make_vec`."""
+    return BatchEnv(_build(game, num_envs=num_envs, **settings))
+
+
+def _build(game: str, **settings: Any) -> BatchedEnv:
+    module, name = game.split(":")
+    built = getattr(importlib.import_module(module), name)(**settings)
+    assert isinstance(built, BatchedEnv)
+    return built
+
+
+def _plain(value: Tensor) -> Any:
+    """A number for one element, an array for more."""
+    return value.item() if value.ndim == 0 else value.cpu().numpy()

@@ -1,0 +1,147 @@
+"""What SPARS-LiverCT-v0 can be told (paper: SPARS, section 2.10), and the two profiles of section 1."""
+
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+
+from ..datasets.lattice import Triple
+from ..datasets.liver_ct import LiverDataConfig
+
+_STAY = (0, 0, 0)
+_KING = [cell for cell in product((-1, 0, 1), repeat=3) if cell != _STAY]
+_AXIS = [(0, 0, 1), (0, 0, -1), (0, 1, 0), (0, -1, 0), (1, 0, 0), (-1, 0, 0)]
+MOVES = {
+    "axis6": _AXIS,
+    "axis7": [*_AXIS, _STAY],
+    "king26": _KING,
+    "multidiscrete3": list(product((-1, 0, 1), repeat=3)),
+}
+"""Displacement of each action in lattice cells (x, y, z), one cell = `step` voxels; section 2.2."""
+OPPONENTS = ("snapshot", "random", "constant0", "greedy")
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "default": {
+        "obs_mode": "two_window",
+        "start": "centre",
+        "max_episode_steps": 128,
+        "tie_reward": 0.0,
+        "bonus": 10.0,
+    },
+    "paper": {
+        "obs_mode": "own_window",
+        "start": "corner_paper",
+        "max_episode_steps": 32,
+        "tie_reward": 1.0,
+        "bonus": 0.0,
+    },
+}
+
+
+@dataclass(frozen=True)
+class SparsConfig(LiverDataConfig):
+    """Constructor arguments of SPARS-LiverCT-v0; None means "as the profile (or the data) says"."""
+
+    profile: Literal["default", "paper"] = "default"
+    """Fills in the fields that are None. paper: what text and program specify; default: what we recommend."""
+    window_size: Triple | None = None
+    """w in voxels (x, y, z), multiples of `step`. None: (16, 16, 8) for phantoms, else (48, 48, 24)."""
+    step: int = 4
+    """Length of a move in voxels."""
+    action_set: Literal["axis6", "axis7", "king26", "multidiscrete3"] = "axis6"
+    """axis6: ± each axis; axis7: and stay; king26: all neighbours; multidiscrete3: -1, 0, +1 per axis."""
+    obs_mode: Literal["own_window", "two_window", "features"] | None = None
+    """Profile default: two_window; paper: own_window."""
+    obs_size: Triple | None = None
+    """Size in voxels to which own_window observations are resized (nearest). None: window_size."""
+    score_source: str = "classifier"
+    """classifier, or oracle_fraction: the share of the tumour inside the window (uses labels: for tests only)."""
+    classifier: str | None = None
+    """Weights (.safetensors) of the presence classifier, or "packaged": the one made for phantoms, their default."""
+    score_engine: Literal["auto", "dense", "lazy"] = "auto"
+    """dense: all windows at once when the case is loaded; lazy: a window when it is first visited; auto: dense."""
+    threshold: float = 0.3
+    """τ in [0, 1]: a score above it ends the episode; 1 never does."""
+    max_episode_steps: int | None = None
+    """T: steps after which an episode is truncated. Profile default: 128; paper: 32."""
+    reward: Literal["sign", "diff", "score", "shaped"] | None = None
+    """sign: ±1 for the higher score; diff: s1 - s2; score: s1; shaped: sign + gamma·f(p') - f(p). None: sign, and
+    score for one agent."""
+    gamma: float = 0.99
+    """Discount of the potential in reward "shaped"; give PPO the same."""
+    tie_reward: float | None = None
+    """Reward of "sign" for equal scores. Profile default: 0 (zero-sum); paper: +1."""
+    terminal_bonus: float | None = None
+    """Added, with the sign of s1 - s2, when a score exceeds τ. Profile default: 10; paper: 0."""
+    n_agents: Literal[1, 2] = 2
+    """1: nobody competes; s2 counts as -1 in comparisons and is not observed."""
+    opponent: str = "snapshot"
+    """random, constant0 (always +z), greedy, or snapshot: the policy given to set_opponent, random before that."""
+    start: Literal["centre", "corner_paper", "random_lattice"] | None = None
+    """centre: window centred; corner_paper: lower corner at half the grid; random_lattice: each agent anywhere."""
+    phase: Triple | None = None
+    """Offset of the lattice in voxels, each below `step`. None: the start corner modulo step."""
+    accumulate: Literal["learner", "both"] = "learner"
+    """Whose windows are painted."""
+    reduce: Literal["sum", "mean", "max"] = "sum"
+    """What overlapping paint makes: the sum (paper), the mean per visit, the maximum."""
+    mask_threshold: float = 0.5
+    """θ: a voxel with A > θ belongs to the mask."""
+    lesion_rounds: int = 1
+    """m > 1: a found region is blanked in the score volume and both agents start again, m - 1 times an episode."""
+    eval_dice: bool = True
+    """Give n_painted_blocks and, where there is a label, dice, precision and recall at the end of an episode."""
+
+    def resolved(self) -> "SparsConfig":
+        """The same with every None of profile and data filled in.
+
+        Raises:
+            ValueError: a value outside its range.
+        """
+        profile = PROFILES[self._one_of("profile", self.profile, PROFILES)]
+        phantom = self.data == "phantom"
+        done = replace(
+            self,
+            grid_shape=self.grid_shape or ((64, 64, 48) if phantom else (256, 256, 180)),
+            window_size=self.window_size or ((16, 16, 8) if phantom else (48, 48, 24)),
+            obs_mode=self.obs_mode or profile["obs_mode"],
+            start=self.start or profile["start"],
+            max_episode_steps=profile["max_episode_steps"]
+            if self.max_episode_steps is None
+            else self.max_episode_steps,
+            tie_reward=profile["tie_reward"] if self.tie_reward is None else self.tie_reward,
+            terminal_bonus=profile["bonus"] if self.terminal_bonus is None else self.terminal_bonus,
+            reward=self.reward or ("sign" if self.n_agents == 2 else "score"),
+            classifier=self.classifier or ("packaged" if phantom else None),
+        )
+        for name, allowed in (
+            ("action_set", MOVES),
+            ("obs_mode", ("own_window", "two_window", "features")),
+            ("score_source", ("classifier", "oracle_fraction")),
+            ("score_engine", ("auto", "dense", "lazy")),
+            ("reward", ("sign", "diff", "score", "shaped")),
+            ("n_agents", (1, 2)),
+            ("opponent", OPPONENTS),
+            ("start", ("centre", "corner_paper", "random_lattice")),
+            ("accumulate", ("learner", "both")),
+            ("reduce", ("sum", "mean", "max")),
+        ):
+            self._one_of(name, getattr(done, name), allowed)
+        if not 0.0 <= done.threshold <= 1.0:
+            raise ValueError(f"threshold is {done.threshold!r} but must lie in [0, 1]; 1 disables termination")
+        if not 0.0 <= done.gamma <= 1.0:
+            raise ValueError(f"gamma is {done.gamma!r} but must lie in [0, 1]")
+        if not (done.mask_threshold >= 0.0 and np.isfinite(done.mask_threshold)):
+            raise ValueError(f"mask_threshold is {done.mask_threshold!r} but must be finite and at least 0")
+        if done.lesion_rounds < 1:
+            raise ValueError(f"lesion_rounds is {done.lesion_rounds!r} but must be at least 1")
+        if done.obs_size is not None and (done.obs_mode != "own_window" or min(done.obs_size) < 1):
+            raise ValueError(f"obs_size is {done.obs_size!r} but needs obs_mode='own_window' and positive sizes")
+        return done
+
+    @staticmethod
+    def _one_of(name: str, value: Any, allowed: Any) -> Any:
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r} but must be one of {', '.join(map(repr, allowed))}")
+        return value
