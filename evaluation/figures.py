@@ -1,0 +1,121 @@
+"""The figure of an evaluation: one row per case, with truth, score map and prediction side by side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from ..datasets.files import replacing
+from .metrics import dice
+from .pictures import Bytes, Colour, Heat, Mask, View, blend, heat_table
+
+# close to Okabe and Ito's colours: told apart by colour-blind readers too
+TRUTH: Colour = (0, 200, 120)
+MISSED: Colour = (86, 180, 233)
+WRONG: Colour = (213, 94, 0)
+PANEL_PX = 300
+
+
+@dataclass(frozen=True)
+class CaseView:
+    """One row of the figure; arrays [X, Y, Z] in RAS+ order."""
+
+    case_id: str
+    image: Bytes
+    label: Mask
+    pred: Mask
+    heat: Heat
+    """Score or painted map in 0..1."""
+    spacing_mm: tuple[float, float, float]
+
+    @property
+    def slice_k(self) -> int:
+        """Axial slice with the largest truth; with the largest prediction where there is no truth; else the middle."""
+        for mask in (self.label, self.pred):
+            area = mask.sum(axis=(0, 1))
+            if area.any():
+                return int(np.argmax(area))
+        return int(self.image.shape[2] // 2)
+
+    @property
+    def verdict(self) -> str:
+        """Dice of the whole volume in %, or the false-positive volume where there is no truth."""
+        if self.label.any():
+            return f"Dice {100 * dice(torch.from_numpy(self.pred), torch.from_numpy(self.label)):.1f} % (whole volume)"
+        return f"no tumour; {self.pred.sum() * np.prod(self.spacing_mm) / 1000:.1f} ml painted"
+
+
+def save_case_figure(path: str | Path, cases: Sequence[CaseView], *, title: str, heat_name: str = "score") -> None:
+    """Writes a PNG to `path`: per case the image with the contour of the truth, the map, and the errors of the mask.
+
+    Raises:
+        ValueError: no cases, or arrays of a case that do not match.
+    """
+    if not cases:
+        raise ValueError("no cases to draw")
+    for case in cases:
+        if case.image.ndim != 3 or any(a.shape != case.image.shape for a in (case.label, case.pred, case.heat)):
+            raise ValueError(f"case {case.case_id!r}: image, label, pred and heat must be [X, Y, Z] of one shape")
+    figure = Figure(figsize=(10, 0.9 + 3.1 * len(cases)), dpi=150, layout="constrained")
+    figure.suptitle(title, fontsize=13)
+    axes = figure.subplots(len(cases), 3, squeeze=False)
+    for row, case in zip(axes, cases, strict=True):
+        _draw_case(row, case)
+    for ax, name in zip(axes[0], ("truth", heat_name, "prediction"), strict=True):
+        ax.set_title(name, fontsize=11)
+    colours = ScalarMappable(cmap=ListedColormap(heat_table()[0] / 255))
+    figure.colorbar(colours, ax=axes, label=heat_name, fraction=0.02, aspect=14 * len(cases), shrink=0.7)
+    figure.legend(
+        handles=[
+            Line2D([], [], color=_unit(TRUTH), label="contour of the truth"),
+            Patch(color=_unit(TRUTH), label="found"),
+            Patch(color=_unit(MISSED), label="missed"),
+            Patch(color=_unit(WRONG), label="wrongly painted"),
+        ],
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+    )
+    with replacing(Path(path)) as unfinished:
+        figure.savefig(unfinished, format="png")
+
+
+def _draw_case(row: Sequence[Axes], case: CaseView) -> None:
+    height_mm = case.image.shape[1] * case.spacing_mm[1]
+    view = View.of(case.image.shape, case.spacing_mm, "axial", case.slice_k, PANEL_PX / height_mm)
+    label, pred = view.sample(case.label), view.sample(case.pred)
+    errors = view.draw(case.image)
+    for where, colour in ((label & pred, TRUTH), (label & ~pred, MISSED), (pred & ~label, WRONG)):
+        blend(errors, where, colour, 0.6)
+    truth = view.draw(case.image, contours=[(case.label, TRUTH)])
+    heat = view.draw(case.image, heat=case.heat, contours=[(case.label, TRUTH)])
+    for ax, picture in zip(row, (truth, heat, errors), strict=True):
+        ax.imshow(picture)
+        ax.set(xticks=[], yticks=[])
+    row[0].set_ylabel(f"{case.case_id}, axial slice {case.slice_k}", fontsize=9)
+    row[2].set_xlabel(case.verdict, fontsize=10)
+    height, width = label.shape
+    for letter, x in (("R", width / 30), ("L", width * 29 / 30)):
+        row[0].text(x, height / 2, letter, color="white", fontsize=8, ha="center", va="center")
+    _scale_bar(row[0], PANEL_PX / height_mm, height_mm)
+
+
+def _scale_bar(ax: Axes, px_per_mm: float, height_mm: float) -> None:
+    """A bar of a round length, at most a quarter of the picture, in its lower left corner."""
+    length_mm = max((mm for mm in (1, 2, 5, 10, 20, 50, 100) if mm <= height_mm / 4), default=1)
+    x, y = PANEL_PX / 24, PANEL_PX * 23 / 24
+    ax.plot([x, x + length_mm * px_per_mm], [y, y], color="white", linewidth=2.5, solid_capstyle="butt")
+    ax.text(x, y - PANEL_PX / 60, f"{length_mm} mm", color="white", fontsize=8, va="bottom")
+
+
+def _unit(colour: Colour) -> tuple[float, float, float]:
+    red, green, blue = colour
+    return red / 255, green / 255, blue / 255

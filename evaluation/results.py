@@ -1,0 +1,154 @@
+"""Results are data: one JSON file per method, seed and data set, written by the program and never by hand."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ..datasets.files import replacing
+from ..datasets.sample import Origin
+from .machine import describe_machine, git_revision
+from .metrics import NEEDS_TARGET
+
+Case = dict[str, Any]
+"""`case_id`, `origin`, and metric values by name (None: undefined)."""
+Mode = Literal["transductive", "inductive"]
+"""Whether the method saw the evaluated images, without their labels, while it learned."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one method with one seed reached on one data set.
+
+    Raises:
+        ValueError: an unknown mode or origin, a case without id or origin, a case twice, origins that do not count the
+            cases.
+    """
+
+    id: str
+    paper: str
+    env: str
+    method: str
+    seed: int
+    data: str
+    """Name of the data set, not its folder."""
+    split: str
+    supervision: str
+    """Labels that the method learned from, such as "window", "patient", "voxel" or "none"."""
+    mode: Mode
+    origins: dict[str, int]
+    """Number of phantom, implanted and real cases; see `count_origins`."""
+    metrics: dict[str, float | None]
+    """Means over the cases; see `mean_metrics`."""
+    cases: list[Case]
+    settings: dict[str, Any]
+    """What decides the numbers: rollouts, mask_threshold and how it was chosen, tolerance_mm, ..."""
+    command: str
+    revision: str | None = field(default_factory=git_revision)
+    machine: dict[str, Any] = field(default_factory=describe_machine)
+    date: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise ValueError(f"mode is {self.mode!r} but must be one of {get_args(Mode)}")
+        if unknown := set(self.origins) - set(get_args(Origin)):
+            raise ValueError(f"origins has {sorted(unknown)} but allowed are {get_args(Origin)}")
+        for case in self.cases:
+            if "case_id" not in case or case.get("origin") not in get_args(Origin):
+                raise ValueError(f"a case needs a case_id and an origin of {get_args(Origin)}, got {case}")
+        twice = [case_id for case_id, n in Counter(case["case_id"] for case in self.cases).items() if n > 1]
+        if twice:
+            raise ValueError(f"case_id {twice} stands more than once in the result {self.id!r}")
+        if self.cases and {k: n for k, n in self.origins.items() if n} != dict(count_origins(self.cases)):
+            raise ValueError(f"origins is {self.origins} but the cases are {count_origins(self.cases)}")
+
+    def write(self, path: str | Path) -> None:
+        """Writes the result to `path` as JSON, whole or not at all; NaN and infinity become null."""
+        text = json.dumps(_finite(asdict(self)), indent=1, allow_nan=False, ensure_ascii=False)
+        with replacing(Path(path)) as unfinished:
+            unfinished.write_text(text + "\n", encoding="utf-8")
+
+
+def read_results(where: str | Path | Iterable[str | Path]) -> list[Result]:
+    """The results in a folder (its *.json, sorted by name), in one file, or in the given files in their order.
+
+    Raises:
+        FileNotFoundError: a file that does not exist, or a folder without JSON files.
+        ValueError: a file that is no result: no JSON, keys that miss or are unknown, values that contradict.
+    """
+    if not isinstance(where, str | Path):
+        return [_read(Path(path)) for path in where]
+    folder = Path(where)
+    if not folder.is_dir():
+        return [_read(folder)]
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise FileNotFoundError(f"no *.json in the folder {folder}")
+    return [_read(path) for path in paths]
+
+
+def tumour_free(case: Mapping[str, Any]) -> bool:
+    """Whether the case is known to have an empty truth, so that no overlap can be measured."""
+    return case.get("label_voxels") == 0
+
+
+def mean_metrics(cases: Sequence[Case]) -> dict[str, float]:
+    """Mean of each metric over the cases; metrics of `NEEDS_TARGET` over those with a target. NaN: undefined.
+
+    A metric that one of its cases lacks is undefined, not averaged over the others.
+
+    Raises:
+        ValueError: no cases.
+    """
+    if not cases:
+        raise ValueError("no cases to average")
+    names = dict.fromkeys(name for case in cases for name in case if name not in ("case_id", "origin"))
+    return {name: _mean(metric_values(cases, name)) for name in names}
+
+
+def metric_values(cases: Sequence[Case], name: str) -> dict[str, float]:
+    """The metric by case_id, without the cases on which it has no meaning; NaN where it is missing or undefined."""
+    relevant = (case for case in cases if not (name in NEEDS_TARGET and tumour_free(case)))
+    values = {case["case_id"]: case.get(name) for case in relevant}
+    return {case_id: math.nan if value is None else float(value) for case_id, value in values.items()}
+
+
+def count_origins(cases: Sequence[Case]) -> dict[str, int]:
+    """Number of cases of each origin that occurs."""
+    return dict(Counter(str(case["origin"]) for case in cases))
+
+
+def _mean(values: Mapping[str, float]) -> float:
+    return sum(values.values()) / len(values) if values else math.nan
+
+
+def _finite(value: Any) -> Any:
+    """The same JSON tree with null for every NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read(path: Path) -> Result:
+    if not path.is_file():
+        raise FileNotFoundError(f"no result file {path}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # broken JSON or broken UTF-8
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__} but a result is a JSON object")
+    known = {f.name for f in fields(Result)}
+    missing, unknown = sorted(known - content.keys()), sorted(content.keys() - known)
+    if missing or unknown:
+        raise ValueError(f"{path} is not a result: missing keys {missing}, unknown keys {unknown}")
+    try:
+        return Result(**content)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a result: {error}") from error

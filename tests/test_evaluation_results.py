@@ -1,0 +1,270 @@
+"""Result files are complete, atomic and honest about what is missing; reports merge them correctly."""
+
+import json
+import math
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from segarena.evaluation import machine
+from segarena.evaluation.metrics import segmentation_metrics
+from segarena.evaluation.report import compare, table
+from segarena.evaluation.results import Result, count_origins, mean_metrics, read_results
+from segarena.evaluation.statistics import bootstrap_interval, paired_wilcoxon
+
+
+def case(number: int, dice: float, *, tumour: bool = True, painted: bool = True, origin: str = "phantom"):
+    return {
+        "case_id": f"case_{number}",
+        "origin": origin,
+        "dice": dice,
+        "label_voxels": 100.0 * tumour,
+        "pred_voxels": 50.0 * painted,
+        "false_positive_ml": 1.5 * painted,
+    }
+
+
+def result(method: str = "ppo", seed: int = 0, cases=None, **changes) -> Result:
+    cases = [case(0, 0.5), case(1, 0.7), case(2, 0.9, origin="implanted")] if cases is None else cases
+    values = {
+        "id": f"spars-{method}-{seed}",
+        "paper": "SPARS",
+        "env": "SPARS-LiverCT-v0",
+        "method": method,
+        "seed": seed,
+        "data": "phantom-test",
+        "split": "test",
+        "supervision": "window",
+        "mode": "inductive",
+        "origins": count_origins(cases),
+        "metrics": mean_metrics(cases) if cases else {},
+        "cases": cases,
+        "settings": {"rollouts": 8, "mask_threshold": 0.5, "mask_threshold_from": "paper"},
+        "command": "run_rl.py evaluate --seed 0",
+        "revision": "abc",
+        "machine": {"python": "3.11"},
+        "date": "2026-01-01T00:00:00+00:00",
+    }
+    return Result(**(values | changes))
+
+
+def row(text: str, method: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {method} ")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_survives_writing_and_reading(tmp_path):
+    first, second = result(seed=0), result(seed=1)
+    second.write(tmp_path / "results" / "b.json")
+    first.write(tmp_path / "results" / "a.json")
+    assert read_results(tmp_path / "results") == [first, second]
+    assert read_results(str(tmp_path / "results" / "b.json")) == [second]
+    assert read_results([tmp_path / "results" / "b.json", tmp_path / "results" / "a.json"]) == [second, first]
+
+
+def test_nan_and_infinity_become_null(tmp_path):
+    result(metrics={"dice": math.nan, "hd95_mm": math.inf}, settings={"taus": (0.5, math.nan)}).write(
+        tmp_path / "r.json"
+    )
+    content = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
+    assert content["metrics"] == {"dice": None, "hd95_mm": None}
+    assert content["settings"] == {"taus": [0.5, None]}
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "r.json"
+    result(seed=0).write(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            result(seed=1).write(path)
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        result(settings={"net": object()}).write(path)
+    assert read_results(path)[0].seed == 0
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "holds a list"),
+        ('{"id": "x"}', "missing keys .*'paper'"),
+        (None, "unknown keys .'surprise'."),
+    ],
+)
+def test_files_that_are_no_results_are_named(tmp_path, text, message):
+    path = tmp_path / "bad.json"
+    result().write(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"surprise": 1}) if text is None else text)
+    with pytest.raises(ValueError, match=rf"bad\.json.*{message}"):
+        read_results(tmp_path)
+
+
+def test_wrong_values_in_a_file_name_the_file(tmp_path):
+    path = tmp_path / "bad.json"
+    result().write(path)
+    for key, value in (("mode", "psychic"), ("cases", ["a"]), ("origins", {"phantom": 9}), ("origins", None)):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+        with pytest.raises(ValueError, match=r"bad\.json is not a result"):
+            read_results(path)
+
+
+def test_missing_files_and_empty_folders_are_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no \*\.json in the folder"):
+        read_results(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no result file .*x\.json"):
+        read_results(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mode": "psychic"}, "mode is 'psychic'"),
+        ({"origins": {"cadaver": 3}}, "cadaver"),
+        ({"origins": {"real": 3}}, "origins is"),
+        ({"cases": [{"dice": 0.5}]}, "needs a case_id"),
+        ({"cases": [case(0, 0.5), case(0, 0.6)]}, "case_0.* more than once"),
+    ],
+)
+def test_contradictory_results_are_rejected(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(result(), **changes)
+
+
+def test_means_leave_out_tumour_free_cases_only_where_overlap_is_meant():
+    means = mean_metrics([case(0, 0.4), case(1, 0.6), case(2, 0.0, tumour=False)])
+    assert means["dice"] == pytest.approx(0.5)
+    assert means["false_positive_ml"] == 1.5
+    assert math.isnan(mean_metrics([case(2, 0.0, tumour=False)])["dice"])
+
+
+def test_a_metric_that_one_case_lacks_is_undefined_not_averaged_over_the_rest():
+    assert math.isnan(mean_metrics([{"case_id": "a", "auroc": 1.0}, {"case_id": "b", "auroc": None}])["auroc"])
+    with pytest.raises(ValueError, match="no cases"):
+        mean_metrics([])
+
+
+def test_the_machine_is_described_without_names_and_paths():
+    described = machine.describe_machine()
+    assert described.keys() == {"python", "system", "packages", "cpu", "cores", "gpu", "revision"}
+    assert described["packages"]["torch"] == torch.__version__
+    assert described["cores"] >= 1
+    assert str(machine.ROOT) not in json.dumps(described)
+
+
+def test_the_revision_is_a_commit_or_none(monkeypatch, tmp_path):
+    revision = machine.git_revision()
+    assert revision is None or len(revision.removesuffix("-dirty")) == 40
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    assert machine.git_revision() is None
+
+
+# -- report --------------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_is_the_mean_and_interval_in_percent():
+    mean, low, high = bootstrap_interval([50.0, 70.0, 90.0])
+    assert row(table([result()], ["dice"]), "ppo") == [
+        "ppo",
+        "window",
+        "inductive",
+        "1",
+        f"{mean:.1f} [{low:.1f}, {high:.1f}]",
+    ]
+    assert row(table([result()], ["dice"], spread="std"), "ppo")[-1] == "70.0 ± 16.3"  # sqrt((20² + 20²) / 3)
+
+
+def test_seeds_of_a_method_become_one_row_and_methods_keep_their_order():
+    shifted = [case(i, dice + 0.1) for i, dice in ((2, 0.9), (0, 0.5), (1, 0.7))]  # another order of cases
+    runs = [result("sweep"), result("ppo", 0), result("ppo", 1, shifted), result("greedy")]
+    text = table(runs, ["dice"])
+    assert [line.split()[1] for line in text.splitlines()[2:5]] == ["sweep", "ppo", "greedy"]
+    mean, low, high = bootstrap_interval([[50.0, 70.0, 90.0], [60.0, 80.0, 100.0]])
+    assert row(text, "ppo")[3:] == ["2", f"{mean:.1f} [{low:.1f}, {high:.1f}]"]
+    assert row(table(runs, ["dice"], spread="std"), "ppo")[-1] == "75.0 ± 16.3"  # over cases, not over seeds too
+
+
+def test_tumour_free_cases_get_columns_of_their_own():
+    cases = [case(0, 0.5), case(1, 0.7), case(2, 0.0, tumour=False), case(3, 1.0, tumour=False, painted=False)]
+    text = table([result(cases=cases)], ["dice"], spread="std")
+    assert row(text, "ppo")[4:] == ["60.0 ± 10.0", "0.8 ± 0.8", "50.0 ± 50.0"]  # Python rounds 0.75 to even
+    assert "2 tumour-free cases are left out" in text
+    assert "tumour-free" not in table([result()], ["dice"])
+
+
+def test_the_footer_says_what_the_numbers_rest_on():
+    footer = table([result(seed=3), result(seed=5)], ["dice"])
+    assert (
+        "SPARS-LiverCT-v0, phantom-test, split test: 3 cases (2 phantom, 1 implanted, 0 real); seeds [3, 5]." in footer
+    )
+
+
+def test_undefined_metrics_and_single_cases_show_no_false_precision():
+    assert row(table([result()], ["dice", "auroc"]), "ppo")[-1] == "–"
+    assert row(table([result(cases=[case(0, 0.5)])], ["dice"]), "ppo")[-1] == "50.0 [–]"
+
+
+def test_the_table_is_padded_to_straight_columns():
+    lines = [line for line in table([result("a"), result("a long name")]).splitlines() if line.startswith("|")]
+    assert len({len(line) for line in lines}) == 1
+    assert "Dice (%)" in lines[0]
+    assert "HD95 (mm)" in lines[0]
+
+
+def test_methods_are_compared_on_paired_cases_with_seeds_averaged():
+    base, gains = np.linspace(0.2, 0.6, 8), np.linspace(0.01, 0.08, 8)
+    ours = [result("ppo", s, [case(i, b + g + d) for i, (b, g) in enumerate(zip(base, gains, strict=True))])
+            for s, d in ((0, -0.005), (1, 0.005))]  # fmt: skip
+    theirs = result("sweep", 0, [case(i, b) for i, b in reversed(list(enumerate(base)))])
+    found = compare([*ours, theirs], "sweep")
+    assert list(found) == ["ppo"]
+    assert found["ppo"].cases == 8
+    assert found["ppo"].p_value == pytest.approx(2 / 256)
+    assert found["ppo"].difference == pytest.approx(bootstrap_interval(gains))
+    assert found["ppo"].p_value == paired_wilcoxon(gains, np.zeros(8))
+    text = table([*ours, theirs], ["dice"], baseline="sweep")
+    assert (row(text, "ppo")[-1], row(text, "sweep")[-1]) == ("0.0078", "–")
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ([result("greedy", data="liver")], "one environment, data set and split"),
+        ([result("ppo", 0)], "a seed more than once"),
+        ([result("ppo", 1, supervision="voxel")], "mixes kinds of supervision"),
+        ([result("greedy", cases=[case(7, 0.5)])], "differ in the cases .*case_7"),
+        ([result("greedy", cases=[])], "differ in the cases"),
+    ],
+)
+def test_results_that_do_not_belong_in_one_table_are_rejected(others, message):
+    with pytest.raises(ValueError, match=message):
+        table([result("ppo", 0), *others])
+
+
+def test_empty_reports_unknown_baselines_and_missing_metrics_are_rejected():
+    with pytest.raises(ValueError, match="no results"):
+        table([])
+    with pytest.raises(ValueError, match="metrics is empty"):
+        table([result()], [])
+    with pytest.raises(ValueError, match="baseline is 'oracle'"):
+        compare([result()], "oracle")
+    with pytest.raises(ValueError, match="'nsd' is missing or undefined"):
+        compare([result(), replace(result(), method="b")], "b", "nsd")
+
+
+def test_the_metrics_of_a_case_go_into_a_report_as_they_are():
+    label = torch.zeros(6, 6, 6, dtype=torch.bool)
+    label[1:4, 1:4, 1:4] = True
+    cases = [
+        {"case_id": str(i), "origin": "real", **segmentation_metrics(mask, label, (1, 1, 2))}
+        for i, mask in enumerate((label, label.roll(1, 0), ~label))
+    ]
+    cells = row(table([result(cases=cases)]), "ppo")
+    assert len(cells) == 9
+    assert "–" not in cells
