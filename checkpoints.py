@@ -40,7 +40,9 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[st
     """Write a safetensors file; a reader sees the old file or the whole new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     save_file(
-        {name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary, dict(metadata or {})
+        {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()},
+        temporary,
+        dict(metadata or {}),
     )
     os.replace(temporary, path)
 

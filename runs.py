@@ -121,6 +121,17 @@ class Run:
         logged = self._metrics.stat().st_size if self._metrics.exists() else 0
         save_checkpoint(self.folder / "checkpoints", step, weights, {**state, "metrics_bytes": logged})
 
+    def checkpoint(self) -> Checkpoint:
+        """The newest whole checkpoint.
+
+        Raises:
+            ValueError: there is none.
+        """
+        checkpoint = latest_checkpoint(self.folder / "checkpoints")
+        if checkpoint is None:
+            raise ValueError(f"run {str(self.folder)!r} has no whole checkpoint yet; train it further with --resume")
+        return checkpoint
+
     def resume(self) -> Checkpoint | None:
         """The newest whole checkpoint, with the logs cut back to it; None (and empty logs) where there is none yet."""
         checkpoint = latest_checkpoint(self.folder / "checkpoints")

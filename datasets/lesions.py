@@ -107,6 +107,7 @@ def lesion_field(
     # mm to the nearest voxel that is not liver; what lies outside the volume counts as not liver
     room = ndimage.distance_transform_edt(np.pad(liver[box], 1), sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
     swelling = 1 + config.irregularity
+    gap = float(np.linalg.norm(spacing_mm))  # a voxel's diagonal: lesions do not even touch at corners
     for placed in range(rng.integers(*config.number, endpoint=True)):
         largest = 2 * room.max() / swelling
         if largest < config.diameter_mm[0]:
@@ -121,7 +122,7 @@ def lesion_field(
         fits = np.flatnonzero(room >= reach)
         centre = np.unravel_index(fits[rng.integers(len(fits))], room.shape)
         _add_lesion(field, mask, np.add(centre, origin), diameter / 2, spacing_mm, config, rng)
-        room = np.minimum(room, np.sqrt(_squared(_offsets(room.shape, centre, spacing_mm))) - reach)
+        room = np.minimum(room, np.sqrt(_squared(_offsets(room.shape, centre, spacing_mm))) - reach - gap)
     return field, mask
 
 

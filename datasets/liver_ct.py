@@ -140,6 +140,16 @@ def load_liver_cases(config: LiverDataConfig) -> list[LiverCase]:
     return list(iter_liver_cases(config))
 
 
+def liver_case_ids(config: LiverDataConfig) -> list[str]:
+    """Ids of the cases that the configuration names, in their order, without loading them.
+
+    Raises:
+        FileNotFoundError: a missing folder.
+        ValueError: an unknown split or case.
+    """
+    return [source.id for source in _sources(config)]
+
+
 def iter_liver_cases(config: LiverDataConfig, on_bad: Callable[[BadCase], object] | None = None) -> Iterator[LiverCase]:
     """The cases that the configuration names, one at a time.
 

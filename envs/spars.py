@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..classifiers.presence import PresenceNet, load_presence
 from ..datasets.lattice import WindowLattice, centred_start
+from ..datasets.lesions import TUMOUR
 from ..datasets.liver_ct import load_liver_cases
 from ..evaluation.pictures import orthogonal_slices
 from ..rewards.presence import ScoreFunction, ScoreTable
@@ -193,6 +194,8 @@ class SparsEnv(BatchedEnv):
             self._windows = images  # [C, sx, sy, sz, wx, wy, wz], a view: nothing is copied before it is looked up
             sizes = zip(lattice.window, cfg.obs_size or lattice.window, strict=True)
             self._resize = [nearest_index(size, out).to(self.device) for size, out in sizes]
+        self._block_sizes = lattice.block_sizes.to(self.device)
+        self._tumour: dict[int, Tensor] = {}
         players, n, steps = cfg.n_agents, self.num_envs, self.max_episode_steps
         self.case = torch.zeros(n, dtype=torch.int64, device=self.device)
         self.at = torch.zeros(players, n, dtype=torch.int64, device=self.device)  # lattice positions of p1 (and p2)
@@ -225,22 +228,28 @@ class SparsEnv(BatchedEnv):
     def _begin(self, rows: Tensor, options: Mapping[str, Any]) -> None:
         self._check_options(options)
         draw = self.streams.uniform(3, rows)  # case, p1, p2
+        case = (draw[:, 0] * len(self.cases)).long()
         if "case_id" in options:
-            self.case[rows] = [case.id for case in self.cases].index(options["case_id"])
+            case = torch.full_like(case, self._index_of(options["case_id"]))
+        if self.config.start == "random_lattice":
+            at = (draw[:, 1 : self.config.n_agents + 1].T * self.lattice.size).long()
         else:
-            self.case[rows] = (draw[:, 0] * len(self.cases)).long()
-        for player in range(self.config.n_agents):
-            name = ("start", "start_opponent")[player]
+            at = torch.full((self.config.n_agents, len(rows)), self._start, device=self.device)
+        for player, name in enumerate(("start", "start_opponent")[: self.config.n_agents]):
             if name in options:
-                self.at[player, rows] = self.lattice.ids(torch.as_tensor(options[name])).to(self.device)
-            elif self.config.start == "random_lattice":
-                self.at[player, rows] = (draw[:, player + 1] * self.lattice.size).long()
-            else:
-                self.at[player, rows] = self._start
-        self._found[rows] = -1
-        self.scores[:, rows] = self.table.lookup(self.case[rows], self.at[:, rows])
+                at[player] = self.lattice.ids(torch.as_tensor(options[name])).to(self.device)
+        self._place(rows, case, at)
+
+    def _place(self, rows: Tensor, case: Tensor, at: Tensor) -> None:
+        self.case[rows], self.at[:, rows], self._found[rows] = case, at, -1
+        self.scores[:, rows] = self.table.lookup(case, at)
         self.duel[0, rows] = self.scores[0, rows]
         self.duel[1, rows] = self.scores[1, rows] if self.config.n_agents == 2 else -1.0
+
+    def place(self, case: Tensor, at: Tensor) -> None:
+        """Begin an episode in every slot: on case number `case` int64 [N], at the positions `at` int64 [P, N]."""
+        self.reset()
+        self._place(torch.arange(self.num_envs, device=self.device), case, at)
 
     def _play(self, actions: Tensor) -> tuple[Tensor, Tensor]:
         cfg = self.config
@@ -375,12 +384,20 @@ class SparsEnv(BatchedEnv):
 
     # -- what is painted: sections 2.8 and 11.4 --------------------------------------------------------------------
 
+    def block_maps(self, rows: Tensor) -> Tensor:
+        """A of the slots `rows` int64 [K], one value per block: float64 [K, Bx, By, Bz]."""
+        steps = self.max_episode_steps
+        players = self.config.n_agents if self.config.accumulate == "both" else 1
+        age = torch.arange(steps, device=self.device)  # 0: the last step
+        ring = (self._clock - 1 - age) % steps
+        live = (age[:, None] < self.t[rows])[:, None]  # [T, 1, K]
+        at = torch.where(live, self._log_at[ring, :players][..., rows], -1)  # [T, P, K]
+        painted = self._log_score[ring, :players][..., rows]
+        return self.lattice.paint(at.flatten(0, 1).T, painted.flatten(0, 1).T, self.config.reduce)
+
     def block_map(self, row: int = 0) -> Tensor:
         """A of slot `row`, one value per block: float64 [Bx, By, Bz]."""
-        steps = torch.arange(self._clock - int(self.t[row]), self._clock, device=self.device) % self.max_episode_steps
-        players = self.config.n_agents if self.config.accumulate == "both" else 1
-        at = self._log_at[steps, :players, row].reshape(1, -1)
-        return self.lattice.paint(at, self._log_score[steps, :players, row].reshape(1, -1), self.config.reduce)[0]
+        return self.block_maps(torch.tensor([row], device=self.device))[0]
 
     def accumulated_map(self, row: int = 0) -> Tensor:
         """A of slot `row`, float32 [X, Y, Z]."""
@@ -401,21 +418,27 @@ class SparsEnv(BatchedEnv):
     def _overlap(self, blocks: Tensor, case: int) -> dict[str, float]:
         """Dice, precision and recall from block counts: exact integers, no voxel is touched (section 11.4)."""
         inside = blocks > self.config.mask_threshold
-        tumour = self._tumour_blocks(case)
+        tumour = self.tumour_blocks(case)
         common = int(tumour[inside].sum())
-        painted, truth = int(self.lattice.block_sizes.to(self.device)[inside].sum()), int(tumour.sum())
+        painted, truth = int(self._block_sizes[inside].sum()), int(tumour.sum())
         return {
             "dice": 2 * common / (painted + truth) if painted + truth else 1.0,
             "precision": common / painted if painted else float(truth == 0),
             "recall": common / truth if truth else float(painted == 0),
         }
 
-    @cache  # noqa: B019 (as long-lived as the environment, one entry per case)
-    def _tumour_blocks(self, case: int) -> Tensor:
-        label = self.cases[case].label
-        if label is None:
-            raise ValueError(f"case {self.cases[case].id!r} has no label: dice is not known")
-        return self.lattice.block_sums(label == 2).to(self.device)
+    def tumour_blocks(self, case: int) -> Tensor:
+        """g_b of case number `case`: tumour voxels in each block, int64 [Bx, By, Bz].
+
+        Raises:
+            ValueError: the case has no label.
+        """
+        if case not in self._tumour:
+            label = self.cases[case].label
+            if label is None:
+                raise ValueError(f"case {self.cases[case].id!r} has no label: dice is not known")
+            self._tumour[case] = self.lattice.block_sums(label == TUMOUR).to(self.device)
+        return self._tumour[case]
 
     def save_mask(self, path: str | Path, row: int = 0) -> None:
         """Write the mask of slot `row` as NIfTI in the space, shape and orientation of the case's own file."""
@@ -429,7 +452,7 @@ class SparsEnv(BatchedEnv):
         case, colours = self.cases[int(self.case[row])], ((64, 200, 255), (255, 120, 64))
         corners = self._corners[self.at[:, row]].tolist()
         heat = np.asarray(self.accumulated_map(row).cpu().numpy(), dtype=np.float32)
-        tumour = [] if case.label is None else [((case.label == 2).numpy(), (80, 255, 80))]
+        tumour = [] if case.label is None else [((case.label == TUMOUR).numpy(), (80, 255, 80))]
         return orthogonal_slices(
             case.image.numpy(),
             centre_ijk=tuple(c + w // 2 for c, w in zip(corners[0], self.lattice.window, strict=True)),

@@ -66,7 +66,7 @@ def test_a_diameter_is_in_millimetres_along_every_axis():
     extent = [np.ptp(where) + 1 for where in np.nonzero(mask)]
     np.testing.assert_allclose(np.multiply(extent, SPACING), 24.0, atol=4.0)
     volume = mask.sum() * np.prod(SPACING)
-    assert volume == pytest.approx(4 / 3 * np.pi * 12**3, rel=0.03)
+    assert volume == pytest.approx(4 / 3 * np.pi * 12**3, rel=0.06)
 
 
 def test_irregular_lesions_are_no_balls_but_stay_within_their_bounds():
@@ -92,7 +92,7 @@ def test_lesions_do_not_touch_each_other():
     three = replace(BALL, number=(3, 3), diameter_mm=(16.0, 24.0), irregularity=0.2)
     for seed in range(5):
         label = implant_lesions(ct(), three, seed).label.numpy()
-        assert ndimage.label(label == 2)[1] == 3
+        assert ndimage.label(label == 2, structure=np.ones((3, 3, 3)))[1] == 3
 
 
 def test_the_diameter_is_capped_by_the_room_in_the_liver():

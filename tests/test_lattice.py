@@ -11,6 +11,7 @@ from segarena.datasets.lattice import WindowLattice, centred_start
 
 CT = (256, 256, 180)
 PAPER_START = (128, 128, 90)
+untimed = settings(deadline=None)
 
 
 def ball(full, diameter):
@@ -80,6 +81,7 @@ def test_the_standard_window_reaches_both_borders():
     assert centred_start(CT, (48, 48, 24), 4) == (104, 104, 76)
 
 
+@untimed
 @given(lattices())
 def test_numbers_and_corners_are_two_names_of_a_position(lattice):
     ids = torch.arange(lattice.size)
@@ -87,6 +89,7 @@ def test_numbers_and_corners_are_two_names_of_a_position(lattice):
     assert torch.equal(lattice.corners(), lattice.corners(ids))
 
 
+@untimed
 @given(lattices(), st.integers(0, 2**32 - 1))
 def test_a_move_is_a_clipped_displacement(lattice, seed):
     rng = torch.Generator().manual_seed(seed)
@@ -119,6 +122,7 @@ def test_an_impossible_lattice_is_refused(arguments, message):
         WindowLattice(CT, **arguments)
 
 
+@untimed
 @given(lattices(), st.integers(0, 2**32 - 1))
 def test_window_sums_are_the_sums_inside_the_windows(lattice, seed):
     volume = torch.randint(0, 5, lattice.full, generator=torch.Generator().manual_seed(seed))
@@ -166,7 +170,7 @@ def test_best_dice_that_blocks_can_reach_on_a_ball(diameter, dice):
     assert float((2 * covered.cumsum(0) / (voxels + covered.sum())).max()) == pytest.approx(dice, abs=5e-4)
 
 
-@settings(deadline=None)
+@untimed
 @given(paintings(), st.sampled_from(["sum", "mean", "max"]))
 def test_painting_blocks_equals_painting_voxels(painting, reduce):
     lattice, ids, values, _ = painting
@@ -174,7 +178,7 @@ def test_painting_blocks_equals_painting_voxels(painting, reduce):
     np.testing.assert_allclose(voxels, plain_painting(lattice, ids, values, reduce), rtol=0, atol=1e-9)
 
 
-@settings(deadline=None)
+@untimed
 @given(paintings(), st.sampled_from([0.0, 0.3, 0.5, 1.0]))
 def test_dice_from_block_counts_is_the_voxel_dice_as_an_integer_ratio(painting, threshold):
     lattice, ids, values, truth = painting

@@ -1,0 +1,268 @@
+"""Training SPARS: a presence classifier, then self-play PPO against it (paper: SPARS, section 5)."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from ..checkpoints import load_into
+from ..classifiers.train_presence import PresenceTrainingConfig, train_presence
+from ..datasets.liver_ct import HU_WINDOW, load_liver_cases
+from ..device import resolve_device
+from ..envs.faces import LearnerEnv
+from ..envs.spars import SparsEnv
+from ..envs.spars_config import SparsConfig
+from ..evaluation.metrics import classification_metrics
+from ..runs import Run
+from .policies import PolicyName, policy_arguments
+from .self_play import InitialOpponent, SelfPlay, Snapshot
+from .training import PPOConfig, learn, restore
+
+log = logging.getLogger(__name__)
+
+TRAIN = "train"
+"""As `env.classifier`: train one in the run before the agent."""
+
+
+@dataclass(frozen=True)
+class CaseChoice:
+    """Some cases of `env.data`, for one purpose."""
+
+    split: str = "test"
+    """classifier_train, classifier_val, rl_pool, test or all."""
+    cases: list[str] | None = None
+    """Case ids (* and ? stand for any text), which win over the split."""
+
+    def of(self, env: SparsConfig) -> SparsConfig:
+        """The environment's configuration with these cases."""
+        return replace(env, split=self.split, cases=self.cases)
+
+
+@dataclass(frozen=True)
+class SelfPlayConfig:
+    """Who competes while the learner learns (section 4)."""
+
+    refresh_every: int = 1
+    """Rollouts between two copies of the learner into its opponent (of n_steps each)."""
+    initial_opponent: InitialOpponent = "self_snapshot"
+    """Before the first refresh: the untrained learner, constant0 (always +z; paper) or random."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How a trained policy segments unseen cases (section 7)."""
+
+    rollouts: int = 8
+    """K: episodes per case whose maps are averaged."""
+    jitter_cells: int = 2
+    """Start positions are moved by up to this many lattice cells along each axis."""
+    deterministic: bool = False
+    """Take the likeliest action instead of a drawn one."""
+    tolerance_mm: float = 7.0
+    """Of the normalised surface Dice, in mm; 7 is the Decathlon's for the liver."""
+    pictures: int = 4
+    """Cases shown in each figure."""
+
+
+@dataclass(frozen=True)
+class SparsExperiment:
+    """One SPARS run: data, classifier, game, learner and evaluation."""
+
+    name: str = "SPARS"
+    """What the trained policy is called in tables."""
+    seed: int = 0
+    """Of classifier, learner, environment and evaluation."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    env: SparsConfig = field(default_factory=SparsConfig)
+    """The game. env.classifier: a .safetensors file, "packaged" (made for phantoms), or "train"."""
+    presence: PresenceTrainingConfig = field(default_factory=PresenceTrainingConfig)
+    """Training of the classifier, with env.classifier=train."""
+    classifier_train: CaseChoice = field(default_factory=lambda: CaseChoice(split="classifier_train"))
+    """Cases from which the classifier learns."""
+    validation: CaseChoice = field(default_factory=lambda: CaseChoice(split="classifier_val"))
+    """Cases that choose the classifier's best epoch and every mask threshold."""
+    test: CaseChoice = field(default_factory=CaseChoice)
+    """Cases that nothing was chosen or trained on."""
+    policy: PolicyName = "window_cnn"
+    """window_cnn; feature_mlp (needs env.obs_mode=features); flatten_mlp (paper)."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """The learner."""
+    self_play: SelfPlayConfig = field(default_factory=SelfPlayConfig)
+    """The opponent, with env.n_agents=2 and env.opponent=snapshot."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """The protocol of `evaluate`."""
+    checkpoint_every: int = 20_480
+    """Environment steps between checkpoints."""
+
+    def resolved(self) -> "SparsExperiment":
+        """The same with nothing left open.
+
+        Raises:
+            ValueError: a value outside its range.
+        """
+        classifier = self.env.classifier or ("packaged" if self.env.data == "phantom" else TRAIN)
+        if self.ppo.total_timesteps == 0 and classifier != TRAIN:
+            raise ValueError("nothing to train: ppo.total_timesteps is 0 and env.classifier is not 'train'")
+        return replace(self, env=replace(self.env, classifier=classifier).resolved())
+
+
+def train(experiment: SparsExperiment, out: str | Path, environment: Mapping[str, Any]) -> Run:
+    """Train in the new folder `out`; see `resume` for a run that was interrupted."""
+    experiment = experiment.resolved()
+    resolve_device(experiment.device)
+    load_liver_cases(experiment.env)  # bad data stops here, before anything is written
+    return _train(experiment, Run.create(out, plain(asdict(experiment)), environment))
+
+
+def resume(experiment: SparsExperiment, out: str | Path) -> Run:
+    """Continue the run in the folder `out`, which `experiment` describes, from its last checkpoint."""
+    return _train(experiment.resolved(), Run.open(out))
+
+
+def _train(experiment: SparsExperiment, run: Run) -> Run:
+    classifier = trained_classifier(experiment, run)
+    if experiment.env.classifier == TRAIN and not classifier.exists():
+        _train_classifier(experiment, run)
+    if experiment.ppo.total_timesteps:
+        _train_agent(experiment, run)
+    run.close()
+    return run
+
+
+def trained_classifier(experiment: SparsExperiment, run: Run) -> Path:
+    """Where a run keeps the classifier that it trained."""
+    return run.stage("classifier").folder / "presence.safetensors"
+
+
+def _train_classifier(experiment: SparsExperiment, run: Run) -> None:
+    env = experiment.env
+    assert env.window_size is not None
+    stage = run.stage("classifier")
+    train_presence(
+        load_liver_cases(experiment.classifier_train.of(env)),
+        load_liver_cases(experiment.validation.of(env)),
+        env.window_size,
+        env.step,
+        experiment.presence,
+        stage,
+        resolve_device(experiment.device),
+        experiment.seed,
+        metrics=classification_metrics,
+        hu_window=env.hu_window or HU_WINDOW,
+    )
+    stage.close()
+
+
+def game_of(experiment: SparsExperiment, run: Run, env: SparsConfig | None = None, **settings: Any) -> SparsEnv:
+    """The game of a run, with its own classifier; `env` and `settings` change what is played."""
+    config = env or experiment.env
+    if config.classifier == TRAIN:
+        config = replace(config, classifier=str(trained_classifier(experiment, run)))
+    return SparsEnv(config, device=experiment.device, **settings)
+
+
+def _train_agent(experiment: SparsExperiment, run: Run) -> None:
+    ppo = experiment.ppo
+    game = game_of(experiment, run, num_envs=ppo.num_envs, eval_dice=False)
+    env = LearnerEnv(game)
+    model = PPO(
+        env=env,
+        seed=experiment.seed,
+        device=game.device,
+        **policy_arguments(experiment.policy, env.observation_space),
+        **ppo.learner(),
+    )
+    self_play = None
+    if game.config.n_agents == 2 and game.config.opponent == "snapshot":
+        self_play = SelfPlay(game, experiment.self_play.refresh_every, experiment.self_play.initial_opponent)
+    checkpoint = run.resume()
+    if checkpoint:
+        restore(model, checkpoint)
+        if self_play:
+            self_play.load_state(checkpoint.state["self_play"], model.policy)
+    learn(
+        model,
+        run,
+        ppo.total_timesteps,
+        [*([self_play] if self_play else []), Watch(game, self_play)],
+        checkpoint_every=experiment.checkpoint_every,
+        extra_state=lambda: {"self_play": self_play.state()} if self_play else {},
+        checkpoint=checkpoint,
+    )
+
+
+def load_policies(experiment: SparsExperiment, run: Run, game: SparsEnv) -> tuple[Snapshot, Snapshot | None]:
+    """The trained policy of a run and its last opponent (None in single-agent runs), frozen, on the game's device.
+
+    Raises:
+        ValueError: the run has no checkpoint, or one of another architecture.
+    """
+    checkpoint = run.checkpoint()
+    arguments = policy_arguments(experiment.policy, game.single_observation_space)
+    kind: type[ActorCriticPolicy] = PPO.policy_aliases[arguments["policy"]]  # type: ignore[assignment]
+    policy = kind(
+        game.single_observation_space, game.single_action_space, lambda _: 0.0, **arguments.get("policy_kwargs", {})
+    ).to(game.device)
+    load_into(policy, checkpoint.weights, f"{run.folder} at step {checkpoint.step}")
+    learner = Snapshot(policy)
+    if "self_play" not in checkpoint.state or not checkpoint.state["self_play"]["weights"]:
+        return learner, None
+    load_into(policy, checkpoint.state["self_play"]["weights"], f"opponent of {run.folder}")
+    return learner, Snapshot(policy)
+
+
+class Watch(BaseCallback):
+    """Curves of the duel, per rollout.
+
+    spars/win_rate: share of steps with s1 > s2. spars/score_self, spars/score_opp: mean s1, s2. spars/terminated_frac:
+    share of episodes that τ ended. spars/terminal_score: mean s1 at their end. spars/opponent_age: environment steps
+    since the opponent was refreshed. spars/distinct_windows: share of the rollout's windows that differ.
+    spars/cache_hit: share of scores that were looked up, not computed.
+    """
+
+    def __init__(self, game: SparsEnv, self_play: SelfPlay | None) -> None:
+        super().__init__()
+        self.game, self.self_play = game, self_play
+
+    def _on_rollout_start(self) -> None:
+        self._duels: list[torch.Tensor] = []
+        self._places: list[torch.Tensor] = []
+        self._ends: list[tuple[bool, float]] = []
+
+    def _on_step(self) -> bool:
+        game = self.game
+        self._duels.append(game.duel)
+        self._places.append(game.case * game.lattice.size + game.at[0])
+        for info in self.locals["infos"]:
+            if info:
+                self._ends.append((info["reason"] != "time", float(info["score_self"])))
+        return True
+
+    def _on_rollout_end(self) -> None:
+        own, rival = torch.stack(self._duels).unbind(dim=1)
+        places = torch.cat(self._places)
+        self.logger.record("spars/win_rate", float((own > rival).float().mean()))
+        self.logger.record("spars/score_self", float(own.mean()))
+        self.logger.record("spars/distinct_windows", len(set(places.tolist())) / len(places))
+        self.logger.record("spars/cache_hit", self.game.table.cache_hit)
+        if self.game.config.n_agents == 2:
+            self.logger.record("spars/score_opp", float(rival.mean()))
+        if self._ends:
+            self.logger.record("spars/terminated_frac", sum(by_score for by_score, _ in self._ends) / len(self._ends))
+            self.logger.record("spars/terminal_score", sum(score for _, score in self._ends) / len(self._ends))
+        if self.self_play:
+            self.logger.record("spars/opponent_age", self.num_timesteps - self.self_play.refreshed_at)
+
+
+def plain(value: Any) -> Any:
+    """The same tree with lists for tuples, for YAML."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,247 @@
+"""The evaluation protocol of SPARS: policies, rules and the score map on unseen cases (paper: SPARS sections 7, 10).
+
+A = painted map, θ = mask threshold, K = rollouts per case, f = presence score, B = score map. Every method sees the
+same cases and the same classifier; θ is chosen on the validation cases by mean Dice, and reported beside θ = 0.5.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..datasets.lesions import TUMOUR
+from ..datasets.liver_ct import iter_liver_cases, liver_case_ids
+from ..envs.spars import RULES, SparsEnv
+from ..envs.spars_config import SparsConfig
+from ..evaluation.figures import CaseView, save_case_figure
+from ..evaluation.metrics import dice, segmentation_metrics
+from ..evaluation.results import Case, Result, count_origins, mean_metrics
+from ..runs import Run
+from .reference import BfsToTau
+from .spars import CaseChoice, EvaluationConfig, SparsExperiment, game_of, load_policies, plain
+
+log = logging.getLogger(__name__)
+
+Player = Callable[[SparsEnv], Tensor]
+"""Actions of the learner's side in every slot."""
+PAPER_THRESHOLD = 0.5
+CANDIDATES = 200
+"""Mask thresholds that are tried: quantiles of the painted values."""
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What a method says of some cases."""
+
+    game: SparsEnv
+    """Knows the cases and the lattice."""
+    blocks: Tensor
+    """A (or B) per case, float64 [C, Bx, By, Bz]."""
+    said: list[dict[str, float]]
+    """What else is known of each case: success, steps, ..."""
+
+
+def evaluate(
+    runs: Sequence[tuple[Run, SparsExperiment]],
+    *,
+    command: str,
+    choice: CaseChoice | None = None,
+    skip_bad: bool = False,
+) -> tuple[list[Result], list[str]]:
+    """Results of every run's policy, and, once per seed, of the rules and the score maps; and the cases left out.
+
+    Writes results and figures into each run's folder. choice: other test cases than the run's own. skip_bad: leave bad
+    files out, and say so, instead of raising.
+    """
+    results: list[Result] = []
+    skipped: list[str] = []
+    seeds: set[int] = set()
+    for run, experiment in runs:
+        test, bad = _readable((choice or experiment.test).of(experiment.env), skip_bad)
+        validation, _ = _readable(experiment.validation.of(experiment.env), skip_bad)
+        skipped += bad
+        with torch.random.fork_rng():
+            torch.manual_seed(experiment.seed)
+            for method, maps in _methods(experiment, run, (test, validation), baselines=experiment.seed not in seeds):
+                result = _result(experiment, run, method, *maps, command)
+                result.write(run.folder / "evaluation" / f"{result.id}.json")
+                results.append(result)
+        seeds.add(experiment.seed)
+    return results, skipped
+
+
+def _readable(config: SparsConfig, skip_bad: bool) -> tuple[SparsConfig, list[str]]:
+    if not skip_bad:
+        return config, []
+    bad: list[str] = []
+    good = [case.id for case in iter_liver_cases(config, lambda case: bad.append(f"{case.id}: {case.reason}"))]
+    if not good:
+        raise ValueError(f"no readable case in {config.data!r}: {'; '.join(bad)}")
+    return replace(config, cases=good), bad
+
+
+def _methods(
+    experiment: SparsExperiment, run: Run, configs: tuple[SparsConfig, SparsConfig], *, baselines: bool
+) -> Iterator[tuple[str, tuple[Maps, Maps]]]:
+    """Name of each method, and its maps of the test and of the validation cases."""
+    protocol, seed = experiment.evaluation, experiment.seed
+
+    def both(maps_of: Callable[[SparsEnv], Maps], games: Sequence[SparsEnv]) -> tuple[Maps, Maps]:
+        return maps_of(games[0]), maps_of(games[1])
+
+    def games(**changes: Any) -> list[SparsEnv]:
+        """One slot for every rollout of every case."""
+        slots = [len(liver_case_ids(config)) * protocol.rollouts for config in configs]
+        changed = [replace(config, eval_dice=False, **changes) for config in configs]
+        return [game_of(experiment, run, config, num_envs=n) for config, n in zip(changed, slots, strict=True)]
+
+    def by_policy(game: SparsEnv) -> Maps:
+        learner, opponent = load_policies(experiment, run, game)
+        game.set_opponent(opponent)
+        return roll_out(game, lambda game: learner.act(game.observe(), protocol.deterministic), protocol, seed)
+
+    if experiment.ppo.total_timesteps:
+        yield experiment.name, both(by_policy, games())
+    if baselines:  # nobody competes, so that nobody else ends an episode
+        alone = games(n_agents=1, reward="score", obs_mode="own_window")
+        for name in (*RULES, "bfs_to_tau"):
+            yield name, both(partial(_by_rule, name=name, protocol=protocol, seed=seed), alone)
+        for reduce in ("mean", "max"):
+            yield f"score map ({reduce})", both(partial(score_map, reduce=reduce), alone)
+
+
+def _by_rule(game: SparsEnv, name: str, protocol: EvaluationConfig, seed: int) -> Maps:
+    rule = BfsToTau(game) if name == "bfs_to_tau" else RULES[name]
+    return roll_out(game, lambda game: rule(game, 0), protocol, seed)
+
+
+def roll_out(game: SparsEnv, player: Player, protocol: EvaluationConfig, seed: int) -> Maps:
+    """Mean map of K episodes per case, from starts that are moved by up to `jitter_cells` along each axis."""
+    cases, rollouts = len(game.cases), game.num_envs // len(game.cases)
+    lattice, device = game.lattice, game.device
+    game.seed([seed * game.num_envs + slot for slot in range(game.num_envs)])
+    case = torch.arange(cases, device=device).repeat_interleave(rollouts)
+    game.reset()
+    jitter = (game.streams.uniform(3) * (2 * protocol.jitter_cells + 1)).long() - protocol.jitter_cells
+    cell = (lattice.corners(game.at[0]) - torch.tensor(lattice.phase, device=device)) // lattice.step + jitter
+    low, high = torch.zeros(3, dtype=torch.int64, device=device), torch.tensor(lattice.shape, device=device) - 1
+    start = (cell.clamp(low, high) * torch.tensor(lattice.strides, device=device)).sum(dim=1)
+    game.place(case, start.expand(game.config.n_agents, -1).clone())
+
+    blocks = torch.zeros(game.num_envs, *lattice.block_shape, dtype=torch.float64, device=device)
+    steps = torch.zeros(game.num_envs, dtype=torch.int64, device=device)
+    last = torch.zeros_like(steps)
+    by_score = torch.zeros(game.num_envs, dtype=torch.bool, device=device)
+    over = torch.zeros_like(by_score)
+    optimal = BfsToTau(game).optimal_steps(game)
+    for _ in range(game.max_episode_steps):
+        _, terminated, truncated = game.step(player(game))
+        rows = ((terminated | truncated) & ~over).nonzero().flatten()
+        if len(rows):
+            blocks[rows], steps[rows], last[rows] = game.block_maps(rows), game.t[rows], game.at[0, rows]
+            by_score[rows] = terminated[rows]
+            over[rows] = True
+        if bool(over.all()):
+            break
+    said = []
+    for number in range(cases):
+        mine = case == number
+        facts = {
+            "steps": float(steps[mine].double().mean()),
+            "truncated": float((~by_score[mine]).double().mean()),
+            "excess_steps": float((steps[mine] / optimal[mine]).mean()),
+        }
+        label = game.cases[number].label
+        if label is not None:
+            holds = lattice.window_sums(label == TUMOUR).to(device) > 0
+            facts["terminal_hit"] = float((holds[last[mine]] & by_score[mine]).double().mean())
+        said.append(facts)
+    return Maps(game, blocks.view(cases, rollouts, *lattice.block_shape).mean(dim=1), said)
+
+
+def score_map(game: SparsEnv, reduce: str) -> Maps:
+    """B = mean or max of f over all lattice windows that contain a voxel: the answer without an agent (10-1)."""
+    ids = torch.arange(game.lattice.size, device=game.device)[None]
+    scores = (game.table.volume(number).flatten()[None] for number in range(len(game.cases)))
+    blocks = torch.cat([game.lattice.paint(ids, f, reduce) for f in scores])
+    return Maps(game, blocks, [{} for _ in game.cases])
+
+
+def choose_threshold(maps: Maps) -> float:
+    """The θ with the highest mean Dice over the cases with tumour, among quantiles of the painted values.
+
+    Raises:
+        ValueError: no case has a tumour.
+    """
+    tumour = torch.stack([maps.game.tumour_blocks(number) for number in range(len(maps.game.cases))])  # g_b [C, ...]
+    ill = tumour.flatten(1).sum(dim=1) > 0
+    if not bool(ill.any()):
+        raise ValueError("no validation case has a tumour, so no mask threshold can be chosen")
+    sizes = maps.game.lattice.block_sizes.to(maps.blocks.device).expand_as(tumour)
+    painted = maps.blocks[maps.blocks > 0]
+    if not len(painted):
+        return PAPER_THRESHOLD
+    levels = np.quantile(painted.cpu().numpy(), np.linspace(0, 1, CANDIDATES))
+    candidates = [0.0, *sorted({round(float(level), 9) for level in levels})]
+    scores = []
+    for theta in candidates:
+        inside = maps.blocks > theta
+        common = (tumour * inside).flatten(1).sum(dim=1)
+        total = (sizes * inside).flatten(1).sum(dim=1) + tumour.flatten(1).sum(dim=1)
+        scores.append(float((2 * common[ill] / total[ill]).mean()))
+    return candidates[int(np.argmax(scores))]
+
+
+def _result(experiment: SparsExperiment, run: Run, method: str, test: Maps, validation: Maps, command: str) -> Result:
+    theta = choose_threshold(validation)
+    protocol = experiment.evaluation
+    cases: list[Case] = []
+    views: list[CaseView] = []
+    for number, case in enumerate(tqdm(test.game.cases, desc=method, unit="case")):
+        if case.label is None:
+            log.warning("%s has no label and is left out of the metrics", case.id)
+            continue
+        blocks = test.blocks[number]
+        masks = [test.game.lattice.expand(blocks > level).cpu() for level in (theta, PAPER_THRESHOLD)]
+        truth = case.label == TUMOUR
+        metrics = segmentation_metrics(masks[0], truth, case.spacing_mm, tolerance_mm=protocol.tolerance_mm)
+        metrics["dice_at_0.5"] = dice(masks[1], truth)
+        metrics["dice_native"] = dice(*(torch.from_numpy(case.to_native(m) > 0) for m in (masks[0], truth)))
+        metrics["success"] = float(bool((masks[0] & truth).any()))
+        cases.append({"case_id": case.id, "origin": case.origin, **metrics, **test.said[number]})
+        if len(views) < protocol.pictures:
+            heat = test.game.lattice.expand(blocks / blocks.max().clamp(min=1e-9)).float().cpu().numpy()
+            views.append(CaseView(case.id, case.image.numpy(), truth.numpy(), masks[0].numpy(), heat, case.spacing_mm))
+    slug = "".join(c if c.isalnum() else "_" for c in method).strip("_").replace("__", "_")
+    save_case_figure(run.media / f"{slug}.png", views, title=f"{method}, θ = {theta:.3g}", heat_name="painted map")
+    seen = set(liver_case_ids(experiment.env)) if experiment.ppo.total_timesteps else set()
+    return Result(
+        id=f"{slug}_seed{experiment.seed}",
+        paper="SPARS",
+        env="SPARS-LiverCT-v0",
+        method=method,
+        seed=experiment.seed,
+        data="liver phantom" if experiment.env.data == "phantom" else Path(experiment.env.data).name,
+        split=test.game.config.split if test.game.config.cases is None else ", ".join(test.game.config.cases),
+        supervision="window",
+        mode="transductive" if seen & {case["case_id"] for case in cases} else "inductive",
+        origins=count_origins(cases),
+        metrics=dict(mean_metrics(cases)),
+        cases=cases,
+        settings={
+            "mask_threshold": theta,
+            "mask_threshold_from": "validation cases, highest mean Dice",
+            "protocol": plain(asdict(protocol)),
+            "window_size": plain(test.game.config.window_size),
+            "threshold": test.game.config.threshold,
+            "total_timesteps": experiment.ppo.total_timesteps,
+        },
+        command=command,
+    )

@@ -1,0 +1,346 @@
+"""Stage 1 of SPARS: teach the presence classifier from labelled cases (paper: SPARS sections 5.2, 12).
+
+A window's label is 1 when it contains at least `min_tumour_voxels` tumour voxels, counted exactly by a summed-area
+table. Starts are uniform over all valid ones whose window has the wanted label, at any voxel: the reference drew a
+tumour voxel as the corner, which shifts every score by up to half a window.
+
+Integrity: the labels are window-level presence, but they, and the stratified sampling, come from voxel masks. That is
+weaker supervision than voxels and stronger than image-level labels.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from tqdm import tqdm
+
+from ..checkpoints import load_into
+from ..datasets.lattice import Triple, WindowLattice
+from ..datasets.lesions import TUMOUR
+from ..datasets.liver_ct import HU_WINDOW, LiverCase
+from ..runs import Run
+from .presence import DensePresenceNet, gather_crops, save_presence
+
+Metrics = Callable[[Tensor, Tensor], Mapping[str, float]]
+"""What is watched, of scores in [0, 1] and bool labels; it must name "auroc"."""
+SHORT = {"accuracy": "acc", "auroc": "auc", "sensitivity": "sens", "specificity": "spec"}
+VALIDATION_SEED = 0
+"""The validation windows are the same whatever the seed of the training is, so that trainings can be compared."""
+
+
+@dataclass(frozen=True)
+class PresenceTrainingConfig:
+    """How the classifier is trained; the defaults are ours (SPARS section 5.2, column `default`).
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    batch: Literal["windows", "dense"] = "dense"
+    """windows: crops at random voxels, half of them with tumour. dense: all lattice windows of whole volumes, at a
+    random phase, the two classes weighted to one half each."""
+    windows_per_batch: int = 64
+    """Windows per step with batch=windows (reference: 40)."""
+    volumes_per_batch: int = 2
+    """Volumes per step with batch=dense."""
+    batches_per_epoch: int = 64
+    """Optimiser steps per epoch (reference: 6)."""
+    epochs: int = 32
+    """Epochs (reference: 32); validation and a checkpoint follow each."""
+    learning_rate: float = 1e-3
+    """AdamW's at the start, to 0 along a cosine (reference: Adam, 1e-3, constant)."""
+    weight_decay: float = 1e-4
+    """AdamW's decay (reference: 0)."""
+    min_tumour_voxels: int = 1
+    """A window with fewer tumour voxels counts as free of tumour."""
+    flip_probability: float = 0.5
+    """Chance of a flip along each axis (reference: none)."""
+    hu_shift: float = 10.0
+    """Intensities are shifted by up to this many HU (reference: 0)."""
+    hu_scale: float = 0.05
+    """Intensities are scaled by up to this fraction (reference: 0)."""
+    validation_windows: int = 1024
+    """Windows of the fixed validation set, half of them with tumour (reference: 160, drawn anew each epoch)."""
+
+    def __post_init__(self) -> None:
+        if self.batch not in ("windows", "dense"):
+            raise ValueError(f"batch is {self.batch!r} but must be 'windows' or 'dense'")
+        for name in ("windows_per_batch", "validation_windows"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} is {getattr(self, name)} but must be at least 2, one window of each label")
+        for name in ("volumes_per_batch", "batches_per_epoch", "epochs", "min_tumour_voxels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
+        if not (0 <= self.flip_probability <= 1 and 0 <= self.hu_scale < 1 and self.hu_shift >= 0):
+            raise ValueError(
+                f"flip_probability {self.flip_probability} must lie in [0, 1], hu_scale {self.hu_scale} in [0, 1), "
+                f"and hu_shift {self.hu_shift} HU must not be negative"
+            )
+        if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf):
+            raise ValueError(
+                f"learning_rate is {self.learning_rate} but must be positive, and weight_decay {self.weight_decay} "
+                f"must not be negative"
+            )
+
+
+class WindowPool:
+    """Every window of some labelled cases, at any voxel, in two classes.
+
+    Args:
+        cases: labelled volumes of one shape.
+        window: window in voxels.
+        min_tumour_voxels: tumour voxels from which on a window is positive.
+        device: where the images stay.
+
+    Raises:
+        ValueError: a case without label or of another shape, or a class without any window.
+    """
+
+    def __init__(
+        self, cases: Sequence[LiverCase], window: Triple, min_tumour_voxels: int, device: torch.device
+    ) -> None:
+        shapes = {tuple(case.image.shape) for case in cases}
+        if len(shapes) != 1:
+            raise ValueError(f"the classifier needs cases of one shape, but got {sorted(shapes) or 'no case'}")
+        ((x, y, z),) = shapes
+        self.full, self.window, self.minimum = (x, y, z), window, min_tumour_voxels
+        self.starts = WindowLattice(self.full, window, step=1)
+        self.images = torch.stack([case.image for case in cases]).to(device)  # uint8 [C, X, Y, Z]
+        self.tumours = torch.stack([_tumour(case) for case in cases]).to(device)  # bool [C, X, Y, Z]
+        positives = [self.labels(tumour, self.starts).nonzero()[:, 0].cpu() for tumour in self.tumours]
+        self._positives = torch.cat(positives)  # ascending in each case
+        self._number = torch.tensor([len(ids) for ids in positives])
+        self._first = self._number.cumsum(0) - self._number
+        rank = torch.cat([torch.arange(len(ids)) for ids in positives])
+        owner = torch.arange(len(cases)).repeat_interleave(self._number)
+        self._negatives_before = owner * self.starts.size + self._positives - rank
+        self._cases = [(self._number < self.starts.size).nonzero()[:, 0], self._number.nonzero()[:, 0]]
+        if not len(self._cases[1]):
+            raise ValueError(
+                f"none of the {len(cases)} cases ({cases[0].id}, ...) has a window of {window} with at least "
+                f"{min_tumour_voxels} tumour voxels; the classifier needs cases with tumours"
+            )
+        if not len(self._cases[0]):
+            raise ValueError(f"every window of {window} in the {len(cases)} cases holds tumour; use smaller windows")
+
+    def labels(self, tumour: Tensor, lattice: WindowLattice) -> Tensor:
+        """Presence, bool [L], in the windows of `lattice` on a tumour mask [X, Y, Z]."""
+        return lattice.window_sums(tumour) >= self.minimum
+
+    def draw(self, number: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Case int64 [N], corner int64 [N, 3] and label bool [N] of N windows, the second half of them positive.
+
+        First a case with such windows, then one of its windows, both uniform: large tumours count no more than small.
+        """
+        labels = torch.arange(number) >= number // 2
+        share = torch.rand(2, number, dtype=torch.float64, generator=generator)
+        case = torch.where(labels, _pick(self._cases[1], share[0]), _pick(self._cases[0], share[0]))
+        positives = self._number[case]
+        rank = (share[1] * torch.where(labels, positives, self.starts.size - positives)).long()  # k, within the class
+        # the k-th negative is k plus the positives before it: those with at most k negatives before them
+        before = torch.searchsorted(self._negatives_before, case * self.starts.size + rank, right=True)
+        negative = rank + before - self._first[case]
+        positive = self._positives[(self._first[case] + rank).clamp(max=len(self._positives) - 1)]
+        corners = self.starts.corners(torch.where(labels, positive, negative))
+        device = self.images.device
+        return case.to(device), corners.to(device), labels.to(device)
+
+
+def train_presence(
+    train_cases: Sequence[LiverCase],
+    val_cases: Sequence[LiverCase],
+    window_size: Triple,
+    step: int,
+    config: PresenceTrainingConfig,
+    run: Run,
+    device: torch.device,
+    seed: int,
+    *,
+    metrics: Metrics,
+    hu_window: tuple[float, float] = HU_WINDOW,
+) -> DensePresenceNet:
+    """The classifier with the best validation AUC, frozen; also written to presence.safetensors in the run's folder.
+
+    A run that was interrupted is continued; on a CPU it ends with the same weights, bit for bit.
+
+    Args:
+        train_cases: labelled cases of one shape, some of them with tumours.
+        val_cases: the same, of other patients.
+        window_size: window in voxels.
+        step: lattice step in voxels, for batch=dense and the lattice AUC.
+        config: see there.
+        run: receives scalars `classifier/*` (x axis: epochs) and a checkpoint per epoch.
+        device: where it is computed.
+        seed: of weights, windows and augmentation.
+        metrics: computes what is watched; handed in, because `evaluation` stands above this package.
+        hu_window: HU that the bytes 0 and 255 of the cases stand for.
+
+    Raises:
+        ValueError: cases that cannot be learned from, or a loss that is no longer finite.
+    """
+    train = WindowPool(train_cases, window_size, config.min_tumour_voxels, device)
+    val = WindowPool(val_cases, window_size, config.min_tumour_voxels, device)
+    val_windows = val.draw(config.validation_windows, Generator().manual_seed(VALIDATION_SEED))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = DensePresenceNet(hu_window, window_size).to(device)
+    generator = Generator().manual_seed(seed)
+    optimizer = AdamW(net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    scheduler = CosineAnnealingLR(optimizer, T_max=config.epochs * config.batches_per_epoch)
+    best: dict[str, Any] = {"auroc": -math.inf}
+    done = 0
+    if checkpoint := run.resume():
+        load_into(net, checkpoint.weights, f"the checkpoint of {run.folder}")
+        optimizer.load_state_dict(checkpoint.state["optimizer"])
+        scheduler.load_state_dict(checkpoint.state["scheduler"])
+        generator.set_state(checkpoint.state["generator"])
+        best, done = checkpoint.state["best"], checkpoint.step
+
+    def one_batch() -> Tensor:
+        if config.batch == "windows":
+            logits, labels = windows_batch(net, train, config, generator)
+        else:
+            logits, labels = dense_batch(net, train, step, config, generator)
+        loss = balanced_cross_entropy(logits, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        scheduler.step()
+        return loss.detach()
+
+    total = config.epochs * config.batches_per_epoch
+    with tqdm(total=total, initial=done * config.batches_per_epoch, desc="classifier", disable=None) as bar:
+        for epoch in range(done + 1, config.epochs + 1):
+            net.train()
+            loss = torch.zeros((), device=device)
+            for _ in range(config.batches_per_epoch):
+                loss += one_batch() / config.batches_per_epoch
+                bar.update()
+            if not math.isfinite(float(loss)):
+                raise ValueError(
+                    f"the classifier's loss is {float(loss)} in epoch {epoch}; lower learning_rate "
+                    f"({config.learning_rate}) or look for bad cases"
+                )
+            watched = dict(metrics(*window_scores(net.eval(), val, val_windows)))
+            lattice_auc = metrics(*lattice_scores(net, val, step))["auroc"]
+            scalars = {f"classifier/{SHORT.get(name, name)}": value for name, value in watched.items()}
+            run.log(epoch, {"classifier/loss": float(loss), **scalars, "classifier/auc_lattice": lattice_auc})
+            bar.set_postfix(loss=f"{float(loss):.3f}", auc=f"{watched['auroc']:.3f}")
+            if watched["auroc"] > best["auroc"]:
+                weights = {name: value.detach().cpu().clone() for name, value in net.state_dict().items()}
+                best = {**watched, "auroc_lattice": lattice_auc, "epoch": epoch, "weights": weights}
+            state = {
+                "optimizer": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict(),
+                "generator": generator.get_state(),
+                "best": best,
+            }
+            run.save(epoch, net.state_dict(), state)
+
+    net.load_state_dict(best["weights"])
+    summary = {
+        "supervision": "window",
+        "cases": len(train_cases),
+        "origins": sorted({case.origin for case in train_cases}),
+        "seed": seed,
+        "config": asdict(config),
+        "validation": {name: value for name, value in best.items() if name != "weights"},
+    }
+    save_presence(run.folder / "presence.safetensors", net, summary)
+    return net.eval().requires_grad_(False)
+
+
+# -- one batch -----------------------------------------------------------------------------------------------------
+
+
+def windows_batch(
+    net: DensePresenceNet, pool: WindowPool, config: PresenceTrainingConfig, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Logits [N, 2] and labels bool [N] of N windows of any cases."""
+    case, corners, labels = pool.draw(config.windows_per_batch, generator)
+    crops = gather_crops(pool.images, case, corners, pool.window)
+    crops = flipped(crops, _draw_flips(len(crops), config, generator).to(crops.device))
+    return net(shaken(crops, net.hu_window, config, generator)), labels
+
+
+def dense_batch(
+    net: DensePresenceNet, pool: WindowPool, step: int, config: PresenceTrainingConfig, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Logits [B·L, 2] and labels bool [B·L] of all windows of B cases on the lattice of a random phase."""
+    case = torch.randint(len(pool.images), (config.volumes_per_batch,), generator=generator).to(pool.images.device)
+    free = [min(step, full - w + 1) for full, w in zip(pool.full, pool.window, strict=True)]
+    x, y, z = (int(torch.randint(n, (), generator=generator)) for n in free)
+    lattice = WindowLattice(pool.full, pool.window, step, (x, y, z))
+    flips = _draw_flips(len(case), config, generator).to(case.device)
+    volumes = flipped(pool.images[case][:, None], flips).float() / 255  # [B, 1, X, Y, Z]
+    tumours = flipped(pool.tumours[case][:, None], flips)[:, 0]
+    logits = net.dense_logits(shaken(volumes, net.hu_window, config, generator), lattice)
+    return logits.flatten(0, 3), torch.cat([pool.labels(tumour, lattice) for tumour in tumours])
+
+
+def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """½ Σ_c mean over the windows of class c of −log softmax(z)[c]; a class without windows adds nothing.
+
+    With as many windows of each class it is the paper's cross-entropy (section 4). logits [N, 2]; labels bool [N].
+    """
+    nll = F.cross_entropy(logits.float(), labels.long(), reduction="none")
+    weights = [mask / mask.sum().clamp(min=1) for mask in (labels, ~labels)]
+    return 0.5 * (nll * (weights[0] + weights[1])).sum()
+
+
+def flipped(x: Tensor, flips: Tensor) -> Tensor:
+    """x [B, C, X, Y, Z] with the axes of each sample reversed where flips, bool [B, 3], says so."""
+    for axis in range(3):
+        x = torch.where(flips[:, axis].view(-1, 1, 1, 1, 1), x.flip(axis + 2), x)
+    return x
+
+
+def shaken(x: Tensor, hu_window: tuple[float, float], config: PresenceTrainingConfig, generator: Generator) -> Tensor:
+    """Images in [0, 1] as of a scanner that reads a·HU + b, a in 1 ± hu_scale and b in ± hu_shift; x [B, 1, X, Y, Z].
+
+    Air stays 0: it lies far below the window, and the halo outside the volume is 0 when the classifier is used.
+    """
+    low, high = hu_window
+    a, b = (2 * torch.rand(2, len(x), 1, 1, 1, 1, generator=generator) - 1).to(x.device)
+    a, b = 1 + config.hu_scale * a, config.hu_shift * b
+    shift = ((a - 1) * low + b) / (high - low)  # of the scaled intensity (HU - low) / (high - low)
+    return torch.where(x > 0, a * x + shift, 0).clamp(0, 1)
+
+
+def _draw_flips(number: int, config: PresenceTrainingConfig, generator: Generator) -> Tensor:
+    return torch.rand(number, 3, generator=generator) < config.flip_probability
+
+
+# -- validation ----------------------------------------------------------------------------------------------------
+
+
+def window_scores(
+    net: DensePresenceNet, pool: WindowPool, windows: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Scores float32 [N] and labels bool [N] of windows that `pool` has drawn; the network in eval mode."""
+    case, corners, labels = windows
+    return net.score_windows(pool.images, case, corners, pool.window)[0], labels
+
+
+def lattice_scores(net: DensePresenceNet, pool: WindowPool, step: int) -> tuple[Tensor, Tensor]:
+    """Scores float32 [C·L] and labels bool [C·L] of every window of every case at phase 0."""
+    lattice = WindowLattice(pool.full, pool.window, step)
+    scores = [net.score_lattice(image, lattice)[0] for image in pool.images]
+    return torch.cat(scores), torch.cat([pool.labels(tumour, lattice) for tumour in pool.tumours])
+
+
+def _tumour(case: LiverCase) -> Tensor:
+    if case.label is None:
+        raise ValueError(f"{case.id} has no label, which the classifier's training needs; use a labelled split")
+    return case.label == TUMOUR
+
+
+def _pick(values: Tensor, share: Tensor) -> Tensor:
+    """values[...] at shares in [0, 1) of its length."""
+    return values[(share * len(values)).long()]

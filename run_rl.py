@@ -1,0 +1,170 @@
+#!/usr/bin/env python
+"""The RL driver: train, evaluate, render, list.
+
+python run_rl.py train --config configs/spars/demo.yaml --out runs/demo
+python run_rl.py evaluate --run runs/demo
+"""
+
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import imageio.v3 as imageio
+import numpy as np
+import torch
+from gymnasium.error import Error as GymnasiumError
+from jsonargparse import ArgumentParser, Namespace
+from segarena.agents.spars import CaseChoice, SparsExperiment, game_of, load_policies, resume, train
+from segarena.agents.spars_evaluation import evaluate
+from segarena.envs import ENVIRONMENTS
+from segarena.evaluation.machine import describe_machine
+from segarena.evaluation.report import table
+from segarena.runs import Run
+
+log = logging.getLogger("segarena")
+METRICS = ("dice", "dice_at_0.5", "precision", "recall", "hd95_mm", "lesion_recall", "success")
+"""Columns of the table that `evaluate` prints."""
+
+
+def parser() -> ArgumentParser:
+    """The command line."""
+    root = ArgumentParser(prog="run_rl.py", description="Train, evaluate and watch the agents of SegArena.")
+    commands = root.add_subcommands(required=True)
+
+    one = experiment_parser()
+    one.add_argument(
+        "--out", type=str | None, default=None, help="new folder of the run (default: runs/<name>-seed<seed>)"
+    )
+    one.add_argument("--resume", type=str | None, default=None, help="continue this run; other options are not needed")
+    one.add_argument("--export_sb3", type=str | None, default=None, help="also write the policy as a zip of SB3")
+    commands.add_subcommand("train", one, help="train as a configuration says, or continue a run")
+
+    two = ArgumentParser(description="Segment test cases with trained policies, rules and the score map.")
+    two.add_argument("--run", nargs="+", type=str, required=True, help="one run folder or several, space-separated")
+    two.add_argument("--split", type=str | None, default=None, help="another split than the run's test split")
+    two.add_argument("--cases", type=list[str] | None, default=None, help="other cases than the run's test cases")
+    two.add_argument("--on_error", type=str, default="stop", help="what a bad file does: stop or skip")
+    commands.add_subcommand("evaluate", two, help="results, table and pictures of trained runs")
+
+    three = ArgumentParser(description="Play one episode and write it as an animated picture.")
+    three.add_argument("--run", type=str, required=True, help="run folder")
+    three.add_argument("--case", type=str | None, default=None, help="case id (default: the first of the test split)")
+    three.add_argument("--out", type=str | None, default=None, help="file to write, .gif (default: in the run's media)")
+    three.add_argument("--seed", type=int, default=0, help="of the episode")
+    commands.add_subcommand("render", three, help="write an episode as a GIF")
+
+    commands.add_subcommand("list", ArgumentParser(description="All environments."), help="ids, papers and spaces")
+    return root
+
+
+def experiment_parser() -> ArgumentParser:
+    """The fields of a training run, as options and as the keys of its YAML."""
+    one = ArgumentParser(description="Train as a configuration says, or continue a run.")
+    one.add_argument("--config", action="config", help="YAML file; options after it win")
+    one.add_class_arguments(SparsExperiment)
+    return one
+
+
+def read_experiment(run: Run) -> SparsExperiment:
+    """The experiment of a run, from its config.yaml."""
+    one = experiment_parser()
+    return _experiment(one, one.parse_object(run.config))
+
+
+def _experiment(one: ArgumentParser, options: Namespace) -> SparsExperiment:
+    made = one.instantiate(options)
+    return SparsExperiment(**{field.name: made[field.name] for field in fields(SparsExperiment)})
+
+
+def run_train(options: Namespace, command: str) -> int:
+    """Train or continue a run."""
+    if options.resume:
+        run = Run.open(options.resume)
+        experiment = read_experiment(run)
+        run = resume(experiment, run.folder)
+    else:
+        experiment = _experiment(experiment_parser(), options)
+        out = options.out or f"runs/{experiment.name.lower()}-seed{experiment.seed}"
+        run = train(experiment, out, {**describe_machine(), "command": command})
+    print(f"\nrun        {run.folder}")
+    print(f"evaluate   python run_rl.py evaluate --run {run.folder}")
+    print(f"watch      tensorboard --logdir {run.folder}")
+    return 0
+
+
+def run_evaluate(options: Namespace, command: str) -> int:
+    """Results, table and pictures; 1 if a bad file was skipped."""
+    if options.on_error not in ("stop", "skip"):
+        raise ValueError(f"on_error is {options.on_error!r} but must be 'stop' or 'skip'")
+    runs = [(run, read_experiment(run)) for run in map(Run.open, options.run)]
+    choice = CaseChoice(options.split or "test", options.cases) if options.split or options.cases else None
+    results, skipped = evaluate(runs, command=command, choice=choice, skip_bad=options.on_error == "skip")
+    text = table(results, METRICS)
+    folders = [run.folder for run, _ in runs]
+    (folders[0] / "evaluation" / "table.md").write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}\n")
+    for folder in folders:
+        for picture in sorted((folder / "media").glob("*.png")):
+            print(f"picture    {picture}")
+    print(f"results    {folders[0] / 'evaluation'}")
+    print(f"watch      tensorboard --logdir {folders[0]}")
+    for line in skipped:
+        print(f"skipped    {line}", file=sys.stderr)
+    return 1 if skipped else 0
+
+
+def run_render(options: Namespace, command: str) -> int:
+    """One episode of a trained policy as a GIF."""
+    run = Run.open(options.run)
+    experiment = read_experiment(run).resolved()
+    game = game_of(experiment, run, experiment.test.of(experiment.env), num_envs=1, render_mode="rgb_array")
+    learner, opponent = load_policies(experiment, run, game)
+    game.set_opponent(opponent)
+    game.seed([options.seed])
+    torch.manual_seed(options.seed)
+    game.reset(options={"case_id": options.case or game.cases[0].id})
+    frames = [game.render()]
+    over = False
+    while not over:
+        _, terminated, truncated = game.step(learner.act(game.observe(), deterministic=False))
+        frames.append(game.render())
+        over = bool(terminated | truncated)
+    path = Path(options.out) if options.out else run.media / "episode.gif"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    imageio.imwrite(path, np.stack([frame for frame in frames if frame is not None]), duration=125, loop=0)
+    said = game.episode_info(0)
+    print(f"{path}: {len(frames) - 1} steps, ended by {said['reason']}, Dice {said.get('dice', float('nan')):.3f}")
+    return 0
+
+
+def run_list(options: Namespace, command: str) -> int:
+    """Every environment with its paper, configuration and spaces."""
+    for name, entry in ENVIRONMENTS.items():
+        env = gym.make(name)
+        print(f"{name}\n  paper         {entry.paper}\n  config        {entry.config}")
+        print(f"  observations  {env.observation_space}\n  actions       {env.action_space}")
+        env.close()
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status: 0 done, 1 done but some files were skipped, 2 refused."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    command = shlex.join(["python", "run_rl.py", *arguments])
+    options = parser().parse_args(arguments)
+    commands: dict[str, Any] = {"train": run_train, "evaluate": run_evaluate, "render": run_render, "list": run_list}
+    try:
+        return int(commands[options.subcommand](options[options.subcommand], command))
+    except (ValueError, FileNotFoundError, GymnasiumError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
