@@ -22,6 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .files import replacing
+
 log = logging.getLogger(__name__)
 KEPT = 2
 """Checkpoints that stay: the last one, and the one before it in case the last is damaged."""
@@ -38,13 +40,9 @@ class Checkpoint:
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file; a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(
-        {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()},
-        temporary,
-        dict(metadata or {}),
-    )
-    os.replace(temporary, path)
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}  # none shares memory
+    with replacing(path) as unfinished:
+        save_file(tensors, unfinished, dict(metadata or {}))
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

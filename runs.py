@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from .checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
+from .files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +150,5 @@ class Run:
 
 def _write(path: Path, text: str) -> None:
     """Write a whole text file or none."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")

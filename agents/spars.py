@@ -223,7 +223,7 @@ class Watch(BaseCallback):
 
     spars/win_rate: share of steps with s1 > s2. spars/score_self, spars/score_opp: mean s1, s2. spars/terminated_frac:
     share of episodes that τ ended. spars/terminal_score: mean s1 at their end. spars/opponent_age: environment steps
-    since the opponent was refreshed. spars/distinct_windows: share of the rollout's windows that differ.
+    since the opponent was refreshed. spars/distinct_windows: share of the rollout's window positions that differ.
     spars/cache_hit: share of scores that were looked up, not computed.
     """
 
@@ -232,28 +232,27 @@ class Watch(BaseCallback):
         self.game, self.self_play = game, self_play
 
     def _on_rollout_start(self) -> None:
-        self._duels: list[torch.Tensor] = []
+        self._scores: list[torch.Tensor] = []
         self._places: list[torch.Tensor] = []
         self._ends: list[tuple[bool, float]] = []
 
     def _on_step(self) -> bool:
-        game = self.game
-        self._duels.append(game.duel)
-        self._places.append(game.case * game.lattice.size + game.at[0])
+        at, scores = self.game.last_step()
+        self._scores.append(scores)
+        self._places.append(at[0])
         for info in self.locals["infos"]:
             if info:
                 self._ends.append((info["reason"] != "time", float(info["score_self"])))
         return True
 
     def _on_rollout_end(self) -> None:
-        own, rival = torch.stack(self._duels).unbind(dim=1)
-        places = torch.cat(self._places)
-        self.logger.record("spars/win_rate", float((own > rival).float().mean()))
-        self.logger.record("spars/score_self", float(own.mean()))
+        scores, places = torch.stack(self._scores, dim=1), torch.cat(self._places)  # [P, steps, N]
+        self.logger.record("spars/score_self", float(scores[0].mean()))
         self.logger.record("spars/distinct_windows", len(set(places.tolist())) / len(places))
         self.logger.record("spars/cache_hit", self.game.table.cache_hit)
-        if self.game.config.n_agents == 2:
-            self.logger.record("spars/score_opp", float(rival.mean()))
+        if len(scores) == 2:
+            self.logger.record("spars/score_opp", float(scores[1].mean()))
+            self.logger.record("spars/win_rate", float((scores[0] > scores[1]).float().mean()))
         if self._ends:
             self.logger.record("spars/terminated_frac", sum(by_score for by_score, _ in self._ends) / len(self._ends))
             self.logger.record("spars/terminal_score", sum(score for _, score in self._ends) / len(self._ends))

@@ -141,7 +141,7 @@ def roll_out(game: SparsEnv, player: Player, protocol: EvaluationConfig, seed: i
     by_score = torch.zeros(game.num_envs, dtype=torch.bool, device=device)
     over = torch.zeros_like(by_score)
     optimal = BfsToTau(game).optimal_steps(game)
-    for _ in range(game.max_episode_steps):
+    for _ in range(game.horizon):
         _, terminated, truncated = game.step(player(game))
         rows = ((terminated | truncated) & ~over).nonzero().flatten()
         if len(rows):

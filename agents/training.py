@@ -79,6 +79,10 @@ def learn(
     A run that was killed and resumed ends, on the CPU, with the same weights, bit for bit, as one that was not.
     """
     model.set_logger(Logger(folder=None, output_formats=[_RunWriter(run)]))
+    if checkpoint:
+        for name, value in checkpoint.state["unwritten"].items():
+            model.logger.record(name, value)
+        restore_random_state(checkpoint.state["random"])  # last: networks that are built on the way draw from it
     keep = _KeepCheckpoints(run, checkpoint_every, extra_state, checkpoint.step if checkpoint else None)
     model.learn(
         total_timesteps - model.num_timesteps,
@@ -102,12 +106,13 @@ def state_of(model: PPO) -> dict[str, Any]:
         "last_obs": {name: torch.as_tensor(value) for name, value in (obs or {}).items()},
         "last_episode_starts": torch.as_tensor(model._last_episode_starts),
         "episodes": list(model.ep_info_buffer),
+        "unwritten": {name: float(value) for name, value in model.logger.name_to_value.items()},  # of the last update
         "random": random_state(),
     }
 
 
 def restore(model: PPO, checkpoint: Checkpoint) -> None:
-    """Put the learner, its environment and the global generators where `checkpoint` found them."""
+    """Put the learner and its environment where `checkpoint` found them; `learn` does so with the rest."""
     assert isinstance(model.env, LearnerEnv)
     state = checkpoint.state
     load_into(model.policy, checkpoint.weights, f"checkpoint at step {checkpoint.step}")
@@ -120,7 +125,6 @@ def restore(model: PPO, checkpoint: Checkpoint) -> None:
     model._setup_learn(0, None, reset_num_timesteps=False)  # makes the buffers of episodes
     assert model.ep_info_buffer is not None
     model.ep_info_buffer.extend(state["episodes"])
-    restore_random_state(state["random"])
 
 
 class _RunWriter(KVWriter):

@@ -187,7 +187,13 @@ class DensePresenceNet(PresenceNet):
 
     @torch.no_grad()
     def score_windows(self, volumes: Tensor, case: Tensor, corners: Tensor, window: Triple) -> tuple[Tensor, Tensor]:
-        """f [N] and pooled features [N, 128] of windows, in batches of crops that keep to `CHUNK_VOXELS`."""
+        """f [N] and pooled features [N, 128] of windows, in batches of crops that keep to `CHUNK_VOXELS`.
+
+        Raises:
+            ValueError: a window that is no multiple of 4 voxels.
+        """
+        if any(w % CELL for w in window):
+            raise ValueError(f"window {window} must have a multiple of {CELL} voxels along each axis")
         x, y, z = (w + 2 * HALO for w in window)
         batch = max(1, CHUNK_VOXELS // (x * y * z))
         pooled = torch.cat(
@@ -244,6 +250,9 @@ def load_presence(checkpoint: str | Path = "packaged") -> DensePresenceNet:
             f"checkpoint {str(path)!r} holds the architecture {architecture!r} but a presence classifier must be "
             f"{DensePresenceNet.__name__!r}; train one with `run_rl.py train --config configs/spars/...`"
         )
+    for name in ("hu_window", "window_size"):
+        if name not in metadata:
+            raise ValueError(f"checkpoint {str(path)!r} has no {name} in its metadata; write it with save_presence")
     low, high = json.loads(metadata["hu_window"])
     x, y, z = json.loads(metadata["window_size"])
     net = DensePresenceNet((low, high), (x, y, z))

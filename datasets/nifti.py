@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from nibabel import affines, orientations
 
-from .files import replacing
+from ..files import replacing
 from .lattice import Triple
 
 Dtype = TypeVar("Dtype", bound=np.generic)

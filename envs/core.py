@@ -128,7 +128,8 @@ class BatchedEnv(ABC):
     Args:
         num_envs: N, episodes at once.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        max_episode_steps: steps after which an episode is truncated.
+        horizon: T, steps after which an episode is truncated. (gym.make keeps the name max_episode_steps to itself, for
+            its own wrapper, and does not hand it on.)
         render_mode: None, "rgb_array", or "human" where there is a display.
     """
 
@@ -145,10 +146,10 @@ class BatchedEnv(ABC):
         *,
         num_envs: int = 1,
         device: str | torch.device = "auto",
-        max_episode_steps: int,
+        horizon: int,
         render_mode: str | None = None,
     ) -> None:
-        for name, value in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
+        for name, value in (("num_envs", num_envs), ("horizon", horizon)):
             if value < 1:
                 raise ValueError(f"{name} is {value!r} but must be at least 1")
         if render_mode not in (None, *self.metadata["render_modes"]):
@@ -156,7 +157,7 @@ class BatchedEnv(ABC):
                 f"render_mode is {render_mode!r} but must be None or one of {self.metadata['render_modes']}"
             )
         self.num_envs, self.device = num_envs, resolve_device(device)
-        self.max_episode_steps, self.render_mode = max_episode_steps, render_mode
+        self.horizon, self.render_mode = horizon, render_mode
         self.streams = Streams(num_envs, self.device)
         self.t = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self.running = False
@@ -169,7 +170,7 @@ class BatchedEnv(ABC):
 
     @abstractmethod
     def _play(self, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """One move in every slot; t counts it already. Reward float32 [N], terminated bool [N]."""
+        """One move in every slot; t counts it afterwards. Reward float32 [N], terminated bool [N]."""
 
     @abstractmethod
     def observe(self, rows: Tensor | None = None) -> Obs:
@@ -218,9 +219,9 @@ class BatchedEnv(ABC):
         """
         if not self.running:
             raise ResetNeeded("step before reset: call reset() first")
-        self.t += 1
         reward, terminated = self._play(actions)
-        return reward, terminated, (self.t >= self.max_episode_steps) & ~terminated
+        self.t = self.t + 1
+        return reward, terminated, (self.t >= self.horizon) & ~terminated
 
     def advance(self, actions: Tensor) -> Advance:
         """One step; where an episode ended, the next one begins at once."""

@@ -2,7 +2,7 @@
 
 Symbols, as in the paper: w = window size, p1 and p2 = lower corners of the learner's and the competitor's window,
 W(p) = the voxels of the window at p, f(p) = presence score of the frozen classifier for W(p), s1 and s2 = the scores of
-the two agents, τ = the score that ends an episode, T = max_episode_steps, A = painted map, θ = mask threshold.
+the two agents, τ = the score that ends an episode, T = horizon, A = painted map, θ = mask threshold.
 Positions are numbers of the lattice (datasets/lattice.py), so that a move and a score are one gather each.
 """
 
@@ -75,7 +75,7 @@ class SparsEnv(BatchedEnv):
     `reset(options={"case_id": ..., "start": (x, y, z), "start_opponent": (x, y, z)})` sets them (corners in voxels).
 
     ## Episode End
-    Terminated when s1 > τ or s2 > τ (strictly). Truncated after `max_episode_steps`.
+    Terminated when s1 > τ or s2 > τ (strictly). Truncated after `horizon`.
 
     ## Arguments
     The fields of `SparsConfig`, by name; `opponent` may also be an object with `act(obs, deterministic)`, and
@@ -124,10 +124,8 @@ class SparsEnv(BatchedEnv):
         self.config = cfg = replace(config or SparsConfig(), **settings).resolved()
         assert cfg.grid_shape is not None
         assert cfg.window_size is not None
-        assert cfg.max_episode_steps is not None
-        super().__init__(
-            num_envs=num_envs, device=device, max_episode_steps=cfg.max_episode_steps, render_mode=render_mode
-        )
+        assert cfg.horizon is not None
+        super().__init__(num_envs=num_envs, device=device, horizon=cfg.horizon, render_mode=render_mode)
         corner = [size // 2 for size in cfg.grid_shape]
         phase = cfg.phase or (tuple(c % cfg.step for c in corner) if cfg.start == "corner_paper" else (0, 0, 0))
         self.lattice = WindowLattice(cfg.grid_shape, cfg.window_size, cfg.step, phase)  # type: ignore[arg-type]
@@ -196,7 +194,7 @@ class SparsEnv(BatchedEnv):
             self._resize = [nearest_index(size, out).to(self.device) for size, out in sizes]
         self._block_sizes = lattice.block_sizes.to(self.device)
         self._tumour: dict[int, Tensor] = {}
-        players, n, steps = cfg.n_agents, self.num_envs, self.max_episode_steps
+        players, n, steps = cfg.n_agents, self.num_envs, self.horizon
         self.case = torch.zeros(n, dtype=torch.int64, device=self.device)
         self.at = torch.zeros(players, n, dtype=torch.int64, device=self.device)  # lattice positions of p1 (and p2)
         self.scores = torch.zeros(players, n, device=self.device)  # f at those positions
@@ -273,7 +271,7 @@ class SparsEnv(BatchedEnv):
             if cfg.reward == "shaped":  # potential f, zero in the terminal state (Ng, Harada and Russell, 1999)
                 reward = reward + cfg.gamma * own * ~terminated - before
         reward = reward + cfg.terminal_bonus * sign * terminated  # type: ignore[operator]
-        row = self._clock % self.max_episode_steps
+        row = self._clock % self.horizon
         self._log_at[row], self._log_score[row] = self.at, self.scores  # paint, on the last step too
         self._clock += 1
         if cfg.lesion_rounds > 1:
@@ -337,7 +335,7 @@ class SparsEnv(BatchedEnv):
         if cfg.obs_mode == "own_window":
             return self._crop(case, at[:1])
         where = self._where[at]  # [P, N, 3]
-        time = (t * (2.0 / self.max_episode_steps) - 1.0)[:, None]
+        time = (t * (2.0 / self.horizon) - 1.0)[:, None]
         state = torch.cat((*where, (2.0 * scores - 1.0).T, time), dim=1)
         if cfg.obs_mode == "features":
             return torch.cat((*self._features.feature_rows(case, at).float(), state), dim=1)
@@ -369,6 +367,11 @@ class SparsEnv(BatchedEnv):
             "t": self.t,
         }
 
+    def last_step(self) -> tuple[Tensor, Tensor]:
+        """Positions int64 [P, N] and scores float32 [P, N] after the last step, of the episodes that it ended too."""
+        row = (self._clock - 1) % self.horizon
+        return self._log_at[row].clone(), self._log_score[row].clone()
+
     def episode_info(self, row: int) -> dict[str, Any]:
         """Case, reason of the end and, with eval_dice, how well the mask fits."""
         hit_self, hit_rival = (self.duel[:, row] > self.config.threshold).tolist()
@@ -386,7 +389,7 @@ class SparsEnv(BatchedEnv):
 
     def block_maps(self, rows: Tensor) -> Tensor:
         """A of the slots `rows` int64 [K], one value per block: float64 [K, Bx, By, Bz]."""
-        steps = self.max_episode_steps
+        steps = self.horizon
         players = self.config.n_agents if self.config.accumulate == "both" else 1
         age = torch.arange(steps, device=self.device)  # 0: the last step
         ring = (self._clock - 1 - age) % steps

@@ -25,14 +25,14 @@ PROFILES: dict[str, dict[str, Any]] = {
     "default": {
         "obs_mode": "two_window",
         "start": "centre",
-        "max_episode_steps": 128,
+        "horizon": 128,
         "tie_reward": 0.0,
         "bonus": 10.0,
     },
     "paper": {
         "obs_mode": "own_window",
         "start": "corner_paper",
-        "max_episode_steps": 32,
+        "horizon": 32,
         "tie_reward": 1.0,
         "bonus": 0.0,
     },
@@ -63,7 +63,7 @@ class SparsConfig(LiverDataConfig):
     """dense: all windows at once when the case is loaded; lazy: a window when it is first visited; auto: dense."""
     threshold: float = 0.3
     """τ in [0, 1]: a score above it ends the episode; 1 never does."""
-    max_episode_steps: int | None = None
+    horizon: int | None = None
     """T: steps after which an episode is truncated. Profile default: 128; paper: 32."""
     reward: Literal["sign", "diff", "score", "shaped"] | None = None
     """sign: ±1 for the higher score; diff: s1 - s2; score: s1; shaped: sign + gamma·f(p') - f(p). None: sign, and
@@ -107,9 +107,7 @@ class SparsConfig(LiverDataConfig):
             window_size=self.window_size or ((16, 16, 8) if phantom else (48, 48, 24)),
             obs_mode=self.obs_mode or profile["obs_mode"],
             start=self.start or profile["start"],
-            max_episode_steps=profile["max_episode_steps"]
-            if self.max_episode_steps is None
-            else self.max_episode_steps,
+            horizon=profile["horizon"] if self.horizon is None else self.horizon,
             tie_reward=profile["tie_reward"] if self.tie_reward is None else self.tie_reward,
             terminal_bonus=profile["bonus"] if self.terminal_bonus is None else self.terminal_bonus,
             reward=self.reward or ("sign" if self.n_agents == 2 else "score"),

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ..datasets.files import replacing
+from ..files import replacing
 
 Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]

@@ -1,0 +1,24 @@
+"""What the tests share."""
+
+from pathlib import Path
+
+import pytest
+import segarena  # noqa: F401 (registers the environments)
+import torch
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def cache_elsewhere(tmp_path_factory, monkeypatch):
+    """Nothing of a test lands in the user's cache; tests share one, so that the same case is prepared once."""
+    monkeypatch.setenv("SEGARENA_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def liver_data():
+    """Folder of three real liver CTs in the Decathlon's layout (no tumour labels)."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data" / "standins" / "Task03_Liver"
+    if not folder.is_dir():
+        pytest.skip("the real samples of ../shared/data are not here")
+    return folder
