@@ -6,14 +6,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ..checkpoints import load_into
 from ..classifiers.train_presence import PresenceTrainingConfig, train_presence
-from ..datasets.liver_ct import HU_WINDOW, load_liver_cases
+from ..datasets.liver_ct import HU_WINDOW, liver_case_ids, load_liver_cases
 from ..device import resolve_device
 from ..envs.faces import LearnerEnv
 from ..envs.spars import SparsEnv
@@ -22,6 +21,7 @@ from ..evaluation.metrics import classification_metrics
 from ..runs import Run
 from .policies import PolicyName, policy_arguments
 from .self_play import InitialOpponent, SelfPlay, Snapshot
+from .spars_watch import Examine, Watch
 from .training import PPOConfig, learn, restore
 
 log = logging.getLogger(__name__)
@@ -100,6 +100,9 @@ class SparsExperiment:
     """The protocol of `evaluate`."""
     checkpoint_every: int = 20_480
     """Environment steps between checkpoints."""
+    examine_every: int = 40_960
+    """Environment steps between looks at the validation cases while training (curves and pictures only; their labels
+    choose nothing); 0: never."""
 
     def resolved(self) -> "SparsExperiment":
         """The same with nothing left open.
@@ -191,7 +194,7 @@ def _train_agent(experiment: SparsExperiment, run: Run) -> None:
         model,
         run,
         ppo.total_timesteps,
-        [*([self_play] if self_play else []), Watch(game, self_play)],
+        [*([self_play] if self_play else []), Watch(game, self_play), *_examiners(experiment, run, self_play)],
         checkpoint_every=experiment.checkpoint_every,
         extra_state=lambda: {"self_play": self_play.state()} if self_play else {},
         checkpoint=checkpoint,
@@ -218,46 +221,23 @@ def load_policies(experiment: SparsExperiment, run: Run, game: SparsEnv) -> tupl
     return learner, Snapshot(policy)
 
 
-class Watch(BaseCallback):
-    """Curves of the duel, per rollout.
-
-    spars/win_rate: share of steps with s1 > s2. spars/score_self, spars/score_opp: mean s1, s2. spars/terminated_frac:
-    share of episodes that τ ended. spars/terminal_score: mean s1 at their end. spars/opponent_age: environment steps
-    since the opponent was refreshed. spars/distinct_windows: share of the rollout's window positions that differ.
-    spars/cache_hit: share of scores that were looked up, not computed.
-    """
-
-    def __init__(self, game: SparsEnv, self_play: SelfPlay | None) -> None:
-        super().__init__()
-        self.game, self.self_play = game, self_play
-
-    def _on_rollout_start(self) -> None:
-        self._scores: list[torch.Tensor] = []
-        self._places: list[torch.Tensor] = []
-        self._ends: list[tuple[bool, float]] = []
-
-    def _on_step(self) -> bool:
-        at, scores = self.game.last_step()
-        self._scores.append(scores)
-        self._places.append(at[0])
-        for info in self.locals["infos"]:
-            if info:
-                self._ends.append((info["reason"] != "time", float(info["score_self"])))
-        return True
-
-    def _on_rollout_end(self) -> None:
-        scores, places = torch.stack(self._scores, dim=1), torch.cat(self._places)  # [P, steps, N]
-        self.logger.record("spars/score_self", float(scores[0].mean()))
-        self.logger.record("spars/distinct_windows", len(set(places.tolist())) / len(places))
-        self.logger.record("spars/cache_hit", self.game.table.cache_hit)
-        if len(scores) == 2:
-            self.logger.record("spars/score_opp", float(scores[1].mean()))
-            self.logger.record("spars/win_rate", float((scores[0] > scores[1]).float().mean()))
-        if self._ends:
-            self.logger.record("spars/terminated_frac", sum(by_score for by_score, _ in self._ends) / len(self._ends))
-            self.logger.record("spars/terminal_score", sum(score for _, score in self._ends) / len(self._ends))
-        if self.self_play:
-            self.logger.record("spars/opponent_age", self.num_timesteps - self.self_play.refreshed_at)
+def _examiners(experiment: SparsExperiment, run: Run, self_play: SelfPlay | None) -> list[BaseCallback]:
+    if not experiment.examine_every:
+        return []
+    config = replace(experiment.validation.of(experiment.env), eval_dice=False)
+    slots = len(liver_case_ids(config)) * experiment.evaluation.rollouts
+    game = game_of(experiment, run, config, num_envs=slots)
+    protocol = experiment.evaluation
+    return [
+        Examine(
+            game,
+            run,
+            experiment.examine_every,
+            self_play,
+            deterministic=protocol.deterministic,
+            jitter_cells=protocol.jitter_cells,
+        )
+    ]
 
 
 def plain(value: Any) -> Any:

@@ -6,14 +6,12 @@ same cases and the same classifier; θ is chosen on the validation cases by mean
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from ..datasets.lesions import TUMOUR
@@ -25,27 +23,10 @@ from ..evaluation.metrics import dice, segmentation_metrics
 from ..evaluation.results import Case, Result, count_origins, mean_metrics
 from ..runs import Run
 from .reference import BfsToTau
+from .rollouts import PAPER_THRESHOLD, Maps, choose_threshold, roll_out, score_map
 from .spars import CaseChoice, EvaluationConfig, SparsExperiment, game_of, load_policies, plain
 
 log = logging.getLogger(__name__)
-
-Player = Callable[[SparsEnv], Tensor]
-"""Actions of the learner's side in every slot."""
-PAPER_THRESHOLD = 0.5
-CANDIDATES = 200
-"""Mask thresholds that are tried: quantiles of the painted values."""
-
-
-@dataclass(frozen=True)
-class Maps:
-    """What a method says of some cases."""
-
-    game: SparsEnv
-    """Knows the cases and the lattice."""
-    blocks: Tensor
-    """A (or B) per case, float64 [C, Bx, By, Bz]."""
-    said: list[dict[str, float]]
-    """What else is known of each case: success, steps, ..."""
 
 
 def evaluate(
@@ -105,7 +86,12 @@ def _methods(
     def by_policy(game: SparsEnv) -> Maps:
         learner, opponent = load_policies(experiment, run, game)
         game.set_opponent(opponent)
-        return roll_out(game, lambda game: learner.act(game.observe(), protocol.deterministic), protocol, seed)
+        return roll_out(
+            game,
+            lambda game: learner.act(game.observe(), protocol.deterministic),
+            jitter_cells=protocol.jitter_cells,
+            seed=seed,
+        )
 
     if experiment.ppo.total_timesteps:
         yield experiment.name, both(by_policy, games())
@@ -119,84 +105,7 @@ def _methods(
 
 def _by_rule(game: SparsEnv, name: str, protocol: EvaluationConfig, seed: int) -> Maps:
     rule = BfsToTau(game) if name == "bfs_to_tau" else RULES[name]
-    return roll_out(game, lambda game: rule(game, 0), protocol, seed)
-
-
-def roll_out(game: SparsEnv, player: Player, protocol: EvaluationConfig, seed: int) -> Maps:
-    """Mean map of K episodes per case, from starts that are moved by up to `jitter_cells` along each axis."""
-    cases, rollouts = len(game.cases), game.num_envs // len(game.cases)
-    lattice, device = game.lattice, game.device
-    game.seed([seed * game.num_envs + slot for slot in range(game.num_envs)])
-    case = torch.arange(cases, device=device).repeat_interleave(rollouts)
-    game.reset()
-    jitter = (game.streams.uniform(3) * (2 * protocol.jitter_cells + 1)).long() - protocol.jitter_cells
-    cell = (lattice.corners(game.at[0]) - torch.tensor(lattice.phase, device=device)) // lattice.step + jitter
-    low, high = torch.zeros(3, dtype=torch.int64, device=device), torch.tensor(lattice.shape, device=device) - 1
-    start = (cell.clamp(low, high) * torch.tensor(lattice.strides, device=device)).sum(dim=1)
-    game.place(case, start.expand(game.config.n_agents, -1).clone())
-
-    blocks = torch.zeros(game.num_envs, *lattice.block_shape, dtype=torch.float64, device=device)
-    steps = torch.zeros(game.num_envs, dtype=torch.int64, device=device)
-    last = torch.zeros_like(steps)
-    by_score = torch.zeros(game.num_envs, dtype=torch.bool, device=device)
-    over = torch.zeros_like(by_score)
-    optimal = BfsToTau(game).optimal_steps(game)
-    for _ in range(game.horizon):
-        _, terminated, truncated = game.step(player(game))
-        rows = ((terminated | truncated) & ~over).nonzero().flatten()
-        if len(rows):
-            blocks[rows], steps[rows], last[rows] = game.block_maps(rows), game.t[rows], game.at[0, rows]
-            by_score[rows] = terminated[rows]
-            over[rows] = True
-        if bool(over.all()):
-            break
-    said = []
-    for number in range(cases):
-        mine = case == number
-        facts = {
-            "steps": float(steps[mine].double().mean()),
-            "truncated": float((~by_score[mine]).double().mean()),
-            "excess_steps": float((steps[mine] / optimal[mine]).mean()),
-        }
-        label = game.cases[number].label
-        if label is not None:
-            holds = lattice.window_sums(label == TUMOUR).to(device) > 0
-            facts["terminal_hit"] = float((holds[last[mine]] & by_score[mine]).double().mean())
-        said.append(facts)
-    return Maps(game, blocks.view(cases, rollouts, *lattice.block_shape).mean(dim=1), said)
-
-
-def score_map(game: SparsEnv, reduce: str) -> Maps:
-    """B = mean or max of f over all lattice windows that contain a voxel: the answer without an agent (10-1)."""
-    ids = torch.arange(game.lattice.size, device=game.device)[None]
-    scores = (game.table.volume(number).flatten()[None] for number in range(len(game.cases)))
-    blocks = torch.cat([game.lattice.paint(ids, f, reduce) for f in scores])
-    return Maps(game, blocks, [{} for _ in game.cases])
-
-
-def choose_threshold(maps: Maps) -> float:
-    """The θ with the highest mean Dice over the cases with tumour, among quantiles of the painted values.
-
-    Raises:
-        ValueError: no case has a tumour.
-    """
-    tumour = torch.stack([maps.game.tumour_blocks(number) for number in range(len(maps.game.cases))])  # g_b [C, ...]
-    ill = tumour.flatten(1).sum(dim=1) > 0
-    if not bool(ill.any()):
-        raise ValueError("no validation case has a tumour, so no mask threshold can be chosen")
-    sizes = maps.game.lattice.block_sizes.to(maps.blocks.device).expand_as(tumour)
-    painted = maps.blocks[maps.blocks > 0]
-    if not len(painted):
-        return PAPER_THRESHOLD
-    levels = np.quantile(painted.cpu().numpy(), np.linspace(0, 1, CANDIDATES))
-    candidates = [0.0, *sorted({round(float(level), 9) for level in levels})]
-    scores = []
-    for theta in candidates:
-        inside = maps.blocks > theta
-        common = (tumour * inside).flatten(1).sum(dim=1)
-        total = (sizes * inside).flatten(1).sum(dim=1) + tumour.flatten(1).sum(dim=1)
-        scores.append(float((2 * common[ill] / total[ill]).mean()))
-    return candidates[int(np.argmax(scores))]
+    return roll_out(game, lambda game: rule(game, 0), jitter_cells=protocol.jitter_cells, seed=seed)
 
 
 def _result(experiment: SparsExperiment, run: Run, method: str, test: Maps, validation: Maps, command: str) -> Result:
@@ -209,7 +118,7 @@ def _result(experiment: SparsExperiment, run: Run, method: str, test: Maps, vali
             log.warning("%s has no label and is left out of the metrics", case.id)
             continue
         blocks = test.blocks[number]
-        masks = [test.game.lattice.expand(blocks > level).cpu() for level in (theta, PAPER_THRESHOLD)]
+        masks = [test.inside(number, level) for level in (theta, PAPER_THRESHOLD)]
         truth = case.label == TUMOUR
         metrics = segmentation_metrics(masks[0], truth, case.spacing_mm, tolerance_mm=protocol.tolerance_mm)
         metrics["dice_at_0.5"] = dice(masks[1], truth)

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import cache, partial
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -173,7 +174,6 @@ class SparsEnv(BatchedEnv):
         self.n_moves = len(cells)
         self._next = lattice.move_table(cells).flatten().to(self.device)  # [L·A]
         self._corners = lattice.corners().to(self.device)  # [L, 3]
-        self._cells = (self._corners - torch.tensor(lattice.phase, device=self.device)) // cfg.step  # [L, 3]
         free = (torch.tensor(lattice.full) - torch.tensor(lattice.window)).clamp(min=1).to(self.device)
         self._where = (2.0 * self._corners / free - 1.0).float()  # [L, 3] in [-1, 1]
         if cfg.start == "corner_paper":
@@ -185,11 +185,12 @@ class SparsEnv(BatchedEnv):
             centre = torch.tensor(centred_start(lattice.full, lattice.window, lattice.step))
             self._start = int(lattice.ids(centre + torch.tensor(lattice.phase)))
         if cfg.obs_mode != "features":
-            images = torch.stack([case.image for case in self.cases]).to(self.device)  # [C, X, Y, Z]
-            for axis, (offset, size) in enumerate(zip(lattice.phase, lattice.window, strict=True)):
-                images = images.narrow(axis + 1, offset, images.shape[axis + 1] - offset)
-                images = images.unfold(axis + 1, size, cfg.step)
-            self._windows = images  # [C, sx, sy, sz, wx, wy, wz], a view: nothing is copied before it is looked up
+            images = torch.stack([case.image for case in self.cases]).to(self.device).flatten()  # [C·X·Y·Z]
+            (_, ny, nz), (wx, wy, wz) = lattice.full, lattice.window
+            self._lines = images.as_strided((len(images) - wz + 1, wz), (1, 1))  # a view: row v is wz voxels from v on
+            self._first = (lattice.corners() * torch.tensor((ny * nz, nz, 1))).sum(dim=1).to(self.device)  # [L]
+            lines = (torch.arange(wx)[:, None] * ny + torch.arange(wy)) * nz
+            self._window_lines = lines.flatten().to(self.device)  # [wx·wy], from the first voxel of a window
             sizes = zip(lattice.window, cfg.obs_size or lattice.window, strict=True)
             self._resize = [nearest_index(size, out).to(self.device) for size, out in sizes]
         self._block_sizes = lattice.block_sizes.to(self.device)
@@ -266,10 +267,12 @@ class SparsEnv(BatchedEnv):
             reward = own - rival
         elif cfg.reward == "score":
             reward = own
-        else:
+        elif cfg.n_agents == 2:
             reward = torch.where(own == rival, cfg.tie_reward, sign) if cfg.tie_reward else sign
-            if cfg.reward == "shaped":  # potential f, zero in the terminal state (Ng, Harada and Russell, 1999)
-                reward = reward + cfg.gamma * own * ~terminated - before
+        else:
+            reward = torch.zeros_like(own)
+        if cfg.reward == "shaped":  # potential f, zero in the terminal state (Ng, Harada and Russell, 1999)
+            reward = reward + cfg.gamma * own * ~terminated - before
         reward = reward + cfg.terminal_bonus * sign * terminated  # type: ignore[operator]
         row = self._clock % self.horizon
         self._log_at[row], self._log_score[row] = self.at, self.scores  # paint, on the last step too
@@ -343,8 +346,9 @@ class SparsEnv(BatchedEnv):
 
     def _crop(self, case: Tensor, at: Tensor) -> Tensor:
         """Windows at the positions `at` [P, N], uint8 [N, P, *obs_size]."""
-        x, y, z = self._cells[at.T].unbind(dim=-1)  # [N, P]
-        crops = self._windows[case[:, None], x, y, z]
+        first = case[:, None] * prod(self.lattice.full) + self._first[at.T]  # [N, P]
+        lines = (first[..., None] + self._window_lines).flatten()
+        crops = self._lines.index_select(0, lines).view(*first.shape, *self.lattice.window)  # 10 times a plain index
         if self.config.obs_size:
             for axis, index in enumerate(self._resize):
                 crops = crops.index_select(axis + 2, index)

@@ -66,8 +66,8 @@ class SparsConfig(LiverDataConfig):
     horizon: int | None = None
     """T: steps after which an episode is truncated. Profile default: 128; paper: 32."""
     reward: Literal["sign", "diff", "score", "shaped"] | None = None
-    """sign: ±1 for the higher score; diff: s1 - s2; score: s1; shaped: sign + gamma·f(p') - f(p). None: sign, and
-    score for one agent."""
+    """sign: ±1 for the higher score; diff: s1 - s2; score: s1; shaped: gamma·f(p') - f(p), added to sign where somebody
+    competes. None: sign, or score for one agent (for whom sign and diff would say nothing)."""
     gamma: float = 0.99
     """Discount of the potential in reward "shaped"; give PPO the same."""
     tie_reward: float | None = None
@@ -126,6 +126,8 @@ class SparsConfig(LiverDataConfig):
             ("reduce", ("sum", "mean", "max")),
         ):
             self._one_of(name, getattr(done, name), allowed)
+        if done.n_agents == 1 and done.reward in ("sign", "diff"):
+            raise ValueError(f"reward is {done.reward!r} but nobody competes with n_agents=1; use 'score' or 'shaped'")
         if not 0.0 <= done.threshold <= 1.0:
             raise ValueError(f"threshold is {done.threshold!r} but must lie in [0, 1]; 1 disables termination")
         if not 0.0 <= done.gamma <= 1.0:
