@@ -96,7 +96,7 @@ def _methods(
     if experiment.ppo.total_timesteps:
         yield experiment.name, both(by_policy, games())
     if baselines:  # nobody competes, so that nobody else ends an episode
-        alone = games(n_agents=1, reward="score", obs_mode="own_window")
+        alone = games(n_agents=1, reward=None, obs_mode="own_window")
         for name in (*RULES, "bfs_to_tau"):
             yield name, both(partial(_by_rule, name=name, protocol=protocol, seed=seed), alone)
         for reduce in ("mean", "max"):

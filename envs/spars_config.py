@@ -67,7 +67,7 @@ class SparsConfig(LiverDataConfig):
     """T: steps after which an episode is truncated. Profile default: 128; paper: 32."""
     reward: Literal["sign", "diff", "score", "shaped"] | None = None
     """sign: ±1 for the higher score; diff: s1 - s2; score: s1; shaped: gamma·f(p') - f(p), added to sign where somebody
-    competes. None: sign, or score for one agent (for whom sign and diff would say nothing)."""
+    competes. None: sign, or shaped for one agent, for whom sign and diff would say nothing and score pays not to end."""
     gamma: float = 0.99
     """Discount of the potential in reward "shaped"; give PPO the same."""
     tie_reward: float | None = None
@@ -110,7 +110,7 @@ class SparsConfig(LiverDataConfig):
             horizon=profile["horizon"] if self.horizon is None else self.horizon,
             tie_reward=profile["tie_reward"] if self.tie_reward is None else self.tie_reward,
             terminal_bonus=profile["bonus"] if self.terminal_bonus is None else self.terminal_bonus,
-            reward=self.reward or ("sign" if self.n_agents == 2 else "score"),
+            reward=self.reward or ("sign" if self.n_agents == 2 else "shaped"),
             classifier=self.classifier or ("packaged" if phantom else None),
         )
         for name, allowed in (

@@ -6,7 +6,7 @@ import pytest
 import segarena  # noqa: F401 (registers the environments)
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the tests' tensors are small: a second thread costs more than it gives
 
 
 @pytest.fixture(autouse=True)

@@ -449,7 +449,7 @@ def test_alone_nobody_else_ends_the_episode_and_s2_counts_as_minus_one(monkeypat
     game.seed([0])
     game.reset()
     reward, terminated, _ = game.step(torch.tensor([0]))
-    assert reward.item() == pytest.approx(0.2), "the reward of a single agent is its score"
+    assert reward.item() == pytest.approx(0.99 * 0.2 - 0.2, abs=1e-6), "the discounted difference of the potential"
     assert not terminated
     info = game.info()
     assert (info["score_opp"].item(), info["win"].item(), info["p_opp"].tolist()) == (-1.0, 1, [[-1, -1, -1]])
@@ -468,6 +468,7 @@ def test_with_more_rounds_a_found_region_is_blanked_and_the_search_goes_on(monke
         device="cpu",
         n_agents=1,
         score_source=score,
+        reward="score",
         lesion_rounds=2,
         obs_mode="own_window",
     )
@@ -673,6 +674,7 @@ def test_lazy_and_dense_scores_play_the_same_game():
         ({"num_envs": 0}, "num_envs is 0"),
         ({"device": "tpu"}, "device is 'tpu'"),
         ({"mask_threshold": -1.0}, "mask_threshold is -1.0"),
+        ({"n_agents": 1, "reward": "sign"}, "reward is 'sign' but nobody competes with n_agents=1"),
         ({"lesion_rounds": 0}, "lesion_rounds is 0"),
         ({"phase": (4, 0, 0)}, r"phase \(4, 0, 0\) is 4 along x"),
         ({"profile": "mine"}, "profile is 'mine'"),
