@@ -15,7 +15,8 @@ BIN := .venv/bin
 	touch $@
 
 demo: .venv/.installed
-	$(BIN)/python run_rl.py train --config configs/spars/demo.yaml --out runs/demo --overwrite true
+	rm -rf runs/demo
+	$(BIN)/python run_rl.py train --config configs/spars/demo.yaml --out runs/demo
 	$(BIN)/python run_rl.py evaluate --run runs/demo
 
 lint: .venv/.installed-test
