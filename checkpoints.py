@@ -83,18 +83,23 @@ def load_into(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> 
 
 
 def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
-    """Write `folder/step_<step>/` and drop all but the last `KEPT` checkpoints."""
+    """Write `folder/step_<step>/`; keep the last `KEPT` checkpoints up to this one, and none after it.
+
+    There is one after it only where it was damaged, and the run went on from an earlier one.
+    """
     final, temporary = folder / f"step_{step:012d}", folder / f".step_{step:012d}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_weights(temporary / "weights.safetensors", weights)
     torch.save(dict(state), temporary / "state.pt")
-    hashes = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
-    (temporary / "manifest.json").write_text(json.dumps({"step": step, "sha256": hashes}, indent=1))
+    (temporary / "manifest.json").write_text(json.dumps(_manifest(temporary, step), indent=1))
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
-    for old in sorted(folder.glob("step_*"))[:-KEPT]:
-        shutil.rmtree(old)
+    checkpoints = sorted(folder.glob("step_*"))
+    kept = checkpoints[: checkpoints.index(final) + 1][-KEPT:]
+    for other in checkpoints:
+        if other not in kept:
+            shutil.rmtree(other)
     return final
 
 
@@ -103,18 +108,22 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     for candidate in sorted(folder.glob("step_*"), reverse=True):
         try:
             return _read(candidate)
-        except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
             log.warning("checkpoint %s is damaged (%s); falling back to the one before it", candidate.name, error)
     return None
 
 
 def _read(folder: Path) -> Checkpoint:
     manifest = json.loads((folder / "manifest.json").read_text())
-    for name, digest in manifest["sha256"].items():
-        if _sha256(folder / name) != digest:
-            raise ValueError(f"{name} differs from its checksum")
+    step = int(folder.name.removeprefix("step_"))
+    if manifest != _manifest(folder, step):
+        raise ValueError("its files differ from their checksums")
     state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
-    return Checkpoint(manifest["step"], load_weights(folder / "weights.safetensors")[0], state)
+    return Checkpoint(step, load_weights(folder / "weights.safetensors")[0], state)
+
+
+def _manifest(folder: Path, step: int) -> dict[str, Any]:
+    return {"step": step, "sha256": {name: _sha256(folder / name) for name in ("state.pt", "weights.safetensors")}}
 
 
 def _sha256(path: Path) -> str:

@@ -83,14 +83,17 @@ def _experiment(one: ArgumentParser, options: Namespace) -> SparsExperiment:
 
 def run_train(options: Namespace, command: str) -> int:
     """Train or continue a run."""
+    sb3_zip = options.export_sb3
+    if sb3_zip is not None and not sb3_zip.endswith(".zip"):
+        raise ValueError(f"export_sb3 is {sb3_zip!r} but must end in .zip")
     if options.resume:
         run = Run.open(options.resume)
         experiment = read_experiment(run)
-        run = resume(experiment, run.folder)
+        run = resume(experiment, run.folder, sb3_zip=sb3_zip)
     else:
         experiment = _experiment(experiment_parser(), options)
         out = options.out or f"runs/{experiment.name.lower()}-seed{experiment.seed}"
-        run = train(experiment, out, {**describe_machine(), "command": command})
+        run = train(experiment, out, {**describe_machine(), "command": command}, sb3_zip=sb3_zip)
     print(f"\nrun        {run.folder}")
     print(f"evaluate   python run_rl.py evaluate --run {run.folder}")
     print(f"watch      tensorboard --logdir {run.folder}")
@@ -161,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands: dict[str, Any] = {"train": run_train, "evaluate": run_evaluate, "render": run_render, "list": run_list}
     try:
         return int(commands[options.subcommand](options[options.subcommand], command))
-    except (ValueError, FileNotFoundError, GymnasiumError) as error:
+    except (ValueError, OSError, GymnasiumError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

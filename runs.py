@@ -12,7 +12,7 @@ media/              pictures
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy.typing as npt
 import yaml
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from .checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from .files import replacing
@@ -72,10 +73,18 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The run's resolved configuration."""
-        loaded = yaml.safe_load((self.folder / "config.yaml").read_text())
+        """The run's resolved configuration.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
+        path = self.folder / "config.yaml"
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} holds no configuration ({error})") from error
         if not isinstance(loaded, dict):
-            raise ValueError(f"{self.folder / 'config.yaml'} holds no configuration")
+            raise ValueError(f"{path} holds no configuration but {loaded!r}")
         return loaded
 
     def stage(self, name: str) -> "Run":
@@ -100,6 +109,11 @@ class Run:
     def log_image(self, name: str, picture: npt.NDArray[np.uint8], step: int) -> None:
         """Show `picture`, uint8 [H, W, 3], in TensorBoard."""
         self._tensorboard.add_image(name, picture, step, dataformats="HWC")
+
+    def log_hparams(self, settings: Mapping[str, Any], outcome: Mapping[str, float]) -> None:
+        """Show the settings (a nested mapping) beside what came of them in TensorBoard's table of runs."""
+        for summary in hparams(dict(_flat(settings)), dict(outcome)):  # type: ignore[no-untyped-call]
+            self._tensorboard._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
 
     def metrics(self) -> list[dict[str, float]]:
         """The lines of metrics.jsonl, oldest first."""
@@ -146,6 +160,14 @@ class Run:
         if "_tensorboard" in self.__dict__:
             self._tensorboard.close()
             del self.__dict__["_tensorboard"]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value if isinstance(value, bool | int | float | str) else str(value)
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,9 +1,11 @@
 """Training SPARS: a presence classifier, then self-play PPO against it (paper: SPARS, section 5)."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from stable_baselines3 import PPO
@@ -11,18 +13,20 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ..checkpoints import load_into
+from ..classifiers.presence import CELL, DensePresenceNet, save_presence
 from ..classifiers.train_presence import PresenceTrainingConfig, train_presence
-from ..datasets.liver_ct import HU_WINDOW, liver_case_ids, load_liver_cases
+from ..datasets.liver_ct import HU_WINDOW, iter_liver_cases, liver_case_ids, load_liver_cases
 from ..device import resolve_device
 from ..envs.faces import LearnerEnv
 from ..envs.spars import SparsEnv
 from ..envs.spars_config import SparsConfig
 from ..evaluation.metrics import classification_metrics
+from ..files import replacing
 from ..runs import Run
 from .policies import PolicyName, policy_arguments
 from .self_play import InitialOpponent, SelfPlay, Snapshot
 from .spars_watch import Examine, Watch
-from .training import PPOConfig, learn, restore
+from .training import PPOConfig, learn, require, restore
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +57,9 @@ class SelfPlayConfig:
     initial_opponent: InitialOpponent = "self_snapshot"
     """Before the first refresh: the untrained learner, constant0 (always +z; paper) or random."""
 
+    def __post_init__(self) -> None:
+        require("self_play.", self, refresh_every=(1, math.inf))
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:
@@ -68,6 +75,11 @@ class EvaluationConfig:
     """Of the normalised surface Dice, in mm; 7 is the Decathlon's for the liver."""
     pictures: int = 4
     """Cases shown in each figure."""
+
+    def __post_init__(self) -> None:
+        least_one, least_zero = (1, math.inf), (0, math.inf)
+        require("evaluation.", self, rollouts=least_one, pictures=least_one)
+        require("evaluation.", self, jitter_cells=least_zero, tolerance_mm=least_zero)
 
 
 @dataclass(frozen=True)
@@ -104,6 +116,9 @@ class SparsExperiment:
     """Environment steps between looks at the validation cases while training (curves and pictures only; their labels
     choose nothing); 0: never."""
 
+    def __post_init__(self) -> None:
+        require("", self, seed=(0, 2**32 - 1), checkpoint_every=(1, math.inf), examine_every=(0, math.inf))
+
     def resolved(self) -> "SparsExperiment":
         """The same with nothing left open.
 
@@ -116,25 +131,71 @@ class SparsExperiment:
         return replace(self, env=replace(self.env, classifier=classifier).resolved())
 
 
-def train(experiment: SparsExperiment, out: str | Path, environment: Mapping[str, Any]) -> Run:
-    """Train in the new folder `out`; see `resume` for a run that was interrupted."""
+def train(
+    experiment: SparsExperiment,
+    out: str | Path,
+    environment: Mapping[str, Any],
+    *,
+    sb3_zip: str | Path | None = None,
+) -> Run:
+    """Train in the new folder `out`; see `resume` for a run that was interrupted.
+
+    environment: what is to be kept of the machine. sb3_zip: also write the learner as a zip of Stable-Baselines3, for
+    its own `PPO.load`.
+
+    Raises:
+        ValueError: a value, case, file or folder that cannot be used; nothing is written then.
+        FileNotFoundError: a missing folder or file.
+    """
     experiment = experiment.resolved()
-    resolve_device(experiment.device)
-    load_liver_cases(experiment.env)  # bad data stops here, before anything is written
-    return _train(experiment, Run.create(out, plain(asdict(experiment)), environment))
+    _check(experiment)
+    return _train(experiment, Run.create(out, plain(asdict(experiment)), environment), sb3_zip)
 
 
-def resume(experiment: SparsExperiment, out: str | Path) -> Run:
+def resume(experiment: SparsExperiment, out: str | Path, *, sb3_zip: str | Path | None = None) -> Run:
     """Continue the run in the folder `out`, which `experiment` describes, from its last checkpoint."""
-    return _train(experiment.resolved(), Run.open(out))
+    return _train(experiment.resolved(), Run.open(out), sb3_zip)
 
 
-def _train(experiment: SparsExperiment, run: Run) -> Run:
+def _check(experiment: SparsExperiment) -> None:
+    """Raises whatever can be known to be wrong before anything is written."""
+    env, is_trained = experiment.env, experiment.env.classifier == TRAIN
+    resolve_device(experiment.device)
+    for choice in (experiment.validation, experiment.test):
+        liver_case_ids(choice.of(env))
+    if is_trained:
+        for choice in (experiment.classifier_train, experiment.validation):
+            config = choice.of(env)
+            liver_case_ids(config)
+            for case in iter_liver_cases(config) if env.data != "phantom" else ():
+                if case.label is None:
+                    raise ValueError(f"{case.id} has no label, which the classifier's training needs; choose others")
+        if experiment.presence.batch == "dense" and env.step % CELL:
+            raise ValueError(
+                f"env.step is {env.step} but presence.batch='dense' needs a multiple of {CELL}; use 'windows'"
+            )
+    with TemporaryDirectory() as folder:
+        trial = Run(folder)
+        if is_trained:  # an untrained one has the same shapes
+            assert env.window_size is not None
+            net = DensePresenceNet(env.hu_window or HU_WINDOW, env.window_size)
+            save_presence(trained_classifier(experiment, trial), net, {})
+        if env.score_source == "classifier":
+            env = replace(env, score_engine="lazy")  # scores the first window only
+        game = game_of(experiment, trial, env)
+        game.reset()
+        policy_arguments(experiment.policy, game.single_observation_space)
+
+
+def _train(experiment: SparsExperiment, run: Run, sb3_zip: str | Path | None) -> Run:
     classifier = trained_classifier(experiment, run)
     if experiment.env.classifier == TRAIN and not classifier.exists():
         _train_classifier(experiment, run)
     if experiment.ppo.total_timesteps:
-        _train_agent(experiment, run)
+        model = _train_agent(experiment, run)
+        if sb3_zip is not None:
+            with replacing(Path(sb3_zip)) as unfinished:
+                model.save(unfinished)
     run.close()
     return run
 
@@ -171,7 +232,7 @@ def game_of(experiment: SparsExperiment, run: Run, env: SparsConfig | None = Non
     return SparsEnv(config, device=experiment.device, **settings)
 
 
-def _train_agent(experiment: SparsExperiment, run: Run) -> None:
+def _train_agent(experiment: SparsExperiment, run: Run) -> PPO:
     ppo = experiment.ppo
     game = game_of(experiment, run, num_envs=ppo.num_envs, eval_dice=False)
     env = LearnerEnv(game)
@@ -190,15 +251,20 @@ def _train_agent(experiment: SparsExperiment, run: Run) -> None:
         restore(model, checkpoint)
         if self_play:
             self_play.load_state(checkpoint.state["self_play"], model.policy)
+    seen = checkpoint.step if checkpoint else 0
     learn(
         model,
         run,
         ppo.total_timesteps,
-        [*([self_play] if self_play else []), Watch(game, self_play), *_examiners(experiment, run, self_play)],
+        [*([self_play] if self_play else []), Watch(game, self_play), *_examiners(experiment, run, self_play, seen)],
         checkpoint_every=experiment.checkpoint_every,
         extra_state=lambda: {"self_play": self_play.state()} if self_play else {},
         checkpoint=checkpoint,
     )
+    return model
+    last = run.metrics()[-1] if run.metrics() else {}
+    outcome = {name: value for name, value in last.items() if name.startswith(("spars/", "rollout/"))}
+    run.log_hparams(plain(asdict(experiment)), outcome)
 
 
 def load_policies(experiment: SparsExperiment, run: Run, game: SparsEnv) -> tuple[Snapshot, Snapshot | None]:
@@ -221,7 +287,7 @@ def load_policies(experiment: SparsExperiment, run: Run, game: SparsEnv) -> tupl
     return learner, Snapshot(policy)
 
 
-def _examiners(experiment: SparsExperiment, run: Run, self_play: SelfPlay | None) -> list[BaseCallback]:
+def _examiners(experiment: SparsExperiment, run: Run, self_play: SelfPlay | None, seen: int) -> list[BaseCallback]:
     if not experiment.examine_every:
         return []
     config = replace(experiment.validation.of(experiment.env), eval_dice=False)
@@ -236,6 +302,7 @@ def _examiners(experiment: SparsExperiment, run: Run, self_play: SelfPlay | None
             self_play,
             deterministic=protocol.deterministic,
             jitter_cells=protocol.jitter_cells,
+            seen=seen,
         )
     ]
 

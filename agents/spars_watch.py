@@ -69,8 +69,11 @@ class Examine(BaseCallback):
         *,
         deterministic: bool,
         jitter_cells: int,
+        seen: int = 0,
     ) -> None:
         super().__init__()
+        self.seen = seen
+        """Step up to which a run that is resumed has looked already."""
         self.game, self.run, self.every, self.self_play = game, run, every, self_play
         self.deterministic, self.jitter_cells = deterministic, jitter_cells
         self.learner: Snapshot | None = None
@@ -78,7 +81,7 @@ class Examine(BaseCallback):
     def _on_rollout_start(self) -> None:
         step = self.model.num_timesteps
         before = step - self.model.n_steps * self.model.n_envs  # type: ignore[attr-defined]
-        if step and step // self.every > before // self.every:
+        if step > self.seen and step // self.every > before // self.every:
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 self._examine(step)

@@ -1,5 +1,6 @@
 """One `learn()` of an SB3 learner inside a run: logs, progress, checkpoints and exact resume, for every paper."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,19 @@ from tqdm import tqdm
 from ..checkpoints import Checkpoint, load_into, random_state, restore_random_state
 from ..envs.faces import LearnerEnv
 from ..runs import Run
+
+
+def require(section: str, config: object, **ranges: tuple[float, float]) -> None:
+    """Checks that numbers of a configuration are finite and in their closed ranges.
+
+    Raises:
+        ValueError: names section, field, value and range.
+    """
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if not (low <= value <= high and math.isfinite(value)):
+            allowed = f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
+            raise ValueError(f"{section}{name} is {value!r} but must be {allowed}")
 
 
 @dataclass(frozen=True)
@@ -46,11 +60,11 @@ class PPOConfig:
     """Gradients are clipped to this norm."""
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "n_steps", "batch_size", "n_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"ppo.{name} is {getattr(self, name)} but must be at least 1")
-        if self.total_timesteps < 0:
-            raise ValueError(f"ppo.total_timesteps is {self.total_timesteps} but must be at least 0")
+        least_zero, least_one, least_two, share = (0, math.inf), (1, math.inf), (2, math.inf), (0, 1)
+        require("ppo.", self, total_timesteps=least_zero, num_envs=least_one, n_steps=least_one, n_epochs=least_one)
+        require("ppo.", self, batch_size=least_two)  # advantages are normalised over a batch
+        require("ppo.", self, learning_rate=share, gamma=share, gae_lambda=share, clip_range=share)
+        require("ppo.", self, ent_coef=least_zero, vf_coef=least_zero, max_grad_norm=least_zero)
         if self.num_envs * self.n_steps % self.batch_size:
             raise ValueError(
                 f"ppo.batch_size is {self.batch_size} but must divide a rollout of num_envs x n_steps = "

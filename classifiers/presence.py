@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..checkpoints import load_into, load_weights, save_weights
 from ..datasets.lattice import Triple, WindowLattice
@@ -183,11 +184,13 @@ class DensePresenceNet(PresenceNet):
         if not self.has_dense(lattice):
             return super().score_lattice(volume, lattice)
         pooled = self.dense_features(volume[None, None].float() / 255, lattice).flatten(0, 3)
-        return self.head(pooled).softmax(dim=-1)[:, 1], pooled
+        return self._scores(pooled), pooled
 
     @torch.no_grad()
     def score_windows(self, volumes: Tensor, case: Tensor, corners: Tensor, window: Triple) -> tuple[Tensor, Tensor]:
         """f [N] and pooled features [N, 128] of windows, in batches of crops that keep to `CHUNK_VOXELS`.
+
+        On a CPU a window's score is the same bit for bit, whichever windows are scored with it.
 
         Raises:
             ValueError: a window that is no multiple of 4 voxels.
@@ -196,13 +199,20 @@ class DensePresenceNet(PresenceNet):
             raise ValueError(f"window {window} must have a multiple of {CELL} voxels along each axis")
         x, y, z = (w + 2 * HALO for w in window)
         batch = max(1, CHUNK_VOXELS // (x * y * z))
-        pooled = torch.cat(
-            [
-                self._pool_crops(gather_crops(volumes, cases, at, window))
-                for cases, at in zip(torch.split(case, batch), torch.split(corners, batch), strict=True)
-            ]
-        )
-        return self.head(pooled).softmax(dim=-1)[:, 1], pooled
+        pooled = []
+        for cases, at in zip(torch.split(case, batch), torch.split(corners, batch), strict=True):
+            crops = gather_crops(volumes, cases, at, window)
+            if len(crops) == 1:  # PyTorch has other kernels for one crop, which are slower and round differently
+                crops = crops.expand(2, -1, -1, -1, -1)
+            pooled.append(self._pool_crops(crops)[: len(cases)])
+        features = torch.cat(pooled)
+        return self._scores(features), features
+
+    def _scores(self, pooled: Tensor) -> Tensor:
+        """f, float32 [N]; by a head in float64, because float32 sums depend on the size of the batch."""
+        head = {name: value.double() for name, value in self.head.named_parameters()}
+        logits: Tensor = functional_call(self.head, head, pooled.double())
+        return logits.softmax(dim=-1)[:, 1].float()
 
 
 def gather_crops(volumes: Tensor, case: Tensor, corners: Tensor, window: Triple) -> Tensor:

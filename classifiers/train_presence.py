@@ -47,8 +47,8 @@ class PresenceTrainingConfig:
     random phase, the two classes weighted to one half each."""
     windows_per_batch: int = 64
     """Windows per step with batch=windows (reference: 40)."""
-    volumes_per_batch: int = 2
-    """Volumes per step with batch=dense."""
+    volumes_per_batch: int = 4
+    """Volumes per step with batch=dense; with one, BatchNorm learns statistics that no other volume has."""
     batches_per_epoch: int = 64
     """Optimiser steps per epoch (reference: 6)."""
     epochs: int = 32
@@ -65,7 +65,7 @@ class PresenceTrainingConfig:
     """Intensities are shifted by up to this many HU (reference: 0)."""
     hu_scale: float = 0.05
     """Intensities are scaled by up to this fraction (reference: 0)."""
-    validation_windows: int = 1024
+    validation_windows: int = 512
     """Windows of the fixed validation set, half of them with tumour (reference: 160, drawn anew each epoch)."""
 
     def __post_init__(self) -> None:

@@ -16,7 +16,6 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector.utils import batch_space
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
-from torch import Tensor
 
 from .core import BatchedEnv, Frame, Obs
 
@@ -83,7 +82,7 @@ class SingleEnv(gym.Env[Any, Any]):
         return self.game.render()
 
     def _info(self) -> dict[str, Any]:
-        return {name: _plain(value[0]) for name, value in self.game.info().items()}
+        return {name: _plain(value[0]) for name, value in to_numpy(self.game.info()).items()}
 
 
 class BatchEnv(gym.vector.VectorEnv[Any, Any, npt.NDArray[Any]]):
@@ -236,6 +235,6 @@ def _build(game: str, **settings: Any) -> BatchedEnv:
     return built
 
 
-def _plain(value: Tensor) -> Any:
-    """A number for one element, an array for more."""
-    return value.item() if value.ndim == 0 else value.cpu().numpy()
+def _plain(value: Any) -> Any:
+    """A Python number for a NumPy one, an array as it is."""
+    return value.item() if value.ndim == 0 else value

@@ -360,10 +360,9 @@ class SparsEnv(BatchedEnv):
         """Positions (voxels), scores and the winner of the last step."""
         own, rival = self.duel
         corners = self._corners[self.at].int()
-        absent = torch.full_like(corners[0], -1)
         return {
             "p_self": corners[0],
-            "p_opp": corners[1] if self.config.n_agents == 2 else absent,
+            "p_opp": corners[1] if self.config.n_agents == 2 else torch.full_like(corners[0], -1),
             "score_self": own,
             "score_opp": rival,
             "win": torch.sign(own - rival).int(),
@@ -398,8 +397,10 @@ class SparsEnv(BatchedEnv):
         age = torch.arange(steps, device=self.device)  # 0: the last step
         ring = (self._clock - 1 - age) % steps
         live = (age[:, None] < self.t[rows])[:, None]  # [T, 1, K]
-        at = torch.where(live, self._log_at[ring, :players][..., rows], -1)  # [T, P, K]
-        painted = self._log_score[ring, :players][..., rows]
+        at, painted = (
+            log[:, :players].index_select(2, rows).index_select(0, ring) for log in (self._log_at, self._log_score)
+        )
+        at = torch.where(live, at, -1)  # [T, P, K]
         return self.lattice.paint(at.flatten(0, 1).T, painted.flatten(0, 1).T, self.config.reduce)
 
     def block_map(self, row: int = 0) -> Tensor:

@@ -67,7 +67,7 @@ class SparsConfig(LiverDataConfig):
     """T: steps after which an episode is truncated. Profile default: 128; paper: 32."""
     reward: Literal["sign", "diff", "score", "shaped"] | None = None
     """sign: ±1 for the higher score; diff: s1 - s2; score: s1; shaped: gamma·f(p') - f(p), added to sign where somebody
-    competes. None: sign, or shaped for one agent, for whom sign and diff would say nothing and score pays not to end."""
+    competes. None: sign; shaped for one agent (sign and diff would say nothing, score pays for not ending)."""
     gamma: float = 0.99
     """Discount of the potential in reward "shaped"; give PPO the same."""
     tie_reward: float | None = None

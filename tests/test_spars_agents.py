@@ -5,9 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-
 from segarena.agents.policies import policy_arguments
 from segarena.agents.reference import BfsToTau, Sweep, sweep_path
 from segarena.agents.rollouts import choose_threshold, roll_out, score_map
@@ -15,6 +12,8 @@ from segarena.agents.self_play import SelfPlay, Snapshot
 from segarena.agents.training import PPOConfig
 from segarena.envs.faces import LearnerEnv
 from segarena.envs.spars import RULES, SparsEnv
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 ONE = {"cases": ["phantom_02000"], "device": "cpu"}
 ORACLE = {**ONE, "score_source": "oracle_fraction"}
