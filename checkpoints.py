@@ -4,7 +4,6 @@ Weights are safetensors. A checkpoint is a folder `step_<n>/` of `weights.safete
 strings only) and `manifest.json` (a SHA-256 of each), written under a temporary name and renamed when it is whole.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .files import replacing
+from .files import file_digest, replacing
 
 log = logging.getLogger(__name__)
 KEPT = 2
@@ -41,8 +40,11 @@ class Checkpoint:
 def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file; a reader sees the old file or the whole new one."""
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}  # none shares memory
-    with replacing(path) as unfinished:
-        save_file(tensors, unfinished, dict(metadata or {}))
+    try:
+        with replacing(path) as unfinished:
+            save_file(tensors, unfinished, dict(metadata or {}))
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -91,7 +93,10 @@ def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], stat
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_weights(temporary / "weights.safetensors", weights)
-    torch.save(dict(state), temporary / "state.pt")
+    try:
+        torch.save(dict(state), temporary / "state.pt")
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise OSError(f"{temporary / 'state.pt'} cannot be written: {error}") from error
     (temporary / "manifest.json").write_text(json.dumps(_manifest(temporary, step), indent=1))
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
@@ -104,34 +109,38 @@ def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], stat
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint below `folder`; a damaged one is passed over with a warning. None: there is none."""
+    """The newest whole checkpoint below `folder`; a damaged one is passed over with a warning. None: there is none.
+
+    Damaged is one that lacks a file or whose files differ from their checksums. Any other failure to read raises, so
+    that a passing one does not send a run back to its start.
+    """
     for candidate in sorted(folder.glob("step_*"), reverse=True):
+        if damage := _damage(candidate):
+            log.warning("checkpoint %s is damaged (%s); falling back to the one before it", candidate.name, damage)
+            continue
         try:
-            return _read(candidate)
-        except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-            log.warning("checkpoint %s is damaged (%s); falling back to the one before it", candidate.name, error)
+            state = torch.load(candidate / "state.pt", weights_only=True, map_location="cpu")
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"{candidate / 'state.pt'} holds more than tensors, numbers and text: not read") from error
+        return Checkpoint(_step(candidate), load_weights(candidate / "weights.safetensors")[0], state)
     return None
 
 
-def _read(folder: Path) -> Checkpoint:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    step = int(folder.name.removeprefix("step_"))
-    if manifest != _manifest(folder, step):
-        raise ValueError("its files differ from their checksums")
-    state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
-    return Checkpoint(step, load_weights(folder / "weights.safetensors")[0], state)
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        return None if manifest == _manifest(folder, _step(folder)) else "its files differ from their checksums"
+    except (FileNotFoundError, ValueError) as error:
+        return str(error)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
 
 
 def _manifest(folder: Path, step: int) -> dict[str, Any]:
-    return {"step": step, "sha256": {name: _sha256(folder / name) for name in ("state.pt", "weights.safetensors")}}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()  # hashlib.file_digest needs Python 3.11
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return {"step": step, "sha256": {name: file_digest(folder / name) for name in ("state.pt", "weights.safetensors")}}
 
 
 def random_state() -> dict[str, Any]:

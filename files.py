@@ -1,5 +1,6 @@
 """Files that are either complete or absent."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,3 +20,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary = Path(folder) / path.name
         yield temporary
         os.replace(temporary, path)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -9,7 +9,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,29 @@ import imageio.v3 as imageio
 import numpy as np
 import torch
 from gymnasium.error import Error as GymnasiumError
-from jsonargparse import ArgumentParser, Namespace
-from segarena.agents.spars import CaseChoice, SparsExperiment, game_of, load_policies, resume, train
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from segarena.agents.spars import CaseChoice, SparsExperiment, game_of, load_policies, resume, slug, train
 from segarena.agents.spars_evaluation import evaluate
+from segarena.datasets.liver_ct import liver_case_ids
 from segarena.envs import ENVIRONMENTS
 from segarena.evaluation.machine import describe_machine
 from segarena.evaluation.report import table
+from segarena.files import replacing
 from segarena.runs import Run
 
+set_parsing_settings(
+    docstring_parse_attribute_docstrings=True,  # the string under a field is its help
+    import_path_denylist=["*"],  # no configuration names code
+)
 log = logging.getLogger("segarena")
+PROGRAM = "segarena-rl" if Path(sys.argv[0]).stem == "segarena-rl" else "python run_rl.py"
+"""How the user called this."""
 METRICS = ("dice", "dice_at_0.5", "precision", "recall", "hd95_mm", "lesion_recall", "success")
 """Columns of the table that `evaluate` prints."""
+
+
+BASELINE = "score map (mean)"
+"""What every method is compared with: the answer of the same classifier without an agent."""
 
 
 def parser() -> ArgumentParser:
@@ -87,16 +99,21 @@ def run_train(options: Namespace, command: str) -> int:
     if sb3_zip is not None and not sb3_zip.endswith(".zip"):
         raise ValueError(f"export_sb3 is {sb3_zip!r} but must end in .zip")
     if options.resume:
+        defaults = experiment_parser().get_defaults()
+        ignored = [name for name in ("config", "out") if options[name]]
+        ignored += [name for name in defaults.keys() if name != "config" and options[name] != defaults[name]]  # noqa: SIM118
+        if ignored:
+            raise ValueError(f"--resume continues a run as it was configured; leave out {', '.join(ignored)}")
         run = Run.open(options.resume)
-        experiment = read_experiment(run)
-        run = resume(experiment, run.folder, sb3_zip=sb3_zip)
+        run = resume(read_experiment(run), run.folder, sb3_zip=sb3_zip)
     else:
         experiment = _experiment(experiment_parser(), options)
-        out = options.out or f"runs/{experiment.name.lower()}-seed{experiment.seed}"
+        out = options.out or f"runs/{slug(experiment.name.lower())}-seed{experiment.seed}"
         run = train(experiment, out, {**describe_machine(), "command": command}, sb3_zip=sb3_zip)
+    folder = shlex.quote(str(run.folder))
     print(f"\nrun        {run.folder}")
-    print(f"evaluate   python run_rl.py evaluate --run {run.folder}")
-    print(f"watch      tensorboard --logdir {run.folder}")
+    print(f"evaluate   {PROGRAM} evaluate --run {folder}")
+    print(f"watch      tensorboard --logdir {folder}")
     return 0
 
 
@@ -107,9 +124,10 @@ def run_evaluate(options: Namespace, command: str) -> int:
     runs = [(run, read_experiment(run)) for run in map(Run.open, options.run)]
     choice = CaseChoice(options.split or "test", options.cases) if options.split or options.cases else None
     results, skipped = evaluate(runs, command=command, choice=choice, skip_bad=options.on_error == "skip")
-    text = table(results, METRICS)
+    text = table(results, METRICS, baseline=BASELINE if any(r.method == BASELINE for r in results) else None)
     folders = [run.folder for run, _ in runs]
-    (folders[0] / "evaluation" / "table.md").write_text(text + "\n", encoding="utf-8")
+    with replacing(folders[0] / "evaluation" / "table.md") as unfinished:
+        unfinished.write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n")
     for folder in folders:
         for picture in sorted((folder / "media").glob("*.png")):
@@ -123,14 +141,18 @@ def run_evaluate(options: Namespace, command: str) -> int:
 
 def run_render(options: Namespace, command: str) -> int:
     """One episode of a trained policy as a GIF."""
+    if options.out is not None and not options.out.endswith(".gif"):
+        raise ValueError(f"out is {options.out!r} but must end in .gif")
     run = Run.open(options.run)
     experiment = read_experiment(run).resolved()
-    game = game_of(experiment, run, experiment.test.of(experiment.env), num_envs=1, render_mode="rgb_array")
+    cases = experiment.test.of(experiment.env)
+    one = replace(cases, cases=[options.case or liver_case_ids(cases)[0]])
+    game = game_of(experiment, run, one, num_envs=1, render_mode="rgb_array")
     learner, opponent = load_policies(experiment, run, game)
     game.set_opponent(opponent)
     game.seed([options.seed])
     torch.manual_seed(options.seed)
-    game.reset(options={"case_id": options.case or game.cases[0].id})
+    game.reset()
     frames = [game.render()]
     over = False
     while not over:
@@ -138,9 +160,9 @@ def run_render(options: Namespace, command: str) -> int:
         frames.append(game.render())
         over = bool(terminated | truncated)
     path = Path(options.out) if options.out else run.media / "episode.gif"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    imageio.imwrite(path, np.stack([frame for frame in frames if frame is not None]), duration=125, loop=0)
-    said = game.episode_info(0)
+    with replacing(path) as unfinished:
+        imageio.imwrite(unfinished, np.stack([frame for frame in frames if frame is not None]), duration=125, loop=0)
+    said = game.episode_info(torch.tensor([0], device=game.device))[0]
     print(f"{path}: {len(frames) - 1} steps, ended by {said['reason']}, Dice {said.get('dice', float('nan')):.3f}")
     return 0
 
@@ -149,24 +171,27 @@ def run_list(options: Namespace, command: str) -> int:
     """Every environment with its paper, configuration and spaces."""
     for name, entry in ENVIRONMENTS.items():
         env = gym.make(name)
-        print(f"{name}\n  paper         {entry.paper}\n  config        {entry.config}")
+        print(f"{name}\n  paper         {entry.paper}\n  config        {Path(__file__).parent / entry.config}")
         print(f"  observations  {env.observation_space}\n  actions       {env.action_space}")
         env.close()
     return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status: 0 done, 1 done but some files were skipped, 2 refused."""
+    """Run a command; the exit status: 0 done, 1 done but some files were skipped, 2 refused, 130 stopped."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    command = shlex.join(["python", "run_rl.py", *arguments])
-    options = parser().parse_args(arguments)
+    command = f"{PROGRAM} {shlex.join(arguments)}"
     commands: dict[str, Any] = {"train": run_train, "evaluate": run_evaluate, "render": run_render, "list": run_list}
     try:
+        options = parser().parse_args(arguments)
         return int(commands[options.subcommand](options[options.subcommand], command))
     except (ValueError, OSError, GymnasiumError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"\nstopped; a run that was training continues with {PROGRAM} train --resume RUN", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

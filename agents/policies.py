@@ -46,6 +46,19 @@ class WindowCnn(BaseFeaturesExtractor):
         return torch.cat((codes, observations["state"]), dim=1) if isinstance(observations, dict) else codes
 
 
+class Flat(BaseFeaturesExtractor):
+    """Everything observed in one row, grey values divided by 255 (SB3 does so for images, but not for 4-D boxes)."""
+
+    def __init__(self, observation_space: gym.Space[Any]) -> None:
+        super().__init__(observation_space, spaces.flatdim(observation_space))
+
+    def forward(self, observations: Tensor | dict[str, Tensor]) -> Tensor:
+        """[N, n] of windows [N, P, *w] in 0..255, and state [N, |state|] where it is observed."""
+        windows = observations["windows"] if isinstance(observations, dict) else observations
+        row = windows.flatten(1).float() / 255.0
+        return torch.cat((row, observations["state"]), dim=1) if isinstance(observations, dict) else row
+
+
 class NormalisedFeatures(BaseFeaturesExtractor):
     """The observed features, layer-normalised."""
 
@@ -63,7 +76,7 @@ def policy_arguments(name: PolicyName, observation_space: gym.Space[Any]) -> dic
     """`policy` and `policy_kwargs` of an SB3 learner.
 
     window_cnn: shared trunk per window, heads 64-64. feature_mlp: LayerNorm, heads 128-64. flatten_mlp (paper): SB3's
-    MlpPolicy as it is, 2·(64n + 64 + 4160) + 390 + 65 parameters for n inputs and six actions.
+    MlpPolicy on voxels in [0, 1], 2·(64n + 64 + 4160) + 390 + 65 parameters for n inputs and six actions.
 
     Raises:
         ValueError: a policy that cannot read these observations.
@@ -71,11 +84,11 @@ def policy_arguments(name: PolicyName, observation_space: gym.Space[Any]) -> dic
     flat = isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1
     if name == "feature_mlp" and not flat:
         raise ValueError(f"policy 'feature_mlp' needs env.obs_mode='features', not observations {observation_space}")
-    if name == "window_cnn" and flat:
-        raise ValueError("policy 'window_cnn' needs env.obs_mode='two_window' or 'own_window', not 'features'")
+    if name != "feature_mlp" and flat:
+        raise ValueError(f"policy {name!r} needs env.obs_mode='two_window' or 'own_window', not 'features'")
     sb3 = "MultiInputPolicy" if isinstance(observation_space, spaces.Dict) else "MlpPolicy"
     if name == "flatten_mlp":
-        return {"policy": sb3}
+        return {"policy": sb3, "policy_kwargs": {"features_extractor_class": Flat}}
     extractor, heads = (WindowCnn, [64, 64]) if name == "window_cnn" else (NormalisedFeatures, [128, 64])
     kwargs = {"features_extractor_class": extractor, "net_arch": {"pi": heads, "vf": heads}}
     return {"policy": sb3, "policy_kwargs": kwargs}

@@ -5,7 +5,7 @@ A = painted map, θ = mask threshold, K = rollouts per case, f = presence score,
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isnan, nan
+from math import isnan
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from .reference import BfsToTau
 Player = Callable[[SparsEnv], Tensor]
 """Actions of the learner's side in every slot, int64 [N]."""
 PAPER_THRESHOLD = 0.5
-CANDIDATES = 200
-"""Mask thresholds that are tried: quantiles of the painted values."""
+CANDIDATES = 400
+"""Mask thresholds that are tried: upper quantiles of the painted values."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ class Maps:
     blocks: Tensor
     """A (or B) per case, float64 [C, Bx, By, Bz]."""
     said: list[dict[str, float]]
-    """What else is known of each case, means over its episodes: steps, truncated (share), excess_steps (steps / fewest
-    possible; NaN where τ is out of reach) and terminal_hit (share that τ ended on a window with tumour)."""
+    """What else is known of each case, means over its episodes: steps; ended_by_self and truncated (shares);
+    terminal_hit (share that τ ended on a window with tumour, whoever's); steps_over_optimal (steps / fewest possible,
+    of the episodes that the learner ended; NaN without any)."""
 
     def inside(self, number: int, theta: float) -> Tensor:
         """The mask A > θ of case `number`, bool [X, Y, Z], on the CPU."""
@@ -43,57 +44,54 @@ class Maps:
         tumour = torch.stack(
             [self.game.tumour_blocks(number) for number in range(len(self.game.cases))]
         )  # g_b [C, ...]
-        sizes = self.game.lattice.block_sizes.to(tumour.device)
-        truth, inside = tumour.flatten(1).sum(dim=1), self.blocks > theta
-        common = (tumour * inside).flatten(1).sum(dim=1)
-        overlap = 2 * common / ((sizes * inside).flatten(1).sum(dim=1) + truth)
-        return float(overlap[truth > 0].mean())
+        common, painted, truth = self.game.lattice.block_overlap(self.blocks > theta, tumour)
+        return float((2 * common / (painted + truth))[truth > 0].mean())
 
 
 def roll_out(game: SparsEnv, player: Player, *, jitter_cells: int, seed: int) -> Maps:
-    """Mean map of K episodes per case, from starts that are moved by up to `jitter_cells` along each axis."""
-    cases, rollouts = len(game.cases), game.num_envs // len(game.cases)
-    lattice, device = game.lattice, game.device
-    game.seed([seed * game.num_envs + slot for slot in range(game.num_envs)])
-    case = torch.arange(cases, device=device).repeat_interleave(rollouts)
-    game.reset()
-    jitter = (game.streams.uniform(3) * (2 * jitter_cells + 1)).long() - jitter_cells
-    cell = (lattice.corners(game.at[0]) - torch.tensor(lattice.phase, device=device)) // lattice.step + jitter
-    low, high = torch.zeros(3, dtype=torch.int64, device=device), torch.tensor(lattice.shape, device=device) - 1
-    start = (cell.clamp(low, high) * torch.tensor(lattice.strides, device=device)).sum(dim=1)
-    game.place(case, start.expand(game.config.n_agents, -1).clone())
+    """Mean map of K episodes per case, K = slots / cases.
 
-    blocks = torch.zeros(game.num_envs, *lattice.block_shape, dtype=torch.float64, device=device)
-    steps = torch.zeros(game.num_envs, dtype=torch.int64, device=device)
-    last = torch.zeros_like(steps)
-    by_score = torch.zeros(game.num_envs, dtype=torch.bool, device=device)
-    over = torch.zeros_like(by_score)
+    Random starts are taken as they are drawn; fixed ones are moved by up to `jitter_cells` lattice cells along each
+    axis, both agents alike.
+    """
+    cases, rollouts = len(game.cases), game.num_envs // len(game.cases)
+    game.seed([seed * game.num_envs + slot for slot in range(game.num_envs)])
+    case = torch.arange(cases, device=game.device).repeat_interleave(rollouts)
+    game.begin(case, jitter_cells)
     optimal = BfsToTau(game).optimal_steps(game)
+
+    slots = game.num_envs
+    blocks = torch.zeros(slots, *game.lattice.block_shape, dtype=torch.float64, device=game.device)
+    steps = torch.zeros(slots, dtype=torch.int64, device=game.device)
+    last, duel = torch.zeros_like(game.at), torch.zeros_like(game.duel)
+    by_score, over = (torch.zeros(slots, dtype=torch.bool, device=game.device) for _ in range(2))
     for _ in range(game.horizon):
         _, terminated, truncated = game.step(player(game))
         rows = ((terminated | truncated) & ~over).nonzero().flatten()
         if len(rows):
-            blocks[rows], steps[rows], last[rows] = game.block_maps(rows), game.t[rows], game.at[0, rows]
-            by_score[rows] = terminated[rows]
+            blocks[rows], steps[rows] = game.block_maps(rows), game.t[rows]
+            last[:, rows], duel[:, rows], by_score[rows] = game.at[:, rows], game.duel[:, rows], terminated[rows]
             over[rows] = True
         if bool(over.all()):
             break
+    ended_by = (duel[1] > duel[0]).long() if len(last) == 2 else torch.zeros_like(steps)  # whose score ended it
+    window = last.gather(0, ended_by[None])[0]
+    found = by_score & (ended_by == 0)
     said = []
     for number in range(cases):
         mine = case == number
         facts = {
             "steps": float(steps[mine].double().mean()),
+            "ended_by_self": float(found[mine].double().mean()),
             "truncated": float((~by_score[mine]).double().mean()),
-            "excess_steps": float((steps[mine] / optimal[mine]).mean())
-            if bool(optimal[mine].isfinite().all())
-            else nan,
+            "steps_over_optimal": float((steps / optimal)[mine & found].mean()),
         }
         label = game.cases[number].label
         if label is not None:
-            holds = lattice.window_sums(label == TUMOUR).to(device) > 0
-            facts["terminal_hit"] = float((holds[last[mine]] & by_score[mine]).double().mean())
+            holds = game.lattice.window_sums(label == TUMOUR).to(game.device) > 0
+            facts["terminal_hit"] = float((holds[window[mine]] & by_score[mine]).double().mean())
         said.append(facts)
-    return Maps(game, blocks.view(cases, rollouts, *lattice.block_shape).mean(dim=1), said)
+    return Maps(game, blocks.view(cases, rollouts, *game.lattice.block_shape).mean(dim=1), said)
 
 
 def score_map(game: SparsEnv, reduce: str) -> Maps:
@@ -105,13 +103,14 @@ def score_map(game: SparsEnv, reduce: str) -> Maps:
 
 
 def choose_threshold(maps: Maps) -> float:
-    """The θ with the highest mean Dice over the cases with tumour, among quantiles of the painted values.
+    """The θ with the highest mean Dice over the cases with tumour, among upper quantiles of the painted values.
 
     Raises:
         ValueError: no case has a tumour.
     """
     painted = maps.blocks[maps.blocks > 0].cpu().numpy()
-    levels = np.unique(np.quantile(painted, np.linspace(0, 1, CANDIDATES))) if len(painted) else [PAPER_THRESHOLD]
+    tail = np.geomspace(1e-6, 1.0, CANDIDATES)  # tumours are small: most candidates leave little of the volume
+    levels = np.unique(np.quantile(painted, 1.0 - tail)) if len(painted) else [PAPER_THRESHOLD]
     candidates = [0.0, *(float(level) for level in levels)]
     scores = [maps.mean_dice(theta) for theta in candidates]
     if any(map(isnan, scores)):

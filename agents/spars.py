@@ -125,10 +125,14 @@ class SparsExperiment:
         Raises:
             ValueError: a value outside its range.
         """
-        classifier = self.env.classifier or ("packaged" if self.env.data == "phantom" else TRAIN)
+        needed = self.env.score_source == "classifier" or self.env.obs_mode == "features"
+        classifier = self.env.classifier or ("packaged" if self.env.data == "phantom" else TRAIN if needed else None)
         if self.ppo.total_timesteps == 0 and classifier != TRAIN:
             raise ValueError("nothing to train: ppo.total_timesteps is 0 and env.classifier is not 'train'")
-        return replace(self, env=replace(self.env, classifier=classifier).resolved())
+        if classifier not in (None, "packaged", TRAIN):
+            classifier = str(Path(classifier).resolve())  # the run can then be continued from anywhere
+        data = self.env.data if self.env.data == "phantom" else str(Path(self.env.data).resolve())
+        return replace(self, env=replace(self.env, classifier=classifier, data=data).resolved())
 
 
 def train(
@@ -261,10 +265,10 @@ def _train_agent(experiment: SparsExperiment, run: Run) -> PPO:
         extra_state=lambda: {"self_play": self_play.state()} if self_play else {},
         checkpoint=checkpoint,
     )
+    if checkpoint is None or checkpoint.step < model.num_timesteps:  # a finished run stays as it is
+        outcome = {name: value for name, value in run.metrics()[-1].items() if name.startswith(("spars/", "rollout/"))}
+        run.log_hparams(plain(asdict(experiment)), outcome)
     return model
-    last = run.metrics()[-1] if run.metrics() else {}
-    outcome = {name: value for name, value in last.items() if name.startswith(("spars/", "rollout/"))}
-    run.log_hparams(plain(asdict(experiment)), outcome)
 
 
 def load_policies(experiment: SparsExperiment, run: Run, game: SparsEnv) -> tuple[Snapshot, Snapshot | None]:
@@ -293,6 +297,9 @@ def _examiners(experiment: SparsExperiment, run: Run, self_play: SelfPlay | None
     config = replace(experiment.validation.of(experiment.env), eval_dice=False)
     slots = len(liver_case_ids(config)) * experiment.evaluation.rollouts
     game = game_of(experiment, run, config, num_envs=slots)
+    if any(case.label is None for case in game.cases):
+        log.warning("validation cases without labels: training is not looked at on the way (examine_every)")
+        return []
     protocol = experiment.evaluation
     return [
         Examine(
@@ -305,6 +312,11 @@ def _examiners(experiment: SparsExperiment, run: Run, self_play: SelfPlay | None
             seen=seen,
         )
     ]
+
+
+def slug(name: str) -> str:
+    """The name as part of a file's name: letters, digits and single underscores."""
+    return "_".join("".join(c if c.isalnum() else " " for c in name).split())
 
 
 def plain(value: Any) -> Any:

@@ -1,7 +1,8 @@
 """The evaluation protocol of SPARS: policies, rules and the score map on unseen cases (paper: SPARS sections 7, 10).
 
 A = painted map, θ = mask threshold, K = rollouts per case, f = presence score, B = score map. Every method sees the
-same cases and the same classifier; θ is chosen on the validation cases by mean Dice, and reported beside θ = 0.5.
+same cases; rules and score maps use the classifier of the first run of their seed. θ is chosen on the validation cases
+by mean Dice, and reported beside θ = 0.5.
 """
 
 import logging
@@ -24,7 +25,7 @@ from ..evaluation.results import Case, Result, count_origins, mean_metrics
 from ..runs import Run
 from .reference import BfsToTau
 from .rollouts import PAPER_THRESHOLD, Maps, choose_threshold, roll_out, score_map
-from .spars import CaseChoice, EvaluationConfig, SparsExperiment, game_of, load_policies, plain
+from .spars import TRAIN, CaseChoice, EvaluationConfig, SparsExperiment, game_of, load_policies, plain, slug
 
 log = logging.getLogger(__name__)
 
@@ -41,21 +42,35 @@ def evaluate(
     Writes results and figures into each run's folder. choice: other test cases than the run's own. skip_bad: leave bad
     files out, and say so, instead of raising.
     """
+    _check_together([experiment for _, experiment in runs])
     results: list[Result] = []
     skipped: list[str] = []
     seeds: set[int] = set()
     for run, experiment in runs:
         test, bad = _readable((choice or experiment.test).of(experiment.env), skip_bad)
+        _warn_of_known_cases(experiment, test)
         validation, _ = _readable(experiment.validation.of(experiment.env), skip_bad)
         skipped += bad
         with torch.random.fork_rng():
             torch.manual_seed(experiment.seed)
             for method, maps in _methods(experiment, run, (test, validation), baselines=experiment.seed not in seeds):
-                result = _result(experiment, run, method, *maps, command)
+                learned = method == experiment.name
+                result = _result(experiment, run, method, *maps, learned=learned, command=command)
                 result.write(run.folder / "evaluation" / f"{result.id}.json")
                 results.append(result)
         seeds.add(experiment.seed)
     return results, skipped
+
+
+def _check_together(experiments: Sequence[SparsExperiment]) -> None:
+    """Say before the work what would keep the results out of one table."""
+    methods = [(experiment.name, experiment.seed) for experiment in experiments]
+    if twice := sorted({f"{name!r} with seed {seed}" for name, seed in methods if methods.count((name, seed)) > 1}):
+        raise ValueError(
+            f"two runs are called {', '.join(twice)}; train one with another --name, or evaluate them apart"
+        )
+    if len(data := {experiment.env.data for experiment in experiments}) > 1:
+        raise ValueError(f"the runs have different data, {', '.join(sorted(data))}; evaluate them apart")
 
 
 def _readable(config: SparsConfig, skip_bad: bool) -> tuple[SparsConfig, list[str]]:
@@ -66,6 +81,26 @@ def _readable(config: SparsConfig, skip_bad: bool) -> tuple[SparsConfig, list[st
     if not good:
         raise ValueError(f"no readable case in {config.data!r}: {'; '.join(bad)}")
     return replace(config, cases=good), bad
+
+
+def base(case_id: str) -> str:
+    """The CT behind a case: versions with other implanted lesions share it."""
+    return case_id.split("#")[0]
+
+
+def _known(experiment: SparsExperiment, *, agent: bool) -> set[str]:
+    """Cases that the classifier (where the run trained it), the thresholds and, with `agent`, the policy come from."""
+    configs = [experiment.validation.of(experiment.env)]
+    if experiment.env.classifier == TRAIN:
+        configs.append(experiment.classifier_train.of(experiment.env))
+    if agent:
+        configs.append(experiment.env)
+    return {case_id for config in configs for case_id in liver_case_ids(config)}
+
+
+def _warn_of_known_cases(experiment: SparsExperiment, test: SparsConfig) -> None:
+    if seen := sorted(_known(experiment, agent=False) & set(liver_case_ids(test))):
+        log.warning("the labels of test cases %s were used for training or choosing: scores flatter", ", ".join(seen))
 
 
 def _methods(
@@ -108,7 +143,9 @@ def _by_rule(game: SparsEnv, name: str, protocol: EvaluationConfig, seed: int) -
     return roll_out(game, lambda game: rule(game, 0), jitter_cells=protocol.jitter_cells, seed=seed)
 
 
-def _result(experiment: SparsExperiment, run: Run, method: str, test: Maps, validation: Maps, command: str) -> Result:
+def _result(
+    experiment: SparsExperiment, run: Run, method: str, test: Maps, validation: Maps, *, learned: bool, command: str
+) -> Result:
     theta = choose_threshold(validation)
     protocol = experiment.evaluation
     cases: list[Case] = []
@@ -122,25 +159,23 @@ def _result(experiment: SparsExperiment, run: Run, method: str, test: Maps, vali
         truth = case.label == TUMOUR
         metrics = segmentation_metrics(masks[0], truth, case.spacing_mm, tolerance_mm=protocol.tolerance_mm)
         metrics["dice_at_0.5"] = dice(masks[1], truth)
-        metrics["dice_native"] = dice(*(torch.from_numpy(case.to_native(m) > 0) for m in (masks[0], truth)))
         metrics["success"] = float(bool((masks[0] & truth).any()))
         cases.append({"case_id": case.id, "origin": case.origin, **metrics, **test.said[number]})
         if len(views) < protocol.pictures:
             heat = test.game.lattice.expand(blocks / blocks.max().clamp(min=1e-9)).float().cpu().numpy()
             views.append(CaseView(case.id, case.image.numpy(), truth.numpy(), masks[0].numpy(), heat, case.spacing_mm))
-    slug = "".join(c if c.isalnum() else "_" for c in method).strip("_").replace("__", "_")
-    save_case_figure(run.media / f"{slug}.png", views, title=f"{method}, θ = {theta:.3g}", heat_name="painted map")
-    seen = set(liver_case_ids(experiment.env)) if experiment.ppo.total_timesteps else set()
+    save_case_figure(run.media / f"{slug(method)}.png", views, title=f"{method}, θ = {theta:.3g}", heat_name="map")
+    seen = {base(case_id) for case_id in _known(experiment, agent=learned)}
     return Result(
-        id=f"{slug}_seed{experiment.seed}",
+        id=f"{slug(method)}_seed{experiment.seed}",
         paper="SPARS",
         env="SPARS-LiverCT-v0",
         method=method,
         seed=experiment.seed,
         data="liver phantom" if experiment.env.data == "phantom" else Path(experiment.env.data).name,
         split=test.game.config.split if test.game.config.cases is None else ", ".join(test.game.config.cases),
-        supervision="window",
-        mode="transductive" if seen & {case["case_id"] for case in cases} else "inductive",
+        supervision="voxel" if experiment.env.score_source == "oracle_fraction" else "window",
+        mode="transductive" if seen & {base(case["case_id"]) for case in cases} else "inductive",
         origins=count_origins(cases),
         metrics=dict(mean_metrics(cases)),
         cases=cases,

@@ -55,7 +55,7 @@ class Watch(BaseCallback):
 
 
 class Examine(BaseCallback):
-    """Segments the validation cases now and then: spars/dice_eval (at the configured θ), spars/success, a picture.
+    """Segments the validation cases now and then: spars/dice_eval (at the configured θ), spars/terminal_hit, a picture.
 
     It draws from generators of its own, so that training goes on as if nobody had looked.
     """
@@ -83,7 +83,6 @@ class Examine(BaseCallback):
         before = step - self.model.n_steps * self.model.n_envs  # type: ignore[attr-defined]
         if step > self.seen and step // self.every > before // self.every:
             with torch.random.fork_rng():
-                torch.manual_seed(0)
                 self._examine(step)
 
     def _examine(self, step: int) -> None:
@@ -92,6 +91,7 @@ class Examine(BaseCallback):
         self.learner.refresh(self.model.policy)
         self.game.set_opponent(self.self_play.snapshot if self.self_play else None)
         learner, theta = self.learner, self.game.config.mask_threshold
+        torch.manual_seed(0)  # not before: to build the snapshot, the first time, draws numbers too
         maps = roll_out(
             self.game,
             lambda game: learner.act(game.observe(), self.deterministic),
@@ -99,7 +99,7 @@ class Examine(BaseCallback):
             seed=0,
         )
         hits = [float(facts["terminal_hit"]) for facts in maps.said]
-        self.run.log(step, {"spars/dice_eval": maps.mean_dice(theta), "spars/success": sum(hits) / len(hits)})
+        self.run.log(step, {"spars/dice_eval": maps.mean_dice(theta), "spars/terminal_hit": sum(hits) / len(hits)})
         case, heat = self.game.cases[0], self.game.lattice.expand(maps.blocks[0]).float().cpu()
         truth = torch.zeros_like(case.image) if case.label is None else case.label
         tumour = truth == TUMOUR

@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import KVWriter, Logger
@@ -110,15 +108,10 @@ def state_of(model: PPO) -> dict[str, Any]:
     """All of the learner's state but its weights and its callbacks', at the start of a rollout."""
     assert isinstance(model.env, LearnerEnv)
     assert model.ep_info_buffer is not None
-    last = model._last_obs
-    obs = {"": last} if isinstance(last, np.ndarray) else last
     return {
         "optimizer": model.policy.optimizer.state_dict(),
-        "num_timesteps": model.num_timesteps,
         "n_updates": model._n_updates,
         "env": model.env.state(),
-        "last_obs": {name: torch.as_tensor(value) for name, value in (obs or {}).items()},
-        "last_episode_starts": torch.as_tensor(model._last_episode_starts),
         "episodes": list(model.ep_info_buffer),
         "unwritten": {name: float(value) for name, value in model.logger.name_to_value.items()},  # of the last update
         "random": random_state(),
@@ -131,11 +124,10 @@ def restore(model: PPO, checkpoint: Checkpoint) -> None:
     state = checkpoint.state
     load_into(model.policy, checkpoint.weights, f"checkpoint at step {checkpoint.step}")
     model.policy.optimizer.load_state_dict(state["optimizer"])
-    model.num_timesteps, model._n_updates = state["num_timesteps"], state["n_updates"]
+    model.num_timesteps, model._n_updates = checkpoint.step, state["n_updates"]
     model.env.load_state(state["env"])
-    obs = {name: value.numpy() for name, value in state["last_obs"].items()}
-    model._last_obs = obs.get("", obs)
-    model._last_episode_starts = state["last_episode_starts"].numpy()
+    model._last_obs = model.env.observation()
+    model._last_episode_starts = (model.env.game.t == 0).cpu().numpy()
     model._setup_learn(0, None, reset_num_timesteps=False)  # makes the buffers of episodes
     assert model.ep_info_buffer is not None
     model.ep_info_buffer.extend(state["episodes"])

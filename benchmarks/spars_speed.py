@@ -3,19 +3,15 @@
 `python benchmarks/spars_speed.py` prints a table and writes a JSON file. A step is one move in one episode slot. Every
 figure is the median of several repeats after a warm-up; both sides of a ratio run alternately. Scores are the oracle's
 (the share of the tumour inside the window), so that no trained weights are needed; features come from a classifier with
-random weights, which costs what a trained one costs. PyTorch's number of threads is left alone. Memory needs Linux.
+random weights, which costs what a trained one costs. Only the single environment uses the packaged classifier, if it
+is there. PyTorch chooses its number of threads unless --threads does. Memory is measured on Linux only.
 """
 
 import argparse
 import json
 import logging
-import multiprocessing
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +20,7 @@ import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measuring import CPU, Figure, NothingEnv, apart, megabytes, rates, seconds, write_json
 from segarena.agents.policies import PolicyName, policy_arguments
 from segarena.agents.self_play import SelfPlay
 from segarena.agents.training import PPOConfig
@@ -34,8 +31,6 @@ from segarena.datasets.liver_ct import HU_WINDOW, LiverDataConfig, load_liver_ca
 from segarena.datasets.liver_phantom import liver_phantom
 from segarena.envs.faces import LearnerEnv
 from segarena.envs.spars import RULES, SparsEnv
-from segarena.evaluation.machine import describe_machine
-from segarena.files import replacing
 from segarena.rewards.presence import ScoreTable
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -46,7 +41,10 @@ RELEASED_STEPS_PER_S = 1 / 7.3
 RUN = 320_000
 """Environment steps of the paper's training."""
 N = 64
-CPU = torch.device("cpu")
+ITEMS = [
+    *("raw_steps", "observed_steps", "single_steps", "ppo_ratio", "score_volume", "memory_of_training", "dice"),
+    *("preparation", "cuda"),
+]
 
 
 @dataclass(frozen=True)
@@ -80,59 +78,7 @@ class Sizes:
     """Episodes whose Dice is computed twice."""
 
 
-QUICK = Sizes(Grid("small grid", (96, 96, 60), (24, 24, 12)), (96, 96, 60), 2, 100, 200, 2048, 2048, 20_480, 3)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One row of the table: what was measured, in which unit, and what it should be."""
-
-    what: str
-    unit: str
-    values: Sequence[float]
-    target: float | None = None
-    at_most: bool = False
-    """The target is an upper bound."""
-    details: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
-
-    @property
-    def met(self) -> bool | None:
-        """None without a target."""
-        if self.target is None:
-            return None
-        return self.median <= self.target if self.at_most else self.median >= self.target
-
-    def as_json(self) -> dict[str, Any]:
-        spread = {"median": self.median, "min": min(self.values), "max": max(self.values), "met": self.met}
-        return {**asdict(self), "values": list(self.values), **spread}
-
-    def as_row(self) -> str:
-        target = "–" if self.target is None else f"{'≤' if self.at_most else '≥'} {_short(self.target)} {self.unit}"
-        met = {None: "–", True: "yes", False: "no"}[self.met]
-        return f"| {self.what} | {_short(self.median)} {self.unit} | {target} | {met} |"
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def seconds(run: Callable[[], object], device: torch.device = CPU) -> float:
-    """Wall time of `run()`, with what it leaves on the device."""
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def rates(run: Callable[[], object], steps: int, repeats: int, device: torch.device = CPU) -> list[float]:
-    """Steps per second of `run()`, which makes `steps`, after one run to warm up."""
-    seconds(run, device)
-    return [steps / seconds(run, device) for _ in range(repeats)]
+QUICK = Sizes(Grid("small grid", (96, 96, 60), (24, 24, 12)), (96, 96, 60), 2, 50, 100, 2048, 2048, 20_480, 3)
 
 
 @dataclass(frozen=True)
@@ -205,34 +151,40 @@ class Bench:
         return figures
 
     def single_steps(self) -> list[Figure]:
-        """`gym.make` with its default arguments: two windows observed, Dice at the end of every episode."""
-        scores = {} if PACKAGED.exists() else {"score_source": "oracle_fraction"}
-        env = gym.make("SPARS-LiverCT-v0", device="cpu", cache_dir=self.folder, **scores)
-        env.action_space.seed(0)
-        actions = [env.action_space.sample() for _ in range(self.sizes.single_steps)]
-        env.reset(seed=0)
-        episodes = 0
+        """`gym.make` with its default arguments: two windows observed, Dice at the end of every episode.
 
-        def play() -> None:
-            nonlocal episodes
-            for action in actions:
-                *_, terminated, truncated, _ = env.step(action)
-                if terminated or truncated:
-                    env.reset()
-                    episodes += 1
+        How long an episode lasts decides how often Dice is computed, and the classifier decides that: so it is measured
+        with the packaged one, if it is there, and with the oracle.
+        """
+        figures = []
+        for scores in (*(["packaged classifier"] if PACKAGED.exists() else []), "oracle"):
+            settings = {"score_source": "oracle_fraction"} if scores == "oracle" else {}
+            env = gym.make("SPARS-LiverCT-v0", device="cpu", cache_dir=self.folder, **settings)
+            env.action_space.seed(0)
+            actions = [env.action_space.sample() for _ in range(self.sizes.single_steps)]
+            env.reset(seed=0)
+            ends: list[int] = []
 
-        values = rates(play, len(actions), self.sizes.repeats)
-        length = len(actions) * (self.sizes.repeats + 1) / max(1, episodes)
-        details = {"scores": scores.get("score_source", "packaged classifier"), "steps_per_episode": round(length, 1)}
-        figure = Figure("one gym.make environment, two_window", "steps/s", values, 5_000, details=details)
-        return [figure, _to_released(figure)]
+            def play(env: Any = env, actions: list[Any] = actions, ends: list[int] = ends) -> None:
+                for number, action in enumerate(actions):
+                    *_, terminated, truncated, _ = env.step(action)
+                    if terminated or truncated:
+                        env.reset()
+                        ends.append(number)
+
+            values = rates(play, len(actions), self.sizes.repeats)
+            length = len(actions) * (self.sizes.repeats + 1) / max(1, len(ends))
+            what = f"one gym.make environment, two_window, {scores}, {length:.1f} steps per episode"
+            figures.append(Figure(what, "steps/s", values, 5_000, details={"steps_per_episode": length}))
+            figures.append(_to_released(figures[-1]))
+        return figures
 
     # -- learning --------------------------------------------------------------------------------------------------
 
     def ppo_ratio(self) -> list[Figure]:
         """PPO on SPARS, with self-play, against the same PPO on an environment that does nothing."""
         env = LearnerEnv(self.game(PHANTOM, obs_mode="features"))
-        learners = {"ours": Learner(env, "feature_mlp", CPU), "nothing": Learner(Nothing(env), "feature_mlp", CPU)}
+        learners = {"ours": Learner(env, "feature_mlp", CPU), "nothing": Learner(NothingEnv(env), "feature_mlp", CPU)}
         speed: dict[str, list[float]] = {name: [] for name in learners}
         for repeat in range(self.sizes.repeats + 1):
             for name, learner in learners.items():
@@ -250,14 +202,12 @@ class Bench:
     def memory_of_training(self) -> list[Figure]:
         """Memory of a fresh process over a whole training."""
         self.game(PHANTOM, obs_mode="features")  # fills the cache
-        steps, megabytes = _apart(_train_and_watch, self)
-        grown = [b - a for a, b in zip(megabytes, megabytes[1:], strict=False)]
-        slope = 1e5 * float(np.polyfit(steps, megabytes, 1)[0])
-        details = {"steps": steps, "megabytes": megabytes, "largest_growth_per_tenth": max(grown)}
+        steps, used = apart(_train_and_watch, self)
+        slope, details = 1e5 * float(np.polyfit(steps, used, 1)[0]), {"steps": steps, "megabytes": used}
         return [
-            Figure(f"memory at 10 % of {steps[-1]:,} steps", "MB", megabytes[:1]),
-            Figure(f"memory at 100 % of {steps[-1]:,} steps", "MB", megabytes[-1:]),
-            Figure("growth between the two", "MB", [megabytes[-1] - megabytes[0]], 16, True, details),
+            Figure(f"memory at 10 % of {steps[-1]:,} steps", "MB", used[:1]),
+            Figure(f"memory at 100 % of {steps[-1]:,} steps", "MB", used[-1:]),
+            Figure("growth between the two", "MB", [used[-1] - used[0]], 16, True, details),
             Figure("slope of memory", "MB per 100,000 steps", [slope]),
         ]
 
@@ -265,7 +215,7 @@ class Bench:
 
     def score_volume(self) -> list[Figure]:
         """All windows of one volume, scored by the dense engine in a fresh process each time."""
-        measured = [_apart(_score_volume, self) for _ in range(min(3, self.sizes.repeats))]
+        measured = [apart(_score_volume, self) for _ in range(min(3, self.sizes.repeats))]
         times, peaks, grown = ([row[k] for row in measured] for k in range(3))
         name = f"score volume, {self.sizes.full.name}"
         return [
@@ -286,14 +236,13 @@ class Bench:
             scores.append(game.scores[0])
         at, painted = torch.stack(places, dim=1), torch.stack(scores, dim=1)  # [K, T]
         corners, theta = game.lattice.corners(), game.config.mask_threshold
+        truths = [case.label == TUMOUR for case in game.cases if case.label is not None]
 
         def by_voxels(row: int) -> float:
             painting = torch.zeros(grid.shape, dtype=torch.float64)
             for (x, y, z), score in zip(corners[at[row]].tolist(), painted[row].tolist(), strict=True):
                 painting[x : x + grid.window[0], y : y + grid.window[1], z : z + grid.window[2]] += score
-            mask, label = painting > theta, game.cases[int(game.case[row])].label
-            assert label is not None
-            truth = label == TUMOUR
+            mask, truth = painting > theta, truths[int(game.case[row])]
             both = int(mask.sum() + truth.sum())
             return 2 * int((mask & truth).sum()) / both if both else 1.0
 
@@ -345,7 +294,10 @@ class Bench:
         net, volume = net.to(device), case.image.to(device)
         difference = float((net.score_lattice(volume, lattice)[0].cpu() - exact).abs().max())
         times = [seconds(lambda: net.score_lattice(volume, lattice), device) for _ in range(repeats + 3)][3:]
-        weights = {"weights": "packaged" if PACKAGED.exists() else "random", "range": [*_range(exact)]}
+        weights = {
+            "weights": "packaged" if PACKAGED.exists() else "random",
+            "range": [float(exact.min()), float(exact.max())],
+        }
         figures = [
             Figure(f"score volume, {full.name}, cuda", "ms", [1e3 * value for value in times], 50, True),
             Figure("largest |Δf|, bfloat16 against float32", "", [difference], 5e-3, True, weights),
@@ -365,40 +317,6 @@ class Bench:
         return [*figures, Figure("peak GPU memory of all this", "GB", [peak])]
 
 
-class Nothing(VecEnv):
-    """An environment with the spaces of another: observations are zero, rewards too, and no episode ends."""
-
-    def __init__(self, like: VecEnv) -> None:
-        super().__init__(like.num_envs, like.observation_space, like.action_space)
-        space = like.observation_space
-        self.obs = np.zeros((self.num_envs, *space.shape), space.dtype)
-        self.reward, self.done = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, np.bool_)
-
-    def reset(self) -> Any:
-        return self.obs
-
-    def step_async(self, actions: Any) -> None:
-        pass
-
-    def step_wait(self) -> Any:
-        return self.obs, self.reward, self.done, [{} for _ in range(self.num_envs)]
-
-    def close(self) -> None:
-        pass
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        return [None] * self.num_envs
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        pass
-
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        return []
-
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        return [True] * self.num_envs
-
-
 class Learner:
     """PPO as `segarena-rl train` sets it up, with self-play where somebody competes; call it with a number of steps."""
 
@@ -414,27 +332,15 @@ class Learner:
 # -- in a process of their own -------------------------------------------------------------------------------------
 
 
-def _apart(task: Callable[[Bench], Any], bench: Bench) -> Any:
-    """`task(bench)` in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(task, bench).result()
-
-
-def _megabytes(name: str) -> float:
-    """Memory of this process: VmRSS now, VmHWM at its peak. (ru_maxrss also counts the parent that forked it.)"""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{name}:"))
-
-
 def _score_volume(bench: Bench) -> tuple[float, float, float]:
     """Seconds, peak and growth in GB."""
     full = bench.sizes.full
     cases = load_liver_cases(LiverDataConfig(cases=["phantom_02000"], grid_shape=full.shape))
     net, lattice = DensePresenceNet(HU_WINDOW, full.window).eval(), WindowLattice(full.shape, full.window)
-    before = _megabytes("VmRSS")
+    before = megabytes("VmRSS")
     with tempfile.TemporaryDirectory() as cache:
         spent = seconds(lambda: ScoreTable(cases, lattice, net, engine="dense", features=True, cache_dir=cache))
-    peak = _megabytes("VmHWM")
+    peak = megabytes("VmHWM")
     return spent, peak / 1e3, (peak - before) / 1e3
 
 
@@ -448,7 +354,7 @@ class _Memory(BaseCallback):
     def _on_step(self) -> bool:
         if self.num_timesteps >= self.total * (len(self.steps) + 1) / 10:
             self.steps.append(self.num_timesteps)
-            self.megabytes.append(_megabytes("VmRSS"))
+            self.megabytes.append(megabytes("VmRSS"))
         return True
 
 
@@ -466,19 +372,16 @@ def _to_released(figure: Figure) -> Figure:
     return Figure("the same against the released environment (7.3 s a step)", "x", values)
 
 
-def _range(values: torch.Tensor) -> Iterable[float]:
-    return float(values.min()), float(values.max())
-
-
 def main() -> None:
-    names = ["raw_steps", "observed_steps", "single_steps", "ppo_ratio", "score_volume", "memory_of_training", "dice"]
-    names += ["preparation", "cuda"]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: also what is expected of a GPU")
     parser.add_argument("--out", type=Path, help="JSON file; default results/spars_speed_<device>.json beside this")
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, not how fast")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="some of the measurements")
+    parser.add_argument("--only", nargs="+", choices=ITEMS, default=ITEMS, help="some of the measurements")
+    parser.add_argument("--threads", type=int, help="of PyTorch; by default its own choice")
     given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a CUDA device, and this machine has none")
     out = given.out or Path(__file__).parent / "results" / f"spars_speed_{given.device}.json"
@@ -492,16 +395,10 @@ def main() -> None:
                 figures[name] = getattr(bench, name)()
                 print("\n".join(figure.as_row() for figure in figures[name]), flush=True)
     options = [f"--device {given.device}", *(["--quick"] if given.quick else [])]
-    options += [f"--only {' '.join(given.only)}"] if given.only != names else []
-    result = {
-        "id": f"spars-speed-{given.device}",
-        "command": f"python benchmarks/spars_speed.py {' '.join(options)}",
-        "machine": {**describe_machine(), "threads": torch.get_num_threads()},
-        "sizes": asdict(bench.sizes),
-        "figures": {name: [figure.as_json() for figure in rows] for name, rows in figures.items()},
-    }
-    with replacing(out) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    options += [f"--threads {given.threads}"] if given.threads else []
+    options += [f"--only {' '.join(given.only)}"] if given.only != ITEMS else []
+    command = f"python benchmarks/spars_speed.py {' '.join(options)}"
+    write_json(out, f"spars-speed-{given.device}", command, asdict(bench.sizes), figures)
 
 
 if __name__ == "__main__":

@@ -41,12 +41,3 @@ def cached(
     except (OSError, SafetensorError) as error:
         logger.warning("cannot write the cache file %s (%s): going on without it", path, error)
     return tensors
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

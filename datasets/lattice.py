@@ -141,6 +141,15 @@ class WindowLattice:
             sums = torch.zeros(shape, dtype=torch.int64, device=volume.device).index_add_(axis, owner, sums)
         return sums
 
+    def block_overlap(self, inside: Tensor, target_blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Voxels of mask ∩ target, mask and target, int64 [...], from block counts: exact, and no voxel is touched.
+
+        inside: bool [..., Bx, By, Bz], the blocks of the mask; target_blocks: g_b, int64, of the same shape.
+        """
+        sizes = self.block_sizes.to(inside.device)
+        common, mask = ((counts * inside).sum(dim=(-3, -2, -1)) for counts in (target_blocks, sizes))
+        return common, mask, target_blocks.sum(dim=(-3, -2, -1))
+
     def expand(self, blocks: Tensor) -> Tensor:
         """Voxel map [..., X, Y, Z] in which every voxel carries the value of its block; blocks [..., Bx, By, Bz]."""
         for axis, widths in enumerate(self.block_widths):

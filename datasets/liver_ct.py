@@ -21,7 +21,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .cache import cached, file_digest
+from ..files import file_digest
+from .cache import cached
 from .grid import GridFrame, around_body, scale_hu, stretched
 from .lattice import Triple
 from .lesions import LesionConfig, implant_lesions

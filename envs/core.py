@@ -80,7 +80,7 @@ class Streams:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue where `state` was read."""
-        self.key, self.drawn = state["key"].to(self.key.device), state["drawn"].to(self.key.device)
+        self.key, self.drawn = (state[name].to(self.key.device, copy=True) for name in ("key", "drawn"))
         self.ticks, self._ahead = state["ticks"], None
 
 
@@ -100,12 +100,17 @@ def _mix(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """Episodes that ended in a step: their slots, their last observation [K, ...] and what is to be said of each."""
+class Ended:
+    """The K episodes that ended in a step, read before the next ones began; tensors stay on the device."""
 
-    rows: list[int]
+    rows: Tensor
+    """Their slots, int64 [K]."""
     obs: Obs
-    infos: list[dict[str, Any]]
+    """Their last observations, [K, ...]."""
+    info: dict[str, Tensor]
+    """`info()` of their last step, each [K, ...]."""
+    said: list[dict[str, Any]]
+    """`episode_info()` of each."""
 
 
 @dataclass(frozen=True)
@@ -116,14 +121,16 @@ class Advance:
     reward: Tensor
     terminated: Tensor
     truncated: Tensor
-    finished: Finished | None
+    ended: Ended | None
 
 
 class BatchedEnv(ABC):
     """N independent episodes on one device.
 
     A subclass sets the two spaces and writes `_begin`, `_play`, `observe` and `_picture`; `info` and `episode_info` say
-    more. It may keep what it likes between steps (a gradient graph, networks in training): nothing here detaches.
+    more. It may keep what it likes between steps, a gradient graph or networks in training; one that needs gradients
+    opens `torch.enable_grad()` in `_begin` and `_play` itself, since learners step under `no_grad`. What leaves it
+    (reward, `Ended.info`, NumPy observations) is detached here.
 
     Args:
         num_envs: N, episodes at once.
@@ -177,12 +184,12 @@ class BatchedEnv(ABC):
         """What the learner sees now, [N, ...]; of the slots `rows` only, [K, ...]."""
 
     def info(self) -> dict[str, Tensor]:
-        """What may be said of the last step, each [N, ...]."""
+        """What may be said of the slots as they are now, each [N, ...]: of the last step, or of a fresh start."""
         return {}
 
-    def episode_info(self, row: int) -> dict[str, Any]:
-        """What may be said of the episode that just ended in slot `row`."""
-        return {}
+    def episode_info(self, rows: Tensor) -> list[dict[str, Any]]:
+        """What may be said of each of the episodes that just ended in the slots `rows` int64 [K]."""
+        return [{} for _ in rows]
 
     @abstractmethod
     def _picture(self, row: int) -> Frame:
@@ -194,7 +201,7 @@ class BatchedEnv(ABC):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue where `state` was read."""
-        self.t = state["t"].to(self.device)
+        self.t = state["t"].to(self.device, copy=True)
         self.streams.load_state(state["streams"])
         self.running = state["running"]
 
@@ -221,22 +228,18 @@ class BatchedEnv(ABC):
             raise ResetNeeded("step before reset: call reset() first")
         reward, terminated = self._play(actions)
         self.t = self.t + 1
-        return reward, terminated, (self.t >= self.horizon) & ~terminated
+        return reward.detach(), terminated, (self.t >= self.horizon) & ~terminated
 
     def advance(self, actions: Tensor) -> Advance:
         """One step; where an episode ended, the next one begins at once."""
         reward, terminated, truncated = self.step(actions)
         rows = (terminated | truncated).nonzero().flatten()
-        finished = None
+        ended = None
         if len(rows):
-            said = {name: value[rows].cpu().numpy() for name, value in self.info().items()}
-            infos = [
-                {**{name: value[k] for name, value in said.items()}, **self.episode_info(row)}
-                for k, row in enumerate(rows.tolist())
-            ]
-            finished = Finished(rows.tolist(), self.observe(rows), infos)
+            info = {name: value[rows].detach() for name, value in self.info().items()}
+            ended = Ended(rows, self.observe(rows), info, self.episode_info(rows))
             self.reset(rows)
-        return Advance(self.observe(), reward, terminated, truncated, finished)
+        return Advance(self.observe(), reward, terminated, truncated, ended)
 
     def render(self, row: int = 0) -> Frame | None:
         """The picture of slot `row`: returned for "rgb_array", shown for "human"."""

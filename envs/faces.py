@@ -5,7 +5,7 @@ The latter two begin a new episode in the step that ended one (SAME_STEP), by th
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -17,14 +17,21 @@ from gymnasium.vector.utils import batch_space
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
-from .core import BatchedEnv, Frame, Obs
+from .core import BatchedEnv, Ended, Frame, Obs
 
 
 def to_numpy(obs: Obs) -> Any:
     """The observation as NumPy arrays; on the CPU without a copy."""
     if isinstance(obs, dict):
-        return {name: value.cpu().numpy() for name, value in obs.items()}
-    return obs.cpu().numpy()
+        return {name: value.detach().cpu().numpy() for name, value in obs.items()}
+    return obs.detach().cpu().numpy()
+
+
+def infos_of(ended: Ended) -> Iterator[tuple[int, Any, dict[str, Any]]]:
+    """Slot, last observation and info of each episode that ended."""
+    last, info = to_numpy(ended.obs), to_numpy(ended.info)
+    for k, (row, said) in enumerate(zip(ended.rows.tolist(), ended.said, strict=True)):
+        yield row, row_of(last, k), {**{name: value[k] for name, value in info.items()}, **said}
 
 
 def row_of(obs: Any, row: int) -> Any:
@@ -69,7 +76,7 @@ class SingleEnv(gym.Env[Any, Any]):
         info = self._info()
         if ended or cut:
             self._over = True
-            info |= self.game.episode_info(0)
+            info |= self.game.episode_info(torch.zeros(1, dtype=torch.int64, device=self.game.device))[0]
         if self.render_mode == "human":
             self.game.render()
         return row_of(to_numpy(self.game.observe()), 0), float(reward), ended, cut, info
@@ -117,10 +124,9 @@ class BatchEnv(gym.vector.VectorEnv[Any, Any, npt.NDArray[Any]]):
         """One move in every slot; `final_obs` and `final_info` describe the episodes that ended."""
         step = self.game.advance(self.game.actions_from(actions))
         info = self._info()
-        if step.finished:
-            last = to_numpy(step.finished.obs)
-            for k, (row, said) in enumerate(zip(step.finished.rows, step.finished.infos, strict=True)):
-                info = self._add_info(info, {"final_obs": row_of(last, k), "final_info": said}, row)
+        if step.ended:
+            for row, last, said in infos_of(step.ended):
+                info = self._add_info(info, {"final_obs": last, "final_info": said}, row)
         reward = step.reward.double().cpu().numpy()
         return to_numpy(step.obs), reward, step.terminated.cpu().numpy(), step.truncated.cpu().numpy(), info
 
@@ -171,16 +177,15 @@ class LearnerEnv(VecEnv):
         step = self.game.advance(self._actions)
         self._returns += step.reward
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        if step.finished:
-            last, rows = to_numpy(step.finished.obs), step.finished.rows
-            for k, (row, said) in enumerate(zip(rows, step.finished.infos, strict=True)):
+        if step.ended:
+            for row, last, said in infos_of(step.ended):
                 infos[row] = {
                     **said,
-                    "terminal_observation": row_of(last, k),
+                    "terminal_observation": last,
                     "TimeLimit.truncated": bool(step.truncated[row]),
                     "episode": {"r": float(self._returns[row]), "l": int(lengths[row])},
                 }
-            self._returns[rows] = 0.0
+            self._returns[step.ended.rows] = 0.0
         done = (step.terminated | step.truncated).cpu().numpy()
         return to_numpy(step.obs), step.reward.cpu().numpy(), done, infos
 
@@ -191,7 +196,11 @@ class LearnerEnv(VecEnv):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue the episodes of `state`."""
         self.game.load_state(state["game"])
-        self._returns = state["returns"].to(self.game.device)
+        self._returns = state["returns"].to(self.game.device, copy=True)
+
+    def observation(self) -> Any:
+        """What `step` or `reset` last returned."""
+        return to_numpy(self.game.observe())
 
     def get_images(self) -> Sequence[Frame | None]:
         """The picture of every slot."""

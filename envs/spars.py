@@ -23,13 +23,21 @@ from torch import Tensor
 from ..classifiers.presence import PresenceNet, load_presence
 from ..datasets.lattice import WindowLattice, centred_start
 from ..datasets.lesions import TUMOUR
-from ..datasets.liver_ct import load_liver_cases
+from ..datasets.liver_ct import HU_WINDOW, load_liver_cases
 from ..evaluation.pictures import orthogonal_slices
 from ..rewards.presence import ScoreFunction, ScoreTable
 from .core import BatchedEnv, Frame, Obs
 from .spars_config import MOVES, SparsConfig
 
 log = logging.getLogger(__name__)
+
+
+STATE = ("case", "at", "scores", "duel", "_home", "_over", "_log_at", "_log_score", "_clock", "_found")
+"""What an episode consists of, beside what the core keeps."""
+TRIES = 8
+"""Places that are tried for a random start: the first with a score of at most τ is taken, or else the first of all."""
+REASONS = {(True, True): "tau_both", (True, False): "tau_self", (False, True): "tau_opp", (False, False): "time"}
+"""Why an episode ended, by whether s1 and s2 exceed τ."""
 
 
 class Policy(Protocol):
@@ -72,7 +80,8 @@ class SparsEnv(BatchedEnv):
     step in which a score exceeds τ.
 
     ## Starting State
-    One case, drawn uniformly; both windows at the same place, the middle of the volume; nothing painted.
+    One case, drawn uniformly; both windows at the same place, the middle of the volume; nothing painted. On phantoms
+    each window stands anywhere (`start="random_lattice"`) where its score is at most τ.
     `reset(options={"case_id": ..., "start": (x, y, z), "start_opponent": (x, y, z)})` sets them (corners in voxels).
 
     ## Episode End
@@ -84,7 +93,7 @@ class SparsEnv(BatchedEnv):
 
     >>> import gymnasium as gym, segarena
     >>> env = gym.make("SPARS-LiverCT-v0", cases=["phantom_02000"], score_source="oracle_fraction", device="cpu")
-    >>> obs, info = env.reset(seed=0)
+    >>> obs, info = env.reset(seed=0, options={"start": (24, 24, 20)})
     >>> obs["windows"].shape, obs["state"].shape, [int(voxel) for voxel in info["p_self"]]
     ((2, 16, 16, 8), (9,), [24, 24, 20])
     >>> obs, reward, terminated, truncated, info = env.step(4)
@@ -160,9 +169,10 @@ class SparsEnv(BatchedEnv):
                 f"`run_rl.py train`); 'packaged' names the one that was made for phantoms"
             )
         net = load_presence(cfg.classifier)
-        if cfg.hu_window is not None and tuple(net.hu_window) != tuple(cfg.hu_window):
+        seen = cfg.hu_window or HU_WINDOW
+        if tuple(net.hu_window) != tuple(seen):
             raise ValueError(
-                f"hu_window is {cfg.hu_window} but classifier {cfg.classifier!r} was trained with another one; "
+                f"hu_window is {seen} but classifier {cfg.classifier!r} was trained with another one; "
                 f"give hu_window={tuple(net.hu_window)}"
             )
         return net
@@ -174,6 +184,7 @@ class SparsEnv(BatchedEnv):
         self.n_moves = len(cells)
         self._next = lattice.move_table(cells).flatten().to(self.device)  # [L·A]
         self._corners = lattice.corners().to(self.device)  # [L, 3]
+        self._cells = (self._corners - torch.tensor(lattice.phase, device=self.device)) // cfg.step  # [L, 3]
         free = (torch.tensor(lattice.full) - torch.tensor(lattice.window)).clamp(min=1).to(self.device)
         self._where = (2.0 * self._corners / free - 1.0).float()  # [L, 3] in [-1, 1]
         if cfg.start == "corner_paper":
@@ -193,16 +204,17 @@ class SparsEnv(BatchedEnv):
             self._window_lines = lines.flatten().to(self.device)  # [wx·wy], from the first voxel of a window
             sizes = zip(lattice.window, cfg.obs_size or lattice.window, strict=True)
             self._resize = [nearest_index(size, out).to(self.device) for size, out in sizes]
-        self._block_sizes = lattice.block_sizes.to(self.device)
         self._tumour: dict[int, Tensor] = {}
         players, n, steps = cfg.n_agents, self.num_envs, self.horizon
         self.case = torch.zeros(n, dtype=torch.int64, device=self.device)
         self.at = torch.zeros(players, n, dtype=torch.int64, device=self.device)  # lattice positions of p1 (and p2)
+        self._home = torch.zeros_like(self.at)  # where the episode began
         self.scores = torch.zeros(players, n, device=self.device)  # f at those positions
         self.duel = torch.zeros(2, n, device=self.device)  # s1, s2 of the last step, s2 = -1 without a competitor
         self._log_at = torch.zeros(steps, players, n, dtype=torch.int64, device=self.device)  # rings: row = clock mod T
         self._log_score = torch.zeros(steps, players, n, device=self.device)
         self._clock = 0
+        self._over = torch.zeros(n, dtype=torch.bool, device=self.device)  # by τ, in the last step
         self._found = torch.full((n, cfg.lesion_rounds - 1), -1, dtype=torch.int64, device=self.device)
 
     def _spaces(self) -> None:
@@ -224,31 +236,44 @@ class SparsEnv(BatchedEnv):
 
     # -- the game: sections 2.3 and 2.5 ----------------------------------------------------------------------------
 
-    def _begin(self, rows: Tensor, options: Mapping[str, Any]) -> None:
+    def _begin(self, rows: Tensor, options: Mapping[str, Any], case: Tensor | None = None) -> None:
         self._check_options(options)
-        draw = self.streams.uniform(3, rows)  # case, p1, p2
-        case = (draw[:, 0] * len(self.cases)).long()
+        players = self.config.n_agents
+        draw = self.streams.uniform(1 + TRIES * players, rows)  # case, then candidates for p1 (and p2)
+        case = (draw[:, 0] * len(self.cases)).long() if case is None else case
         if "case_id" in options:
             case = torch.full_like(case, self._index_of(options["case_id"]))
-        if self.config.start == "random_lattice":
-            at = (draw[:, 1 : self.config.n_agents + 1].T * self.lattice.size).long()
+        if self.config.start == "random_lattice":  # the first candidate that τ would not end at once
+            places = (draw[:, 1:].T * self.lattice.size).long().view(TRIES, players, -1)
+            calm = self.table.lookup(case.expand_as(places), places) <= self.config.threshold
+            at = places.gather(0, calm.int().argmax(dim=0)[None])[0]
         else:
-            at = torch.full((self.config.n_agents, len(rows)), self._start, device=self.device)
-        for player, name in enumerate(("start", "start_opponent")[: self.config.n_agents]):
+            at = torch.full((players, len(rows)), self._start, device=self.device)
+        for player, name in enumerate(("start", "start_opponent")[:players]):
             if name in options:
                 at[player] = self.lattice.ids(torch.as_tensor(options[name])).to(self.device)
         self._place(rows, case, at)
 
     def _place(self, rows: Tensor, case: Tensor, at: Tensor) -> None:
-        self.case[rows], self.at[:, rows], self._found[rows] = case, at, -1
+        self.case[rows], self.at[:, rows], self._home[:, rows], self._found[rows] = case, at, at, -1
         self.scores[:, rows] = self.table.lookup(case, at)
         self.duel[0, rows] = self.scores[0, rows]
         self.duel[1, rows] = self.scores[1, rows] if self.config.n_agents == 2 else -1.0
 
-    def place(self, case: Tensor, at: Tensor) -> None:
-        """Begin an episode in every slot: on case number `case` int64 [N], at the positions `at` int64 [P, N]."""
+    def begin(self, case: Tensor, jitter_cells: int = 0) -> None:
+        """Begin an episode in every slot, on case number `case` int64 [N].
+
+        Fixed starts are moved by up to `jitter_cells` lattice cells along each axis, both agents alike.
+        """
         self.reset()
-        self._place(torch.arange(self.num_envs, device=self.device), case, at)
+        rows = torch.arange(self.num_envs, device=self.device)
+        if self.config.start == "random_lattice":
+            return self._begin(rows, {}, case)
+        high = torch.tensor(self.lattice.shape, device=self.device) - 1
+        jitter = (self.streams.uniform(3) * (2 * jitter_cells + 1)).long() - jitter_cells
+        cells = (self._cells[self.at[0]] + jitter).clamp(torch.zeros_like(high), high)
+        at = (cells * torch.tensor(self.lattice.strides, device=self.device)).sum(dim=1)
+        return self._place(rows, case, at.expand(self.config.n_agents, -1))
 
     def _play(self, actions: Tensor) -> tuple[Tensor, Tensor]:
         cfg = self.config
@@ -261,7 +286,11 @@ class SparsEnv(BatchedEnv):
         own = self.scores[0]
         rival = self.scores[1] if cfg.n_agents == 2 else torch.full_like(own, -1.0)
         self.duel = torch.stack((own, rival))
-        terminated = (self.duel > cfg.threshold).any(dim=0)
+        hit = (self.duel > cfg.threshold).any(dim=0)
+        row = self._clock % self.horizon
+        self._log_at[row], self._log_score[row] = self.at, self.scores  # paint, on the last step too
+        self._clock += 1
+        terminated = self._next_round(hit) if cfg.lesion_rounds > 1 else hit
         sign = torch.sign(own - rival)
         if cfg.reward == "diff":
             reward = own - rival
@@ -272,24 +301,19 @@ class SparsEnv(BatchedEnv):
         else:
             reward = torch.zeros_like(own)
         if cfg.reward == "shaped":  # potential f, zero in the terminal state (Ng, Harada and Russell, 1999)
-            reward = reward + cfg.gamma * own * ~terminated - before
-        reward = reward + cfg.terminal_bonus * sign * terminated  # type: ignore[operator]
-        row = self._clock % self.horizon
-        self._log_at[row], self._log_score[row] = self.at, self.scores  # paint, on the last step too
-        self._clock += 1
-        if cfg.lesion_rounds > 1:
-            terminated = self._next_round(terminated)
-        return reward, terminated
+            reward = reward + cfg.gamma * self.scores[0] * ~terminated - before
+        self._over = terminated
+        return reward + cfg.terminal_bonus * sign * hit, terminated  # type: ignore[operator]
 
     def _next_round(self, hit: Tensor) -> Tensor:
-        """Blank what was found, send both agents back to the start; True where no round is left (section 12)."""
+        """Blank what was found, send both agents back to where they began; True where no round is left (section 12)."""
         left = (self._found < 0).sum(dim=1)
         again = hit & (left > 0)
         slot = self._found.shape[1] - left
         winner = self.at.gather(0, (self.duel[1] > self.duel[0]).long()[None])[0]
         rows = again.nonzero().flatten()
         self._found[rows, slot[rows]] = winner[rows]
-        self.at[:, rows] = self._start
+        self.at[:, rows] = self._home[:, rows]
         self.scores = self.scores_at(self.at)
         return hit & ~again
 
@@ -311,7 +335,7 @@ class SparsEnv(BatchedEnv):
 
     def _flat(self, actions: Tensor) -> Tensor:
         """Row of the table of moves, int64 [N]."""
-        if self.config.action_set == "multidiscrete3":
+        if actions.ndim == 2:  # multidiscrete3
             return (actions[:, 0] * 3 + actions[:, 1]) * 3 + actions[:, 2]
         return actions.to(torch.int64)
 
@@ -375,17 +399,19 @@ class SparsEnv(BatchedEnv):
         row = (self._clock - 1) % self.horizon
         return self._log_at[row].clone(), self._log_score[row].clone()
 
-    def episode_info(self, row: int) -> dict[str, Any]:
-        """Case, reason of the end and, with eval_dice, how well the mask fits."""
-        hit_self, hit_rival = (self.duel[:, row] > self.config.threshold).tolist()
-        reason = {(True, True): "tau_both", (True, False): "tau_self", (False, True): "tau_opp"}
-        case = self.cases[int(self.case[row])]
-        said: dict[str, Any] = {"case_id": case.id, "reason": reason.get((hit_self, hit_rival), "time")}
+    def episode_info(self, rows: Tensor) -> list[dict[str, Any]]:
+        """Case and reason of the end of each episode and, with eval_dice, how well its mask fits."""
+        hits = ((self.duel[:, rows] > self.config.threshold) & self._over[rows]).T.tolist()
+        cases = self.case[rows].tolist()
+        said: list[dict[str, Any]] = [
+            {"case_id": self.cases[case].id, "reason": REASONS[own, rival]}
+            for case, (own, rival) in zip(cases, hits, strict=True)
+        ]
         if self.config.eval_dice:
-            blocks = self.block_map(row)
-            said["n_painted_blocks"] = int((blocks > 0).sum())
-            if case.label is not None:
-                said |= self._overlap(blocks, int(self.case[row]))
+            for info, case, blocks in zip(said, cases, self.block_maps(rows), strict=True):
+                info["n_painted_blocks"] = int((blocks > 0).sum())
+                if self.cases[case].label is not None:
+                    info |= self._overlap(blocks, case)
         return said
 
     # -- what is painted: sections 2.8 and 11.4 --------------------------------------------------------------------
@@ -411,9 +437,14 @@ class SparsEnv(BatchedEnv):
         """A of slot `row`, float32 [X, Y, Z]."""
         return self.lattice.expand(self.block_map(row)).float()
 
+    @property
+    def theta(self) -> float:
+        """θ at the precision of the scores, so that "A > θ" is strict for what was painted."""
+        return float(np.float32(self.config.mask_threshold))
+
     def mask(self, row: int = 0) -> Tensor:
         """M = A > θ of slot `row`, bool [X, Y, Z]."""
-        return self.lattice.expand(self.block_map(row) > self.config.mask_threshold)
+        return self.lattice.expand(self.block_map(row) > self.theta)
 
     def dice(self, row: int = 0) -> float:
         """Dice of the mask with the case's tumour, in [0, 1]; both empty: 1.
@@ -425,10 +456,8 @@ class SparsEnv(BatchedEnv):
 
     def _overlap(self, blocks: Tensor, case: int) -> dict[str, float]:
         """Dice, precision and recall from block counts: exact integers, no voxel is touched (section 11.4)."""
-        inside = blocks > self.config.mask_threshold
-        tumour = self.tumour_blocks(case)
-        common = int(tumour[inside].sum())
-        painted, truth = int(self._block_sizes[inside].sum()), int(tumour.sum())
+        counts = self.lattice.block_overlap(blocks > self.theta, self.tumour_blocks(case))
+        common, painted, truth = (int(count) for count in counts)
         return {
             "dice": 2 * common / (painted + truth) if painted + truth else 1.0,
             "precision": common / painted if painted else float(truth == 0),
@@ -489,15 +518,14 @@ class SparsEnv(BatchedEnv):
 
     def state(self) -> dict[str, Any]:
         """All that `load_state` needs; not the competitor."""
-        names = ("case", "at", "scores", "duel", "_log_at", "_log_score", "_clock", "_found")
-        return {**super().state(), **{name: getattr(self, name) for name in names}}
+        return {**super().state(), **{name: getattr(self, name) for name in STATE}}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue where `state` was read."""
         super().load_state(state)
-        for name in ("case", "at", "scores", "duel", "_log_at", "_log_score", "_clock", "_found"):
+        for name in STATE:
             value = state[name]
-            setattr(self, name, value.to(self.device) if isinstance(value, Tensor) else value)
+            setattr(self, name, value.to(self.device, copy=True) if isinstance(value, Tensor) else value)
 
 
 # -- the rules that can be named as opponents; agents/reference.py has the rest ----------------------------------------
@@ -509,8 +537,9 @@ def random_move(game: SparsEnv, player: int) -> Tensor:
 
 
 def constant_move(game: SparsEnv, player: int) -> Tensor:
-    """Always action 0 (+z), the first opponent of the released program: int64 [N]."""
-    return torch.zeros(game.num_envs, dtype=torch.int64, device=game.device)
+    """Always +z, the first opponent of the released program: int64 [N]."""
+    up = MOVES[game.config.action_set].index((0, 0, 1))
+    return torch.full((game.num_envs,), up, device=game.device)
 
 
 def greedy_move(game: SparsEnv, player: int) -> Tensor:

@@ -10,13 +10,13 @@ from ..datasets.lattice import Triple
 from ..datasets.liver_ct import LiverDataConfig
 
 _STAY = (0, 0, 0)
-_KING = [cell for cell in product((-1, 0, 1), repeat=3) if cell != _STAY]
+_CUBE = [(x, y, z) for x, y, z in product((-1, 0, 1), repeat=3)]
 _AXIS = [(0, 0, 1), (0, 0, -1), (0, 1, 0), (0, -1, 0), (1, 0, 0), (-1, 0, 0)]
-MOVES = {
+MOVES: dict[str, list[Triple]] = {
     "axis6": _AXIS,
     "axis7": [*_AXIS, _STAY],
-    "king26": _KING,
-    "multidiscrete3": list(product((-1, 0, 1), repeat=3)),
+    "king26": [cell for cell in _CUBE if cell != _STAY],
+    "multidiscrete3": _CUBE,
 }
 """Displacement of each action in lattice cells (x, y, z), one cell = `step` voxels; section 2.2."""
 OPPONENTS = ("snapshot", "random", "constant0", "greedy")
@@ -79,7 +79,9 @@ class SparsConfig(LiverDataConfig):
     opponent: str = "snapshot"
     """random, constant0 (always +z), greedy, or snapshot: the policy given to set_opponent, random before that."""
     start: Literal["centre", "corner_paper", "random_lattice"] | None = None
-    """centre: window centred; corner_paper: lower corner at half the grid; random_lattice: each agent anywhere."""
+    """centre: window centred; corner_paper: lower corner at half the grid; random_lattice: each agent anywhere that τ
+    does not end at once. Profile default: centre, random_lattice for phantoms (tumours fill much of their middle);
+    paper: corner_paper."""
     phase: Triple | None = None
     """Offset of the lattice in voxels, each below `step`. None: the start corner modulo step."""
     accumulate: Literal["learner", "both"] = "learner"
@@ -106,7 +108,7 @@ class SparsConfig(LiverDataConfig):
             grid_shape=self.grid_shape or ((64, 64, 48) if phantom else (256, 256, 180)),
             window_size=self.window_size or ((16, 16, 8) if phantom else (48, 48, 24)),
             obs_mode=self.obs_mode or profile["obs_mode"],
-            start=self.start or profile["start"],
+            start=self.start or ("random_lattice" if phantom and self.profile == "default" else profile["start"]),
             horizon=profile["horizon"] if self.horizon is None else self.horizon,
             tie_reward=profile["tie_reward"] if self.tie_reward is None else self.tie_reward,
             terminal_bonus=profile["bonus"] if self.terminal_bonus is None else self.terminal_bonus,

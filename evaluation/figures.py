@@ -100,7 +100,7 @@ def _draw_case(row: Sequence[Axes], case: CaseView) -> None:
     for ax, picture in zip(row, (truth, heat, errors), strict=True):
         ax.imshow(picture)
         ax.set(xticks=[], yticks=[])
-    row[0].set_ylabel(f"{case.case_id}, axial slice {case.slice_k}", fontsize=9)
+    row[0].set_xlabel(f"{case.case_id}, axial slice {case.slice_k}", fontsize=10)
     row[2].set_xlabel(case.verdict, fontsize=10)
     height, width = label.shape
     for letter, x in (("R", width / 30), ("L", width * 29 / 30)):

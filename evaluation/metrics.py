@@ -27,6 +27,9 @@ from torch import Tensor
 NEEDS_TARGET = frozenset(
     {
         "dice",
+        "dice_at_0.5",
+        "success",
+        "terminal_hit",
         "iou",
         "precision",
         "recall",

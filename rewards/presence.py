@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..classifiers.presence import PresenceNet
@@ -95,7 +96,7 @@ class ScoreTable:
 
         F is 0 in a table that keeps no features.
         """
-        return self._features[self._seen(case, ids)]
+        return F.embedding(self._seen(case, ids), self._features)  # a plain index starts threads for a small batch
 
     def volume(self, case: int) -> Tensor:
         """Score volume float32 [sx, sy, sz] of case number `case`; a lazy table scores what is missing."""

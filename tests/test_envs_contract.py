@@ -12,14 +12,14 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from gymnasium.vector import AutoresetMode
 from segarena.envs import ENVIRONMENTS
-from segarena.envs.core import Streams
-from segarena.envs.faces import LearnerEnv, make_batch, make_single
+from segarena.envs.core import BatchedEnv, Streams
+from segarena.envs.faces import BatchEnv, LearnerEnv, make_batch, make_single
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as sb3_check
 from stable_baselines3.common.evaluation import evaluate_policy
 
 IDS = sorted(ENVIRONMENTS)
-SMALL = {"SPARS-LiverCT-v0": {"cases": ["phantom_02000", "phantom_02001"], "horizon": 20}}
+SMALL = {"SPARS-LiverCT-v0": {"cases": ["phantom_02000", "phantom_02001"], "horizon": 20, "threshold": 0.9}}
 """Arguments that keep an environment small; an id that is not named here plays with its defaults."""
 ALLOWED_WARNINGS = (
     "WARN: A Box observation space minimum value is -infinity",  # features are unbounded
@@ -84,7 +84,7 @@ def test_the_three_faces_give_the_same_trajectories(env_id):
     for i in range(n):
         for obs in seen:
             np.testing.assert_array_equal(flat(alone[i]), flat(row(obs, i)))
-    ends = 0
+    ends, cuts, lengths = 0, 0, []
     for action in actions:
         v_obs, v_reward, v_term, v_trunc, v_info = vector.step(action)
         l_obs, l_reward, l_done, l_infos = learner.step(action)
@@ -93,7 +93,8 @@ def test_the_three_faces_give_the_same_trajectories(env_id):
             assert (reward, terminated, truncated) == (v_reward[i], v_term[i], v_trunc[i])
             assert (np.float32(reward), terminated or truncated) == (l_reward[i], l_done[i])
             if terminated or truncated:
-                ends += 1
+                ends, cuts = ends + 1, cuts + truncated
+                lengths.append(l_infos[i]["episode"]["l"])
                 np.testing.assert_array_equal(flat(obs), flat(v_info["final_obs"][i]))
                 np.testing.assert_array_equal(flat(obs), flat(l_infos[i]["terminal_observation"]))
                 assert l_infos[i]["TimeLimit.truncated"] == truncated
@@ -107,6 +108,8 @@ def test_the_three_faces_give_the_same_trajectories(env_id):
             np.testing.assert_array_equal(flat(obs), flat(row(v_obs, i)))
             np.testing.assert_array_equal(flat(obs), flat(row(l_obs, i)))
     assert ends >= n, "the comparison must cover automatic resets"
+    assert cuts, "and truncations"
+    assert max(lengths) >= 5, "and episodes of several steps"
 
 
 def row(obs, i):
@@ -248,6 +251,75 @@ def test_actions_out_of_range_or_shape_are_refused_and_nothing_moves(env_id):
         with pytest.raises(ValueError, match=match):
             vector.step(bad)
     assert vector.game.t.tolist() == [0, 0]
+
+
+class Graph(BatchedEnv):
+    """Keeps a gradient graph between steps, ends after one step, and tells a map of pixel rewards."""
+
+    def __init__(self):
+        super().__init__(num_envs=3, device="cpu", horizon=2)
+        self.single_observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.single_action_space = spaces.MultiDiscrete([3] * 4)
+        self.x = torch.zeros(3, 2)
+
+    def _begin(self, rows, options):
+        with torch.enable_grad():
+            x = self.x.detach().clone()
+            x[rows] = 1.0
+            self.x = x.requires_grad_()
+        self.reward_map = torch.zeros(3, 2, 2)
+
+    def _play(self, actions):
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad((self.x**2).sum(), self.x)
+            self.x = (self.x + gradient).detach().requires_grad_()
+            self.reward_map = actions.view(3, 2, 2) * self.x.sum(dim=1)[:, None, None]
+        return self.reward_map.mean(dim=(1, 2)), torch.ones(3, dtype=torch.bool)
+
+    def observe(self, rows=None):
+        return self.x if rows is None else self.x[rows]
+
+    def info(self):
+        return {"pixel_reward": self.reward_map}
+
+    def _picture(self, row):
+        return np.zeros((2, 2, 3), np.uint8)
+
+
+def test_an_environment_may_keep_a_graph_and_act_per_pixel_and_end_after_one_step():
+    actions = np.array([[0, 1, 2, 1]] * 3)
+    game = Graph()
+    game.seed([0, 1, 2])
+    game.reset()
+    with torch.no_grad():  # learners step like this
+        step = game.advance(game.actions_from(actions))
+    assert not step.reward.requires_grad
+    assert step.ended.info["pixel_reward"].shape == (3, 2, 2), "read before the next episode began"
+    assert step.ended.info["pixel_reward"].abs().sum() > 0
+    assert step.reward.tolist() == [6.0] * 3
+
+    learner = LearnerEnv(Graph())
+    learner.reset()
+    _, reward, done, infos = learner.step(actions)
+    assert reward.tolist() == [6.0] * 3
+    assert done.all()
+    assert infos[0]["pixel_reward"].shape == (2, 2)
+    vector = BatchEnv(Graph())
+    vector.reset(seed=0)
+    assert vector.step(actions)[4]["final_info"]["pixel_reward"].shape == (3, 2, 2)
+
+
+def test_a_saved_state_is_a_copy():
+    game, other = Graph(), Graph()
+    for env in (game, other):
+        env.seed([0, 1, 2])
+        env.reset()
+    state = game.state()
+    other.load_state(state)
+    other.streams.uniform(1)
+    other.t += 5
+    assert game.t.tolist() == [0, 0, 0]
+    assert game.streams.drawn.tolist() == [0, 0, 0]
 
 
 def test_every_slot_has_its_own_stream_whatever_stands_beside_it():

@@ -84,6 +84,7 @@ PROGRAM = """
 import importlib, os, signal, sys, warnings
 import torch
 
+os.environ["SEGARENA_CACHE"] = cache
 warnings.simplefilter("error")
 torch.set_num_threads(1)
 os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
@@ -132,6 +133,7 @@ def train(arguments, said, strike=None):
     """Exit code of the training with these command-line arguments; what it says goes to the file `said`."""
     told = strike and (strike.module, strike.owner, strike.function, strike.number, strike.how)
     scope = {"arguments": ["train", *map(str, arguments)], "said": str(said), "strike": told}
+    scope["cache"] = str(said.parent / "cache")
     process = PROCESSES.Process(target=exec, args=(PROGRAM, scope))
     process.start()
     process.join()
@@ -226,7 +228,7 @@ MOMENTS = {
     "with half a line logged": Moment("segarena.runs", "add_scalar", range(20, 60), owner="SummaryWriter"),
     "with half of the weights written": Moment("segarena.checkpoints", "save_file", range(5, 9), "half"),
     "with half of the state written": Moment("torch", "save", range(4, 9), "half"),
-    "before a checkpoint got its name": Moment("segarena.checkpoints", "_sha256", range(7, 17)),
+    "before a checkpoint got its name": Moment("segarena.checkpoints", "file_digest", range(7, 17)),
 }
 
 

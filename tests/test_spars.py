@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from segarena.datasets import liver_ct
 from segarena.datasets.lattice import WindowLattice
 from segarena.envs import spars
-from segarena.envs.spars import SparsEnv, nearest_index
+from segarena.envs.spars import RULES, SparsEnv, nearest_index
 from segarena.envs.spars_config import MOVES, SparsConfig
 
 ONE = {"cases": ["phantom_02000"], "device": "cpu"}
@@ -78,7 +78,7 @@ def test_the_toy_game_is_played_as_in_the_paper(toy_game):
         assert info["score_self"].item() == pytest.approx(s1)
         assert info["score_opp"].item() == pytest.approx(s2)
         assert (got.item(), terminated.item(), truncated.item()) == (reward, over, False)
-    assert toy_game.episode_info(0)["reason"] == "tau_self"
+    assert toy_game.episode_info(torch.tensor([0]))[0]["reason"] == "tau_self"
 
 
 def test_the_toy_map_is_painted_as_in_the_paper(toy_game):
@@ -103,7 +103,7 @@ def test_the_toy_mask_overlaps_as_in_the_paper(toy_game, theta, size, common, di
     mask, truth = toy_game.mask(), toy_game.cases[0].label == 2
     assert (mask.sum().item(), (mask & truth).sum().item()) == (size, common)
     assert toy_game.dice() == pytest.approx(dice, abs=1e-6)
-    assert toy_game.episode_info(0)["dice"] == toy_game.dice()
+    assert toy_game.episode_info(torch.tensor([0]))[0]["dice"] == toy_game.dice()
 
 
 # -- oracles 4, 5: ties and strict thresholds ------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def test_the_same_move_from_the_same_place_is_a_tie(tie_reward):
     """Oracle 4."""
     game = SparsEnv(**ORACLE, opponent="constant0", tie_reward=tie_reward, threshold=1.0)
     game.seed([3])
-    game.reset()
+    game.reset(options={"start": [24, 24, 20], "start_opponent": [24, 24, 20]})
     reward, _, _ = game.step(torch.tensor([0]))
     assert reward.item() == tie_reward
     assert game.info()["win"].item() == 0
@@ -346,11 +346,13 @@ def test_the_competitor_acts_on_the_state_before_the_learners_move():
     rival = Recorder(2)
     game = SparsEnv(**ORACLE, opponent=rival, threshold=1.0)
     game.seed([0])
-    game.reset()
-    before = game.observe(player=1)
-    game.step(torch.tensor([4]))
-    assert torch.equal(rival.seen[0]["state"], before["state"])
-    assert game.info()["p_opp"].tolist() == [[24, 28, 20]]
+    game.reset(options={"start": [24, 24, 20], "start_opponent": [24, 24, 20]})
+    for number in range(3):
+        before = game.observe(player=1)
+        assert before["state"][0, -1].item() == pytest.approx(2 * number / 128 - 1)
+        game.step(torch.tensor([4]))
+        assert torch.equal(rival.seen[-1]["state"], before["state"])
+    assert game.info()["p_opp"].tolist() == [[24, 36, 20]]
 
 
 def test_swapping_the_players_swaps_the_sign_of_the_reward():
@@ -418,7 +420,7 @@ def test_the_terminal_bonus_has_the_sign_of_the_duel(monkeypatch, bonus):
     reward, terminated, _ = game.step(torch.tensor([0]))
     assert terminated
     assert reward.item() == -1.0 - bonus
-    assert game.episode_info(0)["reason"] == "tau_opp"
+    assert game.episode_info(torch.tensor([0]))[0]["reason"] == "tau_opp"
 
 
 def test_without_tau_the_episode_is_truncated_at_its_horizon_and_not_terminated():
@@ -428,7 +430,7 @@ def test_without_tau_the_episode_is_truncated_at_its_horizon_and_not_terminated(
     steps = play(game, [0] * 5)
     assert [truncated.item() for _, _, truncated in steps] == [False] * 4 + [True]
     assert not any(terminated.item() for _, terminated, _ in steps)
-    assert game.episode_info(0)["reason"] == "time"
+    assert game.episode_info(torch.tensor([0]))[0]["reason"] == "time"
 
 
 def test_a_score_above_tau_on_the_last_step_terminates_and_does_not_truncate(monkeypatch):
@@ -470,6 +472,7 @@ def test_with_more_rounds_a_found_region_is_blanked_and_the_search_goes_on(monke
         score_source=score,
         reward="score",
         lesion_rounds=2,
+        start="centre",
         obs_mode="own_window",
     )
     game.seed([0])
@@ -516,7 +519,7 @@ def test_the_event_log_paints_what_direct_painting_paints_and_block_dice_is_voxe
 
 
 def test_maps_of_several_slots_at_once_are_the_maps_of_each():
-    game = SparsEnv(**ORACLE, threshold=1.0, horizon=30, num_envs=6)
+    game = SparsEnv(**ORACLE, threshold=1.0, horizon=30, num_envs=6, start="centre")
     game.seed(range(6))
     game.reset()
     generator = torch.Generator().manual_seed(0)
@@ -537,7 +540,7 @@ def test_maps_of_several_slots_at_once_are_the_maps_of_each():
 
 
 @pytest.mark.parametrize("obs_mode", ["own_window", "two_window", "features"])
-def test_the_label_changes_nothing_but_dice_precision_and_recall(monkeypatch, obs_mode):
+def test_the_label_changes_nothing_but_dice_precision_and_recall(monkeypatch, tmp_path, obs_mode):
     """Oracle 18, with the classifier as the scorer."""
 
     def trajectory(shuffle):
@@ -546,7 +549,8 @@ def test_the_label_changes_nothing_but_dice_precision_and_recall(monkeypatch, ob
             order = torch.randperm(real[0].label.numel(), generator=torch.Generator().manual_seed(1))
             real = [replace(real[0], label=real[0].label.flatten()[order].view(real[0].label.shape))]
         monkeypatch.setattr(spars, "load_liver_cases", lambda config: real)
-        env = gym.make("SPARS-LiverCT-v0", **ONE, obs_mode=obs_mode, horizon=20, mask_threshold=0.0)
+        apart = str(tmp_path / f"cache-{shuffle}")  # the same scores must come from the same image, not from a cache
+        env = gym.make("SPARS-LiverCT-v0", **ONE, obs_mode=obs_mode, horizon=20, mask_threshold=0.0, cache_dir=apart)
         generator = np.random.default_rng(0)
         obs, _ = env.reset(seed=5)
         seen, facts = [obs], []
@@ -704,3 +708,68 @@ def test_scores_outside_their_range_are_refused(monkeypatch, value):
     game.seed([0])
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
         game.reset()
+
+
+# -- the default game is worth playing -------------------------------------------------------------------------------
+
+
+def test_the_default_game_is_not_over_before_it_began():
+    """Random play on the default game: few starts above τ, and episodes of several steps."""
+    game = SparsEnv(device="cpu", num_envs=256, eval_dice=False)
+    game.seed(range(256))
+    game.reset()
+    assert (game.scores > game.config.threshold).any(dim=0).float().mean() < 0.1
+    lengths = []
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        _, terminated, truncated = game.step(torch.randint(6, (256,), generator=generator))
+        over = (terminated | truncated).nonzero().flatten()
+        lengths += game.t[over].tolist()
+        if len(over):
+            game.reset(over)
+    assert np.median(lengths) >= 5
+
+
+@pytest.mark.parametrize("action_set", list(MOVES))
+@pytest.mark.parametrize("rule", ["random", "constant0", "greedy"])
+def test_every_rule_plays_either_side_with_every_action_set(action_set, rule):
+    game = SparsEnv(**ORACLE, action_set=action_set, opponent=rule, threshold=1.0, num_envs=3)
+    game.seed(range(3))
+    game.reset(options={"start": [24, 24, 20], "start_opponent": [24, 24, 20]})
+    game.step(RULES[rule](game, 0))
+    if rule == "constant0":
+        assert game.info()["p_self"].tolist() == [[24, 24, 24]] * 3 == game.info()["p_opp"].tolist()
+
+
+def test_a_hit_with_rounds_left_on_the_last_step_ends_by_time(monkeypatch):
+    game = two_places(monkeypatch, threshold=0.35, horizon=1, lesion_rounds=2)
+    _, terminated, truncated = game.step(torch.tensor([0]))
+    assert (terminated.item(), truncated.item()) == (False, True)
+    assert game.episode_info(torch.tensor([0]))[0]["reason"] == "time"
+
+
+def test_windows_come_from_the_case_of_their_slot():
+    game = SparsEnv(cases=["phantom_02000", "phantom_02001"], score_source="oracle_fraction", device="cpu", num_envs=8)
+    game.seed(range(8))
+    game.reset()
+    assert len(set(game.case.tolist())) == 2
+    windows, corners = game.observe()["windows"], game.info()["p_self"].tolist()
+    for slot, (x, y, z) in enumerate(corners):
+        image = game.cases[int(game.case[slot])].image
+        assert torch.equal(windows[slot, 0], image[x : x + 16, y : y + 16, z : z + 8])
+
+
+def test_a_score_of_exactly_theta_is_not_in_the_mask_at_float_precision(monkeypatch):
+    toy(monkeypatch, (16, 16, 16))
+    game = SparsEnv(
+        grid_shape=(16, 16, 16),
+        window_size=(8, 8, 8),
+        device="cpu",
+        score_source=lambda case, corners: torch.full((len(corners),), 0.3),
+        mask_threshold=0.3,
+    )
+    game.seed([0])
+    game.reset()
+    game.step(torch.tensor([0]))
+    assert game.accumulated_map().max().item() == pytest.approx(0.3)
+    assert not game.mask().any()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from segarena.agents.policies import policy_arguments
 from segarena.agents.reference import BfsToTau, Sweep, sweep_path
-from segarena.agents.rollouts import choose_threshold, roll_out, score_map
+from segarena.agents.rollouts import Maps, choose_threshold, roll_out, score_map
 from segarena.agents.self_play import SelfPlay, Snapshot
 from segarena.agents.training import PPOConfig
 from segarena.envs.faces import LearnerEnv
@@ -28,6 +28,10 @@ def model_on(game, policy="feature_mlp", **changes):
 def logits(policy, obs):
     with torch.no_grad():
         return policy.get_distribution(obs).distribution.logits
+
+
+def same(one, two):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 
 
 class Silent(BaseCallback):
@@ -65,7 +69,14 @@ def test_one_learn_refreshes_the_opponent_every_k_rollouts(refresh_every, expect
 
     class Look(Silent):
         def _on_rollout_start(self):
+            fresh = same(play.snapshot.policy, model.policy)
+            assert fresh is (play.refreshed_at == model.num_timesteps), (
+                "only a refresh copies"
+            )
             seen.append(play.refreshed_at)
+
+        def _on_rollout_end(self):
+            assert same(game._opponent.policy, play.snapshot.policy)
 
     model.learn(128, callback=CallbackList([play, Look()]))
     assert seen == expected
@@ -226,17 +237,26 @@ def test_where_tau_is_out_of_reach_the_distance_is_infinite():
 
 def test_rollouts_average_the_maps_of_their_episodes_case_by_case():
     settings = {"cases": ["phantom_02000", "phantom_02001"], "score_source": "oracle_fraction", "device": "cpu"}
-    game = SparsEnv(**settings, num_envs=6, n_agents=1, horizon=12, threshold=0.9)
-    maps = roll_out(game, lambda game: RULES["greedy"](game, 0), jitter_cells=2, seed=1)
-    again = roll_out(game, lambda game: RULES["greedy"](game, 0), jitter_cells=2, seed=1)
-    assert torch.equal(maps.blocks, again.blocks)
-    assert maps.blocks.shape == (2, *game.lattice.block_shape)
-    other = roll_out(game, lambda game: RULES["greedy"](game, 0), jitter_cells=2, seed=2)
-    assert not torch.equal(maps.blocks, other.blocks), "starts are jittered by the seed"
-    still = roll_out(game, lambda game: RULES["greedy"](game, 0), jitter_cells=0, seed=1)
-    one = SparsEnv(**settings, num_envs=2, n_agents=1, horizon=12, threshold=0.9)
-    alone = roll_out(one, lambda game: RULES["greedy"](game, 0), jitter_cells=0, seed=5)
-    torch.testing.assert_close(still.blocks, alone.blocks), "without jitter greedy episodes are all the same"
+    settings |= {"n_agents": 1, "horizon": 12, "threshold": 0.4, "start": "centre"}
+    game = SparsEnv(**settings, num_envs=6)
+    greedy = lambda game: RULES["greedy"](game, 0)  # noqa: E731
+    maps = roll_out(game, greedy, jitter_cells=2, seed=1)
+    assert torch.equal(maps.blocks, roll_out(game, greedy, jitter_cells=2, seed=1).blocks)
+    assert not torch.equal(maps.blocks, roll_out(game, greedy, jitter_cells=2, seed=2).blocks), (
+        "jitter"
+    )
+    assert {int(case["steps"]) for case in maps.said} != {12}, "episodes must end at different times"
+
+    game.seed([6 * 1 + slot for slot in range(6)])  # the same episodes again, one slot at a time
+    game.begin(torch.tensor([0, 0, 0, 1, 1, 1]), 2)
+    painted, over = [None] * 6, torch.zeros(6, dtype=torch.bool)
+    for _ in range(12):
+        _, terminated, truncated = game.step(greedy(game))
+        for slot in ((terminated | truncated) & ~over).nonzero().flatten().tolist():
+            painted[slot] = game.block_map(slot).clone()
+        over |= terminated | truncated
+    for number in range(2):
+        torch.testing.assert_close(maps.blocks[number], sum(painted[3 * number : 3 * number + 3]) / 3)
 
 
 def test_the_chosen_threshold_is_the_best_and_its_dice_is_the_voxel_dice():
@@ -249,6 +269,18 @@ def test_the_chosen_threshold_is_the_best_and_its_dice_is_the_voxel_dice():
         voxel.append(2 * (mask & truth).sum().item() / (mask.sum().item() + truth.sum().item()))
     assert maps.mean_dice(theta) == pytest.approx(np.mean(voxel))
     assert maps.mean_dice(theta) >= max(maps.mean_dice(t) for t in (0.05, 0.1, 0.2, 0.5))
+
+
+def test_a_threshold_can_leave_a_very_small_mask():
+    """A tumour of one block in a map that is positive everywhere: coarse quantiles could not single it out."""
+    game = SparsEnv(**ONE, n_agents=1)
+    label = torch.zeros_like(game.cases[0].label)
+    label[20:24, 24:28, 16:20] = 2
+    game.cases = [replace(game.cases[0], label=label)]
+    blocks = torch.rand(1, *game.lattice.block_shape, dtype=torch.float64) * 0.5 + 0.1
+    blocks[0, 5, 6, 4] = 0.7
+    maps = Maps(game, blocks, [{}])
+    assert maps.mean_dice(choose_threshold(maps)) == 1.0
 
 
 def test_no_threshold_is_chosen_without_a_tumour():
