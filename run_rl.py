@@ -21,6 +21,7 @@ from gymnasium.error import Error as GymnasiumError
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from segarena.agents.spars import CaseChoice, SparsExperiment, game_of, load_policies, resume, slug, train
 from segarena.agents.spars_evaluation import evaluate
+from segarena.datasets.lesions import LesionConfig
 from segarena.datasets.liver_ct import liver_case_ids
 from segarena.envs import ENVIRONMENTS
 from segarena.evaluation.machine import describe_machine
@@ -30,7 +31,8 @@ from segarena.runs import Run
 
 set_parsing_settings(
     docstring_parse_attribute_docstrings=True,  # the string under a field is its help
-    import_path_denylist=["*"],  # no configuration names code
+    import_path_denylist=["*"],  # no configuration names code ...
+    import_path_allowlist=[f"{LesionConfig.__module__}.{LesionConfig.__qualname__}"],  # ... but this type, which is one
 )
 log = logging.getLogger("segarena")
 PROGRAM = "segarena-rl" if Path(sys.argv[0]).stem == "segarena-rl" else "python run_rl.py"

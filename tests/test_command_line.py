@@ -167,7 +167,7 @@ REFUSED = {
     "a zip with another name": (["--export_sb3", "policy.pt"], "export_sb3 is 'policy.pt' but must end in .zip"),
     "an option that is a typo": (["--env.windw_size", "[8,8,8]"], "env.windw_size"),
     "a word for a number": (["--seed", "three"], "three"),
-    "a run that is none": (["--resume", "gone"], "'gone' is no run: it has no config.yaml"),
+    "other values for a run that goes on": (["--resume", "gone"], "--resume continues a run as it was configured"),
 }
 
 
@@ -498,12 +498,13 @@ def test_an_episode_is_rendered(run, capsys):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
+        (["train", "--resume", "gone"], "'gone' is no run: it has no config.yaml"),
         (["evaluate", "--run", "gone"], "'gone' is no run: it has no config.yaml"),
         (["evaluate", "--run", "run", "--on_error", "ignore"], "on_error is 'ignore' but must be 'stop' or 'skip'"),
         (["evaluate", "--run", "run", "--cases", "[liver_7]"], "no case in 'phantom' is called 'liver_7'"),
         (["evaluate", "--run", "run", "--split", "tset"], "split is 'tset' but must be one of"),
         (["render", "--run", "gone"], "'gone' is no run"),
-        (["render", "--run", "run", "--case", "liver_7"], "case_id 'liver_7' is not among the cases"),
+        (["render", "--run", "run", "--case", "liver_7"], "'liver_7'"),
         (["render", "--run", "run", "--out", "config.yaml/episode.gif"], "config.yaml"),
         (["render", "--run", "run", "--out", "episode.xyz"], "episode.xyz"),
     ],
