@@ -157,9 +157,15 @@ class SparsEnv(BatchedEnv):
             self.table = table(net, features=observed, cache_dir=cfg.cache_dir)
         else:
             self.table = table(function if callable(function) else "oracle_fraction")
+        self._features = self.table
         if observed and net is not None:
             self._n_features = net.num_features
-            self._features = self.table if scored_by_net else table(net, features=True, cache_dir=cfg.cache_dir)
+            if not scored_by_net:
+                self._features = table(net, features=True, cache_dir=cfg.cache_dir)
+
+    @property
+    def _score_tables(self) -> list[ScoreTable]:
+        return [self.table] if self._features is self.table else [self.table, self._features]
 
     def _classifier(self) -> PresenceNet:
         cfg = self.config
@@ -518,11 +524,14 @@ class SparsEnv(BatchedEnv):
 
     def state(self) -> dict[str, Any]:
         """All that `load_state` needs; not the competitor."""
-        return {**super().state(), **{name: getattr(self, name) for name in STATE}}
+        tables = [table.state() for table in self._score_tables]
+        return {**super().state(), "tables": tables, **{name: getattr(self, name) for name in STATE}}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue where `state` was read."""
         super().load_state(state)
+        for table, kept in zip(self._score_tables, state["tables"], strict=True):
+            table.load_state(kept)
         for name in STATE:
             value = state[name]
             setattr(self, name, value.to(self.device, copy=True) if isinstance(value, Tensor) else value)

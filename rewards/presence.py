@@ -5,8 +5,8 @@ positions. `ScoreTable` holds the C·L scores on one device; a step of the envir
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +89,9 @@ class ScoreTable:
 
     def lookup(self, case: Tensor, ids: Tensor) -> Tensor:
         """Scores float32 [...] of the positions `ids` of the cases numbered `case`, both int64 [...] and valid."""
-        return self._scores[self._seen(case, ids)]
+        rows = self._seen(case, ids)
+        self._asked += rows.numel()
+        return self._scores[rows]
 
     def feature_rows(self, case: Tensor, ids: Tensor) -> Tensor:
         """Pooled features float16 [..., F] of the positions `ids` of the cases numbered `case`, both int64 [...].
@@ -113,12 +115,27 @@ class ScoreTable:
         """Share of the lookups so far that needed no forward: 1 in a dense table."""
         return 1 - self._evaluated / self._asked if self._asked else 1.0
 
+    def state(self) -> dict[str, Any]:
+        """All that `load_state` needs: what a lazy table has scored so far."""
+        counts = {"asked": self._asked, "evaluated": self._evaluated}
+        if not self._lazy:
+            return counts
+        rows = (~self._scores.isnan()).nonzero().flatten()
+        return {**counts, "rows": rows, "scores": self._scores[rows], "features": self._features[rows]}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state` was read, on the same cases, lattice and scorer."""
+        self._asked, self._evaluated = state["asked"], state["evaluated"]
+        if self._lazy:
+            rows = state["rows"].to(self.device)
+            self._scores.fill_(torch.nan)[rows] = state["scores"].to(self.device)
+            self._features[rows] = state["features"].to(self.device)
+
     def _seen(self, case: Tensor, ids: Tensor) -> Tensor:
         """Row numbers in the table, int64 [...], once their scores are there."""
         rows = case * self.lattice.size + ids
         if self._lazy:
             new = torch.unique(rows[self._scores[rows].isnan()])
-            self._asked += rows.numel()
             self._evaluated += new.numel()
             if new.numel():
                 self._fill(new)

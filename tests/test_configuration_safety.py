@@ -3,7 +3,6 @@
 import sys
 
 import pytest
-
 from segarena.run_rl import main, parser
 
 

@@ -254,7 +254,6 @@ def test_a_run_may_be_killed_twice(tmp_path, agent_only):
     assert_ends_like(tmp_path / "run", agent_only)
 
 
-@pytest.mark.xfail(strict=True, reason="a lazy table is not kept, and its scores depend on what is asked together")
 def test_scores_that_are_computed_on_demand_survive_a_kill(tmp_path, tmp_path_factory):
     expected = whole(LAZY_FEATURES, tmp_path_factory)
     assert start(LAZY_FEATURES, tmp_path, replace(STEP, number=101)) == -signal.SIGKILL

@@ -70,9 +70,7 @@ def test_one_learn_refreshes_the_opponent_every_k_rollouts(refresh_every, expect
     class Look(Silent):
         def _on_rollout_start(self):
             fresh = same(play.snapshot.policy, model.policy)
-            assert fresh is (play.refreshed_at == model.num_timesteps), (
-                "only a refresh copies"
-            )
+            assert fresh is (play.refreshed_at == model.num_timesteps), "only a refresh copies"
             seen.append(play.refreshed_at)
 
         def _on_rollout_end(self):
@@ -242,9 +240,7 @@ def test_rollouts_average_the_maps_of_their_episodes_case_by_case():
     greedy = lambda game: RULES["greedy"](game, 0)  # noqa: E731
     maps = roll_out(game, greedy, jitter_cells=2, seed=1)
     assert torch.equal(maps.blocks, roll_out(game, greedy, jitter_cells=2, seed=1).blocks)
-    assert not torch.equal(maps.blocks, roll_out(game, greedy, jitter_cells=2, seed=2).blocks), (
-        "jitter"
-    )
+    assert not torch.equal(maps.blocks, roll_out(game, greedy, jitter_cells=2, seed=2).blocks), "jitter"
     assert {int(case["steps"]) for case in maps.said} != {12}, "episodes must end at different times"
 
     game.seed([6 * 1 + slot for slot in range(6)])  # the same episodes again, one slot at a time
