@@ -37,7 +37,7 @@ set_parsing_settings(
 log = logging.getLogger("segarena")
 PROGRAM = "segarena-rl" if Path(sys.argv[0]).stem == "segarena-rl" else "python run_rl.py"
 """How the user called this."""
-METRICS = ("dice", "dice_at_0.5", "precision", "recall", "hd95_mm", "lesion_recall", "success")
+METRICS = ("dice", "dice_at_0.5", "hd95_mm", "lesion_recall", "terminal_hit", "steps")
 """Columns of the table that `evaluate` prints."""
 
 

@@ -29,6 +29,8 @@ class Column(NamedTuple):
 COLUMNS = {
     "dice": Column("Dice", "%", 100, 1),
     "dice_at_0.5": Column("Dice, θ = 0.5", "%", 100, 1),
+    "terminal_hit": Column("Episodes ended on tumour", "%", 100, 1),
+    "steps": Column("Steps", "", 1, 1),
     "success": Column("Tumour touched", "%", 100, 1),
     "iou": Column("IoU", "%", 100, 1),
     "precision": Column("Precision", "%", 100, 1),
