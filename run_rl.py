@@ -34,7 +34,6 @@ set_parsing_settings(
     import_path_denylist=["*"],  # no configuration names code ...
     import_path_allowlist=[f"{LesionConfig.__module__}.{LesionConfig.__qualname__}"],  # ... but this type, which is one
 )
-log = logging.getLogger("segarena")
 PROGRAM = "segarena-rl" if Path(sys.argv[0]).stem == "segarena-rl" else "python run_rl.py"
 """How the user called this."""
 METRICS = ("dice", "dice_at_0.5", "hd95_mm", "lesion_recall", "terminal_hit", "steps")

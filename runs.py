@@ -10,7 +10,6 @@ media/              pictures
 """
 
 import json
-import logging
 import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -26,8 +25,6 @@ from torch.utils.tensorboard.summary import hparams
 
 from .checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from .files import replacing
-
-log = logging.getLogger(__name__)
 
 
 class Run:
@@ -51,8 +48,8 @@ class Run:
             )
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
+            _write(run.folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))  # now it can be resumed
             _write(run.folder / "environment.json", json.dumps(environment, indent=1) + "\n")
-            _write(run.folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
         except OSError as error:
             raise ValueError(
                 f"out is {str(folder)!r}, which cannot be written ({error}); choose another with --out"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..files import replacing
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def cached(
@@ -33,11 +33,11 @@ def cached(
     except FileNotFoundError:
         pass
     except (OSError, SafetensorError) as error:
-        logger.warning("cache file %s cannot be read (%s): building it again", path, error)
+        log.warning("cache file %s cannot be read (%s): building it again", path, error)
     tensors = build()
     try:
         with replacing(path) as temporary:
             save_file({key: value.contiguous() for key, value in tensors.items()}, temporary)
     except (OSError, SafetensorError) as error:
-        logger.warning("cannot write the cache file %s (%s): going on without it", path, error)
+        log.warning("cannot write the cache file %s (%s): going on without it", path, error)
     return tensors

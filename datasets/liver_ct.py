@@ -31,7 +31,7 @@ from .msd import CaseFiles, find_cases, read_sample
 from .nifti import Frame, read_frame, write_mask
 from .sample import Origin, Sample
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 CLASSES = 3
 HU_WINDOW = (-17.0, 201.0)
@@ -257,7 +257,7 @@ def _load_each(
         except (FileNotFoundError, ValueError) as error:
             if on_bad is None:
                 raise
-            logger.warning("skipping %s: %s", source.id, error)
+            log.warning("skipping %s: %s", source.id, error)
             on_bad(BadCase(source.id, str(error)))
         else:
             yield case

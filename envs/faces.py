@@ -131,7 +131,9 @@ class BatchEnv(gym.vector.VectorEnv[Any, Any, npt.NDArray[Any]]):
         return to_numpy(step.obs), reward, step.terminated.cpu().numpy(), step.truncated.cpu().numpy(), info
 
     def render(self) -> tuple[Any, ...] | None:
-        """The picture of every slot."""
+        """The picture of every slot; None where no render_mode was chosen."""
+        if self.render_mode is None:
+            return None
         return tuple(self.game.render(row) for row in range(self.num_envs))
 
     def _info(self) -> dict[str, Any]:

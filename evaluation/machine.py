@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "monai", "stable-baselines3", "sb3-contrib", "gymnasium", "numpy", "scipy", "nibabel")
+PACKAGES = ("torch", "monai", "stable-baselines3", "gymnasium", "numpy", "scipy", "nibabel")
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -8,16 +8,12 @@ left. All panels have one scale in mm.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import imageio.v3 as imageio
 import matplotlib
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
-
-from ..files import replacing
 
 Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -82,12 +78,6 @@ def orthogonal_slices(
         panel = np.pad(panel, ((above, height_px - len(panel) - above), (0, 0), (0, 0)))
         panels += [panel, np.full((height_px, GAP_PX, 3), GAP_GREY, np.uint8)]
     return np.concatenate(panels[:-1], axis=1)
-
-
-def save_png(path: str | Path, picture: Bytes) -> None:
-    """Writes the picture, uint8 [H, W, 3], to `path` as PNG, whole or not at all."""
-    with replacing(Path(path)) as unfinished:
-        imageio.imwrite(unfinished, picture, extension=".png")
 
 
 @dataclass(frozen=True)

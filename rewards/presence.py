@@ -18,7 +18,7 @@ from ..datasets.lattice import WindowLattice
 from ..datasets.lesions import TUMOUR
 from ..datasets.liver_ct import LiverCase
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 Engine = Literal["auto", "dense", "lazy"]
 ScoreFunction = Callable[[LiverCase, Tensor], Tensor]
@@ -206,7 +206,7 @@ def oracle_fraction(lattice: WindowLattice) -> ScoreFunction:
 
 def _function(scorer: object, lattice: WindowLattice) -> ScoreFunction:
     if scorer == "oracle_fraction":
-        logger.warning("the scorer 'oracle_fraction' reads the labels: for tests and upper bounds only")
+        log.warning("the scorer 'oracle_fraction' reads the labels: for tests and upper bounds only")
         return oracle_fraction(lattice)
     if not callable(scorer):
         raise ValueError(f"scorer is {scorer!r} but must be a classifier, 'oracle_fraction' or a function")
@@ -225,4 +225,4 @@ def _check_net(net: PresenceNet, lattice: WindowLattice) -> None:
     if net.training:
         raise ValueError("the classifier is in training mode, where a score depends on its batch; call .eval()")
     if net.window_size != lattice.window:
-        logger.warning("the classifier is trained for windows of %s but scores %s", net.window_size, lattice.window)
+        log.warning("the classifier is trained for windows of %s but scores %s", net.window_size, lattice.window)

@@ -4,7 +4,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 from segarena.evaluation.figures import CaseView, save_case_figure
-from segarena.evaluation.pictures import GAP_PX, orthogonal_slices, save_png
+from segarena.evaluation.pictures import GAP_PX, orthogonal_slices
 
 SHAPE = (32, 32, 32)
 BLACK = np.zeros(SHAPE, np.uint8)
@@ -159,13 +159,6 @@ def test_bad_input_is_rejected(changes, message):
     arguments = {"image": BLACK, **MIDDLE, **changes}
     with pytest.raises(ValueError, match=message):
         orthogonal_slices(arguments.pop("image"), **arguments)
-
-
-def test_save_png_keeps_every_pixel(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
-    save_png(tmp_path / "media" / "a.png", picture)
-    assert (imageio.imread(tmp_path / "media" / "a.png") == picture).all()
-    assert [p.name for p in (tmp_path / "media").iterdir()] == ["a.png"]
 
 
 # -- the figure of an evaluation -----------------------------------------------------------------------------------

@@ -338,6 +338,7 @@ class Recorder:
         self.action, self.seen = action, []
 
     def act(self, obs, deterministic):
+        assert not deterministic, "the competitor acts stochastically"
         self.seen.append({name: value.clone() for name, value in obs.items()})
         return torch.full((len(obs["state"]),), self.action)
 

@@ -9,9 +9,13 @@ from segarena.agents.policies import policy_arguments
 from segarena.agents.reference import BfsToTau, Sweep, sweep_path
 from segarena.agents.rollouts import Maps, choose_threshold, roll_out, score_map
 from segarena.agents.self_play import SelfPlay, Snapshot
+from segarena.agents.spars import CaseChoice, SparsExperiment
+from segarena.agents.spars_evaluation import _result
 from segarena.agents.training import PPOConfig
 from segarena.envs.faces import LearnerEnv
 from segarena.envs.spars import RULES, SparsEnv
+from segarena.envs.spars_config import SparsConfig
+from segarena.runs import Run
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
@@ -286,6 +290,33 @@ def test_no_threshold_is_chosen_without_a_tumour():
         choose_threshold(score_map(game, "max"))
 
 
+def test_theta_is_chosen_on_the_validation_cases_and_the_mode_names_shared_anatomy(tmp_path):
+    shared = {"score_source": "oracle_fraction", "device": "cpu", "n_agents": 1, "obs_mode": "own_window"}
+    experiment = SparsExperiment(
+        env=SparsConfig(cases=["phantom_02000"], score_source="oracle_fraction"),
+        validation=CaseChoice(cases=["phantom_01000", "phantom_01001"]),
+    ).resolved()
+    validation = score_map(SparsEnv(cases=["phantom_01000", "phantom_01001"], **shared), "mean")
+    test = score_map(SparsEnv(cases=["phantom_03000", "phantom_03004"], **shared), "mean")
+    assert choose_threshold(validation) != choose_threshold(test)
+
+    def result(maps, learned):
+        run = Run(tmp_path)
+        return _result(experiment, run, "score map (mean)", maps, validation, learned=learned, command="")
+
+    got = result(test, True)
+    theta = got.settings["mask_threshold"]
+    assert theta == choose_threshold(validation)
+    assert got.metrics["dice"] == pytest.approx(test.mean_dice(theta))
+    assert got.mode == "inductive"
+    assert got.supervision == "voxel"
+    assert result(validation, False).mode == "transductive"
+    seen = score_map(SparsEnv(cases=["phantom_02000"], **shared), "mean")
+    assert result(seen, True).mode == "transductive"
+    assert result(seen, False).mode == "inductive", "a rule does not learn from the agent's cases"
+    assert (tmp_path / "media" / "score_map_mean.png").stat().st_size > 10_000
+
+
 # -- learning: oracle 22 ---------------------------------------------------------------------------------------------
 
 
@@ -304,6 +335,29 @@ def test_a_policy_learns_to_reach_tau_far_more_often_than_chance():
     assert learned[0] >= 0.9
     assert learned[0] >= 3 * chance[0]
     assert learned[1] <= 1.5 * best[1], "steps of the episodes that reach τ"
+
+
+def test_self_play_learns_to_find_tumours_faster_than_chance():
+    """The default game: two agents, +1 or -1 a step, ten for the find."""
+    settings = {**ORACLE, "obs_mode": "features", "threshold": 0.5, "horizon": 64, "eval_dice": False}
+    game = SparsEnv(**settings, num_envs=64)
+    model = model_on(game, n_steps=32, batch_size=512, n_epochs=4, ent_coef=0.01)
+    play = SelfPlay(game)
+    model.learn(98_304, callback=play)
+    judge = SparsEnv(**{**settings, "n_agents": 1, "reward": "score"}, num_envs=256)
+    policy = Snapshot(model.policy)
+
+    def learner(alone):  # the learner's own observation, with nobody else in the volume
+        obs = alone.observe()
+        features, state = obs[:, :128], obs[:, 128:]
+        both = torch.cat(
+            (features, features, state[:, :3], state[:, :3], state[:, 3:4], state[:, 3:4], state[:, 4:]), 1
+        )
+        return policy.act(both, deterministic=False)
+
+    learned, chance = reached(judge, learner), reached(judge, lambda game: RULES["random"](game, 0))
+    assert learned[0] >= 0.9
+    assert learned[0] >= 3 * chance[0]
 
 
 def reached(game, player):
