@@ -100,10 +100,8 @@ def run_train(options: Namespace, command: str) -> int:
     if sb3_zip is not None and not sb3_zip.endswith(".zip"):
         raise ValueError(f"export_sb3 is {sb3_zip!r} but must end in .zip")
     if options.resume:
-        defaults = experiment_parser().get_defaults()
-        ignored = [name for name in ("config", "out") if options[name]]
-        ignored += [name for name in defaults.keys() if name != "config" and options[name] != defaults[name]]  # noqa: SIM118
-        if ignored:
+        given = parser().parse_args(shlex.split(command.removeprefix(PROGRAM)), defaults=False).train
+        if ignored := sorted(set(given.keys()) - {"resume", "export_sb3"}):
             raise ValueError(f"--resume continues a run as it was configured; leave out {', '.join(ignored)}")
         run = Run.open(options.resume)
         run = resume(read_experiment(run), run.folder, sb3_zip=sb3_zip)

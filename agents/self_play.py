@@ -52,7 +52,11 @@ class SelfPlay(BaseCallback):
         if rollouts % self.refresh_every == 0 and (rollouts or self.initial == "self_snapshot"):
             self.refresh()
         elif rollouts == 0:
-            self.game.set_opponent(_Rule(self.game, self.initial))
+            self.join(self.game)
+
+    def join(self, game: SparsEnv) -> None:
+        """Let today's competitor play in `game` too."""
+        game.set_opponent(self.snapshot or _Rule(game, self.initial))
 
     def refresh(self) -> None:
         """Copy the learner now."""
@@ -61,7 +65,7 @@ class SelfPlay(BaseCallback):
             self.snapshot = Snapshot(self.model.policy)
         self.snapshot.refresh(self.model.policy)
         self.refreshed_at = self.model.num_timesteps
-        self.game.set_opponent(self.snapshot)
+        self.join(self.game)
 
     def _on_step(self) -> bool:
         return True
@@ -77,9 +81,7 @@ class SelfPlay(BaseCallback):
         if state["weights"]:
             self.snapshot = Snapshot(policy)
             self.snapshot.policy.load_state_dict(state["weights"])
-            self.game.set_opponent(self.snapshot)
-        else:
-            self.game.set_opponent(_Rule(self.game, self.initial))
+        self.join(self.game)
 
 
 class _Rule:

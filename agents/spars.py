@@ -185,7 +185,7 @@ def _check(experiment: SparsExperiment) -> None:
             net = DensePresenceNet(env.hu_window or HU_WINDOW, env.window_size)
             save_presence(trained_classifier(experiment, trial), net, {})
         if env.score_source == "classifier":
-            env = replace(env, score_engine="lazy")  # scores the first window only
+            env = replace(env, score_engine="lazy")  # scores a few windows only
         game = game_of(experiment, trial, env)
         game.reset()
         policy_arguments(experiment.policy, game.single_observation_space)

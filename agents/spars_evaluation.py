@@ -1,8 +1,8 @@
 """The evaluation protocol of SPARS: policies, rules and the score map on unseen cases (paper: SPARS sections 7, 10).
 
 A = painted map, θ = mask threshold, K = rollouts per case, f = presence score, B = score map. Every method sees the
-same cases; rules and score maps use the classifier of the first run of their seed. θ is chosen on the validation cases
-by mean Dice, and reported beside θ = 0.5.
+same cases; rules and score maps use classifier, τ and starts of the first run of their seed. θ is chosen on the
+validation cases by mean Dice, and reported beside θ = 0.5.
 """
 
 import logging
@@ -89,10 +89,12 @@ def base(case_id: str) -> str:
 
 
 def _known(experiment: SparsExperiment, *, agent: bool) -> set[str]:
-    """Cases that the classifier (where the run trained it), the thresholds and, with `agent`, the policy come from."""
+    """Cases known to the classifier (the run's own or the packaged one), the thresholds and, with `agent`, the policy."""
     configs = [experiment.validation.of(experiment.env)]
     if experiment.env.classifier == TRAIN:
         configs.append(experiment.classifier_train.of(experiment.env))
+    elif experiment.env.classifier == "packaged" and experiment.env.data == "phantom":
+        configs.append(CaseChoice(split="classifier_train").of(experiment.env))
     if agent:
         configs.append(experiment.env)
     return {case_id for config in configs for case_id in liver_case_ids(config)}

@@ -89,7 +89,8 @@ class Examine(BaseCallback):
         assert isinstance(self.model.policy, ActorCriticPolicy)
         self.learner = self.learner or Snapshot(self.model.policy)
         self.learner.refresh(self.model.policy)
-        self.game.set_opponent(self.self_play.snapshot if self.self_play else None)
+        if self.self_play:
+            self.self_play.join(self.game)
         learner, theta = self.learner, self.game.config.mask_threshold
         torch.manual_seed(0)  # not before: to build the snapshot, the first time, draws numbers too
         maps = roll_out(

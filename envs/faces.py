@@ -138,10 +138,8 @@ class BatchEnv(gym.vector.VectorEnv[Any, Any, npt.NDArray[Any]]):
 
     def _info(self) -> dict[str, Any]:
         present = np.ones(self.num_envs, dtype=np.bool_)
-        said = to_numpy(self.game.info())
-        return {
-            key: value for name, array in said.items() for key, value in ((name, array), (f"_{name}", present.copy()))
-        }
+        said = {name: array.copy() for name, array in to_numpy(self.game.info()).items()}  # a reset writes in place
+        return {**said, **{f"_{name}": present.copy() for name in said}}
 
 
 class LearnerEnv(VecEnv):

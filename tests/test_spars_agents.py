@@ -314,6 +314,8 @@ def test_theta_is_chosen_on_the_validation_cases_and_the_mode_names_shared_anato
     seen = score_map(SparsEnv(cases=["phantom_02000"], **shared), "mean")
     assert result(seen, True).mode == "transductive"
     assert result(seen, False).mode == "inductive", "a rule does not learn from the agent's cases"
+    taught = score_map(SparsEnv(cases=["phantom_00007"], **shared), "mean")
+    assert result(taught, False).mode == "transductive", "the packaged classifier learned from it"
     assert (tmp_path / "media" / "score_map_mean.png").stat().st_size > 10_000
 
 
