@@ -89,7 +89,7 @@ def base(case_id: str) -> str:
 
 
 def _known(experiment: SparsExperiment, *, agent: bool) -> set[str]:
-    """Cases known to the classifier (the run's own or the packaged one), the thresholds and, with `agent`, the policy."""
+    """Cases known to classifier (the run's own or the packaged one), thresholds and, with `agent`, policy."""
     configs = [experiment.validation.of(experiment.env)]
     if experiment.env.classifier == TRAIN:
         configs.append(experiment.classifier_train.of(experiment.env))
