@@ -6,7 +6,9 @@ python run_rl.py evaluate --run runs/demo
 """
 
 import logging
+import os
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -94,6 +96,19 @@ def _experiment(one: ArgumentParser, options: Namespace) -> SparsExperiment:
     return SparsExperiment(**{field.name: made[field.name] for field in fields(SparsExperiment)})
 
 
+def tool(name: str) -> str:
+    """How to call a program of this Python's environment from here: by its name where that finds it."""
+    path = Path(sys.executable).with_name(name)
+    if shutil.which(name) == str(path) or not path.exists():
+        return name
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def watch(run: Run) -> str:
+    """The command that shows a run in TensorBoard."""
+    return f"{tool('tensorboard')} --logdir {shlex.quote(str(run.folder))}"
+
+
 def run_train(options: Namespace, command: str) -> int:
     """Train or continue a run."""
     sb3_zip = options.export_sb3
@@ -109,10 +124,9 @@ def run_train(options: Namespace, command: str) -> int:
         experiment = _experiment(experiment_parser(), options)
         out = options.out or f"runs/{slug(experiment.name.lower())}-seed{experiment.seed}"
         run = train(experiment, out, {**describe_machine(), "command": command}, sb3_zip=sb3_zip)
-    folder = shlex.quote(str(run.folder))
     print(f"\nrun        {run.folder}")
-    print(f"evaluate   {PROGRAM} evaluate --run {folder}")
-    print(f"watch      tensorboard --logdir {folder}")
+    print(f"evaluate   {PROGRAM.replace('python', tool('python'))} evaluate --run {shlex.quote(str(run.folder))}")
+    print(f"watch      {watch(run)}")
     return 0
 
 
@@ -132,7 +146,7 @@ def run_evaluate(options: Namespace, command: str) -> int:
         for picture in sorted((folder / "media").glob("*.png")):
             print(f"picture    {picture}")
     print(f"results    {folders[0] / 'evaluation'}")
-    print(f"watch      tensorboard --logdir {folders[0]}")
+    print(f"watch      {watch(runs[0][0])}")
     for line in skipped:
         print(f"skipped    {line}", file=sys.stderr)
     return 1 if skipped else 0

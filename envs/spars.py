@@ -99,8 +99,8 @@ class SparsEnv(BatchedEnv):
     >>> obs, reward, terminated, truncated, info = env.step(4)
     >>> [int(voxel) for voxel in info["p_self"]]
     [28, 24, 20]
-    >>> bool(env.unwrapped.game.mask().any())
-    False
+    >>> env.unwrapped.game.mask().shape
+    torch.Size([64, 64, 48])
 
     ## References
     Tan, Hu, Saeed: SPARS: Self-Play Adversarial Reinforcement Learning for Segmentation of Liver Tumours (2025).

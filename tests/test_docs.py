@@ -1,0 +1,37 @@
+"""What the documents say is true: examples run, links lead somewhere, tables are the results."""
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+from segarena.envs import spars
+from segarena.evaluation.report import table
+from segarena.evaluation.results import read_results
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_examples_of_the_environment_run():
+    failed, tried = doctest.testmod(spars)
+    assert tried >= 6
+    assert failed == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_configurations_exist(page):
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
+    configurations = re.findall(r"configs/[\w/]+\.yaml", text)
+    missing = [name for name in links if not (page.parent / name).exists()]
+    missing += [name for name in configurations if not (ROOT / name).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("folder", ["spars_phantom", "spars_implanted", "spars_implanted_unseen_patient"])
+def test_the_tables_of_the_page_are_made_from_the_results(folder):
+    metrics = ("dice", "dice_at_0.5", "lesion_recall", "terminal_hit", "steps")
+    made = table(read_results(ROOT / "benchmarks" / "results" / folder), metrics, baseline="score map (mean)")
+    page = (ROOT / "docs" / "spars.md").read_text(encoding="utf-8")
+    assert all(line in page for line in made.splitlines())
