@@ -215,7 +215,7 @@ def train_presence(
         return loss.detach()
 
     total = config.epochs * config.batches_per_epoch
-    with tqdm(total=total, initial=done * config.batches_per_epoch, desc="classifier", disable=None) as bar:
+    with tqdm(total=total, initial=done * config.batches_per_epoch, desc="classifier") as bar:
         for epoch in range(done + 1, config.epochs + 1):
             net.train()
             loss = torch.zeros((), device=device)

@@ -35,3 +35,9 @@ def test_the_tables_of_the_page_are_made_from_the_results(folder):
     made = table(read_results(ROOT / "benchmarks" / "results" / folder), metrics, baseline="score map (mean)")
     page = (ROOT / "docs" / "spars.md").read_text(encoding="utf-8")
     assert all(line in page for line in made.splitlines())
+
+
+def test_the_table_of_the_readme_is_made_from_the_results():
+    results = read_results(ROOT / "benchmarks" / "results" / "spars_phantom")
+    made = table(results, ("dice", "terminal_hit", "steps")).split("\n\n")[0]
+    assert made in (ROOT / "README.md").read_text(encoding="utf-8")
