@@ -132,7 +132,13 @@ class SparsExperiment:
         if classifier not in (None, "packaged", TRAIN):
             classifier = str(Path(classifier).resolve())  # the run can then be continued from anywhere
         data = self.env.data if self.env.data == "phantom" else str(Path(self.env.data).resolve())
-        return replace(self, env=replace(self.env, classifier=classifier, data=data).resolved())
+        env = replace(self.env, classifier=classifier, data=data).resolved()
+        if env.reward == "shaped" and env.gamma != self.ppo.gamma:
+            raise ValueError(
+                f"env.gamma is {env.gamma} but ppo.gamma is {self.ppo.gamma}; with reward 'shaped' they must be equal, "
+                f"or the potential changes which policy is best"
+            )
+        return replace(self, env=env)
 
 
 def train(

@@ -163,6 +163,13 @@ def test_a_policy_that_cannot_read_the_observations_is_refused(policy, obs_mode)
         policy_arguments(policy, game.single_observation_space)
 
 
+def test_shaping_with_another_discount_than_the_learners_is_refused():
+    experiment = SparsExperiment(env=SparsConfig(reward="shaped", gamma=0.9))
+    with pytest.raises(ValueError, match=r"env.gamma is 0.9 but ppo.gamma is 0.99"):
+        experiment.resolved()
+    assert replace(experiment, ppo=PPOConfig(gamma=0.9)).resolved().env.gamma == 0.9
+
+
 def test_a_batch_that_does_not_divide_the_rollout_is_refused():
     with pytest.raises(ValueError, match="batch_size is 100 but must divide a rollout of num_envs x n_steps = 2048"):
         PPOConfig(batch_size=100)
