@@ -34,9 +34,9 @@ class Watch(BaseCallback):
         at, scores = self.game.last_step()
         self._scores.append(scores)
         self._places.append(at[0])
-        for info in self.locals["infos"]:
-            if info:
-                self._ends.append((info["reason"] != "time", float(info["score_self"])))
+        for row in self.locals["dones"].nonzero()[0]:
+            info = self.locals["infos"][row]
+            self._ends.append((info["reason"] != "time", float(info["score_self"])))
         return True
 
     def _on_rollout_end(self) -> None:
