@@ -60,8 +60,8 @@ class SparsConfig(LiverDataConfig):
     classifier: str | None = None
     """Weights (.safetensors) of the presence classifier, or "packaged": the one made for phantoms, their default."""
     score_engine: Literal["auto", "dense", "lazy"] = "auto"
-    """dense: all windows when the case is loaded; lazy: a window when it is first visited; auto: dense where one forward
-    serves all windows, else lazy."""
+    """dense: all windows when the case is loaded; lazy: a window when it is first visited; auto: dense where one
+    forward serves all windows, else lazy."""
     threshold: float = 0.3
     """τ in [0, 1]: a score above it ends the episode; 1 never does."""
     horizon: int | None = None
