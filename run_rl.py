@@ -11,20 +11,21 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from contextlib import suppress
+from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import imageio.v3 as imageio
 import numpy as np
-import torch
+import yaml
 from gymnasium.error import Error as GymnasiumError
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
-from segarena.agents.spars import CaseChoice, SparsExperiment, game_of, load_policies, resume, slug, train
-from segarena.agents.spars_evaluation import evaluate
+from segarena.agents.papers import PAPERS, Paper
+from segarena.agents.spars import slug
 from segarena.datasets.lesions import LesionConfig
-from segarena.datasets.liver_ct import liver_case_ids
 from segarena.envs import ENVIRONMENTS
 from segarena.evaluation.machine import describe_machine
 from segarena.evaluation.report import table
@@ -38,20 +39,40 @@ set_parsing_settings(
 )
 PROGRAM = "segarena-rl" if Path(sys.argv[0]).stem == "segarena-rl" else "python run_rl.py"
 """How the user called this."""
-METRICS = ("dice", "dice_at_0.5", "hd95_mm", "lesion_recall", "terminal_hit", "steps")
-"""Columns of the table that `evaluate` prints."""
+DEFAULT_PAPER = "spars"
+"""Of a configuration that names none."""
 
 
-BASELINE = "score map (mean)"
-"""What every method is compared with: the answer of the same classifier without an agent."""
+def paper_of(arguments: Sequence[str]) -> Paper:
+    """The paper that a command line of `train` names, itself or in its configurations; the last one counts.
+
+    Raises:
+        ValueError: there is no such paper.
+    """
+    given = [argument for text in arguments for argument in (text.split("=", 1) if text[:2] == "--" else [text])]
+    name = DEFAULT_PAPER
+    for option, value in pairwise(given):
+        if option == "--paper":
+            name = value
+        elif option == "--config" and Path(value).is_file():
+            with suppress(yaml.YAMLError, UnicodeDecodeError):  # the parser says what is wrong with it
+                config = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+                name = config.get("paper", name) if isinstance(config, dict) else name
+    return _paper(name)
 
 
-def parser() -> ArgumentParser:
-    """The command line."""
+def _paper(name: object) -> Paper:
+    if not isinstance(name, str) or name not in PAPERS:
+        raise ValueError(f"paper is {name!r} but must be one of {', '.join(PAPERS)}")
+    return PAPERS[name]
+
+
+def parser(paper: Paper = PAPERS[DEFAULT_PAPER]) -> ArgumentParser:
+    """The command line; `paper` decides the options of `train`."""
     root = ArgumentParser(prog="run_rl.py", description="Train, evaluate and watch the agents of SegArena.")
     commands = root.add_subcommands(required=True)
 
-    one = experiment_parser()
+    one = experiment_parser(paper)
     one.add_argument(
         "--out", type=str | None, default=None, help="new folder of the run (default: runs/<name>-seed<seed>)"
     )
@@ -77,23 +98,24 @@ def parser() -> ArgumentParser:
     return root
 
 
-def experiment_parser() -> ArgumentParser:
+def experiment_parser(paper: Paper) -> ArgumentParser:
     """The fields of a training run, as options and as the keys of its YAML."""
     one = ArgumentParser(description="Train as a configuration says, or continue a run.")
     one.add_argument("--config", action="config", help="YAML file; options after it win")
-    one.add_class_arguments(SparsExperiment)
+    one.add_class_arguments(paper.experiment)
     return one
 
 
-def read_experiment(run: Run) -> SparsExperiment:
-    """The experiment of a run, from its config.yaml."""
-    one = experiment_parser()
-    return _experiment(one, one.parse_object(run.config))
+def read_experiment(run: Run) -> tuple[Paper, Any]:
+    """The paper and the experiment of a run, from its config.yaml."""
+    paper = _paper(run.config.get("paper", DEFAULT_PAPER))
+    one = experiment_parser(paper)
+    return paper, _experiment(paper, one, one.parse_object(run.config))
 
 
-def _experiment(one: ArgumentParser, options: Namespace) -> SparsExperiment:
+def _experiment(paper: Paper, one: ArgumentParser, options: Namespace) -> Any:
     made = one.instantiate(options)
-    return SparsExperiment(**{field.name: made[field.name] for field in fields(SparsExperiment)})
+    return paper.experiment(**{field.name: made[field.name] for field in fields(paper.experiment)})
 
 
 def tool(name: str) -> str:
@@ -109,36 +131,47 @@ def watch(run: Run) -> str:
     return f"{tool('tensorboard')} --logdir {shlex.quote(str(run.folder))}"
 
 
-def run_train(options: Namespace, command: str) -> int:
+def run_train(options: Namespace, command: str, paper: Paper) -> int:
     """Train or continue a run."""
     sb3_zip = options.export_sb3
     if sb3_zip is not None and not sb3_zip.endswith(".zip"):
         raise ValueError(f"export_sb3 is {sb3_zip!r} but must end in .zip")
     if options.resume:
-        given = parser().parse_args(shlex.split(command.removeprefix(PROGRAM)), defaults=False).train
+        given = parser(paper).parse_args(shlex.split(command.removeprefix(PROGRAM)), defaults=False).train
         if ignored := sorted(set(given.keys()) - {"resume", "export_sb3"}):
             raise ValueError(f"--resume continues a run as it was configured; leave out {', '.join(ignored)}")
         run = Run.open(options.resume)
-        run = resume(read_experiment(run), run.folder, sb3_zip=sb3_zip)
+        paper, experiment = read_experiment(run)
+        run = paper.resume(experiment, run.folder, sb3_zip=sb3_zip)
     else:
-        experiment = _experiment(experiment_parser(), options)
+        experiment = _experiment(paper, experiment_parser(paper), options)
         out = options.out or f"runs/{slug(experiment.name.lower())}-seed{experiment.seed}"
-        run = train(experiment, out, {**describe_machine(), "command": command}, sb3_zip=sb3_zip)
+        run = paper.train(experiment, out, {**describe_machine(), "command": command}, sb3_zip=sb3_zip)
     print(f"\nrun        {run.folder}")
     print(f"evaluate   {PROGRAM.replace('python', tool('python'))} evaluate --run {shlex.quote(str(run.folder))}")
     print(f"watch      {watch(run)}")
     return 0
 
 
-def run_evaluate(options: Namespace, command: str) -> int:
+def run_evaluate(options: Namespace, command: str, _: Paper) -> int:
     """Results, table and pictures; 1 if a bad file was skipped."""
     if options.on_error not in ("stop", "skip"):
         raise ValueError(f"on_error is {options.on_error!r} but must be 'stop' or 'skip'")
-    runs = [(run, read_experiment(run)) for run in map(Run.open, options.run)]
-    choice = CaseChoice(options.split or "test", options.cases) if options.split or options.cases else None
-    results, skipped = evaluate(runs, command=command, choice=choice, skip_bad=options.on_error == "skip")
-    text = table(results, METRICS, baseline=BASELINE if any(r.method == BASELINE for r in results) else None)
-    folders = [run.folder for run, _ in runs]
+    runs = [Run.open(folder) for folder in options.run]
+    papers, experiments = zip(*map(read_experiment, runs), strict=True)
+    if len({id(paper) for paper in papers}) > 1:
+        raise ValueError("the runs are of different papers; evaluate them apart")
+    paper: Paper = papers[0]
+    results, skipped = paper.evaluate(
+        list(zip(runs, experiments, strict=True)),
+        command=command,
+        split=options.split,
+        cases=options.cases,
+        skip_bad=options.on_error == "skip",
+    )
+    known = any(result.method == paper.baseline for result in results)
+    text = table(results, paper.metrics, baseline=paper.baseline if known else None)
+    folders = [run.folder for run in runs]
     with replacing(folders[0] / "evaluation" / "table.md") as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n")
@@ -146,41 +179,27 @@ def run_evaluate(options: Namespace, command: str) -> int:
         for picture in sorted((folder / "media").glob("*.png")):
             print(f"picture    {picture}")
     print(f"results    {folders[0] / 'evaluation'}")
-    print(f"watch      {watch(runs[0][0])}")
+    print(f"watch      {watch(runs[0])}")
     for line in skipped:
         print(f"skipped    {line}", file=sys.stderr)
     return 1 if skipped else 0
 
 
-def run_render(options: Namespace, command: str) -> int:
+def run_render(options: Namespace, command: str, _: Paper) -> int:
     """One episode of a trained policy as a GIF."""
     if options.out is not None and not options.out.endswith(".gif"):
         raise ValueError(f"out is {options.out!r} but must end in .gif")
     run = Run.open(options.run)
-    experiment = read_experiment(run).resolved()
-    cases = experiment.test.of(experiment.env)
-    one = replace(cases, cases=[options.case or liver_case_ids(cases)[0]])
-    game = game_of(experiment, run, one, num_envs=1, render_mode="rgb_array")
-    learner, opponent = load_policies(experiment, run, game)
-    game.set_opponent(opponent)
-    game.seed([options.seed])
-    torch.manual_seed(options.seed)
-    game.reset()
-    frames = [game.render()]
-    over = False
-    while not over:
-        _, terminated, truncated = game.step(learner.act(game.observe(), deterministic=False))
-        frames.append(game.render())
-        over = bool(terminated | truncated)
+    paper, experiment = read_experiment(run)
+    frames, said = paper.render(run, experiment, case=options.case, seed=options.seed)
     path = Path(options.out) if options.out else run.media / "episode.gif"
     with replacing(path) as unfinished:
-        imageio.imwrite(unfinished, np.stack([frame for frame in frames if frame is not None]), duration=125, loop=0)
-    said = game.episode_info(torch.tensor([0], device=game.device))[0]
-    print(f"{path}: {len(frames) - 1} steps, ended by {said['reason']}, Dice {said.get('dice', float('nan')):.3f}")
+        imageio.imwrite(unfinished, np.stack(frames), duration=paper.frame_ms, loop=0)
+    print(f"{path}: {said}")
     return 0
 
 
-def run_list(options: Namespace, command: str) -> int:
+def run_list(options: Namespace, command: str, _: Paper) -> int:
     """Every environment with its paper, configuration and spaces."""
     for name, entry in ENVIRONMENTS.items():
         env = gym.make(name)
@@ -197,8 +216,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = f"{PROGRAM} {shlex.join(arguments)}"
     commands: dict[str, Any] = {"train": run_train, "evaluate": run_evaluate, "render": run_render, "list": run_list}
     try:
-        options = parser().parse_args(arguments)
-        return int(commands[options.subcommand](options[options.subcommand], command))
+        paper = paper_of(arguments)
+        options = parser(paper).parse_args(arguments)
+        return int(commands[options.subcommand](options[options.subcommand], command, paper))
     except (ValueError, OSError, GymnasiumError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

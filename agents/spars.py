@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -86,6 +86,8 @@ class EvaluationConfig:
 class SparsExperiment:
     """One SPARS run: data, classifier, game, learner and evaluation."""
 
+    paper: Literal["spars"] = "spars"
+    """Whose experiment this is."""
     name: str = "SPARS"
     """What the trained policy is called in tables."""
     seed: int = 0

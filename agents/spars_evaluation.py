@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..datasets.lesions import TUMOUR
 from ..datasets.liver_ct import iter_liver_cases, liver_case_ids
+from ..envs.core import Frame
 from ..envs.spars import RULES, SparsEnv
 from ..envs.spars_config import SparsConfig
 from ..evaluation.figures import CaseView, save_case_figure
@@ -34,14 +35,16 @@ def evaluate(
     runs: Sequence[tuple[Run, SparsExperiment]],
     *,
     command: str,
-    choice: CaseChoice | None = None,
+    split: str | None = None,
+    cases: list[str] | None = None,
     skip_bad: bool = False,
 ) -> tuple[list[Result], list[str]]:
     """Results of every run's policy, and, once per seed, of the rules and the score maps; and the cases left out.
 
-    Writes results and figures into each run's folder. choice: other test cases than the run's own. skip_bad: leave bad
-    files out, and say so, instead of raising.
+    Writes results and figures into each run's folder. split, cases: other test cases than the run's own. skip_bad:
+    leave bad files out, and say so, instead of raising.
     """
+    choice = CaseChoice(split or "test", cases) if split or cases else None
     _check_together([experiment for _, experiment in runs])
     results: list[Result] = []
     skipped: list[str] = []
@@ -191,3 +194,25 @@ def _result(
         },
         command=command,
     )
+
+
+def render(run: Run, experiment: SparsExperiment, *, case: str | None, seed: int) -> tuple[list[Frame], str]:
+    """The pictures of one episode of the trained policy on a case (default: the first test case), and how it ended."""
+    experiment = experiment.resolved()
+    cases = experiment.test.of(experiment.env)
+    one = replace(cases, cases=[case or liver_case_ids(cases)[0]])
+    game = game_of(experiment, run, one, num_envs=1, render_mode="rgb_array")
+    learner, opponent = load_policies(experiment, run, game)
+    game.set_opponent(opponent)
+    game.seed([seed])
+    torch.manual_seed(seed)
+    game.reset()
+    frames = [game.render()]
+    over = False
+    while not over:
+        _, terminated, truncated = game.step(learner.act(game.observe(), deterministic=False))
+        frames.append(game.render())
+        over = bool(terminated | truncated)
+    said = game.episode_info(torch.tensor([0], device=game.device))[0]
+    ending = f"{len(frames) - 1} steps, ended by {said['reason']}, Dice {said.get('dice', float('nan')):.3f}"
+    return [frame for frame in frames if frame is not None], ending

@@ -400,7 +400,7 @@ def test_the_configuration_of_a_run_is_complete_and_read_back_equal(run):
             if is_dataclass(value):
                 assert_complete(config[field.name], value)
 
-    experiment = read_experiment(Run.open(run))
+    _, experiment = read_experiment(Run.open(run))
     assert_complete(Run.open(run).config, experiment)
     assert experiment.resolved() == experiment
     assert (experiment.name, experiment.ppo.num_envs, experiment.env.grid_shape) == ("Tiny", 4, (32, 32, 24))

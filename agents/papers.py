@@ -1,0 +1,42 @@
+"""The table of papers that `run_rl.py` drives: what trains, evaluates and shows each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from . import spars, spars_evaluation
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One paper's experiment."""
+
+    experiment: type[Any]
+    """Its configuration: a dataclass with at least paper, name and seed."""
+    train: Callable[..., Any]
+    """(experiment, out, environment, *, sb3_zip) -> Run; a new one."""
+    resume: Callable[..., Any]
+    """(experiment, out, *, sb3_zip) -> Run; one that was interrupted."""
+    evaluate: Callable[..., Any]
+    """(runs, *, command, split, cases, skip_bad) -> results, and the bad files that were skipped."""
+    render: Callable[..., Any]
+    """(run, experiment, *, case, seed) -> frames, and a sentence on how the episode went."""
+    metrics: tuple[str, ...]
+    """Columns of the table of results."""
+    baseline: str
+    """The method with which the others are compared."""
+    frame_ms: int = 125
+    """Time that each frame of an episode is shown."""
+
+
+PAPERS = {
+    "spars": Paper(
+        spars.SparsExperiment,
+        spars.train,
+        spars.resume,
+        spars_evaluation.evaluate,
+        spars_evaluation.render,
+        metrics=("dice", "dice_at_0.5", "hd95_mm", "lesion_recall", "terminal_hit", "steps"),
+        baseline="score map (mean)",
+    ),
+}
