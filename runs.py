@@ -7,11 +7,12 @@ tensorboard/        the same scalars, and images
 checkpoints/        step_<n>/, see checkpoints.py
 media/              pictures
 <stage>/            the same layout again, for a run that has stages (a classifier before its agent, say)
+manifest.json       of a stage: it is finished, with what configuration, and the checksums of what it made
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from .checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
-from .files import replacing
+from .files import file_digest, replacing
 
 
 class Run:
@@ -152,6 +153,44 @@ class Run:
         self._purge_step = checkpoint.step + 1 if checkpoint else 0
         return checkpoint
 
+    def finish(self, config: Mapping[str, Any], files: Sequence[str]) -> None:
+        """Mark this stage as finished: `files` of its folder were made as `config` says."""
+        made = {"config": _jsonable(config), "sha256": {name: file_digest(self.folder / name) for name in files}}
+        _write(self.folder / "manifest.json", json.dumps(made, indent=1) + "\n")
+        self.close()
+
+    def finished(self, config: Mapping[str, Any]) -> bool:
+        """Whether this stage is finished.
+
+        Raises:
+            ValueError: it was finished with another configuration (names the first key that differs), or one of its
+                files is missing or was changed since.
+        """
+        path = self.folder / "manifest.json"
+        try:
+            made = json.loads(path.read_text(encoding="utf-8"))
+            then, sums = dict(_flat(made["config"])), dict(made["sha256"])
+        except FileNotFoundError:
+            return False
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is no manifest ({error!r}); delete {self.folder} to make the stage anew"
+            ) from error
+        now = dict(_flat(_jsonable(config)))
+        for key in sorted({*then, *now}):
+            if then.get(key) != now.get(key):
+                raise ValueError(
+                    f"{path} was made with {key} = {then.get(key, 'absent')!r} but the run has "
+                    f"{now.get(key, 'absent')!r}; put it back, or start a new run with another --out"
+                )
+        for name, digest in sums.items():
+            if not (self.folder / name).is_file() or file_digest(self.folder / name) != digest:
+                raise ValueError(
+                    f"{self.folder / name} is missing or differs from its manifest; delete {self.folder} to make it "
+                    f"anew"
+                )
+        return True
+
     def close(self) -> None:
         """Close the files that are open."""
         if "_tensorboard" in self.__dict__:
@@ -165,6 +204,12 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value if isinstance(value, bool | int | float | str) else str(value)
+
+
+def _jsonable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration as JSON gives it back: lists for tuples."""
+    loaded: dict[str, Any] = json.loads(json.dumps(config))
+    return loaded
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ import segarena
 
 ROOT = Path(segarena.__file__).parent
 FLOORS = [
-    {"files", "device", "checkpoints", "runs"},
+    {"files", "device", "checkpoints", "runs", "fitting"},
     {"datasets"},
     {"classifiers", "segmenters"},
     {"attacks", "rewards"},

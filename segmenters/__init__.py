@@ -1,0 +1,1 @@
+"""Segmentation networks, their supervised training and their adaptation to another domain."""

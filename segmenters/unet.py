@@ -1,0 +1,84 @@
+"""The U-Net of RL4Seg (paper: RL4Seg, section 3.1): policy, critic and reward network share it.
+
+Symbols: x = images [B, in, H, W]; maps of the first level = init_channels / 2, doubled at each of five levels below.
+"""
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Norm = Literal["batch", "group"]
+LEVELS = 6
+"""Resolutions: 1, 1/2, ..., 1/32."""
+
+
+class UNet(nn.Module):
+    """Six levels, two 3x3 convolutions each, transposed convolutions upwards, no activation at the end.
+
+    Args:
+        in_channels: of x.
+        out_channels: of the map that comes out.
+        init_channels: twice the number of maps of the first level; 32 in the paper's program (7 781 363 parameters for
+            1 -> 3), less for small images.
+        norm: "batch", or "group": groups of at most 8 maps, the same in training and use.
+        dropout: share of maps set to zero after every convolution in train mode; 0 in the paper's program.
+
+    Any H, W from 32 on: where a size is no multiple of 32, the upward path is padded to the size of the skip.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        init_channels: int = 32,
+        norm: Norm = "batch",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if init_channels < 2 or init_channels % 2:
+            raise ValueError(f"init_channels is {init_channels} but must be even and at least 2")
+        if norm not in ("batch", "group"):
+            raise ValueError(f"norm is {norm!r} but must be 'batch' or 'group'")
+        maps = [init_channels // 2 * 2**level for level in range(LEVELS)]
+        self.early = double_conv(in_channels, maps[0], norm, dropout)
+        self.down = nn.ModuleList(
+            nn.Sequential(nn.MaxPool2d(2), double_conv(a, b, norm, dropout)) for a, b in pairwise(maps)
+        )
+        self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in reversed(list(pairwise(maps))))
+        self.merge = nn.ModuleList(double_conv(2 * a, a, norm, dropout) for a in reversed(maps[:-1]))
+        self.head = nn.Conv2d(maps[0], out_channels, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.xavier_uniform_(module.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, out, H, W] of images [B, in, H, W]."""
+        skips = [self.early(x)]
+        for down in self.down:
+            skips.append(down(skips[-1]))
+        y = skips.pop()
+        for up, merge in zip(self.up, self.merge, strict=True):
+            skip, y = skips.pop(), up(y)
+            if y.shape[-2:] != skip.shape[-2:]:
+                dy, dx = (skip.shape[axis] - y.shape[axis] for axis in (-2, -1))
+                y = F.pad(y, (dx // 2, dx - dx // 2, dy // 2, dy - dy // 2))
+            y = merge(torch.cat([skip, y], dim=1))
+        out: Tensor = self.head(y)
+        return out
+
+
+def double_conv(maps_in: int, maps_out: int, norm: Norm, dropout: float) -> nn.Sequential:
+    """[conv 3x3, norm, ReLU, dropout] twice."""
+    layers: list[nn.Module] = []
+    for inputs in (maps_in, maps_out):
+        layers += [nn.Conv2d(inputs, maps_out, 3, padding=1), _norm(norm, maps_out), nn.ReLU(inplace=True)]
+        layers += [nn.Dropout2d(dropout)] if dropout else []
+    return nn.Sequential(*layers)
+
+
+def _norm(norm: Norm, maps: int) -> nn.Module:
+    return nn.BatchNorm2d(maps) if norm == "batch" else nn.GroupNorm(max(maps // 8, 1), maps)
