@@ -3,6 +3,7 @@
 Symbols: x = images [B, in, H, W]; maps of the first level = init_channels / 2, doubled at each of five levels below.
 """
 
+import math
 from itertools import pairwise
 from typing import Literal
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 Norm = Literal["batch", "group"]
 LEVELS = 6
 """Resolutions: 1, 1/2, ..., 1/32."""
+SMALLEST = 2 ** (LEVELS - 1)
+"""Rows and columns that the lowest level needs to keep one pixel."""
 
 
 class UNet(nn.Module):
@@ -24,7 +27,8 @@ class UNet(nn.Module):
         init_channels: twice the number of maps of the first level; 32 in the paper's program (7 781 363 parameters for
             1 -> 3), less for small images.
         norm: "batch", or "group": groups of at most 8 maps, the same in training and use.
-        dropout: share of maps set to zero after every convolution in train mode; 0 in the paper's program.
+        dropout: share of values set to zero after every 3x3 convolution in train mode; 0 in the paper's program, 0.25
+            for its MC-dropout. Networks that differ in nothing else can read each other's weights.
 
     Any H, W from 32 on: where a size is no multiple of 32, the upward path is padded to the size of the skip.
     """
@@ -39,10 +43,17 @@ class UNet(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if in_channels < 1 or out_channels < 1:
+            raise ValueError(f"in_channels {in_channels} and out_channels {out_channels} must be at least 1")
         if init_channels < 2 or init_channels % 2:
             raise ValueError(f"init_channels is {init_channels} but must be even and at least 2")
         if norm not in ("batch", "group"):
             raise ValueError(f"norm is {norm!r} but must be 'batch' or 'group'")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout} but must lie in [0, 1)")
+        self.in_channels, self.out_channels, self.init_channels = in_channels, out_channels, init_channels
+        self.norm: Norm = norm
+        self.dropout = dropout
         maps = [init_channels // 2 * 2**level for level in range(LEVELS)]
         self.early = double_conv(in_channels, maps[0], norm, dropout)
         self.down = nn.ModuleList(
@@ -56,8 +67,18 @@ class UNet(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, out, H, W] of images [B, in, H, W]."""
-        skips = [self.early(x)]
+        """Logits [B, out, H, W] of images [B, in, H, W].
+
+        Raises:
+            ValueError: fewer than 32 rows or columns.
+        """
+        if min(x.shape[-2:]) < SMALLEST:
+            raise ValueError(f"images are {tuple(x.shape[-2:])} but the U-Net needs at least {SMALLEST} x {SMALLEST}")
+        return self.after_early(self.early(x))
+
+    def after_early(self, first: Tensor) -> Tensor:
+        """Logits [B, out, H, W] of the first block's features [B, init_channels / 2, H, W]."""
+        skips = [first]
         for down in self.down:
             skips.append(down(skips[-1]))
         y = skips.pop()
@@ -75,10 +96,15 @@ def double_conv(maps_in: int, maps_out: int, norm: Norm, dropout: float) -> nn.S
     """[conv 3x3, norm, ReLU, dropout] twice."""
     layers: list[nn.Module] = []
     for inputs in (maps_in, maps_out):
-        layers += [nn.Conv2d(inputs, maps_out, 3, padding=1), _norm(norm, maps_out), nn.ReLU(inplace=True)]
-        layers += [nn.Dropout2d(dropout)] if dropout else []
+        layers += [nn.Conv2d(inputs, maps_out, 3, padding=1), _norm(norm, maps_out)]
+        layers += [nn.ReLU(inplace=True), nn.Dropout(dropout)]
     return nn.Sequential(*layers)
 
 
+def bfloat16_on_cuda(device: torch.device) -> torch.autocast:
+    """Convolutions in bfloat16 on CUDA, everything in float32 elsewhere; losses belong outside, in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
 def _norm(norm: Norm, maps: int) -> nn.Module:
-    return nn.BatchNorm2d(maps) if norm == "batch" else nn.GroupNorm(max(maps // 8, 1), maps)
+    return nn.BatchNorm2d(maps) if norm == "batch" else nn.GroupNorm(maps // math.gcd(maps, 8), maps)

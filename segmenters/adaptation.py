@@ -1,0 +1,123 @@
+"""Adaptation to target images without labels: AdaBN and entropy minimisation (paper: RL4Seg, section 10, item 3).
+
+They and `tist.py` and `udas.py` are what the paper's method is compared with. None reads a label of the target, not
+even to choose an epoch: entropy minimisation keeps its last one. Symbols: H(p) = entropy of a pixel's probabilities p.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.optim import Adam
+
+from ..checkpoints import load_into, load_weights, save_weights
+from ..datasets.echo import EchoImages
+from ..fitting import Scalars, fit
+from ..runs import Run
+from .norms import adapt_batchnorm, set_norm_mode, statistics_kept
+from .training import (
+    check_schedule,
+    descend,
+    device_of,
+    image_batches,
+    logits_of,
+    shuffled_rows,
+    updates_done,
+)
+from .unet import UNet
+
+
+@dataclass(frozen=True)
+class EntropyConfig:
+    """How the entropy of the target's predictions is minimised (Wang et al., Tent, ICLR 2021)."""
+
+    epochs: int = 5
+    """Passes over the target images; the last one is kept."""
+    learning_rate: float = 1e-3
+    """Step size of Adam (Tent: 1e-3)."""
+    batch_size: int = 32
+    """Target images per step, at most; their statistics normalise them."""
+    parameters: Literal["norm", "all"] = "norm"
+    """norm: gains and biases of the normalisation only, as Tent does. all: every weight, which collapses sooner."""
+
+    def __post_init__(self) -> None:
+        check_schedule(self.epochs, self.learning_rate, self.batch_size)
+        if self.parameters not in ("norm", "all"):
+            raise ValueError(f"parameters is {self.parameters!r} but must be 'norm' or 'all'")
+
+
+def adabn(net: UNet, target: EchoImages, *, batch_size: int = 64) -> UNet:
+    """A copy of `net`, in eval mode, with the batch-normalisation statistics of all target images."""
+    adapted = copy.deepcopy(net).eval()
+    adapt_batchnorm(adapted, image_batches(target.images, batch_size, device_of(net)))
+    return adapted
+
+
+def minimise_entropy(net: UNet, target: EchoImages, config: EntropyConfig, run: Run, seed: int) -> UNet:
+    """A copy of `net`, in eval mode, that is more certain on the target: gradient descent on the mean of H(p).
+
+    Batch normalisation uses the batch's statistics in training; at the end of each epoch the running ones become those
+    of all target images, so that a mask does not depend on other images. The last epoch is kept.
+
+    Args:
+        net: trained on the source; stays as it is.
+        target: images; their labels are not read.
+        config: see there.
+        run: the stage: receives `entropy/loss` (nats per pixel, with the batch's statistics) and `entropy/entropy` (the
+            same of the network as it is kept).
+        seed: of the order of the images.
+    """
+    device = device_of(net)
+    net, target = copy.deepcopy(net), target.to(device)
+    net.requires_grad_(config.parameters == "all")
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d | nn.GroupNorm):
+            layer.requires_grad_(True)
+    optimizer = Adam([p for p in net.parameters() if p.requires_grad], lr=config.learning_rate)
+
+    def train_epoch(generator: Generator) -> Scalars:
+        total = torch.zeros((), device=device)
+        set_norm_mode(net, net.norm, training=False)  # no dropout: its noise would be taken for uncertainty
+        for rows in shuffled_rows(len(target), config.batch_size, generator, device):
+            with statistics_kept(net):
+                loss = entropy(logits_of(net, target.at(rows))).mean()
+            descend(optimizer, loss)
+            total += loss.detach() * len(rows) / len(target)
+        adapt_batchnorm(net, image_batches(target.images, config.batch_size, device))
+        return {"loss": total}
+
+    def validate() -> tuple[float, Scalars]:
+        total = torch.zeros((), device=device)
+        for x in image_batches(target.images, config.batch_size, device):
+            total += entropy(logits_of(net, x)).mean() * len(x) / len(target)
+        return float(updates_done(optimizer)), {"entropy": total}
+
+    fit(
+        run, net, optimizer, name="entropy", epochs=config.epochs, seed=seed, train_epoch=train_epoch, validate=validate
+    )
+    return net.requires_grad_(True)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """H = -sum_c p_c ln p_c, nats [B, H, W] from 0 to ln K, of logits [B, K, H, W]."""
+    log_p = logits.log_softmax(dim=1)
+    return -(log_p.exp() * log_p).sum(dim=1)
+
+
+def once(stage: Run, config: Mapping[str, Any], net: nn.Module, train: Callable[[], object]) -> None:
+    """Leave `net` as `train`, which trains it in `stage`, leaves it; where the stage is finished, read it instead.
+
+    Raises:
+        ValueError: the stage was finished with another configuration, or its file was changed since.
+    """
+    path = stage.folder / "weights.safetensors"
+    if stage.finished(config):
+        load_into(net, load_weights(path)[0], str(path))
+        net.eval()
+    else:
+        train()
+        save_weights(path, net.state_dict())
+        stage.finish(config, [path.name])

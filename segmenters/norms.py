@@ -1,0 +1,133 @@
+"""What a network's normalisation does, and how its weights are loosened (paper: RL4Seg, sections 3.5 and 4).
+
+Batch normalisation makes a policy depend on the batch that an image comes in. `frozen` keeps it a function of the
+image: the running statistics are estimated once on target images (AdaBN) and then stay. `batch` is what the paper's
+program does: statistics of the batch, in rollout, update and reference alike. `group` has no statistics to keep.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Generator, Tensor, nn
+
+from .unet import bfloat16_on_cuda
+
+NormMode = Literal["frozen", "batch", "group"]
+
+
+def batchnorms(net: nn.Module) -> list[nn.BatchNorm2d]:
+    """Its batch normalisations, from the first to the last."""
+    return [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
+
+
+def set_norm_mode(net: nn.Module, mode: NormMode, *, training: bool) -> None:
+    """Put `net` in train or eval mode, its batch normalisation in the mode that `mode` asks for.
+
+    frozen: running statistics, which stay. batch: statistics of the batch, and the running ones follow, also where
+    `training` is false. group: a network without batch normalisation. To be called again after every `net.train()`.
+
+    Raises:
+        ValueError: the network's normalisation is not of that kind.
+    """
+    if mode not in get_args(NormMode):
+        raise ValueError(f"norm_mode is {mode!r} but must be one of {get_args(NormMode)}")
+    layers = batchnorms(net)
+    if (mode == "group") == bool(layers):
+        has, fits = ("has", "'frozen' or 'batch'") if layers else ("has no", "'group'")
+        raise ValueError(f"norm_mode is {mode!r} but the network {has} batch normalisation; use {fits}")
+    net.train(training)
+    for layer in layers:
+        layer.train(mode == "batch")
+
+
+@contextmanager
+def modes_kept(net: nn.Module) -> Iterator[None]:
+    """Afterwards every layer is in the mode, train or eval, in which it was before."""
+    modes = [(layer, layer.training) for layer in net.modules()]
+    try:
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
+
+
+@contextmanager
+def statistics_kept(net: nn.Module) -> Iterator[None]:
+    """Forwards in `batch` mode leave the running statistics as they are."""
+    layers = batchnorms(net)
+    for layer in layers:
+        layer.track_running_stats = False  # in train mode: the batch decides, and nothing is remembered
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+
+
+@torch.no_grad()
+def adapt_batchnorm(net: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Make the running statistics of `net` those of these images (AdaBN); nothing else of it changes.
+
+    Each layer gets mean and variance over all pixels of all batches together, whatever their sizes, of what it sees
+    while the layers before it use statistics of the batch: batches should be large. A network without batch
+    normalisation stays as it is.
+
+    Args:
+        net: in any mode; dropout is off meanwhile.
+        batches: images float32 [B, C, H, W], on the network's device.
+
+    Raises:
+        ValueError: no batch.
+    """
+    layers = batchnorms(net)
+    if not layers:
+        return
+    sums = {layer: torch.zeros(3, layer.num_features, dtype=torch.float64) for layer in layers}
+
+    def watch(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        x: Tensor = args[0].float()  # [B, C, H, W]
+        var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        moments = torch.stack([torch.ones_like(mean), mean, var + mean**2])
+        sums[layer] = sums[layer].to(x.device) + moments.double() * (x.numel() // x.shape[1])  # type: ignore[index]
+
+    with modes_kept(net), statistics_kept(net):
+        set_norm_mode(net, "batch", training=False)
+        hooks = [layer.register_forward_pre_hook(watch) for layer in layers]
+        try:
+            for images in batches:
+                with bfloat16_on_cuda(images.device):
+                    net(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    for layer in layers:
+        count, total, squares = sums[layer]
+        if not count[0]:
+            raise ValueError("there is no batch to take the statistics from; give at least one")
+        mean = total / count
+        layer.get_buffer("running_mean").copy_(mean)
+        layer.get_buffer("running_var").copy_((squares / count - mean**2) * count / (count - 1))
+
+
+@torch.no_grad()
+def shrink_perturb(
+    net: nn.Module, generator: Generator, *, shrink: float = 0.5, sigma: float = 0.01, include_norm: bool = True
+) -> None:
+    """w <- shrink * w + N(0, sigma) for every parameter named `weight` (paper: section 4); biases and buffers stay.
+
+    Halved convolutions no longer fit the running statistics of batch normalisation: call `adapt_batchnorm` afterwards,
+    unless it uses the batch's.
+
+    Args:
+        net: is changed.
+        generator: of the noise.
+        shrink: factor of the weights.
+        sigma: standard deviation of the noise.
+        include_norm: the gains of the normalisation too.
+    """
+    for name, weight in net.named_parameters():
+        if name.endswith("weight") and (include_norm or weight.ndim > 1):  # gains are the only vectors among them
+            noise = torch.randn(weight.shape, generator=generator, device=generator.device)
+            weight.mul_(shrink).add_(noise.to(weight.device), alpha=sigma)

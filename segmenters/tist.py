@@ -1,0 +1,249 @@
+"""TI-ST: self-training that trusts what does not depend on the look of an image (Ghamsarian et al., MICCAI 2023).
+
+As the program of RL4Seg uses it (paper: RL4Seg, section 10, item 5). Symbols: e = epoch from 0; lambda(e) = weight of
+the target term; q, p = predictions on a target image and on a jittered copy; m = 1 where both are sure of one class.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+from torch.optim import Adam
+
+from ..datasets.echo import CLASSES, LV, MYO, EchoImages
+from ..fitting import Scalars, fit
+from ..runs import Run
+from .adaptation import once
+from .norms import adapt_batchnorm, statistics_kept
+from .training import (
+    check_schedule,
+    class_dice,
+    descend,
+    device_of,
+    image_batches,
+    logits_of,
+    segment,
+    shuffled_rows,
+    truth_of,
+    updates_done,
+)
+from .unet import UNet
+
+SURE = 0.85
+"""Probability above which a prediction counts as sure."""
+JITTER = 0.6
+"""Brightness and contrast are scaled by 0.4 to 1.6; the saturation of the paper's jitter does nothing to grey."""
+BLUR_SIGMA = (0.1, 2.0)
+"""Width in pixels of the 5 x 5 Gaussian (torchvision's default; the paper names the 5 x 5 only)."""
+SHARPNESS = 1.5
+
+
+@dataclass(frozen=True)
+class TistConfig:
+    """How TI-ST trains. Defaults: the program of RL4Seg."""
+
+    nets: Literal["binary", "multi"] = "binary"
+    """binary: one network for LV and one for MYO, merged. multi: one network of three classes."""
+    overlap: Literal["lv", "myo"] = "lv"
+    """Class of the pixels that both binary networks claim (the authors' figures: myo)."""
+    epochs: int = 50
+    """Passes over the source images; the target acts in the second half of them."""
+    learning_rate: float = 1e-3
+    """Step size of Adam."""
+    batch_size: int = 32
+    """Images of each domain per step, at most."""
+
+    def __post_init__(self) -> None:
+        check_schedule(self.epochs, self.learning_rate, self.batch_size)
+        if self.epochs < 2:
+            raise ValueError(f"epochs is {self.epochs} but must be at least 2: the target acts in the second half only")
+        for name, allowed in (("nets", ("binary", "multi")), ("overlap", ("lv", "myo"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r} but must be one of {allowed}")
+
+
+class BinaryPair(nn.Module):
+    """Two binary networks as one of three classes, whose most probable label is the merged one.
+
+    LV where the LV network says so, MYO where the other does; `overlap` decides where both do.
+    """
+
+    def __init__(self, lv: UNet, myo: UNet, overlap: Literal["lv", "myo"]) -> None:
+        super().__init__()
+        self.lv, self.myo, self.overlap = lv, myo, overlap
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, 3, H, W] of images [B, 1, H, W]."""
+        lv, myo = self.lv(x)[:, 0], self.myo(x)[:, 0]  # log-odds against "not this class": the background's logit is 0
+        if self.overlap == "lv":
+            myo = torch.where(lv > 0, myo.clamp(max=0), myo)
+        else:
+            lv = torch.where(myo > 0, lv.clamp(max=0), lv)
+        return torch.stack([torch.zeros_like(lv), lv, myo], dim=1)
+
+
+def train_tist(
+    fresh: Callable[[int], UNet],
+    source: EchoImages,
+    val: EchoImages,
+    target: EchoImages,
+    config: TistConfig,
+    run: Run,
+    seed: int,
+) -> UNet | BinaryPair:
+    """A segmenter of three classes, in eval mode, trained from scratch on the source and, later, on the target too.
+
+    Of the epochs in which the target acts, the one with the best Dice on `val` is kept: no label of the target is read.
+    Each forward of training uses the statistics of its own batch. The running ones follow the source, so that `val` is
+    judged fairly, and in the end become those of all target images, as the target term saw them; if they followed both
+    domains they would fit neither.
+
+    Args:
+        fresh: makes an untrained network of one channel in and so many out, the same at each call.
+        source: labelled images.
+        val: labelled images of the source's domain, of other patients.
+        target: images; their labels are not read.
+        config: see there.
+        run: the stage; below `lv` and `myo`, or `multi`, it receives the scalars `tist/source`, `tist/target` (the two
+            terms), `tist/weight` (lambda), `tist/trusted` (share of pixels with m = 1) and `tist/dice` (on `val`).
+        seed: of order, jitter and dropout.
+
+    Raises:
+        ValueError: source images without labels, or a loss that is no longer finite.
+    """
+
+    def one(name: str, label: int | None) -> UNet:
+        net, stage = fresh(len(CLASSES) if label is None else 1), run.stage(name)
+        settings = {**asdict(config), "seed": seed}
+        once(stage, settings, net, lambda: _train_one(net, label, source, val, target, config, stage, seed))
+        return net
+
+    if config.nets == "multi":
+        return one("multi", None)
+    return BinaryPair(one("lv", LV), one("myo", MYO), config.overlap).eval()
+
+
+def tist_weight(epoch: int, epochs: int = 50) -> float:
+    """lambda(e): 0 in the first half of the epochs, then 0.5 exp(-2 (1 - (e - E/2) / (E/2))), up to nearly 0.5."""
+    half = epochs / 2
+    return 0.5 * math.exp(-2 * (1 - (epoch - half) / half)) if epoch >= half else 0.0
+
+
+def source_term(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy; of one channel the binary one. logits [B, K, H, W]; labels [B, H, W], 0..K-1, or 0 and 1."""
+    return F.cross_entropy(_all_classes(logits), labels.long())
+
+
+def target_term(jittered: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over all pixels of m times the cross-entropy of p with its own most probable class; and the mean of m.
+
+    Logits [B, K, H, W] of the jittered and of the clean images. With one channel it is BCE(p m, 1[p > 0.5] m) as on the
+    page: m = 1 where both are above 0.85 or both below 0.15.
+    """
+    log_p = _all_classes(jittered).log_softmax(dim=1)
+    sure_p, label_p = log_p.detach().exp().max(dim=1)
+    sure_q, label_q = _all_classes(clean).detach().softmax(dim=1).max(dim=1)
+    m = ((label_p == label_q) & (sure_p > SURE) & (sure_q > SURE)).float()
+    return -(m * log_p.gather(1, label_p[:, None])[:, 0]).mean(), m.mean()
+
+
+def cycled_rows(number: int, wanted: int, generator: Generator) -> Tensor:
+    """Rows int64 [wanted] of 0..number-1, one random order after another: none comes twice more than another."""
+    orders = [torch.randperm(number, generator=generator) for _ in range(math.ceil(wanted / number))]
+    return torch.cat(orders)[:wanted]
+
+
+def _train_one(
+    net: UNet,
+    label: int | None,
+    source: EchoImages,
+    val: EchoImages,
+    target: EchoImages,
+    config: TistConfig,
+    stage: Run,
+    seed: int,
+) -> None:
+    """Train `net` for one class against the rest, or (label None) for all."""
+    device = device_of(net)
+    source, val, target = source.to(device), val.to(device), target.to(device)
+    truth, val_truth = (truth_of(images, len(CLASSES)) for images in (source, val))
+    if label is not None:
+        truth, val_truth = ((labels == label).to(torch.uint8) for labels in (truth, val_truth))
+    classes = (LV, MYO) if label is None else (1,)
+    updates = math.ceil(len(source) / config.batch_size)
+    optimizer = Adam(net.parameters(), lr=config.learning_rate)
+
+    def train_epoch(generator: Generator) -> Scalars:
+        weight = tist_weight(updates_done(optimizer) // updates, config.epochs)
+        sums = torch.zeros(3, device=device)
+        there = cycled_rows(len(target), len(source), generator).to(device).tensor_split(updates)
+        here = shuffled_rows(len(source), config.batch_size, generator, device)
+        for rows, target_rows in zip(here, there, strict=True):
+            loss = first = source_term(logits_of(net, source.at(rows)), truth[rows])
+            second = trusted = torch.zeros((), device=device)
+            if weight:
+                x = target.at(target_rows)
+                with statistics_kept(net):
+                    with torch.no_grad():
+                        clean = logits_of(net, x)
+                    second, trusted = target_term(logits_of(net, jitter(x, generator)), clean)
+                loss = first + weight * second
+            descend(optimizer, loss)
+            sums += torch.stack([first, second, trusted]).detach() * len(rows) / len(source)
+        return {"weight": weight, **dict(zip(("source", "target", "trusted"), sums, strict=True))}
+
+    def validate() -> tuple[float, Scalars]:
+        dice = float(class_dice(segment(net, val.images), val_truth, classes).mean())
+        adapting = tist_weight(updates_done(optimizer) // updates - 1, config.epochs) > 0
+        return dice + adapting, {"dice": dice}  # an epoch without the target is never better than one with it
+
+    fit(stage, net, optimizer, name="tist", epochs=config.epochs, seed=seed, train_epoch=train_epoch, validate=validate)
+    adapt_batchnorm(net, image_batches(target.images, config.batch_size, device))
+
+
+def _all_classes(logits: Tensor) -> Tensor:
+    """Logits of all classes: a binary network's channel is the log-odds against a background of logit 0."""
+    return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
+
+
+# -- jitter --------------------------------------------------------------------------------------------------------
+
+
+def jitter(x: Tensor, generator: Generator) -> Tensor:
+    """x [B, 1, H, W] in [0, 1] with other brightness and contrast, in random order, then blurred or sharpened.
+
+    Each image has its own factors; blur and sharpening are equally frequent, and one of them always happens.
+    """
+    draw = torch.rand(5, len(x), 1, 1, 1, generator=generator).to(x.device)
+    light, contrast = 1 + JITTER * (2 * draw[:2] - 1)
+    light_first = contrasted((light * x).clamp(0, 1), contrast)
+    x = torch.where(draw[2] < 0.5, light_first, (light * contrasted(x, contrast)).clamp(0, 1))
+    sigma = BLUR_SIGMA[0] + (BLUR_SIGMA[1] - BLUR_SIGMA[0]) * draw[3]
+    return torch.where(draw[4] < 0.5, blurred(x, sigma), sharpened(x))
+
+
+def contrasted(x: Tensor, factor: Tensor) -> Tensor:
+    """clip(f x + (1 - f) mean(x)), the mean over each image. x [B, 1, H, W]; factor [B, 1, 1, 1]."""
+    return (factor * x + (1 - factor) * x.mean(dim=(1, 2, 3), keepdim=True)).clamp(0, 1)
+
+
+def blurred(x: Tensor, sigma: Tensor) -> Tensor:
+    """x [B, 1, H, W] under a 5 x 5 Gaussian of sigma [B, 1, 1, 1] pixels, mirrored at the border."""
+    along = torch.exp(-0.5 * (torch.arange(-2, 3, device=x.device) / sigma) ** 2)  # [B, 1, 1, 5]
+    along = along / along.sum(dim=-1, keepdim=True)
+    kernels = along.transpose(-1, -2) * along  # [B, 1, 5, 5]
+    rows = F.pad(x, (2, 2, 2, 2), mode="reflect").transpose(0, 1)  # one group per image: all kernels in one call
+    return F.conv2d(rows, kernels, groups=len(x)).transpose(0, 1)
+
+
+def sharpened(x: Tensor) -> Tensor:
+    """clip(1.5 x - 0.5 smooth(x)), x [B, 1, H, W]; smooth: 3 x 3 mean of centre weight 5; the border stays."""
+    kernel = torch.ones(1, 1, 3, 3, device=x.device)
+    kernel[..., 1, 1] = 5
+    smooth = x.clone()
+    smooth[..., 1:-1, 1:-1] = F.conv2d(x, kernel / kernel.sum())
+    return (SHARPNESS * x + (1 - SHARPNESS) * smooth).clamp(0, 1)

@@ -1,0 +1,202 @@
+"""UDAS: self-training of the early features (Sheikh and Schultz, MIDL 2022; paper: RL4Seg, section 10, item 6).
+
+A small head on the first block learns the segmentation on the source. On the target the network's own final
+probabilities then teach that head's output, and only the first block moves: where the domains differ most. Symbols:
+h = logits of the head, t = softmax of the network's logits.
+"""
+
+import copy
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+from torch.optim import Adam
+
+from ..datasets.echo import EchoImages
+from ..fitting import Scalars, fit
+from ..runs import Run
+from .adaptation import once
+from .training import (
+    check_schedule,
+    class_dice,
+    descend,
+    device_of,
+    dice_scalars,
+    image_batches,
+    labels_of,
+    shuffled_rows,
+    truth_of,
+    updates_done,
+)
+from .unet import UNet, bfloat16_on_cuda
+
+
+@dataclass(frozen=True)
+class UdasConfig:
+    """How UDAS trains. Defaults: the method's own, but for epochs and step size on the target, which are ours."""
+
+    head_epochs: int = 50
+    """Passes of the head over the source; the best by validation Dice is kept."""
+    head_learning_rate: float = 1e-3
+    """Step size of the head's Adam."""
+    epochs: int = 50
+    """Passes of the first block over the target, at most."""
+    learning_rate: float = 1e-4
+    """Step size of the first block's Adam: small, because the teacher changes with it."""
+    batch_size: int = 20
+    """Images per step, at most."""
+    tolerance: float = 0.005
+    """Stop after an epoch that changes the Dice between head and teacher by less."""
+
+    def __post_init__(self) -> None:
+        check_schedule(self.head_epochs, self.head_learning_rate, self.batch_size)
+        check_schedule(self.epochs, self.learning_rate, self.batch_size)
+        if not 0 <= self.tolerance <= 1:
+            raise ValueError(f"tolerance is {self.tolerance} but a Dice changes by 0 to 1")
+
+
+def train_udas(
+    net: UNet, source: EchoImages, val: EchoImages, target: EchoImages, config: UdasConfig, run: Run, seed: int
+) -> UNet:
+    """A copy of `net`, in eval mode, whose first block (batch-normalisation statistics included) fits the target.
+
+    No label of the target is read: the last epoch that changed the agreement is kept.
+
+    Args:
+        net: trained on the source, at least two classes; stays as it is.
+        source: labelled images.
+        val: labelled images of the source's domain, of other patients: they choose the head's epoch.
+        target: images; their labels are not read.
+        config: see there.
+        run: the stage; receives below `head` the scalars `udas_head/loss`, `udas_head/dice*`, and below `early`
+            `udas/loss`, `udas/agreement` (Dice between head and teacher) and its `udas/change`.
+        seed: of the head's weights and of the order of the images.
+
+    Raises:
+        ValueError: source images without labels, or a loss that is no longer finite.
+    """
+    device = device_of(net)
+    net = copy.deepcopy(net).eval().requires_grad_(False)
+    source, val, target = source.to(device), val.to(device), target.to(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = early_head(net).to(device)
+    stage = run.stage("head")
+    settings = {**asdict(config), "seed": seed}
+    once(stage, settings, head, lambda: _train_head(net, head, source, val, config, stage, seed))
+    head.requires_grad_(False)
+    _train_early(net, head, target, config, run.stage("early"), seed)
+    return net.requires_grad_(True)
+
+
+def early_head(net: UNet) -> nn.Sequential:
+    """Conv 3x3 to 12, ReLU, conv 3x3 to 8, ReLU, conv 3x3 to the classes of `net`, on its first block's features."""
+    return nn.Sequential(
+        nn.Conv2d(net.init_channels // 2, 12, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(12, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, net.out_channels, 3, padding=1),
+    )
+
+
+def both_logits(net: UNet, head: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """h and the network's own logits, float32 [B, K, H, W] each; only h has a gradient."""
+    with bfloat16_on_cuda(x.device):
+        first = net.early(x)
+        student = head(first)
+        with torch.no_grad():
+            teacher = net.after_early(first)
+    return student.float(), teacher.float()
+
+
+def self_training_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """-sum_c t_c ln softmax(h)_c, the mean over all pixels; t has no gradient. Logits [B, K, H, W]."""
+    return F.cross_entropy(student, teacher.detach().softmax(dim=1))
+
+
+def agreement(net: UNet, head: nn.Module, target: EchoImages, batch_size: int) -> float:
+    """Dice between the labels of head and network, the mean over images and foreground classes; both in eval mode."""
+    total = torch.zeros((), device=target.images.device)
+    with torch.no_grad():
+        for x in image_batches(target.images, batch_size, target.images.device):
+            student, teacher = (labels_of(logits) for logits in both_logits(net, head, x))
+            total += class_dice(student, teacher, range(1, net.out_channels)).mean() * len(x) / len(target)
+    return float(total)
+
+
+def _train_head(
+    net: UNet, head: nn.Module, source: EchoImages, val: EchoImages, config: UdasConfig, stage: Run, seed: int
+) -> None:
+    """Train `head` on the features of the frozen network."""
+    device = device_of(net)
+    truth, val_truth = truth_of(source, net.out_channels), truth_of(val, net.out_channels)
+    optimizer = Adam(head.parameters(), lr=config.head_learning_rate)
+
+    def logits(x: Tensor) -> Tensor:
+        with bfloat16_on_cuda(device):
+            h: Tensor = head(net.early(x))
+        return h.float()
+
+    def train_epoch(generator: Generator) -> Scalars:
+        total = torch.zeros((), device=device)
+        for rows in shuffled_rows(len(source), config.batch_size, generator, device):
+            loss = F.cross_entropy(logits(source.at(rows)), truth[rows].long())
+            descend(optimizer, loss)
+            total += loss.detach() * len(rows) / len(source)
+        return {"loss": total}
+
+    def validate() -> tuple[float, Scalars]:
+        labels = [labels_of(logits(x)) for x in image_batches(val.images, config.batch_size, device)]
+        scalars = dice_scalars(torch.cat(labels), val_truth)
+        return scalars["dice"], scalars
+
+    fit(
+        stage,
+        head,
+        optimizer,
+        name="udas_head",
+        epochs=config.head_epochs,
+        seed=seed,
+        train_epoch=train_epoch,
+        validate=validate,
+    )
+
+
+def _train_early(net: UNet, head: nn.Module, target: EchoImages, config: UdasConfig, stage: Run, seed: int) -> None:
+    """Train the first block of `net` until head and teacher agree no better."""
+    device = device_of(net)
+    net.early.requires_grad_(True)
+    optimizer = Adam(net.early.parameters(), lr=config.learning_rate)
+    agreed: list[float] = []
+
+    def train_epoch(generator: Generator) -> Scalars:
+        net.eval()
+        if not agreed:  # before the first epoch, or that of a resumed run
+            agreed.append(agreement(net, head, target, config.batch_size))
+        net.early.train()  # all that follows stays as the source made it
+        total = torch.zeros((), device=device)
+        for rows in shuffled_rows(len(target), config.batch_size, generator, device):
+            loss = self_training_loss(*both_logits(net, head, target.at(rows)))
+            descend(optimizer, loss)
+            total += loss.detach() * len(rows) / len(target)
+        return {"loss": total}
+
+    def validate() -> tuple[float, Scalars]:
+        agreed.append(agreement(net, head, target, config.batch_size))
+        change = agreed[-1] - agreed[-2]
+        score = float(updates_done(optimizer)) if abs(change) >= config.tolerance else 0.0  # 0 is never better: stop
+        return score, {"agreement": agreed[-1], "change": change}
+
+    fit(
+        stage,
+        net,
+        optimizer,
+        name="udas",
+        epochs=config.epochs,
+        seed=seed,
+        train_epoch=train_epoch,
+        validate=validate,
+        patience=1,
+    )

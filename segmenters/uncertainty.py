@@ -1,0 +1,94 @@
+"""How sure a segmenter is, by the classic means that the reward network is compared with (paper: RL4Seg, section 10.9).
+
+p̄ = mean softmax over passes, [N, C, H, W]; u = entropy of p̄ in base C, in [0, 1].
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+MAX_SHIFT, MAX_ROTATION_DEG = 0.05, 10.0
+"""Of test-time augmentation: translation as a share of the image's size, and rotation, each to both sides."""
+CONTRAST = (0.8, 1.2)
+"""Of test-time augmentation: factor of the contrast around the image's mean."""
+BATCH = 32
+
+
+def entropy_map(probabilities: Tensor) -> Tensor:
+    """u, float32 [N, H, W] in [0, 1], of mean softmax maps [N, C, H, W]."""
+    p = probabilities.float()
+    return -(p * p.clamp(min=1e-12).log()).sum(dim=1) / math.log(p.shape[1])
+
+
+def ensemble(nets: Sequence[nn.Module], images: Tensor) -> Tensor:
+    """p̄ of networks that were trained apart; images uint8 [N, H, W]."""
+    return _mean_softmax([_plainly(net.eval()) for net in nets], images)
+
+
+def mc_dropout(net: nn.Module, images: Tensor, passes: int, seed: int) -> Tensor:
+    """p̄ of `passes` draws of the dropout masks; everything but dropout stays in eval mode.
+
+    Raises:
+        ValueError: the network has no dropout, so that all passes would be equal.
+    """
+    dropouts = [module for module in net.modules() if isinstance(module, nn.Dropout | nn.Dropout2d) and module.p > 0]
+    if not dropouts:
+        raise ValueError("MC dropout needs a network that was trained with dropout > 0")
+    net.eval()
+    for module in dropouts:
+        module.train()
+    devices = [images.device] if images.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        mean = _mean_softmax([_plainly(net)] * passes, images)
+    net.eval()
+    return mean
+
+
+def augmented(net: nn.Module, images: Tensor, passes: int, seed: int) -> Tensor:
+    """p̄ of `passes` views of each image, changed in contrast, shifted and turned, with the masks turned back."""
+    generator = Generator().manual_seed(seed)
+    net.eval()
+
+    def view(x: Tensor) -> Tensor:
+        contrast, shift_x, shift_y, turn = torch.rand(4, len(x), generator=generator).to(x.device)
+        factor = (CONTRAST[0] + (CONTRAST[1] - CONTRAST[0]) * contrast).view(-1, 1, 1, 1)
+        mean = x.mean(dim=(1, 2, 3), keepdim=True)
+        angle = (2 * turn - 1) * math.radians(MAX_ROTATION_DEG)
+        shift = (2 * torch.stack([shift_x, shift_y], dim=1) - 1) * 2 * MAX_SHIFT  # grid units span 2
+        there, back = _motion(angle, shift)
+        seen = _warp((mean + factor * (x - mean)).clamp(0, 1), there)
+        softmax = _warp(net(seen).float().softmax(dim=1), back)
+        outside = 1 - softmax.sum(dim=1)  # what the view did not show is background
+        return torch.cat([softmax[:, :1] + outside[:, None], softmax[:, 1:]], dim=1)
+
+    return _mean_softmax([view] * passes, images)
+
+
+def _plainly(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda x: net(x).float().softmax(dim=1)
+
+
+@torch.no_grad()
+def _mean_softmax(views: Sequence[Callable[[Tensor], Tensor]], images: Tensor) -> Tensor:
+    means = []
+    for batch in torch.split(images, BATCH):
+        x = batch[:, None].float() / 255
+        means.append(torch.stack([view(x) for view in views]).mean(dim=0))
+    return torch.cat(means)
+
+
+def _motion(angle: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Affine maps [B, 2, 3] for `affine_grid`: a turn by `angle` [B] and then a shift [B, 2]; and its inverse."""
+    cos, sin = angle.cos(), angle.sin()
+    turn = torch.stack([torch.stack([cos, -sin], dim=1), torch.stack([sin, cos], dim=1)], dim=1)
+    back = turn.transpose(1, 2)
+    return torch.cat([turn, shift[..., None]], dim=2), torch.cat([back, -(back @ shift[..., None])], dim=2)
+
+
+def _warp(x: Tensor, motion: Tensor) -> Tensor:
+    grid = F.affine_grid(motion, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, align_corners=False)
