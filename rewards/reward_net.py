@@ -1,0 +1,298 @@
+"""The learned reward: how likely is each pixel's label right? (paper: RL4Seg, sections 2.3, 3.1, 3.5, 4, 5.1)
+
+Symbols: x = image, a = label map, z = logits, r = sigmoid(z) = probability that the label is right, T = temperature,
+e = error target 1[a_bad = a_ref].
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+from torch.optim import Adam
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from ..checkpoints import load_into, load_weights, save_weights
+from ..datasets.echo import CLASSES, EchoImages
+from ..fitting import fit
+from ..runs import Run
+from ..segmenters.training import check_schedule, descend, shuffled_rows
+from ..segmenters.unet import Norm, UNet, bfloat16_on_cuda
+from .reward_data import Triplets
+
+ActionEncoding = Literal["raw", "onehot"]
+TEMPERATURES = (0.01, 100.0)
+"""Range of T: perfect logits would ask for 0, useless ones for infinity."""
+TEMPERATURE_PIXELS = 2**22
+"""Pixels, about, that T is fitted on: far more than one number needs."""
+AUROC_BINS = 2048
+
+
+@dataclass(frozen=True)
+class RewardNetConfig:
+    """How the reward network is trained (RL4Seg, section 5.1).
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    epochs: int = 50
+    """Epochs per iteration of the loop; the best by validation BCE counts."""
+    learning_rate: float = 1e-3
+    """Adam's."""
+    batch_size: int = 64
+    """Triplets per step, at most: an epoch's batches are of one size, give or take one."""
+    plateau_factor: float = 0.1
+    """The learning rate is multiplied by it on a plateau of the validation BCE."""
+    plateau_patience: int = 10
+    """Epochs without improvement that make a plateau."""
+    action_encoding: ActionEncoding = "raw"
+    """raw: a as one channel of 0, 1, 2, as in the paper's program; onehot: a channel per class, so without an order."""
+    early_stop: int | None = None
+    """Stop after so many epochs without a better validation BCE; null: never, as in the paper's program."""
+    warm_start: bool = False
+    """Start from the reward network of the iteration before instead of from scratch."""
+
+    def __post_init__(self) -> None:
+        if self.action_encoding not in get_args(ActionEncoding):
+            raise ValueError(f"action_encoding is {self.action_encoding!r} but must be 'raw' or 'onehot'")
+        check_schedule(self.epochs, self.learning_rate, self.batch_size)
+        for name, least in (("plateau_patience", 0), ("early_stop", 1)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name} is {value} but must be at least {least}")
+        if not 0 < self.plateau_factor < 1:
+            raise ValueError(f"plateau_factor is {self.plateau_factor} but must lie between 0 and 1")
+
+
+class RewardNet(nn.Module):
+    """A U-Net that reads an image and its label map and says of each pixel whether the label is right.
+
+    It is made in eval mode, and is used in it: the paper's program never switched, so that the reward of an image
+    depended on the others in its batch (section 3.5). Only `train_reward_net` trains.
+
+    Args:
+        classes: number of labels.
+        encoding: of the label map: "raw" (2 -> 1 channels) or "onehot" (1 + classes -> 1).
+        init_channels: of the U-Net.
+        norm: of the U-Net.
+    """
+
+    temperature: Tensor
+    """T, float32 []: 1 until it is fitted."""
+    _labels: Tensor
+
+    def __init__(
+        self,
+        *,
+        classes: int = len(CLASSES),
+        encoding: ActionEncoding = "raw",
+        init_channels: int = 32,
+        norm: Norm = "batch",
+    ) -> None:
+        super().__init__()
+        if encoding not in get_args(ActionEncoding):
+            raise ValueError(f"encoding is {encoding!r} but must be 'raw' or 'onehot'")
+        self.classes, self.encoding = classes, encoding
+        self.unet = UNet(2 if encoding == "raw" else 1 + classes, 1, init_channels=init_channels, norm=norm)
+        self.register_buffer("temperature", torch.ones(()))
+        self.register_buffer("_labels", torch.arange(classes, dtype=torch.uint8).view(1, -1, 1, 1), persistent=False)
+        self.eval()
+
+    def logits(self, images: Tensor, actions: Tensor) -> Tensor:
+        """z, float32 [B, H, W], of images float32 [B, 1, H, W] in [0, 1] and actions uint8 [B, H, W]."""
+        a = actions[:, None]
+        a = a if self.encoding == "raw" else torch.eq(a, self._labels)  # [B, 1 or C, H, W]
+        with bfloat16_on_cuda(images.device):
+            z: Tensor = self.unet(torch.cat([images, a.to(images.dtype)], dim=1))[:, 0]
+        return z.float()
+
+    def forward(self, images: Tensor, actions: Tensor, *, calibrated: bool = False) -> Tensor:
+        """r, float32 [B, H, W] in [0, 1]; arguments as for `logits`.
+
+        The reward of PPO is sigmoid(z), T = 1. With `calibrated` it is sigmoid(z / T): 1 minus that is the uncertainty.
+        """
+        z = self.logits(images, actions)
+        return torch.sigmoid(z / self.temperature if calibrated else z)
+
+
+def save_reward_net(path: Path, net: RewardNet) -> None:
+    """Write the weights and T, with what is needed to build the network again."""
+    metadata = {
+        "architecture": RewardNet.__name__,
+        "classes": str(net.classes),
+        "encoding": net.encoding,
+        "init_channels": str(net.unet.init_channels),
+        "norm": net.unet.norm,
+    }
+    save_weights(path, net.state_dict(), metadata)
+
+
+def load_reward_net(path: str | Path, classes: int = len(CLASSES)) -> RewardNet:
+    """The reward network in the file, frozen, in eval mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, holds another architecture, or judges masks of another number of classes.
+    """
+    weights, metadata = load_weights(path)
+    try:
+        if metadata.get("architecture") != RewardNet.__name__:
+            raise KeyError("architecture")
+        encoding: ActionEncoding = "onehot" if metadata["encoding"] == "onehot" else "raw"
+        norm: Norm = "group" if metadata["norm"] == "group" else "batch"
+        trained_for, init_channels = int(metadata["classes"]), int(metadata["init_channels"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint {str(path)!r} is no reward network (metadata: {metadata or 'none'}); name a file that "
+            f"save_reward_net wrote"
+        ) from error
+    if trained_for != classes:
+        raise ValueError(
+            f"checkpoint {str(path)!r} judges masks of {trained_for} classes but the masks here have {classes}; train "
+            f"a reward network on this data"
+        )
+    net = RewardNet(classes=classes, encoding=encoding, init_channels=init_channels, norm=norm)
+    load_into(net, weights, f"checkpoint {str(path)!r}")
+    return net.requires_grad_(False)
+
+
+# -- training ------------------------------------------------------------------------------------------------------
+
+
+def train_reward_net(
+    net: RewardNet,
+    triplets: Triplets,
+    val: Triplets,
+    images: EchoImages,
+    config: RewardNetConfig,
+    run: Run,
+    seed: int,
+) -> dict[str, float]:
+    """Train `net`, which then holds its best weights and the T that fits them; returns the scalars of that epoch.
+
+    Args:
+        net: from scratch or warm; it and all tensors on one device.
+        triplets: to learn from.
+        val: of other patients; they choose the epoch, and T.
+        images: the pool that the triplets' rows point into.
+        config: see there.
+        run: the stage; receives `reward_net/*` per epoch.
+        seed: of the order of the triplets.
+
+    Raises:
+        ValueError: too few triplets, or a loss that is no longer finite.
+    """
+    if len(triplets) < 2 or not len(val):
+        raise ValueError(
+            f"the reward network has {len(triplets)} training and {len(val)} validation triplets but needs at least 2 "
+            f"and 1; build reward data from more images, or with a better policy"
+        )
+    optimizer = Adam(net.parameters(), lr=config.learning_rate)
+    plateau = ReduceLROnPlateau(
+        optimizer,
+        mode="max",
+        factor=config.plateau_factor,
+        patience=config.plateau_patience,
+        threshold=-1e-4,  # of a negative score: an improvement by less than 1e-4 of the BCE counts as none
+    )
+
+    def train_epoch(generator: Generator) -> dict[str, Tensor]:
+        device = triplets.images.device
+        total = torch.zeros((), device=device)
+        for rows in shuffled_rows(len(triplets), config.batch_size, generator, device):
+            loss = F.binary_cross_entropy_with_logits(*error_logits(net, images, triplets.take(rows)))
+            descend(optimizer, loss)
+            total += loss.detach() * len(rows) / len(triplets)
+        return {"loss": total}
+
+    def validate() -> tuple[float, Mapping[str, float | Tensor]]:
+        judged = reward_scores(net, val, images, config.batch_size)
+        lr = optimizer.param_groups[0]["lr"]
+        counts = {"n_triplets": len(triplets), "n_triplets_val": len(val), "lr": lr}
+        return -float(judged["bce"]), {**{f"val_{key}": value for key, value in judged.items()}, **counts}
+
+    best = fit(
+        run,
+        net,
+        optimizer,
+        name="reward_net",
+        epochs=config.epochs,
+        seed=seed,
+        train_epoch=train_epoch,
+        validate=validate,
+        plateau=plateau,
+        patience=config.early_stop,
+    )
+    net.temperature.fill_(fit_temperature(*_some_pixels(net, val, images, config.batch_size, seed)))
+    return {**best, "temperature": float(net.temperature)}
+
+
+def error_logits(net: RewardNet, images: EchoImages, triplets: Triplets) -> tuple[Tensor, Tensor]:
+    """z and e of the bad masks of `triplets` on their images, both float32 [B, H, W]."""
+    return net.logits(images.at(triplets.images), triplets.a_bad), (triplets.a_bad == triplets.a_ref).float()
+
+
+@torch.no_grad()
+def reward_scores(net: RewardNet, triplets: Triplets, images: EchoImages, batch_size: int) -> dict[str, float]:
+    """ "bce", mean over all pixels, and "auroc", of finding wrong pixels by 1 - r (from a histogram of z).
+
+    The AUROC is 0.5 where all pixels are right, or all wrong.
+    """
+    device = triplets.images.device
+    bce = torch.zeros((), dtype=torch.float64, device=device)
+    counts = torch.zeros(2, AUROC_BINS, dtype=torch.float64, device=device)
+    for rows in torch.split(torch.arange(len(triplets), device=device), batch_size):
+        z, e = error_logits(net, images, triplets.take(rows))
+        bce += F.binary_cross_entropy_with_logits(z, e, reduction="sum").double() / (len(triplets) * e[0].numel())
+        bins = ((z.clamp(-12, 12) + 12) / 24 * (AUROC_BINS - 1)).round().long()
+        joint = torch.bincount((bins + AUROC_BINS * e.long()).flatten(), minlength=2 * AUROC_BINS)
+        counts += joint.view(2, AUROC_BINS)
+    wrong, right = counts
+    below = wrong.cumsum(0) - wrong / 2  # wrong pixels with a lower z; ties count half
+    pairs = wrong.sum() * right.sum()
+    auroc = torch.where(pairs > 0, (below * right).sum() / pairs.clamp(min=1), 0.5)
+    return {"bce": float(bce), "auroc": float(auroc)}
+
+
+# -- temperature ---------------------------------------------------------------------------------------------------
+
+
+def fit_temperature(logits: Tensor, targets: Tensor) -> float:
+    """argmin over T in TEMPERATURES of the mean NLL of sigmoid(z / T); logits and 0/1 targets of one shape.
+
+    The NLL is convex in 1 / T: its derivative E[z (sigmoid(z / T) - e)] has one root, which is bisected. The paper's
+    program fitted sigmoid((2z - 1) / T) and then used sigmoid(z / T), so that its T is about twice too large.
+
+    Raises:
+        ValueError: shapes that differ, or no pixel.
+    """
+    if logits.shape != targets.shape or not logits.numel():
+        raise ValueError(
+            f"logits {list(logits.shape)} and targets {list(targets.shape)} must be of one shape, not empty"
+        )
+    z, e = logits.double(), targets.double()
+    low, high = (torch.tensor(math.log(value), dtype=torch.float64, device=z.device) for value in TEMPERATURES)
+    for _ in range(50):
+        middle = (low + high) / 2
+        too_cold = (z * (torch.sigmoid(z * torch.exp(-middle)) - e)).mean() > 0  # less 1 / T would lower the NLL
+        low, high = torch.where(too_cold, middle, low), torch.where(too_cold, high, middle)
+    return math.exp(float((low + high) / 2))
+
+
+@torch.no_grad()
+def _some_pixels(
+    net: RewardNet, triplets: Triplets, images: EchoImages, batch_size: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """z and e, [T, K], of the same K random pixels of every triplet."""
+    size = triplets.a_ref[0].numel()
+    shuffled = torch.randperm(size, generator=Generator().manual_seed(seed))
+    pixels = shuffled[: max(TEMPERATURE_PIXELS // len(triplets), 1)].to(triplets.images.device)
+    chosen = []
+    for rows in torch.split(torch.arange(len(triplets), device=pixels.device), batch_size):
+        chosen.append([value.flatten(1)[:, pixels] for value in error_logits(net, images, triplets.take(rows))])
+    z, e = (torch.cat(values) for values in zip(*chosen, strict=True))
+    return z, e

@@ -1,0 +1,364 @@
+"""What a heart may look like: an auto-encoder of masks, and the corrector built on it (paper: RL4Seg, section 3.4).
+
+Symbols: z = latent code, (mu, logvar) = its posterior, t_k = attribute k of a mask, which z_k is made to grow with,
+g(a) = corrected mask. The prior learns from masks of the source domain only.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+from torch.optim import Adam
+
+from ..checkpoints import load_into, load_weights, save_weights
+from ..datasets.echo import CLASSES
+from ..fitting import fit
+from ..runs import Run
+from ..segmenters.training import class_dice, descend, device_of, shuffled_rows
+from .morphology import clean_masks
+from .shape_attributes import ATTRIBUTES, attributes
+
+BLOCKS = 4
+SHRINK = 2 ** (BLOCKS + 1)
+"""One pixel of the bottleneck is so many of the image."""
+AT_ONCE = 64
+"""Masks that the corrector holds at once."""
+LINE_STEPS = 8
+"""Steps of the line search between two codes."""
+
+Projection = Literal["decode", "nearest_valid"]
+
+
+class ARVAE(nn.Module):
+    """Attribute-regularised variational auto-encoder of label maps; 5 194 019 parameters with the defaults.
+
+    Args:
+        size: (H, W) of the masks, multiples of 32.
+        init_channels: maps of the first level, doubled at each of the next three.
+        latent: dimensions of z; at least one per attribute.
+    """
+
+    def __init__(self, size: tuple[int, int] = (256, 256), *, init_channels: int = 48, latent: int = 16) -> None:
+        super().__init__()
+        if any(n < SHRINK or n % SHRINK for n in size):
+            raise ValueError(f"size is {size} but both sides must be multiples of {SHRINK}")
+        if latent < len(ATTRIBUTES) or init_channels < 1:
+            raise ValueError(
+                f"latent is {latent} and init_channels {init_channels} but must be at least {len(ATTRIBUTES)} and 1"
+            )
+        self.size, self.init_channels, self.latent = size, init_channels, latent
+        classes, maps = len(CLASSES), [init_channels * 2**block for block in range(BLOCKS)]
+        self._bottleneck = (init_channels, size[0] // SHRINK, size[1] // SHRINK)
+        flat = math.prod(self._bottleneck)
+
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise([classes, *maps]):
+            layers += _layer(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1))
+            layers += _layer(nn.Conv2d(outputs, outputs, 3, padding=1))
+        layers += _layer(nn.Conv2d(maps[-1], init_channels, 3, stride=2, padding=1))
+        self.encoder = nn.Sequential(*layers, nn.Flatten())
+        self.mu, self.logvar = nn.Linear(flat, latent), nn.Linear(flat, latent)
+
+        layers = []
+        for inputs, outputs in pairwise([init_channels, *reversed(maps)]):
+            layers += _layer(nn.ConvTranspose2d(inputs, outputs, 2, stride=2))
+            layers += _layer(nn.Conv2d(outputs, outputs, 3, padding=1))
+        layers += _layer(nn.ConvTranspose2d(init_channels, init_channels, 2, stride=2))
+        self.from_code = nn.Sequential(nn.Linear(latent, flat), nn.ELU())
+        self.decoder = nn.Sequential(*layers, nn.Conv2d(init_channels, classes, 3, padding=1))
+
+    def encode(self, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """mu and logvar, [B, latent], of masks uint8 [B, H, W]."""
+        features = self.encoder(_onehot(masks))
+        return self.mu(features), self.logvar(features)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Logits [B, C, H, W] of codes [B, latent]."""
+        logits: Tensor = self.decoder(self.from_code(z).view(len(z), *self._bottleneck))
+        return logits
+
+    def masks(self, z: Tensor) -> Tensor:
+        """The most likely masks, uint8 [B, H, W], of codes [B, latent]."""
+        return self.decode(z).argmax(dim=1).byte()
+
+
+def _onehot(masks: Tensor) -> Tensor:
+    """float32 [B, C, H, W]."""
+    return torch.stack([masks == label for label in range(len(CLASSES))], dim=1).float()
+
+
+def _layer(conv: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
+    return [conv, nn.ELU(), nn.BatchNorm2d(conv.out_channels)]
+
+
+def save_shape_prior(path: Path, net: ARVAE) -> None:
+    """Write the weights, with what is needed to build the network again."""
+    height, width = net.size
+    settings = {"height": height, "width": width, "init_channels": net.init_channels, "latent": net.latent}
+    metadata = {"architecture": ARVAE.__name__} | {name: str(value) for name, value in settings.items()}
+    save_weights(path, net.state_dict(), metadata)
+
+
+def load_shape_prior(path: str | Path) -> ARVAE:
+    """The shape prior in the file, frozen, in eval mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or holds another architecture.
+    """
+    weights, metadata = load_weights(path)
+    try:
+        if metadata.get("architecture") != ARVAE.__name__:
+            raise KeyError("architecture")
+        height, width, maps, latent = (int(metadata[k]) for k in ("height", "width", "init_channels", "latent"))
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint {str(path)!r} is no shape prior (metadata: {metadata or 'none'}); name a file that "
+            f"save_shape_prior wrote"
+        ) from error
+    net = ARVAE((height, width), init_channels=maps, latent=latent)
+    load_into(net, weights, f"checkpoint {str(path)!r}")
+    return net.eval().requires_grad_(False)
+
+
+# -- training ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ShapePriorConfig:
+    """How the shape prior is trained; weights of the loss from RL4Seg, section 3.4, the rest is ours.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    epochs: int = 100
+    """Epochs; the best by the validation Dice of the reconstruction counts."""
+    learning_rate: float = 1e-3
+    """Adam's."""
+    batch_size: int = 32
+    """Masks per step, at most."""
+    init_channels: int = 48
+    """Maps of the first level."""
+    latent: int = 16
+    """Dimensions of the code; the first seven follow an attribute each."""
+    dice_weight: float = 1.0
+    """Of 1 - Dice of LV and MYO."""
+    ce_weight: float = 0.1
+    """Of the cross-entropy."""
+    kl_weight: float = 1e-4
+    """Of the divergence of the posterior from N(0, 1)."""
+    attribute_weight: float = 10.0
+    """Of the attribute regularisation."""
+    delta: float = 1.0
+    """Steepness of tanh in the attribute regularisation."""
+    shift: float = 0.0
+    """Augmentation: masks are moved by up to this share of the image along each axis. 0 in the paper's program: a prior
+    that has seen the source's positions only calls others wrong, which is what the paper measured."""
+    scale: float = 0.0
+    """Augmentation: masks grow or shrink by up to this share."""
+    rotation_deg: float = 0.0
+    """Augmentation: masks turn by up to this angle, in degrees."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 0), ("batch_size", 2), ("init_channels", 1), ("latent", len(ATTRIBUTES))):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)} but must be at least {least}")
+        for name in ("dice_weight", "ce_weight", "kl_weight", "attribute_weight", "shift", "scale", "rotation_deg"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)} but must not be negative")
+        for name in ("learning_rate", "delta"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)} but must be positive")
+        if self.shift >= 1 or self.scale >= 1:
+            raise ValueError(f"shift is {self.shift} and scale {self.scale} but both are shares below 1")
+
+
+def loss_terms(logits: Tensor, masks: Tensor, mu: Tensor, logvar: Tensor, z: Tensor, delta: float) -> dict[str, Tensor]:
+    """The four terms of the loss without their weights, each a scalar.
+
+    dice pools a class over the batch, so that a mask without it does no harm; kl is summed over z, attribute over k.
+    """
+    probability = logits.softmax(dim=1)
+    onehot = _onehot(masks)
+    both = (probability * onehot).sum(dim=(0, 2, 3))
+    dice = 2 * both / (probability.sum(dim=(0, 2, 3)) + onehot.sum(dim=(0, 2, 3))).clamp(min=1e-6)
+    t, codes = attributes(masks), z[:, : len(ATTRIBUTES)]
+    pull = torch.tanh(delta * (codes[:, None] - codes[None])) - torch.sign(t[:, None] - t[None])  # [B, B, 7]
+    return {
+        "dice": 1 - dice[1:].mean(),
+        "ce": F.cross_entropy(logits, masks.long()),
+        "kl": -0.5 * (1 + logvar - mu**2 - logvar.exp()).sum(dim=1).mean(),
+        "attribute": pull.abs().mean(dim=(0, 1)).sum(),
+    }
+
+
+def weighted(terms: Mapping[str, Tensor], config: ShapePriorConfig) -> Tensor:
+    """The loss: the sum of the terms with their weights."""
+    weights = {
+        "dice": config.dice_weight,
+        "ce": config.ce_weight,
+        "kl": config.kl_weight,
+        "attribute": config.attribute_weight,
+    }
+    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+
+
+def train_shape_prior(masks: Tensor, val: Tensor, config: ShapePriorConfig, run: Run, seed: int) -> ARVAE:
+    """The shape prior of some masks, in eval mode, frozen, with the weights that reconstruct `val` best.
+
+    Args:
+        masks: uint8 [N, H, W] of the source domain, on the device to train on; sides multiples of 32.
+        val: the same, of other patients.
+        config: see there.
+        run: the stage; receives `shape_prior/*` per epoch.
+        seed: of weights, order, codes and augmentation.
+
+    Raises:
+        ValueError: too few masks, or a loss that is no longer finite.
+    """
+    if len(masks) < 2 or not len(val):
+        raise ValueError(f"the shape prior has {len(masks)} masks and {len(val)} for validation but needs 2 and 1")
+    height, width = masks.shape[1:]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = ARVAE((height, width), init_channels=config.init_channels, latent=config.latent).to(masks.device)
+    optimizer = Adam(net.parameters(), lr=config.learning_rate)
+
+    def train_epoch(generator: Generator) -> dict[str, Tensor]:
+        totals: dict[str, Tensor] = {}
+        for rows in shuffled_rows(len(masks), config.batch_size, generator, masks.device):
+            batch = moved(masks[rows], config, generator)
+            mu, logvar = net.encode(batch)
+            noise = torch.randn(mu.shape, generator=generator).to(mu.device)
+            z = mu + noise * (0.5 * logvar).exp()
+            terms = loss_terms(net.decode(z), batch, mu, logvar, z, config.delta)
+            loss = weighted(terms, config)
+            descend(optimizer, loss)
+            for name, value in {"loss": loss, **terms}.items():
+                totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() * len(rows) / len(masks)
+        return totals
+
+    def validate() -> tuple[float, dict[str, Tensor]]:
+        dice = torch.cat(
+            [class_dice(net.masks(net.encode(part)[0]), part) for part in torch.split(val, config.batch_size)]
+        )
+        lv, myo = dice.mean(dim=0)
+        return float((lv + myo) / 2), {"val_dice_lv": lv, "val_dice_myo": myo}
+
+    fit(
+        run,
+        net,
+        optimizer,
+        name="shape_prior",
+        epochs=config.epochs,
+        seed=seed,
+        train_epoch=train_epoch,
+        validate=validate,
+    )
+    return net.requires_grad_(False)
+
+
+def moved(masks: Tensor, config: ShapePriorConfig, generator: Generator) -> Tensor:
+    """Masks uint8 [B, H, W], each shifted, scaled and turned as `config` allows; background comes in from outside."""
+    if not (config.shift or config.scale or config.rotation_deg):
+        return masks
+    height, width = masks.shape[1:]
+    share = (2 * torch.rand(4, len(masks), generator=generator) - 1).to(masks.device)
+    angle, zoom = share[0] * math.radians(config.rotation_deg), 1 / (1 + share[1] * config.scale)
+    sin, cos = zoom * angle.sin(), zoom * angle.cos()
+    aspect = height / width  # grid coordinates are in half sides, not in pixels
+    dx, dy = 2 * config.shift * share[2:]
+    turn = torch.stack([cos, sin * aspect, dx, -sin / aspect, cos, dy], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(turn, [len(masks), 1, height, width], align_corners=False)
+    return F.grid_sample(masks[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0].byte()
+
+
+# -- correction ----------------------------------------------------------------------------------------------------
+
+
+class Corrector:
+    """g: a mask's pieces and holes repaired, then what the shape prior makes of it.
+
+    Args:
+        prior: is put in eval mode; decides the device.
+        projection: "decode" is the paper's: the decoded code, valid or not. With "nearest_valid" an invalid result is
+            moved in latent space towards the nearest code of a valid training mask, until it is valid: it always is
+            in the end (ours).
+        masks: uint8 [N, H, W], the prior's training masks, for nearest_valid.
+        valid: masks uint8 [N, H, W] to bool [N], for nearest_valid.
+
+    Raises:
+        ValueError: an unknown projection; nearest_valid without masks or `valid`, or with none whose reconstruction is
+            valid.
+    """
+
+    def __init__(
+        self,
+        prior: ARVAE,
+        *,
+        projection: Projection = "decode",
+        masks: Tensor | None = None,
+        valid: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        if projection not in get_args(Projection):
+            raise ValueError(f"projection is {projection!r} but must be one of {get_args(Projection)}")
+        self._prior, self._device = prior.eval(), device_of(prior)
+        self._valid = None
+        if projection == "nearest_valid":
+            if masks is None or valid is None:
+                raise ValueError("projection 'nearest_valid' needs the training masks and what judges them")
+            self._valid = valid
+            with torch.no_grad():
+                codes = torch.cat([prior.encode(part.to(self._device))[0] for part in torch.split(masks, AT_ONCE)])
+                decoded = torch.cat([prior.masks(part) for part in torch.split(codes, AT_ONCE)])
+            good = valid(decoded).to(self._device)
+            if not good.any():
+                raise ValueError(
+                    f"none of the {len(masks)} masks is valid after reconstruction; train the shape prior longer"
+                )
+            self._codes, self._decoded = codes[good], decoded[good]
+
+    @torch.no_grad()
+    def __call__(self, masks: Tensor) -> Tensor:
+        """Corrected masks uint8 [N, H, W], on the device of `masks`, uint8 [N, H, W], of the prior's size.
+
+        Raises:
+            ValueError: masks of another type or size.
+        """
+        if masks.dtype != torch.uint8 or masks.shape[1:] != self._prior.size:
+            raise ValueError(
+                f"masks are {masks.dtype} {list(masks.shape)} but the shape prior was trained on uint8 [N, "
+                f"{self._prior.size[0]}, {self._prior.size[1]}]"
+            )
+        return torch.cat([self._corrected(part) for part in torch.split(masks, AT_ONCE)])
+
+    def _corrected(self, masks: Tensor) -> Tensor:
+        cleaned = torch.from_numpy(clean_masks(masks.cpu().numpy())).to(self._device)
+        z = self._prior.encode(cleaned)[0]
+        found = self._prior.masks(z)
+        if self._valid is not None:
+            found = self._moved_to_valid(z, found, self._valid)
+        return found.to(masks.device)
+
+    def _moved_to_valid(self, z: Tensor, found: Tensor, valid: Callable[[Tensor], Tensor]) -> Tensor:
+        """`found`, the masks of the codes z, with the invalid ones replaced by the first valid one on the way."""
+        rows = (~valid(found).to(self._device)).nonzero()[:, 0]
+        nearest = torch.cdist(z[rows], self._codes).argmin(dim=1)
+        for step in range(1, LINE_STEPS + 1):
+            if not len(rows):
+                break
+            if step < LINE_STEPS:
+                tried = self._prior.masks(torch.lerp(z[rows], self._codes[nearest], step / LINE_STEPS))
+                good = valid(tried).to(self._device)
+            else:
+                tried, good = self._decoded[nearest], torch.ones_like(rows, dtype=torch.bool)
+            found[rows[good]] = tried[good]
+            rows, nearest = rows[~good], nearest[~good]
+        return found
