@@ -75,10 +75,10 @@ def save_case_figure(path: str | Path, cases: Sequence[CaseView], *, title: str,
     figure.colorbar(colours, ax=axes, label=heat_name, fraction=0.02, aspect=14 * len(cases), shrink=0.7)
     figure.legend(
         handles=[
-            Line2D([], [], color=_unit(TRUTH), label="contour of the truth"),
-            Patch(color=_unit(TRUTH), label="found"),
-            Patch(color=_unit(MISSED), label="missed"),
-            Patch(color=_unit(WRONG), label="wrongly painted"),
+            Line2D([], [], color=unit_rgb(TRUTH), label="contour of the truth"),
+            Patch(color=unit_rgb(TRUTH), label="found"),
+            Patch(color=unit_rgb(MISSED), label="missed"),
+            Patch(color=unit_rgb(WRONG), label="wrongly painted"),
         ],
         loc="outside lower center",
         ncols=4,
@@ -105,17 +105,18 @@ def _draw_case(row: Sequence[Axes], case: CaseView) -> None:
     height, width = label.shape
     for letter, x in (("R", width / 30), ("L", width * 29 / 30)):
         row[0].text(x, height / 2, letter, color="white", fontsize=8, ha="center", va="center")
-    _scale_bar(row[0], PANEL_PX / height_mm, height_mm)
+    scale_bar(row[0], PANEL_PX / height_mm, PANEL_PX)
 
 
-def _scale_bar(ax: Axes, px_per_mm: float, height_mm: float) -> None:
-    """A bar of a round length, at most a quarter of the picture, in its lower left corner."""
-    length_mm = max((mm for mm in (1, 2, 5, 10, 20, 50, 100) if mm <= height_mm / 4), default=1)
-    x, y = PANEL_PX / 24, PANEL_PX * 23 / 24
+def scale_bar(ax: Axes, px_per_mm: float, height_px: float) -> None:
+    """A bar of a round length, at most a quarter of the picture's height, in its lower left corner."""
+    length_mm = max((mm for mm in (1, 2, 5, 10, 20, 50, 100) if mm * px_per_mm <= height_px / 4), default=1)
+    x, y = height_px / 24, height_px * 23 / 24
     ax.plot([x, x + length_mm * px_per_mm], [y, y], color="white", linewidth=2.5, solid_capstyle="butt")
-    ax.text(x, y - PANEL_PX / 60, f"{length_mm} mm", color="white", fontsize=8, va="bottom")
+    ax.text(x, y - height_px / 60, f"{length_mm} mm", color="white", fontsize=8, va="bottom")
 
 
-def _unit(colour: Colour) -> tuple[float, float, float]:
+def unit_rgb(colour: Colour) -> tuple[float, float, float]:
+    """The colour in 0..1, as matplotlib wants it."""
     red, green, blue = colour
     return red / 255, green / 255, blue / 255

@@ -286,9 +286,18 @@ def ece(scores: Tensor, labels: Tensor, *, bins: int = 15) -> float:
     """
     _check_scores(scores, labels, probabilities=True)
     scores = scores.detach().double().flatten()
+    return float(bin_gaps(scores, labels, equal_width_bin(scores, bins)).abs().sum() / scores.numel())
+
+
+def equal_width_bin(scores: Tensor, bins: int) -> Tensor:
+    """Number of the bin of each score, int64 in 0..bins-1: (low, high], the first one closed; scores: float64, 0..1."""
     inner = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=scores.device)[1:-1]
-    gap = torch.bincount(torch.bucketize(scores, inner), weights=scores - labels.flatten().double())
-    return float(gap.abs().sum() / scores.numel())
+    return torch.bucketize(scores, inner)
+
+
+def bin_gaps(scores: Tensor, labels: Tensor, bin_of: Tensor) -> Tensor:
+    """Σ (score - label) in each bin up to the last that holds something, float64; scores: float64 [N]."""
+    return torch.bincount(bin_of, weights=scores - labels.flatten().double())
 
 
 # -- helpers -------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Tables of results in Markdown, which a terminal shows as well, and comparisons with a baseline.
 
 Every number is a mean over cases. Cases without a target are left out of Dice and its kin (`metrics.NEEDS_TARGET`) and
-get columns of their own: the volume that was painted on them, and the share of them on which nothing was.
+get columns of their own: the volume that was painted on them, and the share of them on which nothing was. Where cases
+name their `patient`, intervals and p-values are over patients: images of one heart are not independent.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .results import Case, Result, metric_values, tumour_free
-from .statistics import Interval, bootstrap_interval, paired_wilcoxon
+from .statistics import Interval, bootstrap_interval, cluster_means, paired_wilcoxon
 
 Floats = npt.NDArray[np.float64]
 Spread = Literal["interval", "std"]
@@ -42,6 +43,16 @@ COLUMNS = {
     "lesion_recall_iou": Column("Lesion recall, IoU > 0.1", "%", 100, 1),
     "lesion_precision_iou": Column("Lesion precision, IoU > 0.1", "%", 100, 1),
     "false_positive_ml": Column("False positive", "ml", 1, 1),
+    "dice_endo": Column("Dice ENDO", "%", 100, 1),
+    "dice_myo": Column("Dice MYO", "%", 100, 1),
+    "dice_epi": Column("Dice EPI", "%", 100, 1),
+    "dice_avg": Column("Dice, ENDO and EPI", "%", 100, 1),
+    "hd_endo_mm": Column("HD ENDO", "mm", 1, 1),
+    "hd_myo_mm": Column("HD MYO", "mm", 1, 1),
+    "hd_epi_mm": Column("HD EPI", "mm", 1, 1),
+    "valid": Column("Anatomically valid", "%", 100, 1),
+    "empty": Column("LV or MYO missing", "%", 100, 1),
+    "pixel_accuracy": Column("Pixel accuracy", "%", 100, 1),
 }
 """Metrics with a unit; any other is shown as it is, with three digits."""
 
@@ -52,7 +63,8 @@ class Comparison(NamedTuple):
     difference: Interval
     """Method minus baseline, in the unit of the metric."""
     p_value: float
-    """Two-sided paired Wilcoxon test over cases, seeds averaged; not corrected for several methods."""
+    """Two-sided paired Wilcoxon test over cases, or over the means of patients where the cases name them; seeds
+    averaged, not corrected for several methods."""
     cases: int
 
 
@@ -66,18 +78,21 @@ def table(
     """A Markdown table with one row per method, in the order in which the results name them.
 
     Results of one method that differ in the seed become one row. A cell is "mean [low, high]" with the 95 % bootstrap
-    interval over cases and seeds, or "mean ± std" with the population standard deviation over cases (seeds averaged)
-    for `spread` "std"; "–" where the metric is undefined for one of its cases. With a `baseline` the last column holds
-    the p-value of the first metric against that method. The lines below the table say what the numbers rest on.
+    interval over cases (or patients) and seeds, or "mean ± std" with the population standard deviation over cases
+    (seeds averaged) for `spread` "std"; "–" where the metric is undefined for one of its cases. With a `baseline` the
+    last column holds the p-value of the first metric against that method. The lines below the table say what the
+    numbers rest on.
 
     Raises:
         ValueError: no results or no metrics, results of different environments, data sets or splits, methods or seeds
-            with different cases, one seed twice, or a baseline that is not among the methods.
+            with different cases, one seed twice, a patient named by some cases only, or a baseline that is not among
+            the methods.
     """
     if not metrics:
         raise ValueError("metrics is empty: name at least one")
     methods = _by_method(results)
     cases = results[0].cases
+    patient_of = _patient_of(cases)
     meant = {name: list(metric_values(cases, name)) for name in metrics}
     free = [case["case_id"] for case in cases if tumour_free(case)]
     header = ["Method", "Supervision", "Mode", "Seeds", *(_heading(name) for name in metrics)]
@@ -89,11 +104,14 @@ def table(
     rows = []
     for method, runs in methods.items():
         row = [method, runs[0].supervision, runs[0].mode, str(len(runs))]
-        row += [_cell(_values(runs, name, meant[name]), _column(name), spread) for name in metrics]
+        for name in metrics:
+            values, of_cases = _values(runs, name, meant[name]), _patients(patient_of, meant[name])
+            row.append(_cell(values, _column(name), spread, of_cases))
         if free:
-            painted = _values(runs, "pred_voxels", free)
-            row.append(_cell(_values(runs, "false_positive_ml", free), COLUMNS["false_positive_ml"], spread))
-            row.append(_cell(np.where(np.isnan(painted), np.nan, painted == 0), Column("", "%", 100, 1), spread))
+            painted, volume = _values(runs, "pred_voxels", free), _values(runs, "false_positive_ml", free)
+            empty, of_free = np.where(np.isnan(painted), np.nan, painted == 0), _patients(patient_of, free)
+            row.append(_cell(volume, COLUMNS["false_positive_ml"], spread, of_free))
+            row.append(_cell(empty, Column("", "%", 100, 1), spread, of_free))
         if baseline is not None:
             row.append("–" if method == baseline else f"{against[method].p_value:.2g}")
         rows.append(row)
@@ -115,10 +133,15 @@ def compare(results: Sequence[Result], baseline: str, metric: str = "dice") -> d
     if undefined:
         raise ValueError(f"metric {metric!r} is missing or undefined for cases of {undefined}")
     reference = per_case.pop(baseline)
-    return {
-        method: Comparison(bootstrap_interval(values - reference), paired_wilcoxon(values, reference), len(reference))
-        for method, values in per_case.items()
-    }
+    patients = _patients(_patient_of(results[0].cases), case_ids)
+    found = {}
+    for method, values in per_case.items():
+        pairs = (values, reference)
+        if patients is not None:
+            pairs = (cluster_means(values, patients), cluster_means(reference, patients))
+        interval = bootstrap_interval(values - reference, clusters=patients)
+        found[method] = Comparison(interval, paired_wilcoxon(*pairs), len(reference))
+    return found
 
 
 def _by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -131,7 +154,7 @@ def _by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
     methods: dict[str, list[Result]] = {}
     for result in results:
         methods.setdefault(result.method, []).append(result)
-    expected = {case["case_id"]: tumour_free(case) for case in results[0].cases}
+    expected = {case["case_id"]: (tumour_free(case), case.get("patient")) for case in results[0].cases}
     for method, runs in methods.items():
         seeds = [run.seed for run in runs]
         if len(set(seeds)) < len(seeds):
@@ -139,7 +162,7 @@ def _by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
         if len({(run.supervision, run.mode) for run in runs}) > 1:
             raise ValueError(f"method {method!r} mixes kinds of supervision or modes; give them names of their own")
         for run in runs:
-            found = {case["case_id"]: tumour_free(case) for case in run.cases}
+            found = {case["case_id"]: (tumour_free(case), case.get("patient")) for case in run.cases}
             if not found or found != expected:
                 differ = sorted(dict(found.items() ^ expected.items()))
                 raise ValueError(f"result {run.id!r} and {results[0].id!r} differ in the cases {differ}, or have none")
@@ -152,6 +175,20 @@ def _values(runs: Sequence[Result], metric: str, case_ids: Sequence[str]) -> Flo
     return np.array([[values[case_id] for case_id in case_ids] for values in by_seed], dtype=np.float64)
 
 
+def _patient_of(cases: Sequence[Case]) -> dict[str, str] | None:
+    """The patient by case_id, or None where no case names one: then every case is its own."""
+    named = {case["case_id"]: case["patient"] for case in cases if case.get("patient") is not None}
+    if named and len(named) < len(cases):
+        unnamed = sorted({case["case_id"] for case in cases} - named.keys())
+        raise ValueError(f"the cases {unnamed} name no patient but others do: all of them or none")
+    return named or None
+
+
+def _patients(patient_of: dict[str, str] | None, case_ids: Sequence[str]) -> list[str] | None:
+    """The patient of each of these cases, in this order."""
+    return None if patient_of is None else [patient_of[case_id] for case_id in case_ids]
+
+
 def _column(metric: str) -> Column:
     return COLUMNS.get(metric, Column(metric))
 
@@ -161,16 +198,14 @@ def _heading(metric: str) -> str:
     return f"{column.title} ({column.unit})" if column.unit else column.title
 
 
-def _cell(values: Floats, column: Column, spread: Spread) -> str:
+def _cell(values: Floats, column: Column, spread: Spread, patients: Sequence[str] | None) -> str:
     if values.size == 0 or np.isnan(values).any():
         return "–"
     values, digits = values * column.scale, column.digits
     if spread == "std":
         return f"{values.mean():.{digits}f} ± {values.mean(axis=0).std():.{digits}f}"
-    mean, low, high = bootstrap_interval(values)
-    return (
-        f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]" if values.shape[1] > 1 else f"{mean:.{digits}f} [–]"
-    )
+    mean, low, high = bootstrap_interval(values, clusters=patients)
+    return f"{mean:.{digits}f} [–]" if np.isnan(low) else f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -185,13 +220,15 @@ def _footer(results: Sequence[Result], free: int, spread: Spread) -> list[str]:
     first = results[0]
     cases: Sequence[Case] = first.cases
     seeds = sorted({result.seed for result in results})
+    patients = set((_patient_of(cases) or {}).values())
+    of_patients, units = (f" of {len(patients)} patients", "patients") if patients else ("", "cases")
     origins = ", ".join(f"{first.origins.get(origin, 0)} {origin}" for origin in ("phantom", "implanted", "real"))
     meaning = {
-        "interval": "mean [95 % bootstrap interval over cases and, where there are several, seeds]",
+        "interval": f"mean [95 % bootstrap interval over {units} and, where there are several, seeds]",
         "std": "mean ± population standard deviation over cases, seeds averaged",
     }
     lines = [
-        f"{first.env}, {first.data}, split {first.split}: {len(cases)} cases ({origins}); seeds {seeds}.",
+        f"{first.env}, {first.data}, split {first.split}: {len(cases)} cases{of_patients} ({origins}); seeds {seeds}.",
         f"Cells: {meaning[spread]}. Supervision: the labels a method learned from. "
         "Transductive: it saw the test images, unlabelled, while learning.",
     ]

@@ -15,7 +15,12 @@ from .machine import describe_machine, git_revision
 from .metrics import NEEDS_TARGET
 
 Case = dict[str, Any]
-"""`case_id`, `origin`, and metric values by name (None: undefined)."""
+"""`case_id`, `origin`, and metric values by name (None: undefined).
+
+Where several cases may be of one patient they name their `patient` too, and echocardiograms their `view` and `instant`.
+"""
+NO_METRICS = frozenset({"case_id", "origin", "patient", "view", "instant"})
+"""What a case says of itself, next to its metrics."""
 Mode = Literal["transductive", "inductive"]
 """Whether the method saw the evaluated images, without their labels, while it learned."""
 
@@ -106,7 +111,7 @@ def mean_metrics(cases: Sequence[Case]) -> dict[str, float]:
     """
     if not cases:
         raise ValueError("no cases to average")
-    names = dict.fromkeys(name for case in cases for name in case if name not in ("case_id", "origin"))
+    names = dict.fromkeys(name for case in cases for name in case if name not in NO_METRICS)
     return {name: _mean(metric_values(cases, name)) for name in names}
 
 

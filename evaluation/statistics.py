@@ -1,5 +1,6 @@
 """How sure a mean is, and whether two methods differ: the intervals and p-values of every report."""
 
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,14 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap_interval(values: npt.ArrayLike, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
+def bootstrap_interval(
+    values: npt.ArrayLike,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+) -> Interval:
     """Mean of `values` and its percentile bootstrap interval, in the unit of the values.
 
     values: [cases], or [seeds, cases] where every seed was evaluated on the same cases. Cases and seeds are crossed:
@@ -26,11 +34,15 @@ def bootstrap_interval(values: npt.ArrayLike, level: float = 0.95, resamples: in
     Applied Statistics 1(2), 2007). Drawing seeds afresh for every case would hide the luck of a seed, and so would
     averaging the seeds first.
 
-    With a single case the interval is (NaN, NaN): nothing is known about other cases. With a single seed the interval
-    speaks of cases only.
+    clusters: [cases], whom each case is of, where cases of one patient are alike. Patients are drawn then, each with
+    all of their cases; a case counts the same whoever it is of, so the mean stays that of the cases.
+
+    With a single case (or cluster) the interval is (NaN, NaN): nothing is known about other cases. With a single seed
+    the interval speaks of cases only.
 
     Raises:
-        ValueError: no values, more than two axes, NaN or infinity, a level outside (0, 1), less than one resample.
+        ValueError: no values, more than two axes, NaN or infinity, a level outside (0, 1), less than one resample, not
+            one cluster per case.
     """
     table = np.atleast_2d(np.asarray(values, dtype=np.float64))  # [S, C]
     if table.ndim != 2 or table.size == 0:
@@ -42,18 +54,34 @@ def bootstrap_interval(values: npt.ArrayLike, level: float = 0.95, resamples: in
     if resamples < 1:
         raise ValueError(f"resamples is {resamples} but must be at least 1")
     mean = float(table.mean())
-    seeds, cases = table.shape
-    if cases == 1:
+    spread = float(np.ptp(table))
+    sizes = np.ones(table.shape[1], dtype=np.int64)
+    if clusters is not None:
+        table, sizes = _cluster_sums(table, clusters)
+    seeds, units = table.shape
+    if units == 1:
         return Interval(mean, float("nan"), float("nan"))
-    if np.ptp(table) == 0:  # rounding in the sums below would otherwise open a gap
+    if spread == 0:  # rounding in the sums below would otherwise open a gap
         return Interval(mean, mean, mean)
     rng = np.random.default_rng(seed)
     # drawing n of n with replacement = multinomial counts: the resampled mean is a product of matrices
-    of_cases = rng.multinomial(cases, np.full(cases, 1 / cases), size=resamples) / cases  # [R, C]
+    drawn = rng.multinomial(units, np.full(units, 1 / units), size=resamples)  # [R, U]: units are cases or clusters
+    of_cases = drawn / (drawn @ sizes)[:, None]
     of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds  # [R, S]
     means = np.einsum("rs,rs->r", of_seeds, of_cases @ table.T)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(mean, float(low), float(high))
+
+
+def cluster_means(values: npt.ArrayLike, clusters: Sequence[Hashable]) -> Floats:
+    """Mean of the values [cases] within each cluster, [number of clusters], in the order of first occurrence.
+
+    Raises:
+        ValueError: not one cluster per case.
+    """
+    sums, sizes = _cluster_sums(np.atleast_2d(np.asarray(values, dtype=np.float64)), clusters)
+    means: Floats = sums[0] / sizes
+    return means
 
 
 def paired_wilcoxon(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
@@ -72,3 +100,13 @@ def paired_wilcoxon(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
         raise ValueError("a or b contains NaN or infinity")
     difference = difference[difference != 0]
     return float(stats.wilcoxon(difference).pvalue) if difference.size else 1.0
+
+
+def _cluster_sums(table: Floats, clusters: Sequence[Hashable]) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Sum [rows, clusters] of the table [rows, cases] over the cases of each cluster, and their numbers [clusters]."""
+    if len(clusters) != table.shape[1]:
+        raise ValueError(f"{table.shape[1]} cases need as many clusters, got {len(clusters)}")
+    numbers: dict[Hashable, int] = {}
+    cluster_of = [numbers.setdefault(cluster, len(numbers)) for cluster in clusters]
+    sums: Floats = np.stack([np.bincount(cluster_of, weights=row) for row in table]).astype(np.float64)
+    return sums, np.bincount(cluster_of).astype(np.int64)
