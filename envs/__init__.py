@@ -20,6 +20,11 @@ ENVIRONMENTS = {
         paper="SPARS: self-play adversarial RL for segmentation of liver tumours (arXiv 2505.18989)",
         config="configs/spars/default.yaml",
     ),
+    "RL4Seg-Echo-v0": Entry(
+        game="segarena.envs.rl4seg:EchoEnv",
+        paper="RL4Seg: domain adaptation of echocardiography segmentation via RL (arXiv 2406.17902)",
+        config="configs/rl4seg/loop.yaml",
+    ),
 }
 
 for _id, _entry in ENVIRONMENTS.items():

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from gymnasium.vector import AutoresetMode
+from segarena.datasets.echo import PhantomPatients
 from segarena.envs import ENVIRONMENTS
 from segarena.envs.core import BatchedEnv, Streams
 from segarena.envs.faces import BatchEnv, LearnerEnv, make_batch, make_single
@@ -19,13 +20,19 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 from stable_baselines3.common.evaluation import evaluate_policy
 
 IDS = sorted(ENVIRONMENTS)
-SMALL = {"SPARS-LiverCT-v0": {"cases": ["phantom_02000", "phantom_02001"], "horizon": 20, "threshold": 0.9}}
+SMALL = {
+    "RL4Seg-Echo-v0": {"size": 32, "phantom_patients": PhantomPatients(train=3)},
+    "SPARS-LiverCT-v0": {"cases": ["phantom_02000", "phantom_02001"], "horizon": 20, "threshold": 0.9},
+}
 """Arguments that keep an environment small; an id that is not named here plays with its defaults."""
 ALLOWED_WARNINGS = (
     "WARN: A Box observation space minimum value is -infinity",  # features are unbounded
     "WARN: A Box observation space maximum value is infinity",
     "Your observation windows has an unconventional shape",  # SB3 says so of every 4-D box
     "Your observation  has an unconventional shape",
+    "It seems that your observation  is an image but its `dtype`",  # RL4Seg's networks take floats in [0, 1] ...
+    "It seems that your observation space  is an image but the upper and lower bounds are not in [0, 255]",
+    "The minimal resolution for an image is 36x36",  # ... and act on 32 x 32 here, with MlpPolicy
 )
 SEED, STEPS = 7, 200
 
@@ -108,8 +115,9 @@ def test_the_three_faces_give_the_same_trajectories(env_id):
             np.testing.assert_array_equal(flat(obs), flat(row(v_obs, i)))
             np.testing.assert_array_equal(flat(obs), flat(row(l_obs, i)))
     assert ends >= n, "the comparison must cover automatic resets"
-    assert cuts, "and truncations"
-    assert max(lengths) >= 5, "and episodes of several steps"
+    if learner.game.horizon > 1:
+        assert cuts, "and truncations"
+        assert max(lengths) >= 5, "and episodes of several steps"
 
 
 def row(obs, i):

@@ -1,0 +1,399 @@
+"""RL4Seg: one image, one segmentation, a reward for every pixel (Judge et al., MICCAI 2024, arXiv 2406.17902).
+
+Symbols, as in the paper: x = image, a = mask (a label for every pixel), R(x, a) = map of rewards in [0, 1], here
+`pixel_reward`. An episode is one step: the environment shows x, is told a, and pays the mean of R. The penalty for
+leaving the reference policy belongs to the agent. The images stay on the device as bytes; a step is a gather and one
+call of the reward for all slots.
+"""
+
+import difflib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from functools import cache, partial
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from gymnasium import spaces
+from scipy import ndimage
+from torch import Tensor
+
+from ..datasets.echo import CLASSES, LV, MYO, EchoImages, load_echo
+from ..evaluation.figures import TRUTH
+from ..evaluation.pictures import GAP_GREY, GAP_PX, Bytes, Colour, blend
+from ..rewards.anatomical import anatomical_reward, valid_masks
+from ..rewards.reward_net import RewardNet, load_reward_net
+from ..rewards.segmentation import RewardMap, accuracy, accuracy_map, dice_map, min_fusion, pixel_accuracy
+from ..segmenters.training import class_dice
+from ..segmenters.unet import bfloat16_on_cuda
+from .core import BatchedEnv, Frame, Obs
+from .decks import OwnDecks, SharedDeck
+from .rl4seg_config import EchoEnvConfig
+
+log = logging.getLogger(__name__)
+
+RewardFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""R float32 [N, H, W], or [N, 1, 1], of images float32 [N, 1, H, W] in [0, 1], masks uint8 [N, H, W] and rows int64 [N]
+of the pool."""
+TRUTH_REWARDS: dict[str, RewardMap] = {
+    "pixel_accuracy": pixel_accuracy,
+    "accuracy_map": accuracy_map,
+    "accuracy": accuracy,
+    "dice": dice_map,
+}
+"""R of masks and labels (section 2.3)."""
+STATE = ("index", "mask", "pixel_reward", "is_valid")
+"""What an episode consists of, beside what the core and the deck keep."""
+DICE = ("dice_lv", "dice_myo", "dice_epi")
+"""The columns of `structure_dice`."""
+LABEL_COLOURS: dict[int, Colour] = {LV: (86, 180, 233), MYO: (230, 159, 0)}
+PANEL_PX = 256
+
+
+class EchoEnv(BatchedEnv):
+    """Segment one image of the heart in one move; every pixel has its reward.
+
+    ## Description
+    The environment shows one echocardiographic image; the agent gives every pixel a label: 0 background, 1 cavity of
+    the left ventricle (LV), 2 myocardium (MYO). What that is worth may be known from the truth, or only guessed: by a
+    reward network that was trained without labels of these images, or from anatomy.
+
+    ## Action Space
+    `MultiDiscrete([3] * (H * W))`: a label for every pixel, row by row. Masks of shape (H, W) are taken too, and any
+    type of integers.
+
+    ## Observation Space
+    `Box(0, 1, (1, H, W), float32)`: the image, rows grow with depth.
+
+    ## Rewards
+    The mean over the pixels of R(x, a); `info["pixel_reward"]` is R itself.
+
+    | reward | R at a pixel | uses |
+    |---|---|---|
+    | pixel_accuracy | 1 where the label is right, else 0 | truth |
+    | accuracy, accuracy_map | share of right pixels of the image | truth |
+    | dice | mean Dice of LV and MYO | truth |
+    | anatomical | 1 where the mask is anatomically valid, else 0 | mask |
+    | reward_net | probability that the label is right | image and mask |
+
+    A list of several gives the least of them at each pixel.
+
+    ## Starting State
+    The next image of a shuffled deck of all images. `reset(options={"index": 3})` shows image 3 in every slot,
+    `{"index": [3, 0]}` one for each; no card is dealt then. With `deck="own"` every slot has its own deck, so that N
+    slots are N single environments; with `deck="shared"` there is one, shuffled by the seed of slot 0: a pass over all
+    slots shows each image once.
+
+    `info` has the same tensors at the start and at the end: `index`, row of the image in `game.pool`; `gold` and
+    `gold_action`, whether there is a mask to imitate, and that mask or zeros (see `set_gold`); `pixel_reward` and, with
+    `compute_validity`, `is_valid`, both zero until the mask is given. At the end it adds `case_id`, `view`, `instant`,
+    `spacing_mm` (y, x) and, where the truth is known, `dice_lv`, `dice_myo` and `dice_epi` (both as one).
+
+    ## Episode End
+    Terminated after one step, always; never truncated. The last observation is the same image.
+
+    ## Arguments
+    The fields of `EchoEnvConfig`, by name; `images` may be an `EchoImages` to play on instead of `data`, and
+    `reward_function` a function (images, masks, rows) -> R instead of `reward`.
+
+    >>> import gymnasium as gym, segarena
+    >>> env = gym.make("RL4Seg-Echo-v0", reward="pixel_accuracy", device="cpu")
+    >>> image, info = env.reset(seed=0, options={"index": 3})
+    >>> image.shape, info["index"], env.action_space.shape
+    ((1, 64, 64), 3, (4096,))
+    >>> truth = env.unwrapped.game.pool.labels[3].numpy()
+    >>> image, reward, terminated, truncated, info = env.step(truth)
+    >>> reward, terminated, info["pixel_reward"].shape, info["dice_lv"]
+    (1.0, True, (64, 64), 1.0)
+
+    ## References
+    Judge et al.: Domain Adaptation of Echocardiography Segmentation Via Reinforcement Learning (2024).
+
+    ## Version History
+    v0: first version.
+    """
+
+    def __init__(
+        self,
+        config: EchoEnvConfig | None = None,
+        *,
+        num_envs: int = 1,
+        device: str | torch.device = "auto",
+        render_mode: str | None = None,
+        images: EchoImages | None = None,
+        reward_function: RewardFunction | None = None,
+        **settings: Any,
+    ) -> None:
+        known = [field.name for field in fields(EchoEnvConfig)]
+        for name in settings:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, 1)
+                raise ValueError(
+                    f"unknown argument {name!r}" + (f"; did you mean {close[0]!r}?" if close else f": {known}")
+                )
+        self.config = cfg = replace(config or EchoEnvConfig(), **settings)
+        super().__init__(num_envs=num_envs, device=device, horizon=1, render_mode=render_mode)
+        if num_envs % cfg.group:
+            raise ValueError(f"num_envs is {num_envs} but must be a multiple of group, {cfg.group}")
+        if images is None and cfg.data == "phantom":
+            _say_phantom()
+        self.pool = _checked(load_echo(cfg, cfg.split) if images is None else images).to(self.device)
+        self._rewards = [reward_function] if reward_function else [self._reward_named(name) for name in cfg.rewards]
+        self._deck: OwnDecks | SharedDeck = (
+            OwnDecks(len(self.pool), self.streams)
+            if cfg.deck == "own"
+            else SharedDeck(len(self.pool), self.streams, cfg.group)
+        )
+        self.shape = height, width = self.pool.images.shape[1], self.pool.images.shape[2]
+        self.single_observation_space = spaces.Box(0.0, 1.0, (1, height, width), np.float32)
+        self.single_action_space = spaces.MultiDiscrete(np.full(height * width, len(CLASSES)))
+        self.index = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
+        self.mask = torch.zeros(num_envs, height, width, dtype=torch.uint8, device=self.device)
+        self.pixel_reward = torch.zeros(num_envs, height, width, device=self.device)
+        self.is_valid = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
+        self.set_gold(self.index[:0], self.mask[:0])
+
+    def _reward_named(self, name: str) -> RewardFunction:
+        if name == "anatomical":
+            return lambda images, masks, rows: anatomical_reward(masks)
+        if name == "reward_net":
+            assert self.config.reward_net is not None
+            net = load_reward_net(self.config.reward_net, classes=len(CLASSES)).to(self.device)
+            return partial(_by_net, net)
+        labels = self.pool.labels
+        if labels is None:
+            raise ValueError(
+                f"reward {name!r} needs the truth, which is not known of these images; use reward='reward_net' or "
+                f"'anatomical'"
+            )
+        return partial(_by_truth, TRUTH_REWARDS[name], labels)
+
+    # -- the game: sections 2 and 2.1 ------------------------------------------------------------------------------
+
+    def seed(self, seeds: Sequence[int]) -> None:
+        """Seed every slot; the decks are shuffled anew."""
+        super().seed(seeds)
+        self._deck.restart()
+
+    def _begin(self, rows: Tensor, options: Mapping[str, Any]) -> None:
+        if unknown := set(options) - {"index"}:
+            raise ValueError(f"unknown reset options {sorted(unknown)}; known is 'index'")
+        index = self._chosen(options["index"], len(rows)) if "index" in options else self._deck.deal(rows)
+        # new tensors: who holds the map of the last step keeps it
+        self.index = self.index.index_copy(0, rows, index)
+        self.mask, self.pixel_reward, self.is_valid = (
+            last.index_fill(0, rows, 0) for last in (self.mask, self.pixel_reward, self.is_valid)
+        )
+
+    def _chosen(self, index: Any, slots: int) -> Tensor:
+        """The image of each slot, int64 [slots], of one number or one for each."""
+        given = np.asarray(index.cpu() if isinstance(index, Tensor) else index)
+        if given.dtype.kind not in "iu":
+            raise ValueError(f"index is {index!r} but must be an integer, or one for every slot")
+        if given.ndim and given.shape != (slots,):
+            raise ValueError(f"index has shape {given.shape} but must be one number or {slots}, one for every slot")
+        if not ((given >= 0) & (given < len(self.pool))).all():
+            raise ValueError(
+                f"index is {index!r} but must lie in 0..{len(self.pool) - 1}, the images of this environment"
+            )
+        return torch.as_tensor(given.astype(np.int64), device=self.device).expand(slots)
+
+    def actions_from(self, actions: Any) -> Tensor:
+        """Masks uint8 [N, H, W] of `actions` [N, H*W] or [N, H, W], which come from outside.
+
+        Raises:
+            ValueError: a wrong shape or type, or a label outside 0..2.
+        """
+        given = np.asarray(actions)
+        if given.shape == (self.num_envs, *self.shape):
+            given = given.reshape(self.num_envs, -1)
+        return self._masks(super().actions_from(given))
+
+    def _masks(self, actions: Tensor) -> Tensor:
+        """uint8 [N, H, W]; only shape and type are looked at, since the values are on the device."""
+        height, width = self.shape
+        if actions.shape not in ((self.num_envs, height * width), (self.num_envs, height, width)):
+            raise ValueError(
+                f"actions have shape {tuple(actions.shape)} but must have {(self.num_envs, height * width)} or "
+                f"{(self.num_envs, height, width)}"
+            )
+        if actions.dtype.is_floating_point or actions.dtype.is_complex or actions.dtype == torch.bool:
+            raise ValueError(f"actions have dtype {actions.dtype} but must be integers, labels 0..{len(CLASSES) - 1}")
+        masks = actions.reshape(self.num_envs, height, width)
+        return masks.to(self.device, torch.uint8, copy=True)  # the caller may use the memory again
+
+    @torch.no_grad()
+    def _play(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        self.mask = self._masks(actions)
+        images = self.pool.at(self.index)
+        worth = min_fusion(*(reward(images, self.mask, self.index) for reward in self._rewards))
+        if worth.shape not in (self.mask.shape, (self.num_envs, 1, 1)):
+            raise ValueError(
+                f"the reward has shape {tuple(worth.shape)} but must have {tuple(self.mask.shape)}, a number for "
+                f"every pixel, or {(self.num_envs, 1, 1)}, one for every image"
+            )
+        self.pixel_reward = worth.float().expand_as(self.mask).contiguous()
+        if self.config.compute_validity:
+            self.is_valid = valid_masks(self.mask).to(self.device)
+        return self.pixel_reward.mean(dim=(1, 2)), torch.ones_like(self.is_valid)
+
+    def observe(self, rows: Tensor | None = None) -> Obs:
+        """The images float32 [N, 1, H, W] in [0, 1]; of the slots `rows` only, [K, 1, H, W]."""
+        return self.pool.at(self.index if rows is None else self.index[rows])
+
+    def set_gold(self, rows: Tensor, masks: Tensor) -> None:
+        """Say which images have a mask to imitate (section 5.3); replaces what was said before.
+
+        The masks are told in `info`; no episode depends on them, so `state` leaves them out.
+
+        Args:
+            rows: their numbers in `pool`, int64 [K], each once.
+            masks: uint8 [K, H, W], labels 0..2.
+
+        Raises:
+            ValueError: rows that are no images or come twice, masks of another shape, type or label.
+        """
+        if rows.dtype != torch.int64 or rows.ndim != 1 or len(set(rows.tolist())) != len(rows):
+            raise ValueError(f"gold rows are {rows.dtype} {tuple(rows.shape)} but must be int64 [K], each once")
+        if len(rows) and not (rows.min() >= 0 and rows.max() < len(self.pool)):
+            raise ValueError(
+                f"gold rows lie in {int(rows.min())}..{int(rows.max())}, images in 0..{len(self.pool) - 1}"
+            )
+        if masks.dtype != torch.uint8 or masks.shape != (len(rows), *self.shape):
+            raise ValueError(
+                f"gold masks are {masks.dtype} {tuple(masks.shape)} but must be uint8 {(len(rows), *self.shape)}"
+            )
+        if len(masks) and masks.max() >= len(CLASSES):
+            raise ValueError(f"gold masks have label {int(masks.max())} but labels are 0..{len(CLASSES) - 1}")
+        none = torch.zeros(1, *self.shape, dtype=torch.uint8, device=self.device)
+        self._gold_masks = torch.cat((none, masks.to(self.device)))  # [K + 1, H, W], the first is none
+        self._gold_of = torch.zeros(len(self.pool), dtype=torch.int64, device=self.device)  # row of _gold_masks
+        self._gold_of[rows.to(self.device)] = torch.arange(1, len(rows) + 1, device=self.device)
+
+    def truth(self) -> Tensor:
+        """The right mask of every slot, uint8 [N, H, W].
+
+        Raises:
+            ValueError: it is not known.
+        """
+        if self.pool.labels is None:
+            raise ValueError(f"no truth is known of {self.pool.ids[0]} and the other images")
+        return self.pool.labels[self.index]
+
+    # -- what is said ----------------------------------------------------------------------------------------------
+
+    def info(self) -> dict[str, Tensor]:
+        """Number and gold mask of each image, R of the mask that was given, and whether it is valid."""
+        gold = self._gold_of[self.index]
+        validity = {"is_valid": self.is_valid} if self.config.compute_validity else {}
+        return {
+            "index": self.index,
+            "pixel_reward": self.pixel_reward,
+            "gold": gold > 0,
+            "gold_action": self._gold_masks[gold],
+            **validity,
+        }
+
+    def episode_info(self, rows: Tensor) -> list[dict[str, Any]]:
+        """What is known of each image and, with expose_truth, the Dice of each mask."""
+        index = self.index[rows]
+        said: list[dict[str, Any]] = [
+            {
+                "case_id": self.pool.ids[row],
+                "view": self.pool.views[row],
+                "instant": self.pool.instants[row],
+                "spacing_mm": self.pool.spacing_mm[row].cpu().numpy(),
+            }
+            for row in index.tolist()
+        ]
+        if self.config.expose_truth and self.pool.labels is not None:
+            scores = structure_dice(self.mask[rows], self.pool.labels[index]).tolist()
+            for one, dice in zip(said, scores, strict=True):
+                one.update(zip(DICE, dice, strict=True))
+        return said
+
+    def state(self) -> dict[str, Any]:
+        """All that `load_state` needs."""
+        return {**super().state(), "deck": self._deck.state(), **{name: getattr(self, name) for name in STATE}}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state` was read."""
+        super().load_state(state)
+        self._deck.load_state(state["deck"])
+        for name in STATE:
+            setattr(self, name, state[name].to(self.device, copy=True))
+
+    def _picture(self, row: int) -> Frame:
+        """Image, mask, R and, where it is known, truth, side by side; before the step, mask and R are empty."""
+        index, zoom = int(self.index[row]), max(1, round(PANEL_PX / max(self.shape)))
+        image, mask = (_zoomed(tensor[at], zoom) for tensor, at in ((self.pool.images, index), (self.mask, row)))
+        grey = np.repeat(image[..., None], 3, axis=-1)
+        if int(self.t[row]):
+            levels = (self.pixel_reward[row].clamp(0, 1) * 255).round().to(torch.uint8)
+            worth = (matplotlib.colormaps["cividis"](_zoomed(levels, zoom))[..., :3] * 255).astype(np.uint8)
+        else:
+            worth = np.full_like(grey, GAP_GREY)
+        panels = [grey, _painted(grey, mask), worth]
+        if self.pool.labels is not None:
+            truth = _zoomed(self.pool.labels[index], zoom)
+            for panel in panels[1:]:
+                _outline(panel, truth, dict.fromkeys(LABEL_COLOURS, TRUTH))
+            panels.append(_painted(grey, truth))
+        gap = np.full((len(grey), GAP_PX, 3), GAP_GREY, np.uint8)
+        return np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
+
+
+def structure_dice(masks: Tensor, labels: Tensor) -> Tensor:
+    """Dice of LV, MYO and both as one (EPI), float32 [K, 3], of masks and labels uint8 [K, H, W]; both empty: 1."""
+    return torch.cat((class_dice(masks, labels), class_dice(masks > 0, labels > 0, (1,))), dim=1)
+
+
+def _by_net(net: RewardNet, images: Tensor, masks: Tensor, rows: Tensor) -> Tensor:
+    with bfloat16_on_cuda(images.device):  # as it was trained
+        worth: Tensor = net(images, masks)
+    return worth
+
+
+def _by_truth(reward: RewardMap, labels: Tensor, images: Tensor, masks: Tensor, rows: Tensor) -> Tensor:
+    return reward(masks, labels[rows])
+
+
+def _checked(pool: EchoImages) -> EchoImages:
+    """The images, if they can be played on."""
+    images, labels = pool.images, pool.labels
+    if images.dtype != torch.uint8 or images.ndim != 3 or images.numel() == 0:
+        raise ValueError(f"images are {images.dtype} {tuple(images.shape)} but must be uint8 [N, H, W], N at least 1")
+    if labels is not None:
+        if labels.dtype != torch.uint8 or labels.shape != images.shape:
+            raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)} but must be uint8 {tuple(images.shape)}")
+        if labels.max() >= len(CLASSES):
+            raise ValueError(f"labels reach {int(labels.max())} but must be 0..{len(CLASSES) - 1}")
+    return pool
+
+
+def _zoomed(plane: Tensor, zoom: int) -> Bytes:
+    """A uint8 [H, W] tensor, every pixel zoom times as large."""
+    return np.asarray(plane.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1).cpu().numpy(), np.uint8)
+
+
+def _painted(grey: Bytes, mask: Bytes) -> Bytes:
+    """The picture with the labels of the mask over it."""
+    picture = grey.copy()
+    for label, colour in LABEL_COLOURS.items():
+        blend(picture, mask == label, colour, 0.35)
+    _outline(picture, mask, LABEL_COLOURS)
+    return picture
+
+
+def _outline(picture: Bytes, mask: Bytes, colours: Mapping[int, Colour]) -> None:
+    """Draw the border of each label into the picture."""
+    for label, colour in colours.items():
+        inside = mask == label
+        picture[inside & ~ndimage.binary_erosion(inside)] = colour
+
+
+@cache
+def _say_phantom() -> None:
+    log.warning("RL4Seg-Echo-v0 plays on phantoms; give data=<CAMUS folder> to play on echocardiography")

@@ -1,0 +1,57 @@
+"""What RL4Seg-Echo-v0 can be told (paper: RL4Seg, sections 2.1 and 2.3)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..datasets.echo import EchoDataConfig
+
+RewardName = Literal["reward_net", "pixel_accuracy", "accuracy_map", "accuracy", "dice", "anatomical"]
+REWARDS = ("reward_net", "pixel_accuracy", "accuracy_map", "accuracy", "dice", "anatomical")
+
+
+@dataclass(frozen=True)
+class EchoEnvConfig(EchoDataConfig):
+    """Constructor arguments of RL4Seg-Echo-v0: the data, what a mask is worth, and how images are dealt.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    split: str = "train"
+    """train, val or test, of phantoms also pred, the pool to adapt to; no patient is in two of them."""
+    reward: RewardName | list[RewardName] = "pixel_accuracy"
+    """What a pixel is worth, in [0, 1]. reward_net: the network's belief that its label is right; pixel_accuracy: 1
+    where it is right; accuracy, accuracy_map: share of right pixels; dice: mean of LV and MYO; anatomical: 1 where the
+    mask is valid. Several: the least of them at each pixel. All but reward_net and anatomical use the truth."""
+    reward_net: str | None = None
+    """Weights (.safetensors) of the reward network, for reward=reward_net."""
+    deck: Literal["own", "shared"] = "own"
+    """own: every slot deals itself all images; shared: all slots together deal each image once a pass."""
+    group: int = 1
+    """So many slots that follow each other show the same image; more than 1 needs deck=shared."""
+    compute_validity: bool = False
+    """Say is_valid, the anatomical validity of the mask (section 5.4); works on the CPU."""
+    expose_truth: bool = True
+    """Say dice_lv, dice_myo and dice_epi at the end of an episode, where the truth is known."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.rewards:
+            if name not in REWARDS:
+                raise ValueError(f"reward has {name!r} but each must be one of {', '.join(map(repr, REWARDS))}")
+        if not self.rewards:
+            raise ValueError(f"reward is empty but needs at least one of {', '.join(map(repr, REWARDS))}")
+        if ("reward_net" in self.rewards) != (self.reward_net is not None):
+            raise ValueError(
+                f"reward is {self.reward!r} and reward_net is {self.reward_net!r}: reward='reward_net' needs "
+                f"reward_net=<weights.safetensors> of a trained reward network, and no other reward takes one"
+            )
+        if self.deck not in ("own", "shared"):
+            raise ValueError(f"deck is {self.deck!r} but must be 'own' or 'shared'")
+        if self.group < 1 or (self.group > 1 and self.deck == "own"):
+            raise ValueError(f"group is {self.group!r} but must be 1, or more than 1 together with deck='shared'")
+
+    @property
+    def rewards(self) -> list[str]:
+        """The rewards whose smallest counts."""
+        return [self.reward] if isinstance(self.reward, str) else list(self.reward)
