@@ -171,6 +171,9 @@ def run_evaluate(options: Namespace, command: str, _: Paper) -> int:
     )
     known = any(result.method == paper.baseline for result in results)
     text = table(results, paper.metrics, baseline=paper.baseline if known else None)
+    more = [result for result in results if paper.more_metrics and paper.more_metrics[0] in result.metrics]
+    if more:
+        text += "\n\n" + table(more, paper.more_metrics)
     folders = [run.folder for run in runs]
     with replacing(folders[0] / "evaluation" / "table.md") as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")

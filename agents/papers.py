@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import spars, spars_evaluation
+from . import rl4seg, rl4seg_config, rl4seg_evaluation, spars, spars_evaluation
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Paper:
     """Columns of the table of results."""
     baseline: str
     """The method with which the others are compared."""
+    more_metrics: tuple[str, ...] = ()
+    """Columns of a second table, of the results that have the first of them."""
     frame_ms: int = 125
     """Time that each frame of an episode is shown."""
 
@@ -38,5 +40,16 @@ PAPERS = {
         spars_evaluation.render,
         metrics=("dice", "dice_at_0.5", "hd95_mm", "lesion_recall", "terminal_hit", "steps"),
         baseline="score map (mean)",
+    ),
+    "rl4seg": Paper(
+        rl4seg_config.RL4SegExperiment,
+        rl4seg.train,
+        rl4seg.resume,
+        rl4seg_evaluation.evaluate,
+        rl4seg_evaluation.render,
+        metrics=("dice_avg", "dice_endo", "dice_myo", "dice_epi", "hd_endo_mm", "hd_epi_mm", "valid"),
+        baseline=rl4seg_evaluation.SOURCE_ONLY,
+        more_metrics=("error_auroc", "ece", "dice_avg"),
+        frame_ms=1000,
     ),
 }

@@ -1,0 +1,79 @@
+"""Training RL4Seg: source network, shape prior, then N rounds of reward data, reward network and PPO (section 5).
+
+Symbols: π_0 = source network, π_i = policy of iteration i, π_ref = frozen reference policy, r_i = reward network of
+iteration i, x = image, a = mask. A run has one stage per step of the loop; a finished stage has a manifest and is
+skipped when the run is resumed, an unfinished one continues from its checkpoint.
+
+supervised/                  π_0
+shape_prior/                 the corrector's auto-encoder
+adabn/                       π_0 with the batch statistics of the target (norm_mode frozen)
+iteration_<i>/reward_data/   triplets and gold masks
+iteration_<i>/reward_net/    r_i
+iteration_<i>/ppo/           π_i and its critic
+methods/<name>/              what the policy is compared with (rl4seg_methods.py)
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..runs import Run
+from .rl4seg_config import RL4SegExperiment
+from .rl4seg_methods import METHODS
+from .rl4seg_ppo import export
+from .rl4seg_stages import iterate, policy_folder, source_net
+from .rl4seg_world import World
+from .spars import plain
+
+
+def train(
+    experiment: RL4SegExperiment, out: str | Path, environment: Mapping[str, Any], *, sb3_zip: str | Path | None = None
+) -> Run:
+    """Train in the new folder `out`; see `resume` for a run that was interrupted.
+
+    environment: what is to be kept of the machine. sb3_zip: also write the last policy as a zip of Stable-Baselines3.
+
+    Raises:
+        ValueError: a value, case, file or folder that cannot be used (nothing is written then); or, later, a policy
+            none of whose masks gave reward data.
+        FileNotFoundError: a missing folder or file.
+    """
+    experiment = experiment.resolved()
+    _check(experiment)
+    return _train(experiment, Run.create(out, plain(asdict(experiment)), environment), sb3_zip)
+
+
+def resume(experiment: RL4SegExperiment, out: str | Path, *, sb3_zip: str | Path | None = None) -> Run:
+    """Continue the run in the folder `out`, which `experiment` describes, where it was interrupted."""
+    return _train(experiment.resolved(), Run.open(out), sb3_zip)
+
+
+def _check(experiment: RL4SegExperiment) -> None:
+    """Raises whatever can be known to be wrong before anything is written."""
+    world = World(experiment, Run("."))
+    needed = {"source train": world.source, "source val": world.source_val}
+    if experiment.iterations or experiment.methods:
+        unlabelled = experiment.reward not in ("reward_net", "anatomical") or experiment.gold.source == "gt"
+        if unlabelled or {"oracle_rl", "target_supervised"} & set(experiment.methods):
+            needed |= {"target train": world.target_all}
+        if "target_supervised" in experiment.methods:
+            needed |= {"target val": world.target_val}
+        assert len(world.target)
+        assert len(world.target_val)
+    for name, images in needed.items():
+        if images.labels is None:
+            raise ValueError(f"the images of {name} have no labels, which this configuration needs")
+
+
+def _train(experiment: RL4SegExperiment, run: Run, sb3_zip: str | Path | None) -> Run:
+    world = World(experiment, run)
+    source_net(world)
+    for i in range(1, experiment.iterations + 1):
+        iterate(world, i)
+    for method in experiment.methods:
+        METHODS[method](world)
+    if sb3_zip is not None:
+        export(world, world.load(policy_folder(world, experiment.iterations)), Path(sb3_zip))
+    run.close()
+    return run

@@ -1,0 +1,201 @@
+"""The stages of the loop, each from the results of those before it (paper: RL4Seg, sections 1, 5.2 and 5.5).
+
+Symbols: π_0 = source network, π_i = policy of iteration i, r_i = its reward network, g = corrector.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+
+from ..checkpoints import save_weights
+from ..envs.rl4seg import RewardFunction
+from ..evaluation.calibration import calibration
+from ..rewards.anatomical import valid_masks
+from ..rewards.reward_data import Triplets, build_reward_data
+from ..rewards.reward_net import RewardNet, load_reward_net, save_reward_net, train_reward_net
+from ..rewards.shape_prior import Corrector, load_shape_prior, save_shape_prior, train_shape_prior
+from ..runs import Run
+from ..segmenters.norms import shrink_perturb
+from ..segmenters.training import load_segmenter, save_segmenter, train_segmenter
+from ..segmenters.unet import bfloat16_on_cuda
+from .rl4seg_ppo import train_policy
+from .rl4seg_world import AT_ONCE, CRITIC, GOLD, PRIOR, REWARD_NET, SEGMENTER, TRIPLETS, Gold, World, norm_of
+
+# -- stage 0 -------------------------------------------------------------------------------------------------------
+
+
+def source_net(world: World) -> Path:
+    """π_0, trained on the source."""
+
+    def make(stage: Run) -> list[str]:
+        net = world.segmenter(world.seed("supervised"))
+        train_segmenter(
+            net, world.source, world.source_val, world.experiment.supervised, stage, world.seed("supervised")
+        )
+        save_segmenter(stage.folder / SEGMENTER, net, {"stage": "supervised"})
+        return [SEGMENTER]
+
+    return world.stage("supervised", make)
+
+
+def adabn_net(world: World) -> Path:
+    """π_0 with the batch statistics of all target images."""
+
+    def make(stage: Run) -> list[str]:
+        net = world.load(source_net(world))
+        world.adapt_always(net, 0)
+        save_segmenter(stage.folder / SEGMENTER, net, {"stage": "adabn"})
+        return [SEGMENTER]
+
+    return world.stage("adabn", make)
+
+
+def start_net(world: World) -> Path:
+    """The policy from which the loop starts, and its reference policy: see `NetworkConfig.norm_mode`."""
+    return adabn_net(world) if world.experiment.network.norm_mode == "frozen" else source_net(world)
+
+
+def shape_prior(world: World) -> Path:
+    """The corrector's auto-encoder, trained on source masks."""
+
+    def make(stage: Run) -> list[str]:
+        train, val = world.source.labels, world.source_val.labels
+        assert train is not None
+        assert val is not None
+        prior = train_shape_prior(train, val, world.experiment.shape_prior, stage, world.seed("shape_prior"))
+        save_shape_prior(stage.folder / PRIOR, prior)
+        return [PRIOR]
+
+    return world.stage("shape_prior", make)
+
+
+def corrector(world: World) -> Corrector:
+    """The corrector g of section 3.4."""
+    experiment = world.experiment
+    prior = load_shape_prior(shape_prior(world) / PRIOR).to(world.device)
+    judge = partial(valid_masks, border_policy=experiment.border_policy)
+    return Corrector(prior, projection=experiment.projection, masks=world.source.labels, valid=judge)
+
+
+# -- one iteration -------------------------------------------------------------------------------------------------
+
+
+def policy_folder(world: World, i: int) -> Path:
+    """Where π_i lies; π_0: see `start_net`."""
+    return world.run.stage(f"iteration_{i}/ppo").folder if i else start_net(world)
+
+
+def reward_function(world: World, i: int) -> RewardFunction | str:
+    """What PPO maximises in iteration i: r_i, or the name of another reward."""
+    name = world.experiment.reward
+    if name != "reward_net":
+        return name
+    net = load_reward_net(world.run.stage(f"iteration_{i}/reward_net").folder / REWARD_NET).to(world.device)
+    return partial(_by_net, net)
+
+
+def _by_net(net: RewardNet, images: Tensor, masks: Tensor, rows: Tensor) -> Tensor:
+    with bfloat16_on_cuda(images.device):
+        worth: Tensor = net(images, masks)
+    return worth
+
+
+def iterate(world: World, i: int) -> None:
+    """π_{i-1} -> π_i."""
+    if world.experiment.reward == "reward_net":
+        world.stage(f"iteration_{i}/reward_data", partial(_reward_data, world, i))
+        world.stage(f"iteration_{i}/reward_net", partial(_reward_net, world, i))
+    world.stage(f"iteration_{i}/ppo", partial(_ppo, world, i))
+
+
+def _reward_data(world: World, i: int, stage: Run) -> list[str]:
+    """Triplets of the images that are new in iteration i, and the gold images so far."""
+    experiment, seed = world.experiment, world.seed("reward_data")
+    net, judge = world.load(policy_folder(world, i - 1)), partial(valid_masks, border_policy=experiment.border_policy)
+    build = partial(
+        build_reward_data, net, world.target, corrector=corrector(world), valid=judge, seed=seed, iteration=i
+    )
+    rows = world.rows(i)[experiment.pool_size(i - 1) if i > 1 else experiment.initial_images :]
+    built = build(rows=rows, config=experiment.reward_data)
+    if not built.stats["n_valid"] or not len(built.triplets):
+        raise ValueError(
+            f"iteration {i}: no mask was valid: of {len(rows)} masks of the policy {built.stats['n_valid']} were valid "
+            f"and like their correction, so that there is nothing to learn a reward from. Train the source network "
+            f"longer (supervised.epochs), bring source and target closer (clahe, norm_mode: frozen), lower "
+            f"reward_data.sim_threshold, or, after the first iteration, keep the policy closer to its reference "
+            f"(ppo.kl_coef)"
+        )
+    gold = Gold(built.gold_rows, built.gold_masks)
+    if i > 1:
+        before = world.gold(i - 1)
+        if experiment.gold.refresh:
+            nothing = replace(experiment.reward_data, swap=False, model=False, image=False, corrections=False)
+            again = build(rows=world.rows(i - 1), config=nothing)
+            before = Gold(again.gold_rows, again.gold_masks)
+        gold = Gold(torch.cat([before.rows, gold.rows]), torch.cat([before.masks, gold.masks]))
+    built.triplets.save(stage.folder / TRIPLETS)
+    save_weights(stage.folder / GOLD, {"rows": gold.rows, "masks": gold.masks})
+    stage.log(i, {f"reward_data/{name}": float(value) for name, value in built.stats.items()})
+    return [TRIPLETS, GOLD]
+
+
+def triplets(world: World, i: int) -> Triplets:
+    """All triplets up to iteration i."""
+    folders = [world.run.stage(f"iteration_{n}/reward_data").folder for n in range(1, i + 1)]
+    return Triplets.concatenate([Triplets.load(folder / TRIPLETS) for folder in folders]).to(world.device)
+
+
+def _reward_net(world: World, i: int, stage: Run) -> list[str]:
+    """r_i."""
+    experiment, seed = world.experiment, world.seed(f"reward_net/{i}")
+    config, norm = experiment.reward_net, norm_of(experiment.network.norm_mode)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = RewardNet(encoding=config.action_encoding, init_channels=experiment.network.init_channels, norm=norm)
+    if config.warm_start and i > 1:
+        before = load_reward_net(world.run.stage(f"iteration_{i - 1}/reward_net").folder / REWARD_NET)
+        net.load_state_dict(before.state_dict())
+    train, val, _ = triplets(world, i).split(world.target.patients, world.seed("triplets"))
+    net = net.to(world.device)
+    best = train_reward_net(net, train, val, world.target, config, stage, seed)
+    stage.log(
+        config.epochs + 1, {"reward_net/temperature": best["temperature"], "reward_net/ece": _ece(net, val, world)}
+    )
+    save_reward_net(stage.folder / REWARD_NET, net)
+    return [REWARD_NET]
+
+
+@torch.no_grad()
+def _ece(net: RewardNet, val: Triplets, world: World) -> float:
+    """Calibration error of r on validation triplets."""
+    rows = torch.arange(min(len(val), 4 * AT_ONCE), device=world.device)
+    parts = [val.take(part) for part in torch.split(rows, AT_ONCE)]
+    trust = torch.cat([net(world.target.at(part.images), part.a_bad, calibrated=True) for part in parts])
+    return calibration(trust, torch.cat([part.a_bad == part.a_ref for part in parts])).ece
+
+
+def _ppo(world: World, i: int, stage: Run) -> list[str]:
+    """π_i: PPO from π_{i-1}, after the first iteration shrunk and perturbed, on all images seen so far."""
+    before, warm = policy_folder(world, i - 1), world.experiment.warm_start
+    start = world.load(before)
+    has_critic = (before / CRITIC).is_file()
+    critic = load_segmenter(before / CRITIC, out_channels=1).to(world.device) if has_critic else None
+    if i > 1 and warm.kind == "shrink_perturb":
+        generator = Generator().manual_seed(world.seed(f"perturb/{i}"))
+        for net in (start, critic) if critic else (start,):
+            shrink_perturb(net, generator, shrink=warm.shrink, sigma=warm.sigma, include_norm=warm.include_norm)
+            world.adapt(net, i)
+    return train_policy(
+        world,
+        stage,
+        i=i,
+        start=start,
+        critic=critic,
+        reference=world.load(start_net(world)),
+        reward=reward_function(world, i),
+        gold=world.gold_for_ppo(i),
+        config=world.experiment.learner(i),
+    )

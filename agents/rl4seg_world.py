@@ -1,0 +1,173 @@
+"""What the stages of one RL4Seg run share: folders, data, networks, seeds (paper: RL4Seg, section 5).
+
+A stage is a folder of the run. A finished one has a manifest, with the configuration that made it and checksums of its
+files, and is not made again; an unfinished one continues from its checkpoint.
+"""
+
+import logging
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..checkpoints import load_weights
+from ..datasets.echo import CLASSES, EchoImages, load_echo
+from ..device import resolve_device
+from ..runs import Run
+from ..segmenters.norms import NormMode, adapt_batchnorm
+from ..segmenters.training import image_batches, load_segmenter
+from ..segmenters.unet import Norm, UNet
+from .rl4seg_config import RL4SegExperiment
+from .spars import plain
+
+log = logging.getLogger(__name__)
+SEGMENTER, CRITIC, PRIOR = "segmenter.safetensors", "critic.safetensors", "shape_prior.safetensors"
+REWARD_NET, TRIPLETS, GOLD = "reward_net.safetensors", "triplets.safetensors", "gold.safetensors"
+NOT_MADE_BY = ("name", "device", "methods", "evaluation")
+"""Parts of the configuration that no stage depends on."""
+AT_ONCE = 64
+"""Images per forward pass without gradients."""
+
+
+@dataclass(frozen=True)
+class Gold:
+    """Gold images: rows int64 [K] of the target pool, and their masks uint8 [K, H, W]."""
+
+    rows: Tensor
+    masks: Tensor
+
+
+class World:
+    """What the stages of one run share: data on the device, and each other's results."""
+
+    def __init__(self, experiment: RL4SegExperiment, run: Run) -> None:
+        self.experiment, self.run, self.device = experiment, run, resolve_device(experiment.device)
+        settings = plain(asdict(experiment))
+        self.made_by = {name: value for name, value in settings.items() if name not in NOT_MADE_BY}
+
+    def seed(self, purpose: str) -> int:
+        """A seed for one purpose, so that no stage depends on what another one has drawn."""
+        return zlib.crc32(f"{self.experiment.seed}/{purpose}".encode())
+
+    def stage(self, name: str, make: Callable[[Run], list[str]]) -> Path:
+        """The folder of a finished stage; `make` makes it, and returns its files, unless it was made before."""
+        stage = self.run.stage(name)
+        if not stage.finished(self.made_by):
+            log.info("stage %s", name)
+            stage.finish(self.made_by, make(stage))
+        return stage.folder
+
+    # -- data ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def source(self) -> EchoImages:
+        """Labelled images of the source."""
+        return self._load("source", "train")
+
+    @cached_property
+    def source_val(self) -> EchoImages:
+        """Labelled images of the source that choose epochs."""
+        return self._load("source", "val")
+
+    @cached_property
+    def target_all(self) -> EchoImages:
+        """The target images of the loop in the order in which it deals them, with labels where they are known."""
+        experiment = self.experiment
+        images = joined([self._load("target", split) for split in experiment.pool])
+        needed = experiment.pool_size(experiment.iterations)
+        if needed > len(images):
+            raise ValueError(
+                f"the loop needs {needed} target images (initial_images {experiment.initial_images} + iterations "
+                f"{experiment.iterations} x new_images {experiment.new_images}) but the splits "
+                f"{experiment.pool} of {experiment.target.data!r} have {len(images)}; lower new_images"
+            )
+        order = torch.randperm(len(images), generator=Generator().manual_seed(self.seed("deal")))
+        return images.take(order[:needed].tolist())
+
+    @cached_property
+    def target(self) -> EchoImages:
+        """The same without labels: all that adaptation may see."""
+        return replace(self.target_all, labels=None)
+
+    @cached_property
+    def target_val(self) -> EchoImages:
+        """Target images on which PPO's checkpoint is chosen, by the reward, without labels."""
+        return self._load("target", "val")
+
+    def _load(self, domain: str, split: str) -> EchoImages:
+        return load_echo(getattr(self.experiment, domain), split).to(self.device)
+
+    def rows(self, i: int) -> Tensor:
+        """Rows of the target images that are seen up to iteration i; 0: all."""
+        return torch.arange(self.experiment.pool_size(i) if i else len(self.target), device=self.device)
+
+    def images(self, i: int, reward: object) -> EchoImages:
+        """Target images seen up to iteration i (0: all); with labels only for a reward that is named and reads them."""
+        images = self.target_all if isinstance(reward, str) and reward != "anatomical" else self.target
+        return images.take(self.rows(i).tolist())
+
+    # -- networks --------------------------------------------------------------------------------------------------
+
+    def segmenter(self, seed: int, *, out: int = len(CLASSES), dropout: float = 0.0) -> UNet:
+        """A fresh U-Net 1 -> out."""
+        network = self.experiment.network
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            norm, channels = norm_of(network.norm_mode), network.init_channels
+            return UNet(1, out, init_channels=channels, norm=norm, dropout=dropout).to(self.device)
+
+    def load(self, folder: Path) -> UNet:
+        """The segmenter of a stage."""
+        return load_segmenter(folder / SEGMENTER).to(self.device)
+
+    def gold(self, i: int) -> Gold:
+        """The gold images that were found up to iteration i."""
+        tensors, _ = load_weights(self.run.stage(f"iteration_{i}/reward_data").folder / GOLD)
+        return Gold(tensors["rows"].to(self.device), tensors["masks"].to(self.device))
+
+    def gold_for_ppo(self, i: int) -> Gold:
+        """The gold images that PPO imitates in iteration i: see `GoldConfig`."""
+        config, rows = self.experiment.gold, self.rows(i)
+        if config.source == "gt":
+            assert self.target_all.labels is not None
+            found = Gold(rows, self.target_all.labels[rows])
+        elif self.experiment.reward == "reward_net":
+            found = self.gold(i)
+        else:
+            return Gold(rows[:0], self.target.images[:0])
+        chosen = torch.randperm(len(found.rows), generator=Generator().manual_seed(self.seed("gold")))
+        chosen = chosen[: round(config.fraction * len(found.rows))].to(self.device)
+        return Gold(found.rows[chosen], found.masks[chosen])
+
+    def adapt(self, net: nn.Module, i: int) -> None:
+        """With norm_mode frozen: batch statistics of the target images seen up to iteration i (0: all)."""
+        if self.experiment.network.norm_mode == "frozen":
+            self.adapt_always(net, i)
+
+    def adapt_always(self, net: nn.Module, i: int) -> None:
+        """The same whatever norm_mode is."""
+        adapt_batchnorm(net, image_batches(self.target.images[self.rows(i)], AT_ONCE, self.device))
+
+
+def joined(parts: Sequence[EchoImages]) -> EchoImages:
+    """All images of the parts, which are of one size and origin; labelled if all parts are."""
+    labels = [part.labels for part in parts if part.labels is not None]
+    return replace(
+        parts[0],
+        images=torch.cat([part.images for part in parts]),
+        labels=torch.cat(labels) if len(labels) == len(parts) else None,
+        ids=[x for part in parts for x in part.ids],
+        patients=[x for part in parts for x in part.patients],
+        views=[x for part in parts for x in part.views],
+        instants=[x for part in parts for x in part.instants],
+        spacing_mm=torch.cat([part.spacing_mm for part in parts]),
+    )
+
+
+def norm_of(mode: NormMode) -> Norm:
+    """The normalisation layers of networks for this mode."""
+    return "group" if mode == "group" else "batch"
