@@ -137,9 +137,9 @@ class Triplets:
         due = [0.0, *(0.25 + 0.25 * share for share in phase)]  # what each part is owed, in patients
         names = [patients[row] for row in self.images.tolist()]
         part_of: dict[str, int] = {}
-        for name in dict.fromkeys(names):
+        for number, name in enumerate(dict.fromkeys(names)):
             due = [owed + share for owed, share in zip(due, SHARES, strict=True)]
-            part_of[name] = due.index(max(due))
+            part_of[name] = number if number < 2 else due.index(max(due))  # two patients already train and validate
             due[part_of[name]] -= 1
         parts = torch.tensor([part_of[name] for name in names], dtype=torch.int64, device=self.images.device)
         train, val, test = (self.take(parts == part) for part in range(3))

@@ -65,6 +65,7 @@ class UNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.xavier_uniform_(module.weight)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions are a fifth faster so
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, out, H, W] of images [B, in, H, W].
