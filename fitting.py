@@ -31,9 +31,10 @@ def fit(
     epochs: int,
     seed: int,
     train_epoch: Callable[[Generator], Scalars],
-    validate: Callable[[], tuple[float, Scalars]],
+    validate: Callable[[], tuple[float | None, Scalars]],
     plateau: ReduceLROnPlateau | None = None,
     patience: int | None = None,
+    stop: Callable[[Mapping[str, float]], bool] | None = None,
 ) -> dict[str, float]:
     """Train `net`, which then holds the weights of its best epoch, in eval mode; returns that epoch's scalars.
 
@@ -47,16 +48,17 @@ def fit(
         epochs: at most so many; 0 leaves the network as it is.
         seed: of the generator that `train_epoch` is given and, within the stage, of PyTorch's own.
         train_epoch: one epoch in train mode; returns what is to be logged.
-        validate: in eval mode; returns the score that decides which epoch is best (higher is better) and what is to be
-            logged.
+        validate: in eval mode; returns the score that decides which epoch is best (higher is better; None: the last
+            one, where nothing may choose) and what is to be logged.
         plateau: a schedule that is stepped with the score.
         patience: stop after so many epochs without a better score; None: never.
+        stop: stop after an epoch with these scalars.
 
     Raises:
         ValueError: a logged scalar is not finite.
     """
     best: dict[str, Any] = {"score": -math.inf, "epoch": 0, "scalars": {}}
-    generator, done = Generator().manual_seed(seed), 0
+    generator, done, scalars = Generator().manual_seed(seed), 0, dict[str, float]()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if checkpoint := run.resume():
@@ -67,17 +69,20 @@ def fit(
                 plateau.load_state_dict(state["plateau"])
             generator.set_state(state["generator"])
             torch.set_rng_state(state["torch"])
-            best, done = state["best"], checkpoint.step
+            best, done, scalars = state["best"], checkpoint.step, state["scalars"]
         saved = time.monotonic()
         with tqdm(total=epochs, initial=done, desc=name, unit="epoch") as bar:
             for epoch in range(done + 1, epochs + 1):
                 if patience is not None and epoch - 1 - best["epoch"] >= patience:
                     break
+                if stop and scalars and stop(scalars):
+                    break
                 net.train()
                 trained = train_epoch(generator)
                 net.eval()
                 with torch.no_grad():
-                    score, judged = validate()
+                    judge, judged = validate()
+                score = float(epoch) if judge is None else judge
                 scalars = {key: float(value) for key, value in {**trained, **judged}.items()}
                 if bad := sorted(key for key, value in {**scalars, "score": score}.items() if not math.isfinite(value)):
                     raise ValueError(f"{name}: {', '.join(bad)} is no longer finite in epoch {epoch}; lower the lr")
@@ -95,6 +100,7 @@ def fit(
                         "generator": generator.get_state(),
                         "torch": torch.get_rng_state(),
                         "best": best,
+                        "scalars": scalars,
                     }
                     run.save(epoch, net.state_dict(), state)
                 bar.set_postfix({key: f"{value:.3g}" for key, value in scalars.items()})

@@ -179,7 +179,8 @@ class DensePolicy(ActorCriticPolicy):
             raise ValueError(f"head is 'bernoulli' but there are {self.classes} actions per pixel; use 'categorical'")
         self.init_channels, self.head, self.critic_kind = init_channels, head, critic
         self.value_output, self.norm_mode, self.has_reference = value_output, norm_mode, reference
-        super().__init__(observation_space, action_space, lr_schedule, optimizer_kwargs={})
+        fused = {"fused": True}  # Adam in one pass over the weights, which small networks notice
+        super().__init__(observation_space, action_space, lr_schedule, optimizer_kwargs=fused)
 
     def make_networks(self) -> tuple[nn.Module, nn.Module | None]:
         """Actor [B, in, H, W] -> logits [B, C or 1, H, W], and critic -> [B, 1, H, W] without its sigmoid, or None."""
@@ -236,8 +237,6 @@ class DensePolicy(ActorCriticPolicy):
     def _run(self, net: nn.Module, obs: Tensor) -> Tensor:
         x = preprocess_obs(obs, self.observation_space)
         assert isinstance(x, Tensor)
-        if x.is_cuda:
-            x = x.contiguous(memory_format=torch.channels_last)
         with bfloat16_on_cuda(x.device):
             out: Tensor = net(x)
         return out.float()

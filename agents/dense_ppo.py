@@ -214,8 +214,6 @@ class DensePPO(PPO):
             )
         for group in self.policy.optimizer.param_groups:
             group["lr"] = {"actor": cfg.actor_lr, "critic": cfg.critic_lr}[group["name"]]
-        if self.device.type == "cuda":
-            self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     # -- rollout ---------------------------------------------------------------------------------------------------
 

@@ -138,14 +138,19 @@ class EchoDataConfig:
     """Folder for prepared images; default $SEGARENA_CACHE, else ~/.cache/segarena."""
 
     def __post_init__(self) -> None:
-        if self.vendor not in echo_phantom.VENDORS:
+        if self.vendor not in (None, *echo_phantom.VENDORS):
             raise ValueError(f"vendor is {self.vendor!r} but must be one of {', '.join(echo_phantom.VENDORS)}")
         if self.size < 16:
             raise ValueError(f"size is {self.size} but must be at least 16 pixels")
         if self.data == "phantom" and self.acquisition != Acquisition():
             raise ValueError("acquisition changes recorded images; for phantoms of another scanner set vendor to b")
-        if self.data != "phantom" and self.vendor != "a":
+        if self.data != "phantom" and self.vendor is not None:
             raise ValueError(f"vendor {self.vendor!r} belongs to phantoms; to change recorded images set acquisition")
+
+    @property
+    def scanner(self) -> str:
+        """The phantoms' vendor."""
+        return self.vendor or "a"
 
 
 @dataclass(frozen=True)
@@ -283,7 +288,7 @@ def _load(files: EchoFiles, config: EchoDataConfig, prepared: bool) -> dict[str,
 
 def _phantoms(config: EchoDataConfig, split: str) -> EchoImages:
     splits = {
-        name: [f"phantom_{config.vendor}_{FIRST_PHANTOM[name] + n:06d}" for n in range(number)]
+        name: [f"phantom_{config.scanner}_{FIRST_PHANTOM[name] + n:06d}" for n in range(number)]
         for name, number in asdict(config.phantom_patients).items()
     }
     patients = _chosen(config, split, [patient for names in splits.values() for patient in names], splits)
@@ -293,7 +298,7 @@ def _phantoms(config: EchoDataConfig, split: str) -> EchoImages:
 
     def build() -> dict[str, Tensor]:
         drawn = [
-            echo_phantom.echo_phantom(config.vendor, int(patient[-6:]), view, instant, config.size)
+            echo_phantom.echo_phantom(config.scanner, int(patient[-6:]), view, instant, config.size)
             for patient, view, instant in rows
         ]
         return {

@@ -25,7 +25,7 @@ from ..segmenters.norms import modes_kept
 from ..segmenters.training import class_dice, labels_of, logits_of
 from ..segmenters.unet import bfloat16_on_cuda
 
-KINDS = ("swap", "weights", "contrast", "noise", "correction", "identity", "sampled")
+KINDS = ("swap", "weights", "contrast", "noise", "correction", "identity", "sampled", "argmax")
 """How a bad mask was made; `Triplets.kind` counts them from 0."""
 SHARES = (0.81, 0.09, 0.10)
 """Of the patients, in training, validation and test."""
@@ -69,9 +69,11 @@ class RewardDataConfig:
     similarity: Literal["mean", "last_label"] = "mean"
     """Dice of LV and MYO averaged; or of MYO alone, as the paper's program computed by mistake."""
     identity: bool = False
-    """Gold images: also the good mask against itself, so that "all is right" is seen (ours)."""
+    """Also every good mask against itself, of gold and of corrected images, so that "all is right" is seen (ours)."""
     sampled: bool = False
     """Gold images: also their own sampled mask, the kind of mask that PPO asks about (ours)."""
+    argmax: bool = False
+    """Other images: the most probable mask, by which checkpoints are chosen, against the corrected mask (ours)."""
     adaptive: bool = False
     """Scale each perturbation, image by image, until its Dice with the good mask lies in 0.5 to 0.98; leave it out
     where no scale does that (ours)."""
@@ -254,6 +256,10 @@ def build_reward_data(
             at = batch[corrected[batch]]
             if config.corrections:
                 emit("correction", at, c[at], a_s[at])
+            if config.identity:
+                emit("identity", at, c[at], c[at])
+            if config.argmax:
+                emit("argmax", at, c[at], a[at])
 
     triplets = Triplets.concatenate(made)
     counts = {"n_images": len(rows), "n_valid": int(gold.sum()), "n_corrected": int(corrected.sum())}

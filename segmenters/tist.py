@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.optim import Adam
+from torch.optim import Adam, Optimizer
 
 from ..datasets.echo import CLASSES, LV, MYO, EchoImages
 from ..fitting import Scalars, fit
@@ -29,7 +29,6 @@ from .training import (
     segment,
     shuffled_rows,
     truth_of,
-    updates_done,
 )
 from .unet import UNet
 
@@ -131,6 +130,11 @@ def tist_weight(epoch: int, epochs: int = 50) -> float:
     """lambda(e): 0 in the first half of the epochs, then 0.5 exp(-2 (1 - (e - E/2) / (E/2))), up to nearly 0.5."""
     half = epochs / 2
     return 0.5 * math.exp(-2 * (1 - (epoch - half) / half)) if epoch >= half else 0.0
+
+
+def updates_done(optimizer: Optimizer) -> int:
+    """Steps of an Adam so far, also those before a resumed run was stopped."""
+    return max((int(state["step"]) for state in optimizer.state.values()), default=0)
 
 
 def source_term(logits: Tensor, labels: Tensor) -> Tensor:

@@ -90,9 +90,9 @@ def train_segmenter(
             total += loss.detach() * len(rows) / len(train)
         return {"loss": total}
 
-    def validate() -> tuple[float, Scalars]:
+    def validate() -> tuple[float | None, Scalars]:
         if val is None or val_truth is None:
-            return float(updates_done(optimizer)), {}
+            return None, {}
         scalars = dice_scalars(segment(net, val.images), val_truth)
         return scalars["dice"], scalars
 
@@ -235,11 +235,6 @@ def descend(optimizer: Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
-
-
-def updates_done(optimizer: Optimizer) -> int:
-    """Steps of an Adam so far, also those before a resumed run was stopped; as a score, the last epoch is the best."""
-    return max((int(state["step"]) for state in optimizer.state.values()), default=0)
 
 
 def device_of(net: nn.Module) -> torch.device:

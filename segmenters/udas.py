@@ -27,7 +27,6 @@ from .training import (
     labels_of,
     shuffled_rows,
     truth_of,
-    updates_done,
 )
 from .unet import UNet, bfloat16_on_cuda
 
@@ -61,7 +60,7 @@ def train_udas(
 ) -> UNet:
     """A copy of `net`, in eval mode, whose first block (batch-normalisation statistics included) fits the target.
 
-    No label of the target is read: the last epoch that changed the agreement is kept.
+    No label of the target is read: the epoch after which the agreement rests is kept.
 
     Args:
         net: trained on the source, at least two classes; stays as it is.
@@ -147,7 +146,7 @@ def _train_head(
             total += loss.detach() * len(rows) / len(source)
         return {"loss": total}
 
-    def validate() -> tuple[float, Scalars]:
+    def validate() -> tuple[float | None, Scalars]:
         labels = [labels_of(logits(x)) for x in image_batches(val.images, config.batch_size, device)]
         scalars = dice_scalars(torch.cat(labels), val_truth)
         return scalars["dice"], scalars
@@ -183,11 +182,10 @@ def _train_early(net: UNet, head: nn.Module, target: EchoImages, config: UdasCon
             total += loss.detach() * len(rows) / len(target)
         return {"loss": total}
 
-    def validate() -> tuple[float, Scalars]:
+    def validate() -> tuple[float | None, Scalars]:
         agreed.append(agreement(net, head, target, config.batch_size))
         change = agreed[-1] - agreed[-2]
-        score = float(updates_done(optimizer)) if abs(change) >= config.tolerance else 0.0  # 0 is never better: stop
-        return score, {"agreement": agreed[-1], "change": change}
+        return None, {"agreement": agreed[-1], "change": change}
 
     fit(
         stage,
@@ -198,5 +196,5 @@ def _train_early(net: UNet, head: nn.Module, target: EchoImages, config: UdasCon
         seed=seed,
         train_epoch=train_epoch,
         validate=validate,
-        patience=1,
+        stop=lambda scalars: abs(scalars["change"]) < config.tolerance,
     )

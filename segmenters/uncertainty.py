@@ -20,7 +20,8 @@ BATCH = 32
 def entropy_map(probabilities: Tensor) -> Tensor:
     """u, float32 [N, H, W] in [0, 1], of mean softmax maps [N, C, H, W]."""
     p = probabilities.float()
-    return -(p * p.clamp(min=1e-12).log()).sum(dim=1) / math.log(p.shape[1])
+    u = -(p * p.clamp(min=1e-12).log()).sum(dim=1) / math.log(p.shape[1])
+    return u.clamp(0, 1)  # rounding can pass either end
 
 
 def ensemble(nets: Sequence[nn.Module], images: Tensor) -> Tensor:

@@ -223,12 +223,13 @@ def test_there_are_up_to_nine_triplets_per_gold_image():
         ("corrections", {"correction"}),
         ("identity", {"identity"}),
         ("sampled", {"sampled"}),
+        ("argmax", {"argmax"}),
     ],
 )
 def test_each_flag_switches_exactly_its_kinds(flag, kinds):
     alone = build(dataclasses.replace(TINY, **NOTHING | {flag: True}))
     assert {kind for kind, number in alone.triplets.counts().items() if number} == kinds
-    everything = {"identity": True, "sampled": True}
+    everything = {"identity": True, "sampled": True, "argmax": True}
     full = build(dataclasses.replace(TINY, **everything)).triplets
     without = build(dataclasses.replace(TINY, **everything | {flag: False})).triplets
     rest = torch.tensor([KINDS[kind] not in kinds for kind in full.kind.tolist()])
@@ -237,11 +238,17 @@ def test_each_flag_switches_exactly_its_kinds(flag, kinds):
         assert same(of_kind(alone.triplets, kind), of_kind(full, kind))
 
 
-def test_identity_and_sampled_triplets_are_the_gold_mask_and_its_sample():
-    built = build(dataclasses.replace(TINY, identity=True, sampled=True))
-    identity, sampled = of_kind(built.triplets, "identity"), of_kind(built.triplets, "sampled")
+def test_our_own_triplets_are_good_masks_samples_of_gold_ones_and_what_was_corrected():
+    built = build(dataclasses.replace(TINY, identity=True, sampled=True, argmax=True))
+    identity, sampled, argmax, correction = (
+        of_kind(built.triplets, kind) for kind in ("identity", "sampled", "argmax", "correction")
+    )
     assert torch.equal(identity.a_ref, identity.a_bad)
-    assert torch.equal(sampled.a_ref, identity.a_ref)
+    gold = torch.isin(identity.images, built.gold_rows)
+    assert torch.equal(sampled.a_ref, identity.a_ref[gold])
+    assert torch.equal(argmax.a_ref, identity.a_ref[~gold])
+    assert torch.equal(argmax.a_ref, correction.a_ref)
+    assert (argmax.a_bad != argmax.a_ref).any()
     wrong = (sampled.a_ref != sampled.a_bad).float().mean()
     assert 0 < float(wrong) < 0.3
 
