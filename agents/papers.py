@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import rl4seg, rl4seg_config, rl4seg_evaluation, spars, spars_evaluation
+from . import rl4seg, rl4seg_config, rl4seg_evaluation, rl4seg_methods, spars, spars_evaluation
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ PAPERS = {
         rl4seg_evaluation.evaluate,
         rl4seg_evaluation.render,
         metrics=("dice_avg", "dice_endo", "dice_myo", "dice_epi", "hd_endo_mm", "hd_epi_mm", "valid"),
-        baseline=rl4seg_evaluation.SOURCE_ONLY,
+        baseline=rl4seg_methods.SOURCE_ONLY,
         more_metrics=("error_auroc", "ece", "dice_avg"),
         frame_ms=1000,
     ),

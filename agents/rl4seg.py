@@ -20,9 +20,9 @@ from typing import Any
 
 from ..runs import Run
 from .rl4seg_config import RL4SegExperiment
-from .rl4seg_methods import METHODS
+from .rl4seg_methods import METHODS, OTHERS, TITLES
 from .rl4seg_ppo import export
-from .rl4seg_stages import iterate, policy_folder, source_net
+from .rl4seg_stages import loop, policy_folder, source_net
 from .rl4seg_world import World
 from .spars import plain
 
@@ -51,29 +51,41 @@ def resume(experiment: RL4SegExperiment, out: str | Path, *, sb3_zip: str | Path
 
 def _check(experiment: RL4SegExperiment) -> None:
     """Raises whatever can be known to be wrong before anything is written."""
-    world = World(experiment, Run("."))
+    world, methods = World(experiment, Run("."), trains=False), set(experiment.methods)
+    others = {*OTHERS, *(TITLES[method] for method in methods)}
+    if experiment.iterations and experiment.name in others:
+        raise ValueError(f"name is {experiment.name!r}, as tables call another method of this run; choose another")
     needed = {"source train": world.source, "source val": world.source_val}
-    if experiment.iterations or experiment.methods:
-        unlabelled = experiment.reward not in ("reward_net", "anatomical") or experiment.gold.source == "gt"
-        if unlabelled or {"oracle_rl", "target_supervised"} & set(experiment.methods):
-            needed |= {"target train": world.target_all}
-        if "target_supervised" in experiment.methods:
-            needed |= {"target val": world.target_val}
-        assert len(world.target)
-        assert len(world.target_val)
+    if experiment.iterations or methods:
+        target = {"target pool": world.target_all, "target val": world.target_val}
+        if not len(world.target_all):
+            raise ValueError("initial_images is 0 and there is no iteration: the methods have no image to adapt to")
+        if experiment.reward not in ("reward_net", "anatomical") or {"oracle_rl", "target_supervised"} & methods:
+            needed |= target
+        elif experiment.gold.source == "gt":
+            needed |= {"target pool": world.target_all}
+    if experiment.source.data == experiment.target.data and (experiment.iterations or methods):
+        adapted = {*world.target_all.patients, *world.target_val.patients}
+        if known := sorted(set(world.source.patients) & adapted):
+            raise ValueError(
+                f"patients {', '.join(known[:5])} are in the source's training and in the target; keep them apart with "
+                f"source.patients and target.patients"
+            )
     for name, images in needed.items():
         if images.labels is None:
-            raise ValueError(f"the images of {name} have no labels, which this configuration needs")
+            raise ValueError(
+                f"the images of {name} have no labels, which this configuration needs: reward {experiment.reward!r}, "
+                f"gold.source {experiment.gold.source!r}, methods {experiment.methods}"
+            )
 
 
 def _train(experiment: RL4SegExperiment, run: Run, sb3_zip: str | Path | None) -> Run:
-    world = World(experiment, run)
-    source_net(world)
-    for i in range(1, experiment.iterations + 1):
-        iterate(world, i)
+    world = World(experiment, run, trains=True)
+    loop(world)
     for method in experiment.methods:
         METHODS[method](world)
     if sb3_zip is not None:
-        export(world, world.load(policy_folder(world, experiment.iterations)), Path(sb3_zip))
+        last = experiment.iterations
+        export(world, world.load(policy_folder(world, last) if last else source_net(world)), Path(sb3_zip))
     run.close()
     return run

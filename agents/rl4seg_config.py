@@ -11,12 +11,13 @@ from ..envs.rl4seg_config import RewardName
 from ..rewards.anatomical import BorderPolicy
 from ..rewards.reward_data import RewardDataConfig
 from ..rewards.reward_net import RewardNetConfig
-from ..rewards.shape_prior import Projection, ShapePriorConfig
+from ..rewards.shape_prior import SHRINK, Projection, ShapePriorConfig
 from ..segmenters.adaptation import EntropyConfig
 from ..segmenters.norms import NormMode
 from ..segmenters.tist import TistConfig
 from ..segmenters.training import SupervisedConfig
 from ..segmenters.udas import UdasConfig
+from ..segmenters.unet import SMALLEST
 from .dense_ppo import DensePPOConfig
 from .training import require
 
@@ -51,6 +52,12 @@ class NetworkConfig:
     dropout: float = 0.25
     """Of the network that the method mc_dropout trains; the others have none."""
 
+    def __post_init__(self) -> None:
+        if self.init_channels < 2 or self.init_channels % 2:
+            raise ValueError(f"network.init_channels is {self.init_channels} but must be even and at least 2")
+        if not 0 < self.dropout < 1:
+            raise ValueError(f"network.dropout is {self.dropout} but must lie between 0 and 1")
+
 
 @dataclass(frozen=True)
 class PPOStageConfig:
@@ -76,6 +83,8 @@ class PPOStageConfig:
         for name in ("total_timesteps", "num_envs", "ent_coef", "kl_coef"):
             if getattr(self.learner, name) != getattr(DensePPOConfig(), name):
                 raise ValueError(f"ppo.learner.{name} is decided by ppo.epochs, ppo.batch, ppo.ent_coef, ppo.kl_coef")
+        if self.learner.head == "bernoulli":
+            raise ValueError("ppo.learner.head is 'bernoulli' but there are three labels per pixel; use 'categorical'")
 
 
 @dataclass(frozen=True)
@@ -140,8 +149,8 @@ class RL4SegExperiment:
     """auto (CUDA where there is one), cpu, cuda or cuda:N."""
     source: EchoDataConfig = field(default_factory=EchoDataConfig)
     """The labelled domain."""
-    target: EchoDataConfig = field(default_factory=lambda: EchoDataConfig(vendor="b"))
-    """The domain to adapt to; its labels are used in evaluation only (and by methods that say so)."""
+    target: EchoDataConfig = field(default_factory=EchoDataConfig)
+    """The domain to adapt to (phantoms: vendor b); only evaluation, and methods that say so, use its labels."""
     pool: list[str] = field(default_factory=lambda: ["train", "pred"])
     """Splits of the target whose images are adapted to, in an order that the seed shuffles."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -187,7 +196,7 @@ class RL4SegExperiment:
         """The same with paths made absolute, after checking what can be checked without files.
 
         Raises:
-            ValueError: a value outside its range.
+            ValueError: a value outside its range, or values that do not fit together.
         """
         least_zero = (0, math.inf)
         require("", self, iterations=least_zero, initial_images=least_zero, new_images=(1, math.inf))
@@ -196,15 +205,32 @@ class RL4SegExperiment:
             raise ValueError(
                 f"source.size is {self.source.size} but target.size is {self.target.size}; they must be equal"
             )
+        if self.source.size < SMALLEST:
+            raise ValueError(f"source.size is {self.source.size} but the U-Net needs at least {SMALLEST} pixels")
+        if self.iterations and self.reward == "reward_net" and self.source.size % SHRINK:
+            raise ValueError(f"source.size is {self.source.size} but the shape prior needs a multiple of {SHRINK}")
+        if not self.pool or len(set(self.pool)) < len(self.pool):
+            raise ValueError(f"pool is {self.pool} but must name at least one split, and each once")
         if twice := sorted({method for method in self.methods if self.methods.count(method) > 1}):
             raise ValueError(f"methods names {', '.join(twice)} more than once")
-        needing = {"gold_self_training", "policy_gradient"} & set(self.methods)
-        if needing and (self.iterations == 0 or self.reward != "reward_net"):
-            raise ValueError(f"methods {', '.join(sorted(needing))} need iterations > 0 and reward 'reward_net'")
-        return replace(self, source=_absolute(self.source), target=_absolute(self.target))
+        if "policy_gradient" in self.methods and (self.iterations == 0 or self.reward != "reward_net"):
+            raise ValueError("method policy_gradient needs iterations > 0 and reward 'reward_net'")
+        if "policy_gradient" in self.methods and self.gold.source == "gt":
+            raise ValueError(
+                "method policy_gradient would learn from true masks through gold.source 'gt'; leave it out"
+            )
+        learner = self.ppo.learner
+        if self.network.norm_mode == "batch" and (learner.batch_size is not None or learner.n_steps > 1):
+            raise ValueError(
+                f"network.norm_mode is 'batch', so that an inner step must see the whole rollout of one step, but "
+                f"ppo.learner.batch_size is {learner.batch_size} and n_steps {learner.n_steps}; leave them null and 1"
+            )
+        for i in range(1, max(self.iterations, 1) + 1):
+            self.learner(i)
+        return replace(self, source=_settled(self.source, "a"), target=_settled(self.target, "b"))
 
     def pool_size(self, i: int) -> int:
-        """Number of target images seen up to iteration i."""
+        """Number of target images seen up to iteration i = 1, 2, ..."""
         return self.initial_images + i * self.new_images
 
     def learner(self, i: int) -> DensePPOConfig:
@@ -212,13 +238,15 @@ class RL4SegExperiment:
         ppo = self.ppo
         return replace(
             ppo.learner,
-            total_timesteps=ppo.epochs * self.pool_size(i),
+            total_timesteps=ppo.epochs * self.pool_size(i) * ppo.learner.group_size,
             num_envs=round(ppo.batch.at(i)) * ppo.learner.group_size,
             ent_coef=ppo.ent_coef.at(i),
             kl_coef=ppo.kl_coef.at(i),
         )
 
 
-def _absolute(data: EchoDataConfig) -> EchoDataConfig:
-    """A run can then be continued from anywhere."""
-    return data if data.data == "phantom" else replace(data, data=str(Path(data.data).resolve()))
+def _settled(data: EchoDataConfig, vendor: Literal["a", "b"]) -> EchoDataConfig:
+    """Nothing left open: a run can then be continued from anywhere."""
+    if data.data == "phantom":
+        return replace(data, vendor=data.vendor or vendor)
+    return replace(data, data=str(Path(data.data).resolve()))

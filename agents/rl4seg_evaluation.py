@@ -33,24 +33,12 @@ from ..runs import Run
 from ..segmenters.training import probabilities, segment
 from ..segmenters.uncertainty import augmented, ensemble, entropy_map, mc_dropout
 from .rl4seg_config import RL4SegExperiment
-from .rl4seg_methods import METHODS, SUPERVISION
-from .rl4seg_stages import adabn_net, corrector, policy_folder, reward_function, source_net
+from .rl4seg_methods import ADABN, AUGMENTED, CORRECTOR, METHODS, OTHERS, SOURCE_ONLY, TITLES, supervision
+from .rl4seg_stages import adabn_net, corrector, loop, policy_folder, reward_function, source_net
 from .rl4seg_world import AT_ONCE, REWARD_NET, World
 from .spars import plain, slug
 
 log = logging.getLogger(__name__)
-TITLES = {
-    "entropy": "entropy minimisation",
-    "gold_self_training": "gold self-training",
-    "tist": "TI-ST",
-    "udas": "UDAS",
-    "policy_gradient": "policy gradient",
-    "oracle_rl": "oracle RL",
-    "target_supervised": "target-supervised",
-    "ensemble": "ensemble",
-    "mc_dropout": "MC dropout",
-}
-SOURCE_ONLY = "source only"
 
 
 @dataclass(frozen=True)
@@ -75,22 +63,31 @@ def evaluate(
 ) -> tuple[list[Result], list[str]]:
     """Results of every method of every run, and the files left out. Writes results and figures into each run's folder.
 
+    Of runs with one seed, what is not a policy of PPO comes from the first that has it.
+
     split: another split of the target than "test". cases: test patients instead of a split, as patterns. skip_bad:
     leave bad files out, and say so, instead of raising.
+
+    Raises:
+        ValueError: a run that is not finished, whose files were changed, or that does not go with the others.
     """
     _check_together([experiment for _, experiment in runs])
     results: list[Result] = []
     skipped: list[str] = []
     for run, experiment in runs:
-        world, bad = World(experiment.resolved(), run), list[BadImage]()
+        world, bad = _finished(run, experiment), list[BadImage]()
         target = world.experiment.target
         if cases is not None:
             split, target = "chosen", replace(target, patients={"chosen": cases})
         images = load_echo(target, split or "test", bad.append if skip_bad else None).to(world.device)
+        if known := sorted(set(world.source.patients) & set(images.patients)):
+            raise ValueError(f"patients {', '.join(known[:5])} were learned from with labels; evaluate others")
         skipped += [f"{image.id}: {image.reason}" for image in bad]
         reliable: dict[str, Calibration] = {}
         risky: dict[str, RiskCoverage] = {}
         for answer in tqdm(_answers(world, images), desc=f"seed {experiment.seed}", unit="method"):
+            if (answer.method, experiment.seed) in {(result.method, result.seed) for result in results}:
+                continue
             result = _result(world, images, split or "test", answer, command)
             if answer.uncertainty is not None and images.labels is not None:
                 dice = torch.tensor([case["dice"] for case in result.cases], dtype=torch.float64)
@@ -108,11 +105,23 @@ def evaluate(
 
 def _check_together(experiments: Sequence[RL4SegExperiment]) -> None:
     """Say before the work what would keep the results out of one table."""
-    keys = [(experiment.name, experiment.seed) for experiment in experiments]
+    keys = [(experiment.name, experiment.seed) for experiment in experiments if experiment.iterations]
     if twice := sorted({f"{name!r} with seed {seed}" for name, seed in keys if keys.count((name, seed)) > 1}):
         raise ValueError(f"two runs are called {', '.join(twice)}; train one with another --name, or evaluate apart")
+    of_others = {(name, e.seed) for e in experiments for name in (*OTHERS, *(TITLES[method] for method in e.methods))}
+    if clash := sorted({name for name, seed in keys if (name, seed) in of_others}):
+        raise ValueError(f"{', '.join(clash)} is the name of a run and of another run's method; evaluate them apart")
     if len({repr(experiment.target) for experiment in experiments}) > 1:
         raise ValueError("the runs have different targets; evaluate them apart")
+
+
+def _finished(run: Run, experiment: RL4SegExperiment) -> World:
+    """What the stages of a run share, after checking that all are finished and nobody changed them since."""
+    world = World(experiment.resolved(), run, trains=False)
+    loop(world)
+    for method in experiment.methods:
+        METHODS[method](world)
+    return world
 
 
 # -- what each method answers --------------------------------------------------------------------------------------
@@ -125,11 +134,12 @@ def _answers(world: World, images: EchoImages) -> Iterator[Answer]:
     yield Answer(SOURCE_ONLY, segment(source, images.images))
     if "mc_dropout" in experiment.methods or "ensemble" in experiment.methods:
         views = augmented(source, images.images, protocol.tta_passes, world.seed("tta"))
-        yield Answer("test-time augmentation", views.argmax(dim=1).byte(), entropy_map(views))
+        yield Answer(AUGMENTED, views.argmax(dim=1).byte(), entropy_map(views))
     if experiment.iterations:
-        yield Answer("AdaBN", segment(world.load(adabn_net(world)), images.images))
+        if experiment.network.norm_mode != "group":
+            yield Answer(ADABN, segment(world.load(adabn_net(world)), images.images))
         if (world.run.stage("shape_prior").folder / "manifest.json").is_file():
-            yield Answer("corrector", corrector(world)(segment(source, images.images)))
+            yield Answer(CORRECTOR, corrector(world)(segment(source, images.images)))
     for name in experiment.methods:
         nets = METHODS[name](world)
         if isinstance(nets, list):
@@ -137,7 +147,7 @@ def _answers(world: World, images: EchoImages) -> Iterator[Answer]:
         elif name == "mc_dropout":
             mean = mc_dropout(nets, images.images, protocol.mc_passes, world.seed("mc_dropout"))
         else:
-            yield Answer(TITLES[name], segment(nets, images.images), supervision=SUPERVISION.get(name, "source"))
+            yield Answer(TITLES[name], segment(nets, images.images), supervision=supervision(name))
             continue
         yield Answer(TITLES[name], mean.argmax(dim=1).byte(), entropy_map(mean))
     if experiment.iterations:
@@ -244,7 +254,7 @@ def render(run: Run, experiment: RL4SegExperiment, *, case: str | None, seed: in
 
     case: id of a test image; None: the first.
     """
-    world = World(experiment.resolved(), run)
+    world = _finished(run, experiment)
     images = load_echo(world.experiment.target, "test").to(world.device)
     if case is not None and case not in images.ids:
         raise ValueError(f"case is {case!r} but the test images are {images.ids[0]}, ... {images.ids[-1]}")

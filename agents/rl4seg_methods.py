@@ -1,7 +1,7 @@
 """What RL4Seg is compared with, trained in the same run on the same images (paper: RL4Seg, section 10).
 
-Each method is a stage below methods/ and leaves a segmenter there. Which labels a method has seen stands in
-`SUPERVISION`; none chooses anything by labels of the target but those that are named for it.
+Each method is a stage below methods/ and leaves its networks there. Which labels a method has seen, `supervision` says;
+none chooses anything by labels of the target but those that are named for it.
 """
 
 import math
@@ -21,11 +21,30 @@ from ..segmenters.unet import UNet
 from .dense_ppo import DensePPOConfig
 from .rl4seg_config import Method
 from .rl4seg_ppo import train_policy
-from .rl4seg_stages import reward_function, source_net, start_net
+from .rl4seg_stages import gold_of, reward_function, source_net, start_net
 from .rl4seg_world import SEGMENTER, World
 
-SUPERVISION: dict[str, str] = {"oracle_rl": "source and target", "target_supervised": "target"}
-"""Labels that a method learned from; "source" if it is not named here."""
+SOURCE_ONLY, ADABN, CORRECTOR, AUGMENTED = OTHERS = ("source only", "AdaBN", "corrector", "test-time augmentation")
+"""What tables call the answers that need no training of their own."""
+TITLES: dict[Method, str] = {
+    "entropy": "entropy minimisation",
+    "gold_self_training": "gold self-training",
+    "tist": "TI-ST",
+    "udas": "UDAS",
+    "policy_gradient": "policy gradient",
+    "oracle_rl": "oracle RL",
+    "target_supervised": "target-supervised",
+    "ensemble": "ensemble",
+    "mc_dropout": "MC dropout",
+}
+"""What tables call each method."""
+
+
+def supervision(method: Method) -> str:
+    """The labels that a method learned from."""
+    if method == "target_supervised":
+        return "target"
+    return "source and target" if method == "oracle_rl" else "source"
 
 
 def _stage(world: World, name: str, make: Callable[[Run], UNet]) -> Path:
@@ -48,19 +67,33 @@ def entropy(world: World) -> nn.Module:
     return world.load(_stage(world, "entropy", make))
 
 
-def gold_self_training(world: World) -> nn.Module:
-    """Cross-entropy on the gold masks of all iterations, for as many gradient steps as PPO made."""
+def learners(world: World) -> list[DensePPOConfig]:
+    """The learner of each iteration of the loop; of one, where there is no loop."""
     experiment = world.experiment
-    learners = [experiment.learner(i) for i in range(1, experiment.iterations + 1)]
-    steps = sum(math.ceil(config.total_timesteps / config.num_envs) * config.n_epochs for config in learners)
+    if not experiment.iterations:
+        return [replace(experiment.learner(1), total_timesteps=experiment.ppo.epochs * len(world.target))]
+    return [experiment.learner(i) for i in range(1, experiment.iterations + 1)]
+
+
+def gold_self_training(world: World) -> nn.Module:
+    """Cross-entropy on the gold masks of the policy from which the loop starts, all target images being asked.
+
+    As many gradient steps as the loop's PPO makes: the difference is what PPO and the reward network add (10.4).
+    """
+    experiment = world.experiment
+    steps = sum(math.ceil(one.total_timesteps / one.num_envs) * one.n_epochs for one in learners(world))
 
     def make(stage: Run) -> UNet:
-        gold, net = world.gold(experiment.iterations), world.load(start_net(world))
+        net = world.load(start_net(world))
+        gold = gold_of(world, net, world.rows(0))
+        if not len(gold.rows):
+            raise ValueError("gold_self_training: none of the first policy's masks is gold; lower sim_threshold")
         images = replace(world.target.take(gold.rows.tolist()), labels=gold.masks)
         batch = experiment.supervised.batch_size
         epochs = math.ceil(steps / math.ceil(len(images) / batch))
         config = SupervisedConfig(epochs=epochs, learning_rate=experiment.ppo.learner.actor_lr, batch_size=batch)
         train_segmenter(net, images, None, config, stage, world.seed("gold_self_training"))
+        world.adapt(net, 0)
         return net
 
     return world.load(_stage(world, "gold_self_training", make))
@@ -72,8 +105,15 @@ def tist(world: World) -> nn.Module:
     def fresh(out: int) -> UNet:
         return world.segmenter(world.seed("tist"), out=out)
 
-    stage, config = world.run.stage("methods/tist"), world.experiment.tist
-    return train_tist(fresh, world.source, world.source_val, world.target, config, stage, world.seed("tist"))
+    def trained(stage: Run) -> nn.Module:
+        config = world.experiment.tist
+        return train_tist(fresh, world.source, world.source_val, world.target, config, stage, world.seed("tist"))
+
+    def make(stage: Run) -> list[str]:
+        trained(stage)
+        return sorted(str(path.relative_to(stage.folder)) for path in stage.folder.glob("*/weights.safetensors"))
+
+    return trained(Run(world.stage("methods/tist", make)))  # its networks are stages of their own, now finished
 
 
 def udas(world: World) -> nn.Module:
@@ -87,26 +127,30 @@ def udas(world: World) -> nn.Module:
 
 
 def policy_gradient(world: World) -> nn.Module:
-    """The plain policy gradient on the last iteration's reward, images and number of passes."""
-    last = world.experiment.iterations
-    config = replace(world.experiment.learner(last), objective="pg", critic="none", n_epochs=1, group_size=1)
-    config = replace(config, ent_coef=0.0, kl_coef=0.0)
-    return _by_rl(world, "policy_gradient", config, learned=True)
+    """The plain policy gradient on the last reward network, from the start, for as many images as the loop shows."""
+    batch = round(world.experiment.ppo.batch.at(1))
+    config = replace(_at_length(world), num_envs=batch, group_size=1, objective="pg", critic="none", n_epochs=1)
+    return _by_rl(world, "policy_gradient", replace(config, ent_coef=0.0, kl_coef=0.0), learned=True)
 
 
 def oracle_rl(world: World) -> nn.Module:
-    """PPO as in the last iteration, from the start, with the true pixel accuracy as reward."""
-    return _by_rl(world, "oracle_rl", world.experiment.learner(max(world.experiment.iterations, 1)), learned=False)
+    """PPO from the start with the true pixel accuracy as reward, for as many images as the loop shows."""
+    return _by_rl(world, "oracle_rl", _at_length(world), learned=False)
+
+
+def _at_length(world: World) -> DensePPOConfig:
+    """The last iteration's learner with the first one's batch and the images of all of them together."""
+    loop = learners(world)
+    return replace(loop[-1], num_envs=loop[0].num_envs, total_timesteps=sum(one.total_timesteps for one in loop))
 
 
 def _by_rl(world: World, name: str, config: DensePPOConfig, *, learned: bool) -> nn.Module:
-    i = world.experiment.iterations
-    start = start_net(world)
+    start, last = start_net(world), world.experiment.iterations
 
     def make(stage: Run) -> list[str]:
-        reward = reward_function(world, i) if learned else "pixel_accuracy"
+        reward = reward_function(world, last) if learned else "pixel_accuracy"
         nets = (world.load(start), world.load(start))
-        return train_policy(world, stage, i=i, start=nets[0], reference=nets[1], reward=reward, config=config)
+        return train_policy(world, stage, i=0, start=nets[0], reference=nets[1], reward=reward, config=config)
 
     return world.load(world.stage(f"methods/{name}", make))
 

@@ -68,7 +68,7 @@ def train_policy(
             world.adapt(policy.critic, i)
         else:
             policy.critic.load_state_dict(critic.state_dict())
-    every = world.experiment.ppo.examine_every * len(game.pool)
+    every = world.experiment.ppo.examine_every * len(game.pool) * config.group_size
     examine = Examine(stage, world.target_val, game_of(world, world.target_val, reward, config, slots=None), every)
     checkpoint = stage.resume()
     if checkpoint:
@@ -118,7 +118,7 @@ def game_of(
 def export(world: World, policy: UNet, path: Path) -> None:
     """Write a policy as a zip of Stable-Baselines3, for `DensePPO.load`; without critic and reference."""
     config = DensePPOConfig(critic="none", objective="pg", n_epochs=1, kl_coef=0.0)
-    model = learner(world, game_of(world, world.target_val, "anatomical", config), config, world.experiment.seed)
+    model = learner(world, game_of(world, world.source_val, "anatomical", config), config, world.experiment.seed)
     model.policy.actor.load_state_dict(policy.state_dict())
     with replacing(path) as unfinished:
         model.save(unfinished)

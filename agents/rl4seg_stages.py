@@ -14,13 +14,13 @@ from ..checkpoints import save_weights
 from ..envs.rl4seg import RewardFunction
 from ..evaluation.calibration import calibration
 from ..rewards.anatomical import valid_masks
-from ..rewards.reward_data import Triplets, build_reward_data
+from ..rewards.reward_data import Built, RewardDataConfig, Triplets, build_reward_data
 from ..rewards.reward_net import RewardNet, load_reward_net, save_reward_net, train_reward_net
 from ..rewards.shape_prior import Corrector, load_shape_prior, save_shape_prior, train_shape_prior
 from ..runs import Run
 from ..segmenters.norms import shrink_perturb
 from ..segmenters.training import load_segmenter, save_segmenter, train_segmenter
-from ..segmenters.unet import bfloat16_on_cuda
+from ..segmenters.unet import UNet, bfloat16_on_cuda
 from .rl4seg_ppo import train_policy
 from .rl4seg_world import AT_ONCE, CRITIC, GOLD, PRIOR, REWARD_NET, SEGMENTER, TRIPLETS, Gold, World, norm_of
 
@@ -80,6 +80,15 @@ def corrector(world: World) -> Corrector:
     return Corrector(prior, projection=experiment.projection, masks=world.source.labels, valid=judge)
 
 
+def loop(world: World) -> None:
+    """Every stage but those of the methods."""
+    source_net(world)
+    for i in range(1, world.experiment.iterations + 1):
+        iterate(world, i)
+    if world.experiment.iterations and world.experiment.network.norm_mode != "group":
+        adabn_net(world)  # an answer of its own in the evaluation, whatever norm_mode is
+
+
 # -- one iteration -------------------------------------------------------------------------------------------------
 
 
@@ -113,17 +122,19 @@ def iterate(world: World, i: int) -> None:
 
 def _reward_data(world: World, i: int, stage: Run) -> list[str]:
     """Triplets of the images that are new in iteration i, and the gold images so far."""
-    experiment, seed = world.experiment, world.seed("reward_data")
-    net, judge = world.load(policy_folder(world, i - 1)), partial(valid_masks, border_policy=experiment.border_policy)
-    build = partial(
-        build_reward_data, net, world.target, corrector=corrector(world), valid=judge, seed=seed, iteration=i
-    )
+    stage.resume()  # there is no checkpoint: what was logged by a run that was killed here is logged again
+    experiment, net = world.experiment, world.load(policy_folder(world, i - 1))
     rows = world.rows(i)[experiment.pool_size(i - 1) if i > 1 else experiment.initial_images :]
-    built = build(rows=rows, config=experiment.reward_data)
-    if not built.stats["n_valid"] or not len(built.triplets):
+    built = _built(world, net, rows, experiment.reward_data, i)
+    if not len(built.triplets) and built.stats["n_valid"]:
         raise ValueError(
-            f"iteration {i}: no mask was valid: of {len(rows)} masks of the policy {built.stats['n_valid']} were valid "
-            f"and like their correction, so that there is nothing to learn a reward from. Train the source network "
+            f"iteration {i}: {len(rows)} images gave {built.stats['n_valid']} gold masks but no triplet; enable "
+            f"reward_data.swap, model or image"
+        )
+    if not built.stats["n_valid"]:
+        raise ValueError(
+            f"iteration {i}: no mask was valid: none of {len(rows)} masks of the policy obeys the anatomical rules and "
+            f"is like its correction, so that there are no good masks to learn a reward from. Train the source network "
             f"longer (supervised.epochs), bring source and target closer (clahe, norm_mode: frozen), lower "
             f"reward_data.sim_threshold, or, after the first iteration, keep the policy closer to its reference "
             f"(ppo.kl_coef)"
@@ -132,14 +143,27 @@ def _reward_data(world: World, i: int, stage: Run) -> list[str]:
     if i > 1:
         before = world.gold(i - 1)
         if experiment.gold.refresh:
-            nothing = replace(experiment.reward_data, swap=False, model=False, image=False, corrections=False)
-            again = build(rows=world.rows(i - 1), config=nothing)
-            before = Gold(again.gold_rows, again.gold_masks)
+            before = gold_of(world, net, world.rows(i - 1))
         gold = Gold(torch.cat([before.rows, gold.rows]), torch.cat([before.masks, gold.masks]))
     built.triplets.save(stage.folder / TRIPLETS)
     save_weights(stage.folder / GOLD, {"rows": gold.rows, "masks": gold.masks})
     stage.log(i, {f"reward_data/{name}": float(value) for name, value in built.stats.items()})
     return [TRIPLETS, GOLD]
+
+
+def _built(world: World, net: UNet, rows: Tensor, config: RewardDataConfig, i: int) -> Built:
+    judge = partial(valid_masks, border_policy=world.experiment.border_policy)
+    return build_reward_data(
+        net, world.target, rows, corrector(world), judge, config, world.seed("reward_data"), iteration=i
+    )
+
+
+def gold_of(world: World, net: UNet, rows: Tensor) -> Gold:
+    """The masks of `net` that are gold, of the target images `rows`; no triplets."""
+    config = replace(world.experiment.reward_data, swap=False, model=False, image=False, corrections=False)
+    config = replace(config, identity=False, sampled=False, argmax=False)
+    built = _built(world, net, rows, config, 0)
+    return Gold(built.gold_rows, built.gold_masks)
 
 
 def triplets(world: World, i: int) -> Triplets:
@@ -158,21 +182,22 @@ def _reward_net(world: World, i: int, stage: Run) -> list[str]:
     if config.warm_start and i > 1:
         before = load_reward_net(world.run.stage(f"iteration_{i - 1}/reward_net").folder / REWARD_NET)
         net.load_state_dict(before.state_dict())
-    train, val, _ = triplets(world, i).split(world.target.patients, world.seed("triplets"))
+    train, val, test = triplets(world, i).split(world.target.patients, world.seed("triplets"))
     net = net.to(world.device)
     best = train_reward_net(net, train, val, world.target, config, stage, seed)
     stage.log(
-        config.epochs + 1, {"reward_net/temperature": best["temperature"], "reward_net/ece": _ece(net, val, world)}
+        config.epochs + 1,
+        {"reward_net/temperature": best["temperature"], "reward_net/ece": _ece(net, test if len(test) else val, world)},
     )
     save_reward_net(stage.folder / REWARD_NET, net)
     return [REWARD_NET]
 
 
 @torch.no_grad()
-def _ece(net: RewardNet, val: Triplets, world: World) -> float:
-    """Calibration error of r on validation triplets."""
-    rows = torch.arange(min(len(val), 4 * AT_ONCE), device=world.device)
-    parts = [val.take(part) for part in torch.split(rows, AT_ONCE)]
+def _ece(net: RewardNet, held_out: Triplets, world: World) -> float:
+    """Calibration error of r, at its temperature, on triplets that it was not fitted on."""
+    rows = torch.arange(len(held_out), device=world.device)
+    parts = [held_out.take(part) for part in torch.split(rows, AT_ONCE)]
     trust = torch.cat([net(world.target.at(part.images), part.a_bad, calibrated=True) for part in parts])
     return calibration(trust, torch.cat([part.a_bad == part.a_ref for part in parts])).ece
 
@@ -183,7 +208,7 @@ def _ppo(world: World, i: int, stage: Run) -> list[str]:
     start = world.load(before)
     has_critic = (before / CRITIC).is_file()
     critic = load_segmenter(before / CRITIC, out_channels=1).to(world.device) if has_critic else None
-    if i > 1 and warm.kind == "shrink_perturb":
+    if i > 1 and warm.kind == "shrink_perturb" and world.experiment.ppo.epochs:
         generator = Generator().manual_seed(world.seed(f"perturb/{i}"))
         for net in (start, critic) if critic else (start,):
             shrink_perturb(net, generator, shrink=warm.shrink, sigma=warm.sigma, include_norm=warm.include_norm)

@@ -42,10 +42,14 @@ class Gold:
 
 
 class World:
-    """What the stages of one run share: data on the device, and each other's results."""
+    """What the stages of one run share: data on the device, and each other's results.
 
-    def __init__(self, experiment: RL4SegExperiment, run: Run) -> None:
+    trains: make the stages that are not finished; otherwise they are an error.
+    """
+
+    def __init__(self, experiment: RL4SegExperiment, run: Run, *, trains: bool) -> None:
         self.experiment, self.run, self.device = experiment, run, resolve_device(experiment.device)
+        self.trains = trains
         settings = plain(asdict(experiment))
         self.made_by = {name: value for name, value in settings.items() if name not in NOT_MADE_BY}
 
@@ -54,9 +58,16 @@ class World:
         return zlib.crc32(f"{self.experiment.seed}/{purpose}".encode())
 
     def stage(self, name: str, make: Callable[[Run], list[str]]) -> Path:
-        """The folder of a finished stage; `make` makes it, and returns its files, unless it was made before."""
+        """The folder of a finished stage; `make` makes it, and returns its files, unless it was made before.
+
+        Raises:
+            ValueError: it is not finished, and this world does not train.
+        """
         stage = self.run.stage(name)
         if not stage.finished(self.made_by):
+            if not self.trains:
+                folder = str(self.run.folder)
+                raise ValueError(f"run {folder!r} is not finished: it lacks {name}; train it further with --resume")
             log.info("stage %s", name)
             stage.finish(self.made_by, make(stage))
         return stage.folder
@@ -78,7 +89,7 @@ class World:
         """The target images of the loop in the order in which it deals them, with labels where they are known."""
         experiment = self.experiment
         images = joined([self._load("target", split) for split in experiment.pool])
-        needed = experiment.pool_size(experiment.iterations)
+        needed = experiment.pool_size(experiment.iterations) if experiment.iterations else len(images)
         if needed > len(images):
             raise ValueError(
                 f"the loop needs {needed} target images (initial_images {experiment.initial_images} + iterations "
@@ -139,8 +150,8 @@ class World:
             found = self.gold(i)
         else:
             return Gold(rows[:0], self.target.images[:0])
-        chosen = torch.randperm(len(found.rows), generator=Generator().manual_seed(self.seed("gold")))
-        chosen = chosen[: round(config.fraction * len(found.rows))].to(self.device)
+        rank = torch.randperm(len(self.target), generator=Generator().manual_seed(self.seed("gold")))
+        chosen = (rank < config.fraction * len(rank)).to(self.device)[found.rows]  # the same in every iteration
         return Gold(found.rows[chosen], found.masks[chosen])
 
     def adapt(self, net: nn.Module, i: int) -> None:

@@ -1,11 +1,15 @@
-"""What the benchmarks share: figures with targets, clocks, memory, and an environment that does nothing."""
+"""What the benchmarks share: figures with targets, clocks, memory, a command line, an environment that does nothing."""
 
+import argparse
 import json
+import logging
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,6 +77,49 @@ def rates(run: Callable[[], object], steps: int, repeats: int, device: torch.dev
     return [steps / seconds(run, device) for _ in range(repeats)]
 
 
+def alternately(
+    sides: Mapping[str, Callable[[], object]], repeats: int, device: torch.device = CPU
+) -> dict[str, list[float]]:
+    """Seconds of every side, one after the other in each repeat, after one turn of all to warm up."""
+    spent: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat in range(repeats + 1):
+        for name, run in sides.items():
+            value = seconds(run, device)
+            if repeat:
+                spent[name].append(value)
+    return spent
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """Repeat by repeat, so that what slows down the machine for a while slows down both."""
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+class Parts(defaultdict[str, float]):
+    """Seconds of each part of a work: `with parts("network"): ...` adds to them, and waits for the device."""
+
+    def __init__(self, device: torch.device = CPU) -> None:
+        super().__init__(float)
+        self.device = device
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self[name] += time.perf_counter() - start
+
+    def timed(self, name: str, run: Callable[[Given], Result]) -> Callable[[Given], Result]:
+        """`run`, each call of which adds to part `name`."""
+
+        def timed(given: Given) -> Result:
+            with self(name):
+                return run(given)
+
+        return timed
+
+
 def apart(task: Callable[[Given], Result], given: Given) -> Result:
     """`task(given)` in a fresh process with as many threads as this one."""
     context, threads = multiprocessing.get_context("spawn"), (torch.get_num_threads(),)
@@ -118,6 +165,55 @@ class NothingEnv(VecEnv):
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
         return [True] * self.num_envs
+
+
+# -- the command ---------------------------------------------------------------------------------------------------
+
+
+def command_line(doc: str | None, name: str, items: Sequence[str]) -> argparse.ArgumentParser:
+    """What every benchmark can be told."""
+    parser = argparse.ArgumentParser(prog=f"{name}.py", description=(doc or "").partition("\n")[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: also what is expected of a GPU")
+    parser.add_argument("--out", type=Path, help=f"JSON file; default results/{name}_<device>.json beside this")
+    parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, not how fast")
+    parser.add_argument("--only", nargs="+", choices=items, default=items, help="some of the measurements")
+    parser.add_argument("--threads", type=int, help="of PyTorch; by default its own choice")
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What it was told; from now on PyTorch has so many threads, and warnings are not shown."""
+    given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda needs a CUDA device, and this machine has none")
+    logging.disable(logging.WARNING)
+    return given
+
+
+def measure(
+    parser: argparse.ArgumentParser,
+    given: argparse.Namespace,
+    sizes: Mapping[str, Any],
+    items: Mapping[str, Callable[[], list[Figure]]],
+) -> None:
+    """Print the table of the chosen items as it grows, and keep it."""
+    name = parser.prog.removesuffix(".py")
+    print("| what | figure | target | met |\n|---|---|---|---|")
+    figures = {}
+    for item in given.only:
+        if item in items:
+            figures[item] = items[item]()
+            print("\n".join(figure.as_row() for figure in figures[item]), flush=True)
+    options = [f"--device {given.device}"]
+    for key, value in vars(given).items():
+        if key not in ("device", "out") and value != parser.get_default(key):
+            words = [] if value is True else value if isinstance(value, list) else [value]
+            options.append(" ".join(map(str, (f"--{key}", *words))))
+    out = given.out or Path(__file__).parent / "results" / f"{name}_{given.device}.json"
+    command = f"python benchmarks/{name}.py {' '.join(options)}"
+    write_json(out, f"{name.replace('_', '-')}-{given.device}", command, sizes, figures)
 
 
 def write_json(

@@ -7,9 +7,7 @@ random weights, which costs what a trained one costs. Only the single environmen
 is there. PyTorch chooses its number of threads unless --threads does. Memory is measured on Linux only.
 """
 
-import argparse
 import json
-import logging
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +18,20 @@ import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measuring import CPU, Figure, NothingEnv, apart, megabytes, rates, seconds, write_json
+from measuring import (
+    CPU,
+    Figure,
+    NothingEnv,
+    alternately,
+    apart,
+    command_line,
+    measure,
+    megabytes,
+    parsed,
+    rates,
+    ratios,
+    seconds,
+)
 from segarena.agents.policies import PolicyName, policy_arguments
 from segarena.agents.self_play import SelfPlay
 from segarena.agents.training import PPOConfig
@@ -185,18 +196,14 @@ class Bench:
         """PPO on SPARS, with self-play, against the same PPO on an environment that does nothing."""
         env = LearnerEnv(self.game(PHANTOM, obs_mode="features"))
         learners = {"ours": Learner(env, "feature_mlp", CPU), "nothing": Learner(NothingEnv(env), "feature_mlp", CPU)}
-        speed: dict[str, list[float]] = {name: [] for name in learners}
-        for repeat in range(self.sizes.repeats + 1):
-            for name, learner in learners.items():
-                steps = self.sizes.ppo_steps
-                value = steps / seconds(lambda play=learner, steps=steps: play(steps))
-                if repeat:  # the first is the warm-up
-                    speed[name].append(value)
-        ratio = [ours / nothing for ours, nothing in zip(speed["ours"], speed["nothing"], strict=True)]
+        steps = self.sizes.ppo_steps
+        sides = {name: lambda play=learner: play(steps) for name, learner in learners.items()}
+        spent = alternately(sides, self.sizes.repeats)
+        speed = {name: [steps / value for value in values] for name, values in spent.items()}
         return [
             Figure(f"PPO with features and self-play, N={N}", "steps/s", speed["ours"]),
             Figure("the same PPO on an environment that does nothing", "steps/s", speed["nothing"]),
-            Figure("ratio of the two", "x", ratio, 0.5),
+            Figure("ratio of the two", "x", ratios(speed["ours"], speed["nothing"]), 0.5),
         ]
 
     def memory_of_training(self) -> list[Figure]:
@@ -373,32 +380,12 @@ def _to_released(figure: Figure) -> Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: also what is expected of a GPU")
-    parser.add_argument("--out", type=Path, help="JSON file; default results/spars_speed_<device>.json beside this")
-    parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, not how fast")
-    parser.add_argument("--only", nargs="+", choices=ITEMS, default=ITEMS, help="some of the measurements")
-    parser.add_argument("--threads", type=int, help="of PyTorch; by default its own choice")
-    given = parser.parse_args()
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    if given.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda needs a CUDA device, and this machine has none")
-    out = given.out or Path(__file__).parent / "results" / f"spars_speed_{given.device}.json"
-    logging.disable(logging.WARNING)
-    figures = {}
+    parser = command_line(__doc__, "spars_speed", ITEMS)
+    given = parsed(parser)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(QUICK if given.quick else Sizes(), torch.device(given.device), folder)
-        print("| what | figure | target | met |\n|---|---|---|---|")
-        for name in given.only:
-            if name != "cuda" or given.device == "cuda":
-                figures[name] = getattr(bench, name)()
-                print("\n".join(figure.as_row() for figure in figures[name]), flush=True)
-    options = [f"--device {given.device}", *(["--quick"] if given.quick else [])]
-    options += [f"--threads {given.threads}"] if given.threads else []
-    options += [f"--only {' '.join(given.only)}"] if given.only != ITEMS else []
-    command = f"python benchmarks/spars_speed.py {' '.join(options)}"
-    write_json(out, f"spars-speed-{given.device}", command, asdict(bench.sizes), figures)
+        items = {name: getattr(bench, name) for name in ITEMS if name != "cuda" or given.device == "cuda"}
+        measure(parser, given, asdict(bench.sizes), items)
 
 
 if __name__ == "__main__":

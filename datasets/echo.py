@@ -120,8 +120,8 @@ class EchoDataConfig:
     data: str = "phantom"
     """"phantom" (procedural, no files), or a folder: CAMUS v1 or v2, or a prepared set (img/, gt/ and a CSV; of
     several CSVs, name one: FOLDER/NAME.csv)."""
-    vendor: Literal["a", "b"] = "a"
-    """Whose scanner made the phantoms: a (source) or b (target)."""
+    vendor: Literal["a", "b"] | None = None
+    """Whose scanner made the phantoms: a or b; default: a, but b for the target of an experiment."""
     size: int = 64
     """Height and width in pixels; 256 in the paper. The aspect is not kept, the spacing follows."""
     clahe: bool | None = None

@@ -1,5 +1,6 @@
 """The benchmarks run and say what they measured; no test here looks at a clock."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -7,23 +8,23 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from segarena.agents.dense_ppo import DensePPOConfig
+from segarena.datasets.echo import EchoDataConfig, PhantomPatients, load_echo
+from segarena.rewards.reward_net import RewardNet
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-ON_CPU = {
-    *("raw_steps", "observed_steps", "single_steps", "ppo_ratio", "score_volume", "memory_of_training", "dice"),
-    "preparation",
-}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the benchmark reads its memory from /proc")
-def test_the_speed_of_spars_is_measured_and_written(tmp_path):
+def measured(name, tmp_path):
+    """The figures of a quick run on one thread of the CPU, after what holds for those of every benchmark."""
     out = tmp_path / "speed.json"
-    command = [sys.executable, str(BENCHMARKS / "spars_speed.py"), "--quick", "--threads", "1", "--out", str(out)]
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", "--threads", "1", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
-    assert set(result["figures"]) == ON_CPU
-    assert result["command"] == "python benchmarks/spars_speed.py --device cpu --quick --threads 1"
+    assert result["id"] == f"{name.replace('_', '-')}-cpu"
+    assert result["command"] == f"python benchmarks/{name}.py --device cpu --quick --threads 1"
     assert result["machine"]["threads"] == 1
     figures = [figure for rows in result["figures"].values() for figure in rows]
     assert done.stdout.count("\n") == len(figures) + 2
@@ -32,7 +33,90 @@ def test_the_speed_of_spars_is_measured_and_written(tmp_path):
         assert len(figure["values"]) >= 1
         assert (figure["met"] is None) == (figure["target"] is None)
     assert str(tmp_path) not in out.read_text()
-    dice = result["figures"]["dice"][0]
+    return result["figures"]
+
+
+def named(figures, start):
+    (figure,) = (figure for figure in figures if figure["what"].startswith(start))
+    return figure
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the benchmark reads its memory from /proc")
+def test_the_speed_of_spars_is_measured_and_written(tmp_path):
+    figures = measured("spars_speed", tmp_path)
+    assert set(figures) == {
+        *("raw_steps", "observed_steps", "single_steps", "ppo_ratio", "score_volume", "memory_of_training", "dice"),
+        "preparation",
+    }
+    dice = figures["dice"][0]
     assert dice["values"] == [0]
     assert dice["details"]["block_dice"] == dice["details"]["voxel_dice"]
     assert max(dice["details"]["block_dice"]) > 0
+
+
+def test_the_speed_of_rl4seg_is_measured_and_written(tmp_path):
+    figures = measured("rl4seg_speed", tmp_path)
+    assert set(figures) == {"distribution", "ppo", "validity", "reward_data"}
+    difference = named(figures["distribution"], "ratio")["details"]["largest_difference"]
+    assert difference["joint_log_prob"] < 1e-2  # of sums over 256 pixels
+    assert difference["gradient"] < 1e-5
+    agreed = [
+        figure["details"]["same_verdicts"] for figure in figures["validity"] if figure["what"].startswith("ratio")
+    ]
+    assert agreed == [True, True]
+    assert named(figures["validity"], "validity, 64 x 64, hearts")["details"] == {"valid": 4, "masks": 4}
+    assert named(figures["validity"], "validity, 64 x 64, noise")["details"]["valid"] == 0
+    assert named(figures["reward_data"], "triplets")["values"] == [9, 9]
+    for figure in named(figures["reward_data"], "reward data"), named(figures["reward_data"], "as released"):
+        spent = figure["details"]["parts_ms"]
+        parts = [spent[part][0] for part in ("network", "corrections", "validity", "files")]
+        assert sum(parts) == pytest.approx(spent["all"][0])
+        assert min(parts) >= 0
+
+
+@pytest.fixture
+def rl4seg(monkeypatch):
+    """The module."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("rl4seg_speed")
+
+
+def test_the_work_of_an_iteration_is_that_of_the_paper(rl4seg):
+    gflop = rl4seg.forward_flop(init_channels=32, size=256) / 1e9
+    assert gflop == pytest.approx(7.457, abs=1e-3)
+    assert round(rl4seg.NEEDED * gflop) == 239
+    assert round(rl4seg.RELEASED * gflop) == 380
+
+
+@pytest.mark.parametrize("as_released", [True, False])
+def test_the_plain_ppo_has_the_losses_of_ours(rl4seg, as_released, monkeypatch, tmp_path):
+    """Given our rollout, and with gradients that nobody clips: the released program clips those of two networks."""
+    data = EchoDataConfig(size=32, phantom_patients=PhantomPatients(1, 0, 0, 0), cache_dir=str(tmp_path))
+    torch.manual_seed(0)
+    reward = RewardNet(init_channels=4).requires_grad_(False)
+    config = DensePPOConfig(num_envs=4, max_grad_norm=1e9)
+    device, images = torch.device("cpu"), load_echo(data, "train")
+    model = rl4seg.learner(images, lambda x, a, rows: reward(x, a), config, 4, device)
+    plain = rl4seg.plain_ppo(model.policy, reward, config, as_released=as_released)
+    ours, loss = [], model._loss
+
+    def watched(*given):
+        total, scalars = loss(*given)
+        ours.append(scalars["policy_loss"])
+        return total, scalars
+
+    monkeypatch.setattr(model, "_loss", watched)
+    model.learn(4)
+    buffer = model.rollout_buffer
+    x, a, r, l_old = (value[0] for value in (buffer.observations, buffer.actions, buffer.rewards, buffer.log_probs))
+    torch.testing.assert_close(plain.reward(x, a), r)
+    theirs = plain.update(x, a, r, l_old)
+    assert len(ours) == len(theirs) == config.n_epochs
+    torch.testing.assert_close(ours[0], theirs[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.stack(ours), torch.stack(theirs), atol=1e-4, rtol=0)
+    assert ours[-1] < ours[0] - 1e-3
+
+    a, r, l_old = plain.rollout(x)
+    assert a.shape == r.shape == l_old.shape == (4, 32, 32)
+    assert (l_old < 0).all()
+    assert set(a.unique().tolist()) == {0, 1, 2}
