@@ -169,7 +169,8 @@ def run_evaluate(options: Namespace, command: str, _: Paper) -> int:
         cases=options.cases,
         skip_bad=options.on_error == "skip",
     )
-    known = any(result.method == paper.baseline for result in results)
+    judged = all(paper.metrics[0] in result.metrics for result in results)  # images without truth can only be valid
+    known = judged and any(result.method == paper.baseline for result in results)
     text = table(results, paper.metrics, baseline=paper.baseline if known else None)
     more = [result for result in results if paper.more_metrics and paper.more_metrics[0] in result.metrics]
     if more:

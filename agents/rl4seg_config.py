@@ -22,8 +22,8 @@ from .dense_ppo import DensePPOConfig
 from .training import require
 
 Method = Literal[
-    "entropy", "gold_self_training", "tist", "udas", "policy_gradient", "oracle_rl", "target_supervised", "ensemble",
-    "mc_dropout",
+    "entropy", "gold_self_training", "corrected_self_training", "tist", "udas", "policy_gradient", "oracle_rl",
+    "target_supervised", "ensemble", "mc_dropout",
 ]  # fmt: skip
 
 
@@ -100,6 +100,9 @@ class WarmStartConfig:
     include_norm: bool = True
     """Also the gains of normalisation layers, as in the paper's program."""
 
+    def __post_init__(self) -> None:
+        require("warm_start.", self, shrink=(0, 1), sigma=(0, math.inf))
+
 
 @dataclass(frozen=True)
 class GoldConfig:
@@ -109,6 +112,8 @@ class GoldConfig:
     """pseudo: valid masks of the policy; gt: the true masks of the target (needs labels)."""
     fraction: float = 1.0
     """Share of the possible gold images that are used."""
+    corrected: bool = False
+    """Also corrected masks, where the reward network prefers them to the policy's own mask of that image (ours)."""
     refresh: bool = False
     """Predict and check all images seen so far anew at each iteration; False: once gold, always that mask."""
 
@@ -160,7 +165,7 @@ class RL4SegExperiment:
     shape_prior: ShapePriorConfig = field(default_factory=ShapePriorConfig)
     """The shape auto-encoder of the corrector, trained on source masks."""
     iterations: int = 4
-    """N; 0 trains the source network only."""
+    """N; 0 trains the source network and the methods only."""
     initial_images: int = 100
     """Target images in the first iteration's PPO beside the new ones."""
     new_images: int = 2500
@@ -207,7 +212,11 @@ class RL4SegExperiment:
             )
         if self.source.size < SMALLEST:
             raise ValueError(f"source.size is {self.source.size} but the U-Net needs at least {SMALLEST} pixels")
-        if self.iterations and self.reward == "reward_net" and self.source.size % SHRINK:
+        corrects = bool(self.iterations) and self.reward == "reward_net"
+        if self.gold.corrected and not corrects:
+            raise ValueError("gold.corrected needs iterations > 0 and reward 'reward_net', which judges the masks")
+        self_training = {"gold_self_training", "corrected_self_training"} & set(self.methods)
+        if (corrects or self_training) and self.source.size % SHRINK:
             raise ValueError(f"source.size is {self.source.size} but the shape prior needs a multiple of {SHRINK}")
         if not self.pool or len(set(self.pool)) < len(self.pool):
             raise ValueError(f"pool is {self.pool} but must name at least one split, and each once")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..datasets.echo import BadImage, EchoImages, load_echo
 from ..envs.core import Frame
-from ..envs.rl4seg import EchoEnv
+from ..envs.rl4seg import DICE, EchoEnv
 from ..evaluation.calibration import (
     Calibration,
     RiskCoverage,
@@ -33,7 +33,7 @@ from ..runs import Run
 from ..segmenters.training import probabilities, segment
 from ..segmenters.uncertainty import augmented, ensemble, entropy_map, mc_dropout
 from .rl4seg_config import RL4SegExperiment
-from .rl4seg_methods import ADABN, AUGMENTED, CORRECTOR, METHODS, OTHERS, SOURCE_ONLY, TITLES, supervision
+from .rl4seg_methods import ADABN, AUGMENTED, CORRECTOR, METHODS, OTHERS, SOURCE_BOUND, SOURCE_ONLY, TITLES, supervision
 from .rl4seg_stages import adabn_net, corrector, loop, policy_folder, reward_function, source_net
 from .rl4seg_world import AT_ONCE, REWARD_NET, World
 from .spars import plain, slug
@@ -179,7 +179,7 @@ def _policy(world: World, images: EchoImages) -> Iterator[Answer]:
 
 def _result(world: World, images: EchoImages, split: str, answer: Answer, command: str) -> Result:
     experiment = world.experiment
-    seen = set(world.target.patients) if experiment.iterations or experiment.methods else set()
+    seen = set() if answer.method in SOURCE_BOUND else set(world.target.patients)
     cases = _cases(images, answer)
     metrics: dict[str, float | None] = dict(mean_metrics(cases))
     metrics["subject_valid"] = subject_validity(cases)
@@ -254,13 +254,14 @@ def render(run: Run, experiment: RL4SegExperiment, *, case: str | None, seed: in
 
     case: id of a test image; None: the first.
     """
+    last = experiment.iterations
+    if last == 0:
+        raise ValueError("there is no policy of PPO in a run with iterations = 0")
     world = _finished(run, experiment)
     images = load_echo(world.experiment.target, "test").to(world.device)
     if case is not None and case not in images.ids:
         raise ValueError(f"case is {case!r} but the test images are {images.ids[0]}, ... {images.ids[-1]}")
-    index, last = images.ids.index(case) if case else 0, world.experiment.iterations
-    if last == 0:
-        raise ValueError("there is no policy of PPO in a run with iterations = 0")
+    index = images.ids.index(case) if case else 0
     reward = reward_function(world, last)
     settings = {"reward": reward} if isinstance(reward, str) else {"reward_function": reward}
     game = EchoEnv(images=images, device=world.device, render_mode="rgb_array", **settings)
@@ -273,5 +274,6 @@ def render(run: Run, experiment: RL4SegExperiment, *, case: str | None, seed: in
         game.step(segment(world.load(policy_folder(world, i)), images.images[[index]]))
         frames.append(game.render())
     said = game.episode_info(torch.tensor([0], device=game.device))[0]
-    dice = ", ".join(f"{name[5:]} {said[name]:.3f}" for name in ("dice_lv", "dice_myo", "dice_epi") if name in said)
-    return [frame for frame in frames if frame is not None], f"{images.ids[index]}, policies 0 to {last}; Dice {dice}"
+    dice = ", ".join(f"{name[5:]} {said[name]:.3f}" for name in DICE if name in said)
+    text = f"{images.ids[index]}, policies 0 to {last}" + (f"; Dice {dice}" if dice else "")
+    return [frame for frame in frames if frame is not None], text

@@ -29,6 +29,7 @@ SOURCE_ONLY, ADABN, CORRECTOR, AUGMENTED = OTHERS = ("source only", "AdaBN", "co
 TITLES: dict[Method, str] = {
     "entropy": "entropy minimisation",
     "gold_self_training": "gold self-training",
+    "corrected_self_training": "gold and corrected self-training",
     "tist": "TI-ST",
     "udas": "UDAS",
     "policy_gradient": "policy gradient",
@@ -38,6 +39,10 @@ TITLES: dict[Method, str] = {
     "mc_dropout": "MC dropout",
 }
 """What tables call each method."""
+
+
+SOURCE_BOUND = {SOURCE_ONLY, AUGMENTED, CORRECTOR, TITLES["ensemble"], TITLES["mc_dropout"]}
+"""Answers of networks that saw no image of the target."""
 
 
 def supervision(method: Method) -> str:
@@ -80,23 +85,32 @@ def gold_self_training(world: World) -> nn.Module:
 
     As many gradient steps as the loop's PPO makes: the difference is what PPO and the reward network add (10.4).
     """
+    return _self_training(world, "gold_self_training", corrected=False)
+
+
+def corrected_self_training(world: World) -> nn.Module:
+    """The same with the valid corrections of other masks: what `gold.corrected` adds without a reward (ours)."""
+    return _self_training(world, "corrected_self_training", corrected=True)
+
+
+def _self_training(world: World, name: str, *, corrected: bool) -> nn.Module:
     experiment = world.experiment
     steps = sum(math.ceil(one.total_timesteps / one.num_envs) * one.n_epochs for one in learners(world))
 
     def make(stage: Run) -> UNet:
         net = world.load(start_net(world))
-        gold = gold_of(world, net, world.rows(0))
+        gold = gold_of(world, net, world.rows(0), corrected=corrected)
         if not len(gold.rows):
-            raise ValueError("gold_self_training: none of the first policy's masks is gold; lower sim_threshold")
+            raise ValueError(f"{name}: none of the first policy's masks can be used; lower reward_data.sim_threshold")
         images = replace(world.target.take(gold.rows.tolist()), labels=gold.masks)
         batch = experiment.supervised.batch_size
         epochs = math.ceil(steps / math.ceil(len(images) / batch))
         config = SupervisedConfig(epochs=epochs, learning_rate=experiment.ppo.learner.actor_lr, batch_size=batch)
-        train_segmenter(net, images, None, config, stage, world.seed("gold_self_training"))
+        train_segmenter(net, images, None, config, stage, world.seed(name))
         world.adapt(net, 0)
         return net
 
-    return world.load(_stage(world, "gold_self_training", make))
+    return world.load(_stage(world, name, make))
 
 
 def tist(world: World) -> nn.Module:
@@ -184,6 +198,7 @@ def _supervised(world: World, name: str, train: EchoImages, val: EchoImages, dro
 METHODS: dict[Method, Callable[[World], nn.Module | list[nn.Module]]] = {
     "entropy": entropy,
     "gold_self_training": gold_self_training,
+    "corrected_self_training": corrected_self_training,
     "tist": tist,
     "udas": udas,
     "policy_gradient": policy_gradient,

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from ..checkpoints import save_weights
 from ..envs.rl4seg import RewardFunction
 from ..evaluation.calibration import calibration
 from ..rewards.anatomical import valid_masks
@@ -19,10 +18,22 @@ from ..rewards.reward_net import RewardNet, load_reward_net, save_reward_net, tr
 from ..rewards.shape_prior import Corrector, load_shape_prior, save_shape_prior, train_shape_prior
 from ..runs import Run
 from ..segmenters.norms import shrink_perturb
-from ..segmenters.training import load_segmenter, save_segmenter, train_segmenter
+from ..segmenters.training import load_segmenter, save_segmenter, segment, train_segmenter
 from ..segmenters.unet import UNet, bfloat16_on_cuda
 from .rl4seg_ppo import train_policy
-from .rl4seg_world import AT_ONCE, CRITIC, GOLD, PRIOR, REWARD_NET, SEGMENTER, TRIPLETS, Gold, World, norm_of
+from .rl4seg_world import (
+    AT_ONCE,
+    CORRECTED,
+    CRITIC,
+    GOLD,
+    PRIOR,
+    REWARD_NET,
+    SEGMENTER,
+    TRIPLETS,
+    Gold,
+    World,
+    norm_of,
+)
 
 # -- stage 0 -------------------------------------------------------------------------------------------------------
 
@@ -139,16 +150,16 @@ def _reward_data(world: World, i: int, stage: Run) -> list[str]:
             f"reward_data.sim_threshold, or, after the first iteration, keep the policy closer to its reference "
             f"(ppo.kl_coef)"
         )
-    gold = Gold(built.gold_rows, built.gold_masks)
+    gold, corrected = Gold(built.gold_rows, built.gold_masks), Gold(built.corrected_rows, built.corrected_masks)
     if i > 1:
-        before = world.gold(i - 1)
-        if experiment.gold.refresh:
-            before = gold_of(world, net, world.rows(i - 1))
-        gold = Gold(torch.cat([before.rows, gold.rows]), torch.cat([before.masks, gold.masks]))
+        refreshed = gold_of(world, net, world.rows(i - 1)) if experiment.gold.refresh else world.gold(i - 1)
+        before = world.gold(i - 1, CORRECTED)
+        gold, corrected = refreshed.join(gold), before.take(~torch.isin(before.rows, refreshed.rows)).join(corrected)
     built.triplets.save(stage.folder / TRIPLETS)
-    save_weights(stage.folder / GOLD, {"rows": gold.rows, "masks": gold.masks})
+    gold.save(stage.folder / GOLD)
+    corrected.save(stage.folder / CORRECTED)
     stage.log(i, {f"reward_data/{name}": float(value) for name, value in built.stats.items()})
-    return [TRIPLETS, GOLD]
+    return [TRIPLETS, GOLD, CORRECTED]
 
 
 def _built(world: World, net: UNet, rows: Tensor, config: RewardDataConfig, i: int) -> Built:
@@ -158,12 +169,13 @@ def _built(world: World, net: UNet, rows: Tensor, config: RewardDataConfig, i: i
     )
 
 
-def gold_of(world: World, net: UNet, rows: Tensor) -> Gold:
-    """The masks of `net` that are gold, of the target images `rows`; no triplets."""
+def gold_of(world: World, net: UNet, rows: Tensor, *, corrected: bool = False) -> Gold:
+    """The masks of `net` that are gold, of the target images `rows`; and, if asked, the valid corrections of others."""
     config = replace(world.experiment.reward_data, swap=False, model=False, image=False, corrections=False)
     config = replace(config, identity=False, sampled=False, argmax=False)
     built = _built(world, net, rows, config, 0)
-    return Gold(built.gold_rows, built.gold_masks)
+    gold = Gold(built.gold_rows, built.gold_masks)
+    return gold.join(Gold(built.corrected_rows, built.corrected_masks)) if corrected else gold
 
 
 def triplets(world: World, i: int) -> Triplets:
@@ -221,6 +233,36 @@ def _ppo(world: World, i: int, stage: Run) -> list[str]:
         critic=critic,
         reference=world.load(start_net(world)),
         reward=reward_function(world, i),
-        gold=world.gold_for_ppo(i),
+        gold=_gold_for_ppo(world, i, start),
         config=world.experiment.learner(i),
     )
+
+
+def _gold_for_ppo(world: World, i: int, start: UNet) -> Gold:
+    """The images whose mask PPO imitates in iteration i: see `GoldConfig`."""
+    experiment, rows = world.experiment, world.rows(i)
+    if experiment.gold.source == "gt":
+        assert world.target_all.labels is not None
+        found = Gold(rows, world.target_all.labels[rows])
+    elif experiment.reward == "reward_net":
+        found = world.gold(i)
+        if experiment.gold.corrected:
+            found = found.join(_preferred(world, i, start, world.gold(i, CORRECTED)))
+    else:
+        return Gold(rows[:0], world.target.images[:0])
+    rank = torch.randperm(len(world.target), generator=Generator().manual_seed(world.seed("gold")))
+    chosen = rank < experiment.gold.fraction * len(rank)  # the same images in every iteration
+    return found.take(chosen.to(world.device)[found.rows])
+
+
+@torch.no_grad()
+def _preferred(world: World, i: int, policy: UNet, corrected: Gold) -> Gold:
+    """The corrected masks with a higher mean r_i than the policy's own mask of that image."""
+    judge = load_reward_net(world.run.stage(f"iteration_{i}/reward_net").folder / REWARD_NET).to(world.device)
+    own = segment(policy.eval(), world.target.images[corrected.rows])
+    better = [torch.zeros(0, dtype=torch.bool, device=world.device)]
+    for part in torch.split(torch.arange(len(own), device=world.device), AT_ONCE):
+        x = world.target.at(corrected.rows[part])
+        worth = [judge(x, masks[part]).mean(dim=(1, 2)) for masks in (corrected.masks, own)]
+        better.append(worth[0] > worth[1])
+    return corrected.take(torch.cat(better))

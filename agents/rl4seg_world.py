@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor, nn
 
-from ..checkpoints import load_weights
+from ..checkpoints import load_weights, save_weights
 from ..datasets.echo import CLASSES, EchoImages, load_echo
 from ..device import resolve_device
 from ..runs import Run
@@ -26,7 +26,8 @@ from .spars import plain
 
 log = logging.getLogger(__name__)
 SEGMENTER, CRITIC, PRIOR = "segmenter.safetensors", "critic.safetensors", "shape_prior.safetensors"
-REWARD_NET, TRIPLETS, GOLD = "reward_net.safetensors", "triplets.safetensors", "gold.safetensors"
+REWARD_NET, TRIPLETS = "reward_net.safetensors", "triplets.safetensors"
+GOLD, CORRECTED = "gold.safetensors", "corrected.safetensors"
 NOT_MADE_BY = ("name", "device", "methods", "evaluation")
 """Parts of the configuration that no stage depends on."""
 AT_ONCE = 64
@@ -35,10 +36,22 @@ AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Gold:
-    """Gold images: rows int64 [K] of the target pool, and their masks uint8 [K, H, W]."""
+    """Images whose mask is given: rows int64 [K] of the target pool, and their masks uint8 [K, H, W]."""
 
     rows: Tensor
     masks: Tensor
+
+    def join(self, other: "Gold") -> "Gold":
+        """Both together; no image is in both."""
+        return Gold(torch.cat([self.rows, other.rows]), torch.cat([self.masks, other.masks]))
+
+    def take(self, chosen: Tensor) -> "Gold":
+        """Where bool [K] is true."""
+        return Gold(self.rows[chosen], self.masks[chosen])
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file."""
+        save_weights(path, {"rows": self.rows, "masks": self.masks})
 
 
 class World:
@@ -135,24 +148,10 @@ class World:
         """The segmenter of a stage."""
         return load_segmenter(folder / SEGMENTER).to(self.device)
 
-    def gold(self, i: int) -> Gold:
-        """The gold images that were found up to iteration i."""
-        tensors, _ = load_weights(self.run.stage(f"iteration_{i}/reward_data").folder / GOLD)
+    def gold(self, i: int, file: str = GOLD) -> Gold:
+        """The gold images, or with CORRECTED the corrected ones, that were found up to iteration i."""
+        tensors, _ = load_weights(self.run.stage(f"iteration_{i}/reward_data").folder / file)
         return Gold(tensors["rows"].to(self.device), tensors["masks"].to(self.device))
-
-    def gold_for_ppo(self, i: int) -> Gold:
-        """The gold images that PPO imitates in iteration i: see `GoldConfig`."""
-        config, rows = self.experiment.gold, self.rows(i)
-        if config.source == "gt":
-            assert self.target_all.labels is not None
-            found = Gold(rows, self.target_all.labels[rows])
-        elif self.experiment.reward == "reward_net":
-            found = self.gold(i)
-        else:
-            return Gold(rows[:0], self.target.images[:0])
-        rank = torch.randperm(len(self.target), generator=Generator().manual_seed(self.seed("gold")))
-        chosen = (rank < config.fraction * len(rank)).to(self.device)[found.rows]  # the same in every iteration
-        return Gold(found.rows[chosen], found.masks[chosen])
 
     def adapt(self, net: nn.Module, i: int) -> None:
         """With norm_mode frozen: batch statistics of the target images seen up to iteration i (0: all)."""

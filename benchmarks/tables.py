@@ -1,12 +1,24 @@
-"""Prints the tables of docs/spars.md from the result files in benchmarks/results: python benchmarks/tables.py"""
+"""Prints the tables of the pages in docs/ from the result files in benchmarks/results: python benchmarks/tables.py"""
 
 from pathlib import Path
 
+from segarena.agents.papers import PAPERS
 from segarena.evaluation.report import table
 from segarena.evaluation.results import read_results
 
-METRICS = ("dice", "dice_at_0.5", "lesion_recall", "terminal_hit", "steps")
+SPARS = ("dice", "dice_at_0.5", "lesion_recall", "terminal_hit", "steps")
+
+
+def tables_of(folder: Path) -> list[str]:
+    """The tables of one folder of results."""
+    results = read_results(folder)
+    paper = PAPERS[results[0].paper.lower()]
+    metrics = SPARS if results[0].paper == "SPARS" else paper.metrics
+    doubted = [result for result in results if paper.more_metrics and paper.more_metrics[0] in result.metrics]
+    first = table(results, metrics, baseline=paper.baseline)
+    return [first, *([table(doubted, paper.more_metrics)] if doubted else [])]
+
 
 if __name__ == "__main__":
     for folder in sorted(path for path in (Path(__file__).parent / "results").iterdir() if path.is_dir()):
-        print(f"### {folder.name}\n\n{table(read_results(folder), METRICS, baseline='score map (mean)')}\n")
+        print(f"### {folder.name}\n\n" + "\n\n".join(tables_of(folder)) + "\n")

@@ -179,6 +179,10 @@ class Built:
     """int64 [G]: rows of the pool whose mask is valid and like its correction."""
     gold_masks: Tensor
     """uint8 [G, H, W]: those masks."""
+    corrected_rows: Tensor
+    """int64 [C]: rows of the other images whose correction is valid."""
+    corrected_masks: Tensor
+    """uint8 [C, H, W]: the corrections."""
     stats: dict[str, int]
     """Images: n_images = n_valid + n_corrected + n_dropped. Triplets: n_triplets, and n_<kind>."""
 
@@ -265,7 +269,8 @@ def build_reward_data(
     counts = {"n_images": len(rows), "n_valid": int(gold.sum()), "n_corrected": int(corrected.sum())}
     counts["n_dropped"] = counts["n_images"] - counts["n_valid"] - counts["n_corrected"]
     kinds = {f"n_{kind}": number for kind, number in triplets.counts().items()}
-    return Built(triplets, rows[gold], a[gold], {**counts, "n_triplets": len(triplets), **kinds})
+    stats = {**counts, "n_triplets": len(triplets), **kinds}
+    return Built(triplets, rows[gold], a[gold], rows[corrected], c[corrected], stats)
 
 
 def similarity(a: Tensor, c: Tensor, kind: Literal["mean", "last_label"]) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from .training import logits_of
+
 MAX_SHIFT, MAX_ROTATION_DEG = 0.05, 10.0
 """Of test-time augmentation: translation as a share of the image's size, and rotation, each to both sides."""
 CONTRAST = (0.8, 1.2)
@@ -62,7 +64,7 @@ def augmented(net: nn.Module, images: Tensor, passes: int, seed: int) -> Tensor:
         shift = (2 * torch.stack([shift_x, shift_y], dim=1) - 1) * 2 * MAX_SHIFT  # grid units span 2
         there, back = _motion(angle, shift)
         seen = _warp((mean + factor * (x - mean)).clamp(0, 1), there)
-        softmax = _warp(net(seen).float().softmax(dim=1), back)
+        softmax = _warp(logits_of(net, seen).softmax(dim=1), back)
         outside = 1 - softmax.sum(dim=1)  # what the view did not show is background
         return torch.cat([softmax[:, :1] + outside[:, None], softmax[:, 1:]], dim=1)
 
@@ -70,7 +72,7 @@ def augmented(net: nn.Module, images: Tensor, passes: int, seed: int) -> Tensor:
 
 
 def _plainly(net: nn.Module) -> Callable[[Tensor], Tensor]:
-    return lambda x: net(x).float().softmax(dim=1)
+    return lambda x: logits_of(net, x).softmax(dim=1)
 
 
 @torch.no_grad()
