@@ -24,13 +24,11 @@ import yaml
 from gymnasium.error import Error as GymnasiumError
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from segarena.agents.papers import PAPERS, Paper
-from segarena.agents.spars import slug
 from segarena.datasets.lesions import LesionConfig
 from segarena.envs import ENVIRONMENTS
 from segarena.evaluation.machine import describe_machine
-from segarena.evaluation.report import table
 from segarena.files import replacing
-from segarena.runs import Run
+from segarena.runs import Run, slug
 
 set_parsing_settings(
     docstring_parse_attribute_docstrings=True,  # the string under a field is its help
@@ -80,7 +78,7 @@ def parser(paper: Paper = PAPERS[DEFAULT_PAPER]) -> ArgumentParser:
     one.add_argument("--export_sb3", type=str | None, default=None, help="also write the policy as a zip of SB3")
     commands.add_subcommand("train", one, help="train as a configuration says, or continue a run")
 
-    two = ArgumentParser(description="Segment test cases with trained policies, rules and the score map.")
+    two = ArgumentParser(description="Judge what a run trained, and what it is compared with, on test cases.")
     two.add_argument("--run", nargs="+", type=str, required=True, help="one run folder or several, space-separated")
     two.add_argument("--split", type=str | None, default=None, help="another split than the run's test split")
     two.add_argument("--cases", type=list[str] | None, default=None, help="other cases than the run's test cases")
@@ -169,12 +167,7 @@ def run_evaluate(options: Namespace, command: str, _: Paper) -> int:
         cases=options.cases,
         skip_bad=options.on_error == "skip",
     )
-    judged = all(paper.metrics[0] in result.metrics for result in results)  # images without truth can only be valid
-    known = judged and any(result.method == paper.baseline for result in results)
-    text = table(results, paper.metrics, baseline=paper.baseline if known else None)
-    more = [result for result in results if paper.more_metrics and paper.more_metrics[0] in result.metrics]
-    if more:
-        text += "\n\n" + table(more, paper.more_metrics)
+    text = "\n\n".join(paper.tables(results))
     folders = [run.folder for run in runs]
     with replacing(folders[0] / "evaluation" / "table.md") as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")

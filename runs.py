@@ -155,7 +155,7 @@ class Run:
 
     def finish(self, config: Mapping[str, Any], files: Sequence[str]) -> None:
         """Mark this stage as finished: `files` of its folder were made as `config` says."""
-        made = {"config": _jsonable(config), "sha256": {name: file_digest(self.folder / name) for name in files}}
+        made = {"config": plain(config), "sha256": {name: file_digest(self.folder / name) for name in files}}
         _write(self.folder / "manifest.json", json.dumps(made, indent=1) + "\n")
         self.close()
 
@@ -176,7 +176,7 @@ class Run:
             raise ValueError(
                 f"{path} is no manifest ({error!r}); delete {self.folder} to make the stage anew"
             ) from error
-        now = dict(_flat(_jsonable(config)))
+        now = dict(_flat(plain(config)))
         for key in sorted({*then, *now}):
             if then.get(key) != now.get(key):
                 raise ValueError(
@@ -206,10 +206,16 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + name, value if isinstance(value, bool | int | float | str) else str(value)
 
 
-def _jsonable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration as JSON gives it back: lists for tuples."""
-    loaded: dict[str, Any] = json.loads(json.dumps(config))
-    return loaded
+def slug(name: str) -> str:
+    """The name as part of a file's name: letters, digits and single underscores."""
+    return "_".join("".join(c if c.isalnum() else " " for c in name).split())
+
+
+def plain(value: Any) -> Any:
+    """The same tree with lists for tuples, for YAML."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _write(path: Path, text: str) -> None:

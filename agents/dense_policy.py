@@ -5,6 +5,7 @@ p of Cat(a_p; softmax(logits_p)); V = value map [B, H, W]; l = log π(a_p | x) o
 """
 
 from copy import deepcopy
+from functools import partial
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -16,7 +17,7 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
-from ..segmenters.norms import NormMode, set_norm_mode
+from ..segmenters.norms import NormMode, norm_of, set_norm_mode
 from ..segmenters.unet import UNet, bfloat16_on_cuda
 
 Head = Literal["categorical", "bernoulli"]
@@ -185,12 +186,10 @@ class DensePolicy(ActorCriticPolicy):
     def make_networks(self) -> tuple[nn.Module, nn.Module | None]:
         """Actor [B, in, H, W] -> logits [B, C or 1, H, W], and critic -> [B, 1, H, W] without its sigmoid, or None."""
         assert self.observation_space.shape is not None
-        channels, norm = self.observation_space.shape[0], "group" if self.norm_mode == "group" else "batch"
-        nets = [
-            UNet(channels, outputs, init_channels=self.init_channels, norm=norm)  # type: ignore[arg-type]
-            for outputs in (1 if self.head == "bernoulli" else self.classes, 1)[: 1 + (self.critic_kind != "none")]
-        ]
-        return nets[0], nets[1] if len(nets) > 1 else None
+        channels, norm = self.observation_space.shape[0], norm_of(self.norm_mode)
+        unet = partial(UNet, channels, init_channels=self.init_channels, norm=norm)
+        actor = unet(1 if self.head == "bernoulli" else self.classes)
+        return actor, None if self.critic_kind == "none" else unet(1)
 
     def _build(self, lr_schedule: Schedule) -> None:
         self.actor, self.critic = self.make_networks()

@@ -85,27 +85,25 @@ class DensePPOConfig:
 
     def __post_init__(self) -> None:
         least_zero, least_one, share = (0, math.inf), (1, math.inf), (0, 1)
-        require("ppo.", self, total_timesteps=least_zero, num_envs=least_one, n_steps=least_one, n_epochs=least_one)
-        require("ppo.", self, actor_lr=share, critic_lr=share, gamma=share, gae_lambda=share, clip_range=share)
-        require("ppo.", self, ent_coef=least_zero, kl_coef=least_zero, max_grad_norm=least_zero, group_size=least_one)
-        require("ppo.", self, exploration_scale=(1e-6, math.inf), exploration_sigma_px=(0.1, 1e3), eps_greedy=share)
+        require("", self, total_timesteps=least_zero, num_envs=least_one, n_steps=least_one, n_epochs=least_one)
+        require("", self, actor_lr=share, critic_lr=share, gamma=share, gae_lambda=share, clip_range=share)
+        require("", self, ent_coef=least_zero, kl_coef=least_zero, max_grad_norm=least_zero, group_size=least_one)
+        require("", self, exploration_scale=(1e-6, math.inf), exploration_sigma_px=(0.1, 1e3), eps_greedy=share)
         if self.target_kl is not None:
-            require("ppo.", self, target_kl=least_zero)
+            require("", self, target_kl=least_zero)
         rollout = self.num_envs * self.n_steps
         if self.batch_size is not None and (self.batch_size < 1 or rollout % self.batch_size):
-            raise ValueError(
-                f"ppo.batch_size is {self.batch_size} but must divide num_envs x n_steps = {rollout} images"
-            )
+            raise ValueError(f"batch_size is {self.batch_size} but must divide num_envs x n_steps = {rollout} images")
         if self.num_envs % self.group_size:
-            raise ValueError(f"ppo.num_envs is {self.num_envs} but must be a multiple of group_size, {self.group_size}")
+            raise ValueError(f"num_envs is {self.num_envs} but must be a multiple of group_size, {self.group_size}")
         needs_none = self.objective == "pg" or self.group_size > 1
         if needs_none != (self.critic == "none"):
             raise ValueError(
-                f"ppo.critic is {self.critic!r} with objective {self.objective!r} and group_size {self.group_size}, "
+                f"critic is {self.critic!r} with objective {self.objective!r} and group_size {self.group_size}, "
                 f"but 'none' belongs to objective 'pg' or a group_size above 1, and only to them"
             )
         if self.objective == "pg" and self.n_epochs != 1:
-            raise ValueError(f"ppo.n_epochs is {self.n_epochs} but must be 1 for objective 'pg', which has no ratio")
+            raise ValueError(f"n_epochs is {self.n_epochs} but must be 1 for objective 'pg', which has no ratio")
 
 
 # -- the loss, pixel by pixel: section 4 ----------------------------------------------------------------------------
@@ -254,11 +252,10 @@ class DensePPO(PPO):
                     actions = torch.where(gold[:, None, None], gold_action, actions)
                 log_probs = old.log_prob(actions)
                 anchor = old if policy.reference is None else PixelCategorical(policy.logits(obs, policy.reference))
-                env._returns += step.reward
+                returns = env.count(step)
                 if step.ended is not None:
                     rows = step.ended.rows
-                    episodes.append(torch.stack((env._returns[rows], lengths[rows].double()), dim=1))
-                    env._returns[rows] = 0.0
+                    episodes.append(torch.stack((returns[rows], lengths[rows].double()), dim=1))
                 buffer.add(
                     observations=obs,
                     actions=actions,

@@ -1,9 +1,11 @@
 """The table of papers that `run_rl.py` drives: what trains, evaluates and shows each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..evaluation.report import table
+from ..evaluation.results import Result
 from . import rl4seg, rl4seg_config, rl4seg_evaluation, rl4seg_methods, spars, spars_evaluation
 
 
@@ -29,6 +31,14 @@ class Paper:
     """Columns of a second table, of the results that have the first of them."""
     frame_ms: int = 125
     """Time that each frame of an episode is shown."""
+
+    def tables(self, results: Sequence[Result]) -> list[str]:
+        """The tables of these results, in Markdown; without comparison where some images have no truth."""
+        judged = all(self.metrics[0] in result.metrics for result in results)  # images without truth can only be valid
+        known = judged and any(result.method == self.baseline for result in results)
+        first = table(results, self.metrics, baseline=self.baseline if known else None)
+        more = [result for result in results if self.more_metrics and self.more_metrics[0] in result.metrics]
+        return [first, *([table(more, self.more_metrics)] if more else [])]
 
 
 PAPERS = {

@@ -18,13 +18,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..runs import Run
+from ..envs.rl4seg_config import OF_TRUTH
+from ..runs import Run, plain
 from .rl4seg_config import RL4SegExperiment
 from .rl4seg_methods import METHODS, OTHERS, TITLES
 from .rl4seg_ppo import export
 from .rl4seg_stages import loop, policy_folder, source_net
 from .rl4seg_world import World
-from .spars import plain
 
 
 def train(
@@ -60,7 +60,7 @@ def _check(experiment: RL4SegExperiment) -> None:
         target = {"target pool": world.target_all, "target val": world.target_val}
         if not len(world.target_all):
             raise ValueError("initial_images is 0 and there is no iteration: the methods have no image to adapt to")
-        if experiment.reward not in ("reward_net", "anatomical") or {"oracle_rl", "target_supervised"} & methods:
+        if experiment.reward in OF_TRUTH or {"oracle_rl", "target_supervised"} & methods:
             needed |= target
         elif experiment.gold.source == "gt":
             needed |= {"target pool": world.target_all}

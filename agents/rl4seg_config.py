@@ -145,7 +145,7 @@ class RL4SegExperiment:
     """One RL4Seg run: source network, shape prior, and the iterations of reward data, reward network and PPO."""
 
     paper: Literal["rl4seg"] = "rl4seg"
-    """Whose experiment this is."""
+    """Whose experiment this is; decides all other options: spars, or rl4seg (train --paper rl4seg --help)."""
     name: str = "RL4Seg"
     """What the policy is called in tables."""
     seed: int = 0

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..datasets.echo import BadImage, EchoImages, load_echo
 from ..envs.core import Frame
 from ..envs.rl4seg import DICE, EchoEnv
+from ..envs.rl4seg_config import OF_TRUTH
 from ..evaluation.calibration import (
     Calibration,
     RiskCoverage,
@@ -29,14 +30,13 @@ from ..evaluation.planar import EchoView, save_echo_figure
 from ..evaluation.results import Case, Result, count_origins, mean_metrics
 from ..rewards.anatomical import valid_masks
 from ..rewards.reward_net import load_reward_net
-from ..runs import Run
+from ..runs import Run, plain, slug
 from ..segmenters.training import probabilities, segment
 from ..segmenters.uncertainty import augmented, ensemble, entropy_map, mc_dropout
 from .rl4seg_config import RL4SegExperiment
 from .rl4seg_methods import ADABN, AUGMENTED, CORRECTOR, METHODS, OTHERS, SOURCE_BOUND, SOURCE_ONLY, TITLES, supervision
 from .rl4seg_stages import adabn_net, corrector, loop, policy_folder, reward_function, source_net
 from .rl4seg_world import AT_ONCE, REWARD_NET, World
-from .spars import plain, slug
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ def _policy(world: World, images: EchoImages) -> Iterator[Answer]:
     experiment = world.experiment
     net = world.load(policy_folder(world, experiment.iterations))
     masks = segment(net, images.images)
-    labels = experiment.gold.source == "gt" or experiment.reward not in ("reward_net", "anatomical")
+    labels = experiment.gold.source == "gt" or experiment.reward in OF_TRUTH
     supervision = "source and target" if labels else "source"
     if experiment.reward != "reward_net":
         yield Answer(experiment.name, masks, supervision=supervision)

@@ -69,7 +69,7 @@ def train_policy(
         else:
             policy.critic.load_state_dict(critic.state_dict())
     every = world.experiment.ppo.examine_every * len(game.pool) * config.group_size
-    examine = Examine(stage, world.target_val, game_of(world, world.target_val, reward, config, slots=None), every)
+    examine = Examine(stage, world.target_val, game_of(world, world.target_val, reward, config, one_each=True), every)
     checkpoint = stage.resume()
     if checkpoint:
         restore(model, checkpoint)
@@ -104,11 +104,11 @@ def learner(world: World, game: EchoEnv, config: DensePPOConfig, seed: int) -> D
 
 
 def game_of(
-    world: World, images: EchoImages, reward: RewardFunction | str, config: DensePPOConfig, *, slots: int | None = 0
+    world: World, images: EchoImages, reward: RewardFunction | str, config: DensePPOConfig, *, one_each: bool = False
 ) -> EchoEnv:
-    """The game on these images; slots: 0: the learner's number; None: one for each image."""
+    """The game on these images, with as many slots as the learner's, or with `one_each` one for each image."""
     settings: dict[str, Any] = {"reward": reward} if isinstance(reward, str) else {"reward_function": reward}
-    if slots == 0:
+    if not one_each:
         settings |= {"num_envs": config.num_envs, "deck": "shared", "group": config.group_size}
     else:
         settings |= {"num_envs": len(images)}

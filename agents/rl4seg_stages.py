@@ -17,9 +17,9 @@ from ..rewards.reward_data import Built, RewardDataConfig, Triplets, build_rewar
 from ..rewards.reward_net import RewardNet, load_reward_net, save_reward_net, train_reward_net
 from ..rewards.shape_prior import Corrector, load_shape_prior, save_shape_prior, train_shape_prior
 from ..runs import Run
-from ..segmenters.norms import shrink_perturb
+from ..segmenters.norms import norm_of, shrink_perturb
 from ..segmenters.training import load_segmenter, save_segmenter, segment, train_segmenter
-from ..segmenters.unet import UNet, bfloat16_on_cuda
+from ..segmenters.unet import UNet
 from .rl4seg_ppo import train_policy
 from .rl4seg_world import (
     AT_ONCE,
@@ -32,7 +32,6 @@ from .rl4seg_world import (
     TRIPLETS,
     Gold,
     World,
-    norm_of,
 )
 
 # -- stage 0 -------------------------------------------------------------------------------------------------------
@@ -114,13 +113,7 @@ def reward_function(world: World, i: int) -> RewardFunction | str:
     if name != "reward_net":
         return name
     net = load_reward_net(world.run.stage(f"iteration_{i}/reward_net").folder / REWARD_NET).to(world.device)
-    return partial(_by_net, net)
-
-
-def _by_net(net: RewardNet, images: Tensor, masks: Tensor, rows: Tensor) -> Tensor:
-    with bfloat16_on_cuda(images.device):
-        worth: Tensor = net(images, masks)
-    return worth
+    return lambda images, masks, rows: net(images, masks)
 
 
 def iterate(world: World, i: int) -> None:

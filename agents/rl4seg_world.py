@@ -17,12 +17,13 @@ from torch import Generator, Tensor, nn
 from ..checkpoints import load_weights, save_weights
 from ..datasets.echo import CLASSES, EchoImages, load_echo
 from ..device import resolve_device
-from ..runs import Run
-from ..segmenters.norms import NormMode, adapt_batchnorm
+from ..envs.rl4seg import RewardFunction
+from ..envs.rl4seg_config import OF_TRUTH
+from ..runs import Run, plain
+from ..segmenters.norms import adapt_batchnorm, norm_of
 from ..segmenters.training import image_batches, load_segmenter
-from ..segmenters.unet import Norm, UNet
+from ..segmenters.unet import UNet
 from .rl4seg_config import RL4SegExperiment
-from .spars import plain
 
 log = logging.getLogger(__name__)
 SEGMENTER, CRITIC, PRIOR = "segmenter.safetensors", "critic.safetensors", "shape_prior.safetensors"
@@ -129,9 +130,9 @@ class World:
         """Rows of the target images that are seen up to iteration i; 0: all."""
         return torch.arange(self.experiment.pool_size(i) if i else len(self.target), device=self.device)
 
-    def images(self, i: int, reward: object) -> EchoImages:
+    def images(self, i: int, reward: RewardFunction | str) -> EchoImages:
         """Target images seen up to iteration i (0: all); with labels only for a reward that is named and reads them."""
-        images = self.target_all if isinstance(reward, str) and reward != "anatomical" else self.target
+        images = self.target_all if reward in OF_TRUTH else self.target
         return images.take(self.rows(i).tolist())
 
     # -- networks --------------------------------------------------------------------------------------------------
@@ -176,8 +177,3 @@ def joined(parts: Sequence[EchoImages]) -> EchoImages:
         instants=[x for part in parts for x in part.instants],
         spacing_mm=torch.cat([part.spacing_mm for part in parts]),
     )
-
-
-def norm_of(mode: NormMode) -> Norm:
-    """The normalisation layers of networks for this mode."""
-    return "group" if mode == "group" else "batch"

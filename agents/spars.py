@@ -22,7 +22,7 @@ from ..envs.spars import SparsEnv
 from ..envs.spars_config import SparsConfig
 from ..evaluation.metrics import classification_metrics
 from ..files import replacing
-from ..runs import Run
+from ..runs import Run, plain
 from .policies import PolicyName, policy_arguments
 from .self_play import InitialOpponent, SelfPlay, Snapshot
 from .spars_watch import Examine, Watch
@@ -87,7 +87,7 @@ class SparsExperiment:
     """One SPARS run: data, classifier, game, learner and evaluation."""
 
     paper: Literal["spars"] = "spars"
-    """Whose experiment this is."""
+    """Whose experiment this is; decides all other options: spars, or rl4seg (train --paper rl4seg --help)."""
     name: str = "SPARS"
     """What the trained policy is called in tables."""
     seed: int = 0
@@ -320,15 +320,3 @@ def _examiners(experiment: SparsExperiment, run: Run, self_play: SelfPlay | None
             seen=seen,
         )
     ]
-
-
-def slug(name: str) -> str:
-    """The name as part of a file's name: letters, digits and single underscores."""
-    return "_".join("".join(c if c.isalnum() else " " for c in name).split())
-
-
-def plain(value: Any) -> Any:
-    """The same tree with lists for tuples, for YAML."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -23,10 +23,10 @@ from ..envs.spars_config import SparsConfig
 from ..evaluation.figures import CaseView, save_case_figure
 from ..evaluation.metrics import dice, segmentation_metrics
 from ..evaluation.results import Case, Result, count_origins, mean_metrics
-from ..runs import Run
+from ..runs import Run, plain, slug
 from .reference import BfsToTau
 from .rollouts import PAPER_THRESHOLD, Maps, choose_threshold, roll_out, score_map
-from .spars import TRAIN, CaseChoice, EvaluationConfig, SparsExperiment, game_of, load_policies, plain, slug
+from .spars import TRAIN, CaseChoice, EvaluationConfig, SparsExperiment, game_of, load_policies
 
 log = logging.getLogger(__name__)
 

@@ -1,9 +1,9 @@
 """Prints the tables of the pages in docs/ from the result files in benchmarks/results: python benchmarks/tables.py"""
 
+from dataclasses import replace
 from pathlib import Path
 
 from segarena.agents.papers import PAPERS
-from segarena.evaluation.report import table
 from segarena.evaluation.results import read_results
 
 SPARS = ("dice", "dice_at_0.5", "lesion_recall", "terminal_hit", "steps")
@@ -13,10 +13,7 @@ def tables_of(folder: Path) -> list[str]:
     """The tables of one folder of results."""
     results = read_results(folder)
     paper = PAPERS[results[0].paper.lower()]
-    metrics = SPARS if results[0].paper == "SPARS" else paper.metrics
-    doubted = [result for result in results if paper.more_metrics and paper.more_metrics[0] in result.metrics]
-    first = table(results, metrics, baseline=paper.baseline)
-    return [first, *([table(doubted, paper.more_metrics)] if doubted else [])]
+    return replace(paper, metrics=SPARS).tables(results) if results[0].paper == "SPARS" else paper.tables(results)
 
 
 if __name__ == "__main__":

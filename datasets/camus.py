@@ -119,13 +119,14 @@ def _prepared(table: Path) -> EchoFolder:
     splits: dict[str, list[str]] = {}
     for line, row in enumerate(rows, start=2):
         view, instant = (row["view"] or "").upper(), (row["instant"] or "").upper()
-        if not row["study"] or not row[SPLIT_COLUMN] or view not in VIEWS or instant not in INSTANTS:
+        uuid, known = row.get("dicom_uuid"), view in VIEWS and instant in INSTANTS
+        if not (row["study"] and row[SPLIT_COLUMN] and known and (row.get("id") or uuid)):
             raise ValueError(
                 f"line {line} of {table} has study {row['study']!r}, view {row['view']!r}, instant {row['instant']!r}, "
-                f"{SPLIT_COLUMN} {row[SPLIT_COLUMN]!r}; needed are a study, a split, {' or '.join(VIEWS)}, and "
-                f"{' or '.join(INSTANTS)}"
+                f"{SPLIT_COLUMN} {row[SPLIT_COLUMN]!r}, dicom_uuid {uuid!r}; needed are a study, a split, "
+                f"{' or '.join(VIEWS)}, {' or '.join(INSTANTS)}, and an id or a dicom_uuid"
             )
-        place = row.get("id") or f"{row['study']}/{view.lower()}/{row['dicom_uuid']}_{instant}"
+        place = row.get("id") or f"{row['study']}/{view.lower()}/{uuid}_{instant}"
         path = Path(f"{place}.nii.gz")
         if path.is_absolute() or ".." in path.parts:
             raise ValueError(f"line {line} of {table} names {place!r}, which must lie below img/ of its folder")

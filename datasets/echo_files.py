@@ -73,7 +73,10 @@ def stored_in(path: Path) -> list[Path]:
     _check_exists(path)
     if path.suffix != ".mhd":
         return [path]
-    pixels = path.parent / _metaimage_header(path)["ElementDataFile"]
+    name = _metaimage_header(path)["ElementDataFile"]
+    if name in ("", "LOCAL", "LIST") or name != Path(name).name:
+        raise ValueError(f"{path} names the pixels {name!r} but they must be one file beside it; convert it to .nii.gz")
+    pixels = path.parent / name
     if not pixels.is_file():
         raise FileNotFoundError(f"{path} names the pixels {pixels}, which do not exist; unpack the archive again")
     return [path, pixels]
@@ -107,6 +110,8 @@ def _nifti(path: Path) -> tuple[FloatArray, Spacing]:
         # as stored: nibabel's own reading would replace a pixdim of 0 by 1
         header = nib.Nifti1Header.from_fileobj(BytesIO(content), check=False)
         pixdim = [float(mm) for mm in header["pixdim"][1:3]]
+        if math.prod(header.get_data_shape()) * int(header["bitpix"]) // 8 > len(content):
+            raise ValueError("it is shorter than its header says")
         stored = np.asarray(nib.Nifti1Image.from_bytes(content).dataobj, dtype=np.float32)
     except (*DAMAGE, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
         raise ValueError(f"{path} cannot be read as NIfTI ({error}); fetch or convert it again") from error
@@ -119,12 +124,14 @@ def _metaimage(path: Path) -> tuple[FloatArray, Spacing]:
     pixels = stored_in(path)[1]
     try:
         shape = [int(n) for n in header["DimSize"].split()][::-1]
+        if min(shape) < 1:
+            raise ValueError(f"DimSize is {header['DimSize']}")
         spacing = [float(mm) for mm in header.get("ElementSpacing", header.get("ElementSize", "0 0")).split()]
         order = ">" if header.get("BinaryDataByteOrderMSB", "False").lower() == "true" else "<"
         dtype = np.dtype(order + METAIMAGE_TYPES[header["ElementType"]])
         content = pixels.read_bytes()
         if header.get("CompressedData", "False").lower() == "true":
-            content = zlib.decompress(content)
+            content = zlib.decompressobj().decompress(content, math.prod(shape) * dtype.itemsize)
         stored = np.frombuffer(content, dtype).reshape(shape).astype(np.float32)
         return _plane(stored, path), (spacing[1], spacing[0])
     except (ValueError, KeyError, IndexError, zlib.error) as error:

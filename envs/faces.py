@@ -17,7 +17,7 @@ from gymnasium.vector.utils import batch_space
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
-from .core import BatchedEnv, Ended, Frame, Obs
+from .core import Advance, BatchedEnv, Ended, Frame, Obs
 
 
 def to_numpy(obs: Obs) -> Any:
@@ -175,7 +175,7 @@ class LearnerEnv(VecEnv):
         """Observations, rewards, dones and infos of the step."""
         lengths = self.game.t + 1
         step = self.game.advance(self._actions)
-        self._returns += step.reward
+        returns = self.count(step)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if step.ended:
             for row, last, said in infos_of(step.ended):
@@ -183,11 +183,17 @@ class LearnerEnv(VecEnv):
                     **said,
                     "terminal_observation": last,
                     "TimeLimit.truncated": bool(step.truncated[row]),
-                    "episode": {"r": float(self._returns[row]), "l": int(lengths[row])},
+                    "episode": {"r": float(returns[row]), "l": int(lengths[row])},
                 }
-            self._returns[step.ended.rows] = 0.0
         done = (step.terminated | step.truncated).cpu().numpy()
         return to_numpy(step.obs), step.reward.cpu().numpy(), done, infos
+
+    def count(self, step: Advance) -> torch.Tensor:
+        """Add a step that was played to the returns, float64 [N] with it; those of ended episodes then start anew."""
+        returns = self._returns = self._returns + step.reward
+        if step.ended:
+            self._returns = returns.index_fill(0, step.ended.rows, 0.0)
+        return returns
 
     def state(self) -> dict[str, Any]:
         """All that `load_state` needs."""

@@ -13,21 +13,18 @@ from dataclasses import fields, replace
 from functools import cache, partial
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from gymnasium import spaces
-from scipy import ndimage
 from torch import Tensor
 
-from ..datasets.echo import CLASSES, LV, MYO, EchoImages, load_echo
-from ..evaluation.figures import TRUTH
-from ..evaluation.pictures import GAP_GREY, GAP_PX, Bytes, Colour, blend
+from ..datasets.echo import CLASSES, EchoImages, load_echo
+from ..evaluation.pictures import GAP_GREY, GAP_PX
+from ..evaluation.planar import PREDICTION, TRUTH, echo_panel
 from ..rewards.anatomical import anatomical_reward, valid_masks
-from ..rewards.reward_net import RewardNet, load_reward_net
+from ..rewards.reward_net import load_reward_net
 from ..rewards.segmentation import RewardMap, accuracy, accuracy_map, dice_map, min_fusion, pixel_accuracy
 from ..segmenters.training import class_dice
-from ..segmenters.unet import bfloat16_on_cuda
 from .core import BatchedEnv, Frame, Obs
 from .decks import OwnDecks, SharedDeck
 from .rl4seg_config import EchoEnvConfig
@@ -48,7 +45,6 @@ STATE = ("index", "mask", "pixel_reward", "is_valid")
 """What an episode consists of, beside what the core and the deck keep."""
 DICE = ("dice_lv", "dice_myo", "dice_epi")
 """The columns of `structure_dice`."""
-LABEL_COLOURS: dict[int, Colour] = {LV: (86, 180, 233), MYO: (230, 159, 0)}
 PANEL_PX = 256
 
 
@@ -161,7 +157,7 @@ class EchoEnv(BatchedEnv):
         if name == "reward_net":
             assert self.config.reward_net is not None
             net = load_reward_net(self.config.reward_net, classes=len(CLASSES)).to(self.device)
-            return partial(_by_net, net)
+            return lambda images, masks, rows: net(images, masks)
         labels = self.pool.labels
         if labels is None:
             raise ValueError(
@@ -326,34 +322,25 @@ class EchoEnv(BatchedEnv):
             setattr(self, name, state[name].to(self.device, copy=True))
 
     def _picture(self, row: int) -> Frame:
-        """Image, mask, R and, where it is known, truth, side by side; before the step, mask and R are empty."""
-        index, zoom = int(self.index[row]), max(1, round(PANEL_PX / max(self.shape)))
-        image, mask = (_zoomed(tensor[at], zoom) for tensor, at in ((self.pool.images, index), (self.mask, row)))
-        grey = np.repeat(image[..., None], 3, axis=-1)
-        if int(self.t[row]):
-            levels = (self.pixel_reward[row].clamp(0, 1) * 255).round().to(torch.uint8)
-            worth = (matplotlib.colormaps["cividis"](_zoomed(levels, zoom))[..., :3] * 255).astype(np.uint8)
-        else:
-            worth = np.full_like(grey, GAP_GREY)
-        panels = [grey, _painted(grey, mask), worth]
+        """Image, mask, 1 - R and, where it is known, truth, side by side; before the step, mask and R are empty."""
+        index, scale = int(self.index[row]), max(1, round(PANEL_PX / max(self.shape)))
+        image, mask = self.pool.images[index].cpu().numpy(), self.mask[row].cpu().numpy()
+        doubt = (1 - self.pixel_reward[row]).clamp(0, 1).cpu().numpy() if int(self.t[row]) else np.zeros(image.shape)
+        outline, layers = [], [[], [(mask, PREDICTION)], []]
         if self.pool.labels is not None:
-            truth = _zoomed(self.pool.labels[index], zoom)
-            for panel in panels[1:]:
-                _outline(panel, truth, dict.fromkeys(LABEL_COLOURS, TRUTH))
-            panels.append(_painted(grey, truth))
-        gap = np.full((len(grey), GAP_PX, 3), GAP_GREY, np.uint8)
+            outline = [(self.pool.labels[index].cpu().numpy(), TRUTH)]
+            layers.append([])
+        panels = [
+            echo_panel(image, masks=masks + outline * (n > 0), heat=doubt if n == 2 else None, scale=scale)
+            for n, masks in enumerate(layers)
+        ]
+        gap = np.full((len(panels[0]), GAP_PX, 3), GAP_GREY, np.uint8)
         return np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
 
 
 def structure_dice(masks: Tensor, labels: Tensor) -> Tensor:
     """Dice of LV, MYO and both as one (EPI), float32 [K, 3], of masks and labels uint8 [K, H, W]; both empty: 1."""
     return torch.cat((class_dice(masks, labels), class_dice(masks > 0, labels > 0, (1,))), dim=1)
-
-
-def _by_net(net: RewardNet, images: Tensor, masks: Tensor, rows: Tensor) -> Tensor:
-    with bfloat16_on_cuda(images.device):  # as it was trained
-        worth: Tensor = net(images, masks)
-    return worth
 
 
 def _by_truth(reward: RewardMap, labels: Tensor, images: Tensor, masks: Tensor, rows: Tensor) -> Tensor:
@@ -371,27 +358,6 @@ def _checked(pool: EchoImages) -> EchoImages:
         if labels.max() >= len(CLASSES):
             raise ValueError(f"labels reach {int(labels.max())} but must be 0..{len(CLASSES) - 1}")
     return pool
-
-
-def _zoomed(plane: Tensor, zoom: int) -> Bytes:
-    """A uint8 [H, W] tensor, every pixel zoom times as large."""
-    return np.asarray(plane.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1).cpu().numpy(), np.uint8)
-
-
-def _painted(grey: Bytes, mask: Bytes) -> Bytes:
-    """The picture with the labels of the mask over it."""
-    picture = grey.copy()
-    for label, colour in LABEL_COLOURS.items():
-        blend(picture, mask == label, colour, 0.35)
-    _outline(picture, mask, LABEL_COLOURS)
-    return picture
-
-
-def _outline(picture: Bytes, mask: Bytes, colours: Mapping[int, Colour]) -> None:
-    """Draw the border of each label into the picture."""
-    for label, colour in colours.items():
-        inside = mask == label
-        picture[inside & ~ndimage.binary_erosion(inside)] = colour
 
 
 @cache

@@ -1,12 +1,14 @@
 """What RL4Seg-Echo-v0 can be told (paper: RL4Seg, sections 2.1 and 2.3)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from ..datasets.echo import EchoDataConfig
 
 RewardName = Literal["reward_net", "pixel_accuracy", "accuracy_map", "accuracy", "dice", "anatomical"]
-REWARDS = ("reward_net", "pixel_accuracy", "accuracy_map", "accuracy", "dice", "anatomical")
+REWARDS = get_args(RewardName)
+OF_TRUTH = ("pixel_accuracy", "accuracy_map", "accuracy", "dice")
+"""The rewards that need the truth."""
 
 
 @dataclass(frozen=True)

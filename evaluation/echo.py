@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import ndimage
 from scipy.spatial import KDTree
 from torch import Tensor
 
 from ..datasets.echo import LV, MYO, EchoImages
 from ..rewards.anatomical import valid_masks
+from ..rewards.morphology import biggest_components
 from .results import Case
 
 Floats = npt.NDArray[np.float64]
@@ -24,9 +24,6 @@ Pixels = npt.NDArray[np.bool_]
 
 STRUCTURES = ("endo", "myo", "epi")
 PAPER_BATCH = 32
-IN_PLANE = np.zeros((3, 3, 3), dtype=bool)
-"""Neighbours by a side within an image, none in the images before and after it."""
-IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
 
 
 def largest_heart(masks: Tensor) -> Tensor:
@@ -38,17 +35,7 @@ def largest_heart(masks: Tensor) -> Tensor:
         ValueError: masks that are not uint8 [N, H, W], or labels above 2.
     """
     _check(masks)
-    array = masks.cpu().numpy()
-    parts, n = ndimage.label(array > 0, IN_PLANE)
-    size = np.bincount(parts.ravel(), minlength=n + 1)
-    image_of = np.zeros(n + 1, dtype=np.int64)
-    image_of[parts] = np.arange(len(array))[:, None, None]
-    heart = np.arange(1, n + 1)
-    order = heart[np.lexsort((heart, -size[1:], image_of[1:]))]  # by image, the largest part first
-    _, first = np.unique(image_of[order], return_index=True)
-    kept = np.zeros(n + 1, dtype=bool)
-    kept[order[first]] = True
-    return masks * torch.from_numpy(kept[parts]).to(masks.device)
+    return masks * torch.from_numpy(biggest_components(masks.cpu().numpy() > 0)).to(masks.device)
 
 
 def echo_metrics(preds: Tensor, truths: Tensor, spacing_mm: Tensor) -> dict[str, Tensor]:

@@ -52,6 +52,8 @@ COLUMNS = {
     "hd_epi_mm": Column("HD EPI", "mm", 1, 1),
     "valid": Column("Anatomically valid", "%", 100, 1),
     "empty": Column("LV or MYO missing", "%", 100, 1),
+    "error_auroc": Column("Error AUROC"),
+    "ece": Column("ECE"),
     "pixel_accuracy": Column("Pixel accuracy", "%", 100, 1),
 }
 """Metrics with a unit; any other is shown as it is, with three digits."""

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -142,9 +142,13 @@ def load_reward_net(path: str | Path, classes: int = len(CLASSES)) -> RewardNet:
     try:
         if metadata.get("architecture") != RewardNet.__name__:
             raise KeyError("architecture")
-        encoding: ActionEncoding = "onehot" if metadata["encoding"] == "onehot" else "raw"
-        norm: Norm = "group" if metadata["norm"] == "group" else "batch"
-        trained_for, init_channels = int(metadata["classes"]), int(metadata["init_channels"])
+        trained_for = int(metadata["classes"])
+        net = RewardNet(
+            classes=trained_for,
+            encoding=cast(ActionEncoding, metadata["encoding"]),
+            init_channels=int(metadata["init_channels"]),
+            norm=cast(Norm, metadata["norm"]),
+        )
     except (KeyError, ValueError) as error:
         raise ValueError(
             f"checkpoint {str(path)!r} is no reward network (metadata: {metadata or 'none'}); name a file that "
@@ -155,7 +159,6 @@ def load_reward_net(path: str | Path, classes: int = len(CLASSES)) -> RewardNet:
             f"checkpoint {str(path)!r} judges masks of {trained_for} classes but the masks here have {classes}; train "
             f"a reward network on this data"
         )
-    net = RewardNet(classes=classes, encoding=encoding, init_channels=init_channels, norm=norm)
     load_into(net, weights, f"checkpoint {str(path)!r}")
     return net.requires_grad_(False)
 

@@ -12,9 +12,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Generator, Tensor, nn
 
-from .unet import bfloat16_on_cuda
+from .unet import Norm, bfloat16_on_cuda
 
 NormMode = Literal["frozen", "batch", "group"]
+
+
+def norm_of(mode: NormMode) -> Norm:
+    """The normalisation layers of networks for this mode."""
+    return "group" if mode == "group" else "batch"
 
 
 def batchnorms(net: nn.Module) -> list[nn.BatchNorm2d]:
