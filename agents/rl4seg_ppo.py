@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..datasets.echo import EchoImages
 from ..envs.faces import LearnerEnv
@@ -52,7 +52,7 @@ def train_policy(
         reference: π_ref; stays as it is.
         reward: R(x, a), or the name of one that reads the truth.
         config: the learner.
-        critic: V; None: a fresh one, with the target's batch statistics.
+        critic: V; None: a fresh one.
         gold: images whose action is given.
     """
     game = game_of(world, world.images(i, reward), reward, config)
@@ -65,7 +65,7 @@ def train_policy(
         policy.reference.load_state_dict(reference.state_dict())
     if policy.critic is not None:
         if critic is None:
-            world.adapt(policy.critic, i)
+            _begin_critic(world, policy.critic, start, i)
         else:
             policy.critic.load_state_dict(critic.state_dict())
     every = world.experiment.ppo.examine_every * len(game.pool) * config.group_size
@@ -92,6 +92,15 @@ def train_policy(
             assert isinstance(net, UNet)
             save_segmenter(stage.folder / name, net, {"stage": stage.folder.name})
     return [name for name, net in files.items() if net is not None]
+
+
+def _begin_critic(world: World, critic: nn.Module, policy: UNet, i: int) -> None:
+    """A fresh critic as `PPOStageConfig.critic_start` says."""
+    if world.experiment.ppo.critic_start == "policy":
+        features = {name: value for name, value in policy.state_dict().items() if not name.startswith("head.")}
+        critic.load_state_dict({**critic.state_dict(), **features})
+    else:
+        world.adapt(critic, i)
 
 
 def learner(world: World, game: EchoEnv, config: DensePPOConfig, seed: int) -> DensePPO:

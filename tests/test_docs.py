@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from segarena.envs import spars
+from segarena.agents.papers import PAPERS
+from segarena.envs import rl4seg, spars
 from segarena.evaluation.report import table
 from segarena.evaluation.results import read_results
 
@@ -13,8 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_examples_of_the_environment_run():
-    failed, tried = doctest.testmod(spars)
+@pytest.mark.parametrize("module", [spars, rl4seg], ids=lambda module: module.__name__)
+def test_the_examples_of_the_environment_run(module):
+    failed, tried = doctest.testmod(module)
     assert tried >= 6
     assert failed == 0
 
@@ -35,6 +37,14 @@ def test_the_tables_of_the_page_are_made_from_the_results(folder):
     made = table(read_results(ROOT / "benchmarks" / "results" / folder), metrics, baseline="score map (mean)")
     page = (ROOT / "docs" / "spars.md").read_text(encoding="utf-8")
     assert all(line in page for line in made.splitlines())
+
+
+@pytest.mark.parametrize("folder", ["rl4seg_phantom", "rl4seg_camus"])
+def test_the_tables_of_the_second_page_are_made_from_the_results(folder):
+    made = PAPERS["rl4seg"].tables(read_results(ROOT / "benchmarks" / "results" / folder))
+    assert len(made) == 2
+    page = (ROOT / "docs" / "rl4seg.md").read_text(encoding="utf-8")
+    assert all(line in page for text in made for line in text.splitlines())
 
 
 def test_the_table_of_the_readme_is_made_from_the_results():
