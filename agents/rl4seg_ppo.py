@@ -16,7 +16,7 @@ from ..evaluation.planar import PREDICTION, TRUTH, echo_panel
 from ..files import replacing
 from ..rewards.anatomical import valid_masks
 from ..runs import Run
-from ..segmenters.training import save_segmenter
+from ..segmenters.training import save_segmenter, segment
 from ..segmenters.unet import UNet
 from .dense_policy import DensePolicy, PixelCategorical
 from .dense_ppo import DensePPO, DensePPOConfig
@@ -63,13 +63,15 @@ def train_policy(
     policy.actor.load_state_dict(start.state_dict())
     if policy.reference is not None:
         policy.reference.load_state_dict(reference.state_dict())
-    if policy.critic is not None:
-        if critic is None:
-            _begin_critic(world, policy.critic, start, i)
-        else:
-            policy.critic.load_state_dict(critic.state_dict())
     every = world.experiment.ppo.examine_every * len(game.pool) * config.group_size
     examine = Examine(stage, world.target_val, game_of(world, world.target_val, reward, config, one_each=True), every)
+    if critic is not None and policy.critic is not None:
+        policy.critic.load_state_dict(critic.state_dict())
+    elif policy.critic is not None and world.experiment.ppo.critic_start == "policy":
+        worth = examine.worth(segment(start, world.target_val.images))
+        _begin_with_features(policy.critic, start, float(worth.mean()))
+    elif policy.critic is not None:
+        world.adapt(policy.critic, i)
     checkpoint = stage.resume()
     if checkpoint:
         restore(model, checkpoint)
@@ -94,13 +96,15 @@ def train_policy(
     return [name for name, net in files.items() if net is not None]
 
 
-def _begin_critic(world: World, critic: nn.Module, policy: UNet, i: int) -> None:
-    """A fresh critic as `PPOStageConfig.critic_start` says."""
-    if world.experiment.ppo.critic_start == "policy":
-        features = {name: value for name, value in policy.state_dict().items() if not name.startswith("head.")}
-        critic.load_state_dict({**critic.state_dict(), **features})
-    else:
-        world.adapt(critic, i)
+def _begin_with_features(critic: nn.Module, policy: UNet, worth: float) -> None:
+    """Give the critic the policy's features, and a last layer that says `worth` everywhere.
+
+    A layer that begins elsewhere moves all features at once on its way there, and often leaves none alive.
+    """
+    features = {name: value for name, value in policy.state_dict().items() if not name.startswith("head.")}
+    last = {name: torch.zeros_like(value) for name, value in critic.state_dict().items() if name.startswith("head.")}
+    last["head.bias"] += torch.tensor(worth).clamp(0.01, 0.99).logit()
+    critic.load_state_dict({**features, **last})
 
 
 def learner(world: World, game: EchoEnv, config: DensePPOConfig, seed: int) -> DensePPO:
@@ -178,8 +182,8 @@ class Examine(BaseCallback):
             torch.manual_seed(0)
             sampled = policies.sample()
         masks = policies.mode()
-        scalars = {"eval/val_reward_sampled": float(self._worth(sampled).mean())}
-        worth = self._worth(masks)
+        scalars = {"eval/val_reward_sampled": float(self.worth(sampled).mean())}
+        worth = self.worth(masks)
         scalars["eval/val_reward_argmax"] = score = float(worth.mean())
         hearts = largest_heart(masks)
         if self.images.labels is None:
@@ -197,7 +201,7 @@ class Examine(BaseCallback):
             self.best = score
             self.best_weights = {name: value.detach().cpu().clone() for name, value in policy.state_dict().items()}
 
-    def _worth(self, masks: Tensor) -> Tensor:
+    def worth(self, masks: Tensor) -> Tensor:
         """R of one mask for each validation image, [N, H, W]."""
         self.game.reset(options={"index": list(range(len(masks)))})
         self.game.step(masks)
