@@ -72,8 +72,8 @@ class PPOStageConfig:
     kl_coef: Schedule = field(default_factory=lambda: Schedule("inv_iter", 0.05))
     """β, of the KL divergence from the reference policy."""
     critic_start: Literal["random", "policy"] = "random"
-    """The first iteration's critic. random: fresh (paper); policy: the policy's features, and at first the policy's mean
-    reward everywhere (ours)."""
+    """The first iteration's critic. random: fresh (paper); policy: the policy's features, and at first its mean reward
+    everywhere (ours)."""
     examine_every: int = 1
     """Passes over the images between two looks at the validation images, of which the best chooses the policy."""
     learner: DensePPOConfig = field(default_factory=DensePPOConfig)
