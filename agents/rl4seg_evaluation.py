@@ -78,7 +78,8 @@ def evaluate(
         world, bad = _finished(run, experiment), list[BadImage]()
         target = world.experiment.target
         if cases is not None:
-            split, target = "chosen", replace(target, patients={"chosen": cases})
+            split = ", ".join(cases) if len(cases) < 4 else f"{cases[0]} ... {cases[-1]}"
+            target = replace(target, patients={split: cases})
         images = load_echo(target, split or "test", bad.append if skip_bad else None).to(world.device)
         if known := sorted(set(world.source.patients) & set(images.patients)):
             raise ValueError(f"patients {', '.join(known[:5])} were learned from with labels; evaluate others")

@@ -4,6 +4,7 @@ Axes are (y, x) everywhere: rows grow with depth, columns to the right of the pi
 """
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -131,7 +132,7 @@ class EchoDataConfig:
     """Change of recorded images, as if another scanner had made them; default: none. Phantoms have `vendor`."""
     patients: dict[str, list[str]] | None = None
     """Patients of each split, * and ? stand for any text, e.g. '{train: ["patient000?"]}'; default: the data set's own
-    lists, or all without lists as split "all"."""
+    lists, or all without lists as split "all". Any phantom can be named in full, phantom_b_200077, say."""
     phantom_patients: PhantomPatients = field(default_factory=PhantomPatients)
     """Number of phantom patients per split."""
     cache_dir: str | None = None
@@ -291,7 +292,10 @@ def _phantoms(config: EchoDataConfig, split: str) -> EchoImages:
         name: [f"phantom_{config.scanner}_{FIRST_PHANTOM[name] + n:06d}" for n in range(number)]
         for name, number in asdict(config.phantom_patients).items()
     }
-    patients = _chosen(config, split, [patient for names in splits.values() for patient in names], splits)
+    everybody = [patient for names in splits.values() for patient in names]
+    for names in (config.patients or {}).values():  # phantoms beyond these numbers exist as soon as they are named
+        everybody += [name for name in names if re.fullmatch(rf"phantom_{config.scanner}_\d{{6}}", name)]
+    patients = _chosen(config, split, list(dict.fromkeys(everybody)), splits)
     kinds = [(view, instant) for view in echo_phantom.VIEWS for instant in echo_phantom.INSTANTS]
     rows = [(patient, view, instant) for patient in patients for view, instant in kinds]
     clahe = config.clahe is not False

@@ -310,3 +310,11 @@ def test_clahe_raises_the_contrast_of_a_flat_part():
     flat = flat.astype(np.float32)
     assert to_bytes(flat, clahe=True).std() > 1.5 * to_bytes(flat, clahe=False).std()
     np.testing.assert_array_equal(to_bytes(flat, clahe=False), np.rint(flat * 255))
+
+
+def test_any_phantom_can_be_named_in_full():
+    few = PhantomPatients(train=1, val=1, test=1, pred=1)
+    named = load_echo(EchoDataConfig(phantom_patients=few, patients={"new": ["phantom_a_200077"]}), "new")
+    assert set(named.patients) == {"phantom_a_200077"}
+    with pytest.raises(ValueError, match="phantom_b_200077"):
+        load_echo(EchoDataConfig(phantom_patients=few, patients={"new": ["phantom_b_200077"]}), "new")
