@@ -82,16 +82,16 @@ class RewardDataConfig:
 
     def __post_init__(self) -> None:
         if self.similarity not in ("mean", "last_label"):
-            raise ValueError(f"similarity is {self.similarity!r} but must be 'mean' or 'last_label'")
+            raise ValueError(f"reward_data.similarity is {self.similarity!r} but must be 'mean' or 'last_label'")
         for name in ("weight_noise", "noise"):
             if any(value <= 0 for value in getattr(self, name)):
-                raise ValueError(f"{name} is {getattr(self, name)} but must be positive; to do without, empty it")
+                raise ValueError(f"reward_data.{name} is {getattr(self, name)} but must be positive; or empty it")
         if not all(0 <= factor < 1 for factor in self.contrast):
-            raise ValueError(f"contrast is {self.contrast} but its factors must lie in [0, 1)")
+            raise ValueError(f"reward_data.contrast is {self.contrast} but its factors must lie in [0, 1)")
         if not 0 <= self.sim_threshold <= 1:
-            raise ValueError(f"sim_threshold is {self.sim_threshold} but must lie in [0, 1]")
+            raise ValueError(f"reward_data.sim_threshold is {self.sim_threshold} but must lie in [0, 1]")
         if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size} but must be at least 1")
+            raise ValueError(f"reward_data.batch_size is {self.batch_size} but must be at least 1")
 
 
 @dataclass(frozen=True)

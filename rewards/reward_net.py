@@ -59,13 +59,13 @@ class RewardNetConfig:
 
     def __post_init__(self) -> None:
         if self.action_encoding not in get_args(ActionEncoding):
-            raise ValueError(f"action_encoding is {self.action_encoding!r} but must be 'raw' or 'onehot'")
-        check_schedule(self.epochs, self.learning_rate, self.batch_size)
+            raise ValueError(f"reward_net.action_encoding is {self.action_encoding!r} but must be 'raw' or 'onehot'")
+        check_schedule("reward_net.", self.epochs, self.learning_rate, self.batch_size)
         for name, least in (("plateau_patience", 0), ("early_stop", 1)):
             if (value := getattr(self, name)) is not None and value < least:
-                raise ValueError(f"{name} is {value} but must be at least {least}")
+                raise ValueError(f"reward_net.{name} is {value} but must be at least {least}")
         if not 0 < self.plateau_factor < 1:
-            raise ValueError(f"plateau_factor is {self.plateau_factor} but must lie between 0 and 1")
+            raise ValueError(f"reward_net.plateau_factor is {self.plateau_factor} but must lie between 0 and 1")
 
 
 class RewardNet(nn.Module):

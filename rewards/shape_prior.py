@@ -169,15 +169,15 @@ class ShapePriorConfig:
     def __post_init__(self) -> None:
         for name, least in (("epochs", 0), ("batch_size", 2), ("init_channels", 1), ("latent", len(ATTRIBUTES))):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)} but must be at least {least}")
+                raise ValueError(f"shape_prior.{name} is {getattr(self, name)} but must be at least {least}")
         for name in ("dice_weight", "ce_weight", "kl_weight", "attribute_weight", "shift", "scale", "rotation_deg"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)} but must not be negative")
+                raise ValueError(f"shape_prior.{name} is {getattr(self, name)} but must not be negative")
         for name in ("learning_rate", "delta"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)} but must be positive")
+                raise ValueError(f"shape_prior.{name} is {getattr(self, name)} but must be positive")
         if self.shift >= 1 or self.scale >= 1:
-            raise ValueError(f"shift is {self.shift} and scale {self.scale} but both are shares below 1")
+            raise ValueError(f"shape_prior.shift is {self.shift} and scale {self.scale} but both are shares below 1")
 
 
 def loss_terms(logits: Tensor, masks: Tensor, mu: Tensor, logvar: Tensor, z: Tensor, delta: float) -> dict[str, Tensor]:

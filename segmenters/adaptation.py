@@ -43,9 +43,9 @@ class EntropyConfig:
     """norm: gains and biases of the normalisation only, as Tent does. all: every weight, which collapses sooner."""
 
     def __post_init__(self) -> None:
-        check_schedule(self.epochs, self.learning_rate, self.batch_size)
+        check_schedule("entropy.", self.epochs, self.learning_rate, self.batch_size)
         if self.parameters not in ("norm", "all"):
-            raise ValueError(f"parameters is {self.parameters!r} but must be 'norm' or 'all'")
+            raise ValueError(f"entropy.parameters is {self.parameters!r} but must be 'norm' or 'all'")
 
 
 def adabn(net: UNet, target: EchoImages, *, batch_size: int = 64) -> UNet:

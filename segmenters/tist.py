@@ -57,12 +57,12 @@ class TistConfig:
     """Images of each domain per step, at most."""
 
     def __post_init__(self) -> None:
-        check_schedule(self.epochs, self.learning_rate, self.batch_size)
+        check_schedule("tist.", self.epochs, self.learning_rate, self.batch_size)
         if self.epochs < 2:
-            raise ValueError(f"epochs is {self.epochs} but must be at least 2: the target acts in the second half only")
+            raise ValueError(f"tist.epochs is {self.epochs} but must be at least 2: the target acts in the second half")
         for name, allowed in (("nets", ("binary", "multi")), ("overlap", ("lv", "myo"))):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r} but must be one of {allowed}")
+                raise ValueError(f"tist.{name} is {getattr(self, name)!r} but must be one of {allowed}")
 
 
 class BinaryPair(nn.Module):

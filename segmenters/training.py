@@ -42,21 +42,21 @@ class SupervisedConfig:
     """Share of the truth that is spread over all classes, in [0, 1)."""
 
     def __post_init__(self) -> None:
-        check_schedule(self.epochs, self.learning_rate, self.batch_size)
+        check_schedule("supervised.", self.epochs, self.learning_rate, self.batch_size)
         if self.loss not in get_args(Loss):
-            raise ValueError(f"loss is {self.loss!r} but must be one of {get_args(Loss)}")
+            raise ValueError(f"supervised.loss is {self.loss!r} but must be one of {get_args(Loss)}")
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing} but must lie in [0, 1)")
+            raise ValueError(f"supervised.label_smoothing is {self.label_smoothing} but must lie in [0, 1)")
 
 
-def check_schedule(epochs: int, learning_rate: float, batch_size: int) -> None:
-    """Raises ValueError: one of them cannot be trained with."""
+def check_schedule(section: str, epochs: int, learning_rate: float, batch_size: int) -> None:
+    """Raises ValueError: one of them cannot be trained with; section: of the configuration, with its dot."""
     if epochs < 0:
-        raise ValueError(f"epochs is {epochs} but must not be negative")
+        raise ValueError(f"{section}epochs is {epochs} but must not be negative")
     if not 0 < learning_rate < math.inf:
-        raise ValueError(f"learning_rate is {learning_rate} but must be positive and finite")
+        raise ValueError(f"{section}learning_rate is {learning_rate} but must be positive and finite")
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size} but must be at least 1")
+        raise ValueError(f"{section}batch_size is {batch_size} but must be at least 1")
 
 
 def train_segmenter(

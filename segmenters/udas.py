@@ -49,10 +49,10 @@ class UdasConfig:
     """Stop after an epoch that changes the Dice between head and teacher by less."""
 
     def __post_init__(self) -> None:
-        check_schedule(self.head_epochs, self.head_learning_rate, self.batch_size)
-        check_schedule(self.epochs, self.learning_rate, self.batch_size)
+        check_schedule("udas.head_", self.head_epochs, self.head_learning_rate, self.batch_size)
+        check_schedule("udas.", self.epochs, self.learning_rate, self.batch_size)
         if not 0 <= self.tolerance <= 1:
-            raise ValueError(f"tolerance is {self.tolerance} but a Dice changes by 0 to 1")
+            raise ValueError(f"udas.tolerance is {self.tolerance} but a Dice changes by 0 to 1")
 
 
 def train_udas(
