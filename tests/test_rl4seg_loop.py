@@ -392,7 +392,7 @@ def test_images_that_were_adapted_to_are_said_to_be_so(copied):
         "Tiny, softmax": "transductive",
         "Tiny": "transductive",
     }
-    assert {result.split for result in results} == {"chosen"}
+    assert {result.split for result in results} == {patient}
     assert {case["patient"] for result in results for case in result.cases} == {patient}
 
 
