@@ -51,3 +51,9 @@ def test_the_table_of_the_readme_is_made_from_the_results():
     results = read_results(ROOT / "benchmarks" / "results" / "spars_phantom")
     made = table(results, ("dice", "terminal_hit", "steps")).split("\n\n")[0]
     assert made in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_second_table_of_the_readme_is_made_from_the_results():
+    results = read_results(ROOT / "benchmarks" / "results" / "rl4seg_phantom")
+    made = table(results, ("dice_avg", "hd_epi_mm", "valid")).split("\n\n")[0]
+    assert made in (ROOT / "README.md").read_text(encoding="utf-8")
