@@ -118,7 +118,8 @@ class GoldConfig:
     corrected: bool = False
     """Also corrected masks, where the reward network prefers them to the policy's own mask of that image (ours)."""
     refresh: bool = False
-    """Predict and check all images seen so far anew at each iteration; False: once gold, always that mask."""
+    """Predict and check all images seen so far anew at each iteration (but not correct them anew); False: once gold,
+    always that mask."""
 
     def __post_init__(self) -> None:
         require("gold.", self, fraction=(0, 1))

@@ -93,9 +93,15 @@ def corrected_self_training(world: World) -> nn.Module:
     return _self_training(world, "corrected_self_training", corrected=True)
 
 
+def _gradient_steps(config: DensePPOConfig) -> int:
+    rollout = config.num_envs * config.n_steps
+    batches = rollout // (config.batch_size or rollout)
+    return math.ceil(config.total_timesteps / rollout) * config.n_epochs * batches
+
+
 def _self_training(world: World, name: str, *, corrected: bool) -> nn.Module:
     experiment = world.experiment
-    steps = sum(math.ceil(one.total_timesteps / one.num_envs) * one.n_epochs for one in learners(world))
+    steps = sum(_gradient_steps(one) for one in learners(world))
 
     def make(stage: Run) -> UNet:
         net = world.load(start_net(world))

@@ -20,6 +20,7 @@ from ..segmenters.training import save_segmenter, segment
 from ..segmenters.unet import UNet
 from .dense_policy import DensePolicy, PixelCategorical
 from .dense_ppo import DensePPO, DensePPOConfig
+from .dense_rollout import stretched
 from .rl4seg_world import AT_ONCE, CRITIC, SEGMENTER, Gold, World
 from .training import learn, restore
 
@@ -69,6 +70,7 @@ def train_policy(
         policy.critic.load_state_dict(critic.state_dict())
     elif policy.critic is not None and world.experiment.ppo.critic_start == "policy":
         worth = examine.worth(segment(start, world.target_val.images))
+        worth = stretched(worth) if config.stretch_reward else worth
         _begin_with_features(policy.critic, start, float(worth.mean()))
     elif policy.critic is not None:
         world.adapt(policy.critic, i)

@@ -226,13 +226,13 @@ def _ppo(world: World, i: int, stage: Run) -> list[str]:
         critic=critic,
         reference=world.load(start_net(world)),
         reward=reward_function(world, i),
-        gold=_gold_for_ppo(world, i, start),
+        gold=_gold_for_ppo(world, i, world.load(before)),
         config=world.experiment.learner(i),
     )
 
 
-def _gold_for_ppo(world: World, i: int, start: UNet) -> Gold:
-    """The images whose mask PPO imitates in iteration i: see `GoldConfig`."""
+def _gold_for_ppo(world: World, i: int, policy: UNet) -> Gold:
+    """The images whose mask PPO imitates in iteration i, policy being π_{i-1}: see `GoldConfig`."""
     experiment, rows = world.experiment, world.rows(i)
     if experiment.gold.source == "gt":
         assert world.target_all.labels is not None
@@ -240,7 +240,7 @@ def _gold_for_ppo(world: World, i: int, start: UNet) -> Gold:
     elif experiment.reward == "reward_net":
         found = world.gold(i)
         if experiment.gold.corrected:
-            found = found.join(_preferred(world, i, start, world.gold(i, CORRECTED)))
+            found = found.join(_preferred(world, i, policy, world.gold(i, CORRECTED)))
     else:
         return Gold(rows[:0], world.target.images[:0])
     rank = torch.randperm(len(world.target), generator=Generator().manual_seed(world.seed("gold")))
@@ -251,9 +251,11 @@ def _gold_for_ppo(world: World, i: int, start: UNet) -> Gold:
 @torch.no_grad()
 def _preferred(world: World, i: int, policy: UNet, corrected: Gold) -> Gold:
     """The corrected masks with a higher mean r_i than the policy's own mask of that image."""
+    if not len(corrected.rows):
+        return corrected
     judge = load_reward_net(world.run.stage(f"iteration_{i}/reward_net").folder / REWARD_NET).to(world.device)
     own = segment(policy.eval(), world.target.images[corrected.rows])
-    better = [torch.zeros(0, dtype=torch.bool, device=world.device)]
+    better: list[Tensor] = []
     for part in torch.split(torch.arange(len(own), device=world.device), AT_ONCE):
         x = world.target.at(corrected.rows[part])
         worth = [judge(x, masks[part]).mean(dim=(1, 2)) for masks in (corrected.masks, own)]

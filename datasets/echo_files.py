@@ -131,7 +131,10 @@ def _metaimage(path: Path) -> tuple[FloatArray, Spacing]:
         dtype = np.dtype(order + METAIMAGE_TYPES[header["ElementType"]])
         content = pixels.read_bytes()
         if header.get("CompressedData", "False").lower() == "true":
-            content = zlib.decompressobj().decompress(content, math.prod(shape) * dtype.itemsize)
+            expander = zlib.decompressobj()
+            content = expander.decompress(content, math.prod(shape) * dtype.itemsize + 1)
+            if not expander.eof:
+                raise ValueError("its compressed pixels are cut, or more than DimSize says")
         stored = np.frombuffer(content, dtype).reshape(shape).astype(np.float32)
         return _plane(stored, path), (spacing[1], spacing[0])
     except (ValueError, KeyError, IndexError, zlib.error) as error:
