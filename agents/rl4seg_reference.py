@@ -1,7 +1,7 @@
 """Reference policies of RL4Seg: other ways to segment, as players of the same environment (paper: RL4Seg, section 2.2).
 
-A policy is a function game -> masks uint8 [N, H, W] on the game's device, one for the image of each slot. An agent
-becomes one by `lambda game: agent.act(game.observe(), ...)`, so that one evaluator serves them all.
+A policy is a function game -> masks uint8 [N, H, W] on the game's device, one for the image of each slot. The
+evaluation protocol asks the same networks about all images at once (rl4seg_evaluation.py); these play the episodes.
 """
 
 from collections.abc import Callable

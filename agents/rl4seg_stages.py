@@ -17,6 +17,7 @@ from ..rewards.reward_data import Built, RewardDataConfig, Triplets, build_rewar
 from ..rewards.reward_net import RewardNet, load_reward_net, save_reward_net, train_reward_net
 from ..rewards.shape_prior import Corrector, load_shape_prior, save_shape_prior, train_shape_prior
 from ..runs import Run
+from ..segmenters.adaptation import adabn
 from ..segmenters.norms import norm_of, shrink_perturb
 from ..segmenters.training import load_segmenter, save_segmenter, segment, train_segmenter
 from ..segmenters.unet import UNet
@@ -55,8 +56,7 @@ def adabn_net(world: World) -> Path:
     """π_0 with the batch statistics of all target images."""
 
     def make(stage: Run) -> list[str]:
-        net = world.load(source_net(world))
-        world.adapt_always(net, 0)
+        net = adabn(world.load(source_net(world)), world.target, batch_size=AT_ONCE)
         save_segmenter(stage.folder / SEGMENTER, net, {"stage": "adabn"})
         return [SEGMENTER]
 

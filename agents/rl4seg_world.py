@@ -157,11 +157,7 @@ class World:
     def adapt(self, net: nn.Module, i: int) -> None:
         """With norm_mode frozen: batch statistics of the target images seen up to iteration i (0: all)."""
         if self.experiment.network.norm_mode == "frozen":
-            self.adapt_always(net, i)
-
-    def adapt_always(self, net: nn.Module, i: int) -> None:
-        """The same whatever norm_mode is."""
-        adapt_batchnorm(net, image_batches(self.target.images[self.rows(i)], AT_ONCE, self.device))
+            adapt_batchnorm(net, image_batches(self.target.images[self.rows(i)], AT_ONCE, self.device))
 
 
 def joined(parts: Sequence[EchoImages]) -> EchoImages:
