@@ -6,7 +6,20 @@ from typing import Any
 
 from ..evaluation.report import table
 from ..evaluation.results import Result
-from . import rl4seg, rl4seg_config, rl4seg_evaluation, rl4seg_methods, spars, spars_evaluation
+from .rl4seg import (
+    baselines as rl4seg_methods,
+)
+from .rl4seg import (
+    config as rl4seg_config,
+)
+from .rl4seg import (
+    evaluation as rl4seg_evaluation,
+)
+from .rl4seg import (
+    training as rl4seg,
+)
+from .spars import evaluation as spars_evaluation
+from .spars import training as spars
 
 
 @dataclass(frozen=True)

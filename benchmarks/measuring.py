@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from segarena.common.files import replacing
 from segarena.evaluation.machine import describe_machine
-from segarena.files import replacing
 from stable_baselines3.common.vec_env import VecEnv
 
 CPU = torch.device("cpu")

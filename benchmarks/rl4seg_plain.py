@@ -17,14 +17,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from measuring import Parts
-from segarena.agents.dense_ppo import DensePPOConfig
+from segarena.agents.dense_ppo.ppo import DensePPOConfig
 from segarena.rewards.reward_data import RewardDataConfig, contrasted, noised
 from segarena.segmenters.training import class_dice
 from segarena.segmenters.unet import bfloat16_on_cuda
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-RULES = Path(__file__).resolve().parents[1] / "tests" / "test_anatomical.py"
+RULES = Path(__file__).resolve().parents[1] / "tests" / "rewards" / "test_echo_validity.py"
 
 
 class PlainPPO:

@@ -20,12 +20,12 @@ import torch
 from measuring import Figure, Parts, alternately, command_line, measure, parsed, rates, ratios, seconds
 from rl4seg_plain import PlainPPO, PlainRewardData, plain_validity
 from scipy import ndimage
-from segarena.agents.dense_policy import DensePolicy, PixelCategorical
-from segarena.agents.dense_ppo import DensePPO, DensePPOConfig
-from segarena.datasets.echo import CLASSES, EchoDataConfig, EchoImages, PhantomPatients, load_echo
-from segarena.envs.faces import LearnerEnv
+from segarena.agents.dense_ppo.ppo import DensePPO, DensePPOConfig
+from segarena.agents.dense_ppo.ppo.policy import DensePolicy, PixelCategorical
+from segarena.datasets.echo.images import CLASSES, EchoDataConfig, EchoImages, PhantomPatients, load_echo
+from segarena.envs.adapters import LearnerEnv
 from segarena.envs.rl4seg import EchoEnv, RewardFunction
-from segarena.rewards.anatomical import valid_masks
+from segarena.rewards.echo_validity import valid_masks
 from segarena.rewards.reward_data import RewardDataConfig, build_reward_data
 from segarena.rewards.reward_net import RewardNet
 from segarena.rewards.shape_prior import ARVAE, Corrector

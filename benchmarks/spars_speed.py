@@ -32,15 +32,15 @@ from measuring import (
     ratios,
     seconds,
 )
-from segarena.agents.policies import PolicyName, policy_arguments
-from segarena.agents.self_play import SelfPlay
-from segarena.agents.training import PPOConfig
+from segarena.agents.ppo import PPOConfig
+from segarena.agents.spars.training.policies import PolicyName, policy_arguments
+from segarena.agents.spars.training.self_play import SelfPlay
 from segarena.classifiers.presence import PACKAGED, DensePresenceNet, load_presence, save_presence
-from segarena.datasets.lattice import Triple, WindowLattice
-from segarena.datasets.lesions import TUMOUR
-from segarena.datasets.liver_ct import HU_WINDOW, LiverDataConfig, load_liver_cases
-from segarena.datasets.liver_phantom import liver_phantom
-from segarena.envs.faces import LearnerEnv
+from segarena.datasets.liver.cases import HU_WINDOW, LiverDataConfig, load_liver_cases
+from segarena.datasets.liver.lattice import Triple, WindowLattice
+from segarena.datasets.liver.lesions import TUMOUR
+from segarena.datasets.liver.phantom import liver_phantom
+from segarena.envs.adapters import LearnerEnv
 from segarena.envs.spars import RULES, SparsEnv
 from segarena.rewards.presence import ScoreTable
 from stable_baselines3 import PPO

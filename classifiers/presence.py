@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..checkpoints import load_into, load_weights, save_weights
-from ..datasets.lattice import Triple, WindowLattice
+from ..common.checkpoints import load_into, load_weights, save_weights
+from ..datasets.liver.lattice import Triple, WindowLattice
 
 HALO = 9
 """Voxels that the unpadded layers use up on every side; outside the volume they are 0, the scaled value of air."""

@@ -20,11 +20,11 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
-from ..checkpoints import load_into
-from ..datasets.lattice import Triple, WindowLattice
-from ..datasets.lesions import TUMOUR
-from ..datasets.liver_ct import HU_WINDOW, LiverCase
-from ..runs import Run
+from ..common.checkpoints import load_into
+from ..common.runs import Run
+from ..datasets.liver.cases import HU_WINDOW, LiverCase
+from ..datasets.liver.lattice import Triple, WindowLattice
+from ..datasets.liver.lesions import TUMOUR
 from .presence import DensePresenceNet, gather_crops, save_presence
 
 Metrics = Callable[[Tensor, Tensor], Mapping[str, float]]

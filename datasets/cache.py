@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..files import replacing
+from ..common.files import replacing
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from nibabel import affines, orientations
 
-from ..files import replacing
-from .lattice import Triple
+from ..common.files import replacing
+from .liver.lattice import Triple
 
 Dtype = TypeVar("Dtype", bound=np.generic)
 DAMAGE = (OSError, EOFError, ValueError, zlib.error)

@@ -31,7 +31,7 @@ for _id, _entry in ENVIRONMENTS.items():
     if _id not in gym.registry:
         gym.register(
             _id,
-            entry_point="segarena.envs.faces:make_single",
-            vector_entry_point="segarena.envs.faces:make_batch",
+            entry_point="segarena.envs.adapters:make_single",
+            vector_entry_point="segarena.envs.adapters:make_batch",
             kwargs={"game": _entry.game},
         )

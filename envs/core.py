@@ -19,7 +19,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from ..device import resolve_device
+from ..common.device import resolve_device
 
 Obs = Tensor | dict[str, Tensor]
 Frame = npt.NDArray[np.uint8]

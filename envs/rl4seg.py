@@ -18,16 +18,16 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ..datasets.echo import CLASSES, EchoImages, load_echo
+from ..datasets.echo.images import CLASSES, EchoImages, load_echo
+from ..evaluation.echo_figures import PREDICTION, TRUTH, echo_panel
 from ..evaluation.pictures import GAP_GREY, GAP_PX
-from ..evaluation.planar import PREDICTION, TRUTH, echo_panel
-from ..rewards.anatomical import anatomical_reward, valid_masks
+from ..rewards.echo_validity import anatomical_reward, valid_masks
 from ..rewards.reward_net import load_reward_net
 from ..rewards.segmentation import RewardMap, accuracy, accuracy_map, dice_map, min_fusion, pixel_accuracy
 from ..segmenters.training import class_dice
 from .core import BatchedEnv, Frame, Obs
-from .decks import OwnDecks, SharedDeck
 from .rl4seg_config import EchoEnvConfig
+from .samplers import OwnDecks, SharedDeck
 
 log = logging.getLogger(__name__)
 

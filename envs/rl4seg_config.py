@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ..datasets.echo import EchoDataConfig
+from ..datasets.echo.images import EchoDataConfig
 
 RewardName = Literal["reward_net", "pixel_accuracy", "accuracy_map", "accuracy", "dice", "anatomical"]
 REWARDS = get_args(RewardName)

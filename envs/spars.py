@@ -21,9 +21,9 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ..classifiers.presence import PresenceNet, load_presence
-from ..datasets.lattice import WindowLattice, centred_start
-from ..datasets.lesions import TUMOUR
-from ..datasets.liver_ct import HU_WINDOW, load_liver_cases
+from ..datasets.liver.cases import HU_WINDOW, load_liver_cases
+from ..datasets.liver.lattice import WindowLattice, centred_start
+from ..datasets.liver.lesions import TUMOUR
 from ..evaluation.pictures import orthogonal_slices
 from ..rewards.presence import ScoreFunction, ScoreTable
 from .core import BatchedEnv, Frame, Obs

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..datasets.lattice import Triple
-from ..datasets.liver_ct import LiverDataConfig
+from ..datasets.liver.cases import LiverDataConfig
+from ..datasets.liver.lattice import Triple
 
 _STAY = (0, 0, 0)
 _CUBE = [(x, y, z) for x, y, z in product((-1, 0, 1), repeat=3)]

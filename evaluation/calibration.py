@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..files import replacing
+from ..common.files import replacing
 from .metrics import auroc, bin_gaps, ece, equal_width_bin
 
 Floats = npt.NDArray[np.float64]

@@ -14,8 +14,8 @@ import torch
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from ..datasets.echo import LV, MYO, EchoImages
-from ..rewards.anatomical import valid_masks
+from ..datasets.echo.images import LV, MYO, EchoImages
+from ..rewards.echo_validity import valid_masks
 from ..rewards.morphology import biggest_components
 from .results import Case
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ..files import replacing
+from ..common.files import replacing
 from .metrics import dice
 from .pictures import Bytes, Colour, Heat, Mask, View, blend, heat_table
 

@@ -9,8 +9,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..common.files import replacing
 from ..datasets.sample import Origin
-from ..files import replacing
 from .machine import describe_machine, git_revision
 from .metrics import NEEDS_TARGET
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ..datasets.echo import BACKGROUND, LV, MYO
+from ..datasets.echo.images import BACKGROUND, LV, MYO
 
 Masks = npt.NDArray[np.uint8]
 Regions = npt.NDArray[np.bool_]

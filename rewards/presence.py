@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..classifiers.presence import PresenceNet
 from ..datasets.cache import cached
-from ..datasets.lattice import WindowLattice
-from ..datasets.lesions import TUMOUR
-from ..datasets.liver_ct import LiverCase
+from ..datasets.liver.cases import LiverCase
+from ..datasets.liver.lattice import WindowLattice
+from ..datasets.liver.lesions import TUMOUR
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
-from ..checkpoints import load_weights, save_weights
-from ..datasets.echo import BACKGROUND, EchoImages
+from ..common.checkpoints import load_weights, save_weights
+from ..datasets.echo.images import BACKGROUND, EchoImages
 from ..segmenters.norms import modes_kept
 from ..segmenters.training import class_dice, labels_of, logits_of
 from ..segmenters.unet import bfloat16_on_cuda

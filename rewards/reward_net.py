@@ -16,10 +16,10 @@ from torch import Generator, Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ..checkpoints import load_into, load_weights, save_weights
-from ..datasets.echo import CLASSES, EchoImages
-from ..fitting import fit
-from ..runs import Run
+from ..common.checkpoints import load_into, load_weights, save_weights
+from ..common.fitting import fit
+from ..common.runs import Run
+from ..datasets.echo.images import CLASSES, EchoImages
 from ..segmenters.training import check_schedule, descend, shuffled_rows
 from ..segmenters.unet import Norm, UNet, bfloat16_on_cuda
 from .reward_data import Triplets

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..datasets.echo import BACKGROUND, LV
+from ..datasets.echo.images import BACKGROUND, LV
 
 ATTRIBUTES = (
     "lv_area",

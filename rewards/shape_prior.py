@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.optim import Adam
 
-from ..checkpoints import load_into, load_weights, save_weights
-from ..datasets.echo import CLASSES
-from ..fitting import fit
-from ..runs import Run
+from ..common.checkpoints import load_into, load_weights, save_weights
+from ..common.fitting import fit
+from ..common.runs import Run
+from ..datasets.echo.images import CLASSES
 from ..segmenters.training import class_dice, descend, device_of, shuffled_rows
 from .morphology import clean_masks
 from .shape_attributes import ATTRIBUTES, attributes

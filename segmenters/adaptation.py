@@ -13,19 +13,12 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Adam
 
-from ..checkpoints import load_into, load_weights, save_weights
-from ..datasets.echo import EchoImages
-from ..fitting import Scalars, fit
-from ..runs import Run
+from ..common.checkpoints import load_into, load_weights, save_weights
+from ..common.fitting import Scalars, fit
+from ..common.runs import Run
+from ..datasets.echo.images import EchoImages
 from .norms import adapt_batchnorm, set_norm_mode, statistics_kept
-from .training import (
-    check_schedule,
-    descend,
-    device_of,
-    image_batches,
-    logits_of,
-    shuffled_rows,
-)
+from .training import check_schedule, descend, device_of, image_batches, logits_of, shuffled_rows
 from .unet import UNet
 
 

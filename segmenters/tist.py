@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from ..datasets.echo import CLASSES, LV, MYO, EchoImages
-from ..fitting import Scalars, fit
-from ..runs import Run
+from ..common.fitting import Scalars, fit
+from ..common.runs import Run
+from ..datasets.echo.images import CLASSES, LV, MYO, EchoImages
 from .adaptation import once
 from .norms import adapt_batchnorm, statistics_kept
 from .training import (

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from ..checkpoints import load_into, load_weights, save_weights
-from ..datasets.echo import CLASSES, LV, MYO, EchoImages
-from ..fitting import Scalars, fit
-from ..runs import Run
+from ..common.checkpoints import load_into, load_weights, save_weights
+from ..common.fitting import Scalars, fit
+from ..common.runs import Run
+from ..datasets.echo.images import CLASSES, LV, MYO, EchoImages
 from .norms import modes_kept
 from .unet import UNet, bfloat16_on_cuda
 

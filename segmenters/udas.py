@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.optim import Adam
 
-from ..datasets.echo import EchoImages
-from ..fitting import Scalars, fit
-from ..runs import Run
+from ..common.fitting import Scalars, fit
+from ..common.runs import Run
+from ..datasets.echo.images import EchoImages
 from .adaptation import once
 from .training import (
     check_schedule,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from segarena.agents.dense_ppo import DensePPOConfig
-from segarena.datasets.echo import EchoDataConfig, PhantomPatients, load_echo
+from segarena.agents.dense_ppo.ppo import DensePPOConfig
+from segarena.datasets.echo.images import EchoDataConfig, PhantomPatients, load_echo
 from segarena.rewards.reward_net import RewardNet
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"

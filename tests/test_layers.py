@@ -1,6 +1,7 @@
-"""The house keeps its order: who may import whom, and that nothing which is loaded can run code."""
+"""The house keeps its order: who may import whom, what the wheel holds, and that nothing which is loaded runs code."""
 
 import ast
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import segarena
 
 ROOT = Path(segarena.__file__).parent
 FLOORS = [
-    {"files", "device", "checkpoints", "runs", "fitting"},
+    {"common"},
     {"datasets"},
     {"classifiers", "segmenters"},
     {"attacks", "rewards"},
@@ -17,9 +18,13 @@ FLOORS = [
     {"agents"},
     {"__init__", "run_rl", "run_adversarial"},
 ]
-"""From the ground up; neighbours on one floor do not know each other, but for the modules of the ground floor."""
+"""From the ground up; neighbours on one floor do not know each other."""
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-FOLDERS = sorted(path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name not in ("tests", "docs"))
+PAPERS = {"spars", "rl4seg", "apga", "rp_pgd", "seat"}
+SHARED = {"__init__", "command_line", "papers", "policy", "ppo", "callbacks", "dense_ppo"}
+"""What all papers of `agents` share; only `papers`, the table, and the command line above it know them."""
+OUTSIDE = {"tests", "benchmarks", "docs"}
+FOLDERS = sorted(path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name not in OUTSIDE)
 MODULES = sorted([*ROOT.glob("*.py"), *(module for folder in FOLDERS for module in folder.rglob("*.py"))])
 
 
@@ -65,7 +70,7 @@ by_module = pytest.mark.parametrize("module", MODULES, ids=lambda module: str(mo
 def test_every_folder_and_module_has_its_floor():
     rooms = {room_of(module) for module in MODULES}
     assert rooms <= FLOOR.keys(), "place it in FLOORS"
-    assert {"runs", "datasets", "envs", "agents", "run_rl"} <= rooms
+    assert {"common", "datasets", "envs", "agents", "run_rl"} <= rooms
 
 
 @by_module
@@ -78,8 +83,36 @@ def test_imports_point_down(module):
             assert room != "__init__", where
             assert target == ["__version__"], where
         elif there != room:
-            both_ground = FLOOR[room] == FLOOR[there] == 0
-            assert FLOOR[there] < FLOOR[room] or both_ground, f"{where}, which stands above it or beside it"
+            assert FLOOR[there] < FLOOR[room], f"{where}, which stands above it or beside it"
+
+
+@by_module
+def test_no_paper_imports_another(module):
+    parts = module.relative_to(ROOT).with_suffix("").parts
+    for node, target in targets_of(module, tree_of(module)):
+        where = f"{module.relative_to(ROOT)}:{node.lineno} imports {'.'.join(target)}"
+        if parts[0] == "agents" and target[:1] == ["agents"]:
+            mine, other = parts[1], target[1]
+            if other in PAPERS and mine not in ("papers", "command_line"):
+                assert mine == other, where
+        if parts[0] == "envs" and target[:1] == ["envs"] and len(target) > 1:
+            mine, other = ({name for name in PAPERS if at.split("_config")[0] == name} for at in (parts[1], target[1]))
+            assert not other or mine == other, where
+
+
+def test_the_agents_are_a_paper_or_shared():
+    names = {
+        path.stem for path in (ROOT / "agents").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert names - PAPERS <= SHARED, "a paper's own files belong into its folder"
+
+
+def test_every_folder_with_python_is_in_the_wheel():
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    folders = {module.parent.relative_to(ROOT) for module in MODULES}
+    names = {".".join(("segarena", *folder.parts)) for folder in folders}
+    assert set(config["options"]["packages"].split()) == names
 
 
 @by_module

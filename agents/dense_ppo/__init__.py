@@ -1,0 +1,1 @@
+"""PPO with an action, a reward and a ratio for every pixel."""

@@ -1,0 +1,1 @@
+"""The RL4Seg experiment (docs/rl4seg.md)."""

@@ -1,0 +1,265 @@
+"""The configuration of an RL4Seg run (paper: RL4Seg, sections 5 and 9)."""
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from ...common.device import resolve_device
+from ...datasets.echo.images import EchoDataConfig
+from ...envs.rl4seg_config import RewardName
+from ...rewards.echo_validity import BorderPolicy
+from ...rewards.reward_data import RewardDataConfig
+from ...rewards.reward_net import RewardNetConfig
+from ...rewards.shape_prior import SHRINK, Projection, ShapePriorConfig
+from ...segmenters.adaptation import EntropyConfig
+from ...segmenters.norms import NormMode
+from ...segmenters.tist import TistConfig
+from ...segmenters.training import SupervisedConfig
+from ...segmenters.udas import UdasConfig
+from ...segmenters.unet import SMALLEST
+from ..dense_ppo.ppo import DensePPOConfig
+from ..ppo import require
+
+Method = Literal[
+    "entropy", "gold_self_training", "corrected_self_training", "tist", "udas", "policy_gradient", "oracle_rl",
+    "target_supervised", "ensemble", "mc_dropout",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A number that depends on the iteration i = 1, 2, ..."""
+
+    kind: Literal["constant", "inv_iter", "linear_iter"] = "constant"
+    """constant: c0; inv_iter: c0 / i; linear_iter: c0 · i."""
+    c0: float = 0.0
+    """The number at i = 1."""
+
+    def at(self, i: int) -> float:
+        """The number at iteration i."""
+        return self.c0 * {"constant": 1.0, "inv_iter": 1 / i, "linear_iter": float(i)}[self.kind]
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Policy, critic and reward network: U-Nets of one size (section 3.1)."""
+
+    init_channels: int = 32
+    """Twice the maps of the first level; 32 in the paper's program."""
+    norm_mode: NormMode = "frozen"
+    """frozen: batch statistics of the target, estimated once; batch: of each mini-batch (paper); group: GroupNorm."""
+    dropout: float = 0.25
+    """Of the network that the method mc_dropout trains; the others have none."""
+
+    def __post_init__(self) -> None:
+        if self.init_channels < 2 or self.init_channels % 2:
+            raise ValueError(f"network.init_channels is {self.init_channels} but must be even and at least 2")
+        if not 0 < self.dropout < 1:
+            raise ValueError(f"network.dropout is {self.dropout} but must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class PPOStageConfig:
+    """One iteration's PPO (sections 4 and 5.1)."""
+
+    epochs: int = 5
+    """Passes over the images seen so far; 0 leaves the policy as it is."""
+    batch: Schedule = field(default_factory=lambda: Schedule("linear_iter", 8))
+    """Images per rollout; a mini-batch is a whole rollout."""
+    ent_coef: Schedule = field(default_factory=lambda: Schedule("inv_iter", 0.15))
+    """c_H, of the entropy in nats per pixel."""
+    kl_coef: Schedule = field(default_factory=lambda: Schedule("inv_iter", 0.05))
+    """β, of the KL divergence from the reference policy."""
+    critic_start: Literal["random", "policy"] = "random"
+    """The first iteration's critic. random: fresh (paper); policy: the policy's features, and at first its mean reward
+    everywhere (ours)."""
+    examine_every: int = 1
+    """Passes over the images between two looks at the validation images, of which the best chooses the policy."""
+    learner: DensePPOConfig = field(default_factory=DensePPOConfig)
+    """The rest; total_timesteps, num_envs, ent_coef and kl_coef follow from the fields above."""
+
+    def __post_init__(self) -> None:
+        require("ppo.", self, epochs=(0, math.inf), examine_every=(1, math.inf))
+        for name in ("batch", "ent_coef", "kl_coef"):
+            require(f"ppo.{name}.", getattr(self, name), c0=(1 if name == "batch" else 0, math.inf))
+        for name in ("total_timesteps", "num_envs", "ent_coef", "kl_coef"):
+            if getattr(self.learner, name) != getattr(DensePPOConfig(), name):
+                raise ValueError(f"ppo.learner.{name} is decided by ppo.epochs, ppo.batch, ppo.ent_coef, ppo.kl_coef")
+        if self.learner.head == "bernoulli":
+            raise ValueError("ppo.learner.head is 'bernoulli' but there are three labels per pixel; use 'categorical'")
+
+
+@dataclass(frozen=True)
+class WarmStartConfig:
+    """Where the policy of iterations after the first begins (section 4)."""
+
+    kind: Literal["shrink_perturb", "keep"] = "shrink_perturb"
+    """shrink_perturb: weights of the iteration before, shrunk and perturbed; keep: as they are."""
+    shrink: float = 0.5
+    """λ: every weight is multiplied by it."""
+    sigma: float = 0.01
+    """σ of the Gaussian noise that is added."""
+    include_norm: bool = True
+    """Also the gains of normalisation layers, as in the paper's program."""
+
+    def __post_init__(self) -> None:
+        require("warm_start.", self, shrink=(0, 1), sigma=(0, math.inf))
+
+
+@dataclass(frozen=True)
+class GoldConfig:
+    """Gold images: those whose action is given and rewarded with 1 (section 5.3)."""
+
+    source: Literal["pseudo", "gt"] = "pseudo"
+    """pseudo: valid masks of the policy; gt: the true masks of the target (needs labels)."""
+    fraction: float = 1.0
+    """Share of the possible gold images that are used."""
+    corrected: bool = False
+    """Also corrected masks, where the reward network prefers them to the policy's own mask of that image (ours)."""
+    refresh: bool = False
+    """Predict and check all images seen so far anew at each iteration (but not correct them anew); False: once gold,
+    always that mask."""
+
+    def __post_init__(self) -> None:
+        require("gold.", self, fraction=(0, 1))
+
+
+@dataclass(frozen=True)
+class ProtocolConfig:
+    """How test images are segmented and judged (section 7)."""
+
+    mc_passes: int = 10
+    """Forward passes of MC dropout."""
+    tta_passes: int = 25
+    """Forward passes of test-time augmentation."""
+    ensemble: int = 4
+    """Networks of the ensemble, the source-only one among them."""
+    pictures: int = 4
+    """Images shown in each figure."""
+
+    def __post_init__(self) -> None:
+        least_one = (1, math.inf)
+        require("evaluation.", self, mc_passes=least_one, tta_passes=least_one, pictures=least_one)
+        require("evaluation.", self, ensemble=(2, math.inf))
+
+
+@dataclass(frozen=True)
+class RL4SegExperiment:
+    """One RL4Seg run: source network, shape prior, and the iterations of reward data, reward network and PPO."""
+
+    paper: Literal["rl4seg"] = "rl4seg"
+    """Whose experiment this is; decides all other options: spars, or rl4seg (train --paper rl4seg --help)."""
+    name: str = "RL4Seg"
+    """What the policy is called in tables."""
+    seed: int = 0
+    """Of everything that is random."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    source: EchoDataConfig = field(default_factory=EchoDataConfig)
+    """The labelled domain."""
+    target: EchoDataConfig = field(default_factory=EchoDataConfig)
+    """The domain to adapt to (phantoms: vendor b); only evaluation, and methods that say so, use its labels."""
+    pool: list[str] = field(default_factory=lambda: ["train", "pred"])
+    """Splits of the target whose images are adapted to, in an order that the seed shuffles."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """Size and normalisation of the networks."""
+    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
+    """Stage 0: the source network."""
+    shape_prior: ShapePriorConfig = field(default_factory=ShapePriorConfig)
+    """The shape auto-encoder of the corrector, trained on source masks."""
+    iterations: int = 4
+    """N; 0 trains the source network and the methods only."""
+    initial_images: int = 100
+    """Target images in the first iteration's PPO beside the new ones."""
+    new_images: int = 2500
+    """New target images per iteration."""
+    reward: RewardName = "reward_net"
+    """What PPO maximises; all but reward_net and anatomical need the target's labels ("supervised RL")."""
+    border_policy: BorderPolicy = "vital"
+    """Of the anatomical rules in reward data: the image as it is (paper), or padded with background."""
+    projection: Projection = "decode"
+    """What the corrector does with an invalid reconstruction: decode: nothing (paper); nearest_valid: moves it."""
+    reward_data: RewardDataConfig = field(default_factory=RewardDataConfig)
+    """Stage 1 of an iteration: triplets."""
+    reward_net: RewardNetConfig = field(default_factory=RewardNetConfig)
+    """Stage 2: the reward network."""
+    ppo: PPOStageConfig = field(default_factory=PPOStageConfig)
+    """Stage 3: the policy."""
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    """The policy between two iterations."""
+    gold: GoldConfig = field(default_factory=GoldConfig)
+    """Gold images."""
+    methods: list[Method] = field(default_factory=list)
+    """Methods to train beside RL4Seg, for comparison, in their order."""
+    entropy: EntropyConfig = field(default_factory=EntropyConfig)
+    """Of the method entropy."""
+    tist: TistConfig = field(default_factory=TistConfig)
+    """Of the method tist."""
+    udas: UdasConfig = field(default_factory=UdasConfig)
+    """Of the method udas."""
+    evaluation: ProtocolConfig = field(default_factory=ProtocolConfig)
+    """The protocol of `evaluate`."""
+
+    def resolved(self) -> "RL4SegExperiment":
+        """The same with paths made absolute, after checking what can be checked without files.
+
+        Raises:
+            ValueError: a value outside its range, or values that do not fit together.
+        """
+        least_zero = (0, math.inf)
+        require("", self, iterations=least_zero, initial_images=least_zero, new_images=(1, math.inf))
+        resolve_device(self.device)
+        if self.source.size != self.target.size:
+            raise ValueError(
+                f"source.size is {self.source.size} but target.size is {self.target.size}; they must be equal"
+            )
+        if self.source.size < SMALLEST:
+            raise ValueError(f"source.size is {self.source.size} but the U-Net needs at least {SMALLEST} pixels")
+        corrects = bool(self.iterations) and self.reward == "reward_net"
+        if self.gold.corrected and not corrects:
+            raise ValueError("gold.corrected needs iterations > 0 and reward 'reward_net', which judges the masks")
+        self_training = {"gold_self_training", "corrected_self_training"} & set(self.methods)
+        if (corrects or self_training) and self.source.size % SHRINK:
+            raise ValueError(f"source.size is {self.source.size} but the shape prior needs a multiple of {SHRINK}")
+        if not self.pool or len(set(self.pool)) < len(self.pool):
+            raise ValueError(f"pool is {self.pool} but must name at least one split, and each once")
+        if twice := sorted({method for method in self.methods if self.methods.count(method) > 1}):
+            raise ValueError(f"methods names {', '.join(twice)} more than once")
+        if "policy_gradient" in self.methods and (self.iterations == 0 or self.reward != "reward_net"):
+            raise ValueError("method policy_gradient needs iterations > 0 and reward 'reward_net'")
+        if "policy_gradient" in self.methods and self.gold.source == "gt":
+            raise ValueError(
+                "method policy_gradient would learn from true masks through gold.source 'gt'; leave it out"
+            )
+        learner = self.ppo.learner
+        if self.network.norm_mode == "batch" and (learner.batch_size is not None or learner.n_steps > 1):
+            raise ValueError(
+                f"network.norm_mode is 'batch', so that an inner step must see the whole rollout of one step, but "
+                f"ppo.learner.batch_size is {learner.batch_size} and n_steps {learner.n_steps}; leave them null and 1"
+            )
+        for i in range(1, max(self.iterations, 1) + 1):
+            self.learner(i)
+        return replace(self, source=_settled(self.source, "a"), target=_settled(self.target, "b"))
+
+    def pool_size(self, i: int) -> int:
+        """Number of target images seen up to iteration i = 1, 2, ..."""
+        return self.initial_images + i * self.new_images
+
+    def learner(self, i: int) -> DensePPOConfig:
+        """The learner of iteration i: batch, c_H and β of section 5.1."""
+        ppo = self.ppo
+        return replace(
+            ppo.learner,
+            total_timesteps=ppo.epochs * self.pool_size(i) * ppo.learner.group_size,
+            num_envs=round(ppo.batch.at(i)) * ppo.learner.group_size,
+            ent_coef=ppo.ent_coef.at(i),
+            kl_coef=ppo.kl_coef.at(i),
+        )
+
+
+def _settled(data: EchoDataConfig, vendor: Literal["a", "b"]) -> EchoDataConfig:
+    """Nothing left open: a run can then be continued from anywhere."""
+    if data.data == "phantom":
+        return replace(data, vendor=data.vendor or vendor)
+    return replace(data, data=str(Path(data.data).resolve()))

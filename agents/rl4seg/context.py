@@ -1,0 +1,175 @@
+"""What the stages of one RL4Seg run share: folders, data, networks, seeds (paper: RL4Seg, section 5).
+
+A stage is a folder of the run. A finished one has a manifest, with the configuration that made it and checksums of its
+files, and is not made again; an unfinished one continues from its checkpoint.
+"""
+
+import logging
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ...common.checkpoints import load_weights, save_weights
+from ...common.device import resolve_device
+from ...common.runs import Run, plain
+from ...datasets.echo.images import CLASSES, EchoImages, load_echo
+from ...envs.rl4seg import RewardFunction
+from ...envs.rl4seg_config import OF_TRUTH
+from ...segmenters.norms import adapt_batchnorm, norm_of
+from ...segmenters.training import image_batches, load_segmenter
+from ...segmenters.unet import UNet
+from .config import RL4SegExperiment
+
+log = logging.getLogger(__name__)
+SEGMENTER, CRITIC, PRIOR = "segmenter.safetensors", "critic.safetensors", "shape_prior.safetensors"
+REWARD_NET, TRIPLETS = "reward_net.safetensors", "triplets.safetensors"
+GOLD, CORRECTED = "gold.safetensors", "corrected.safetensors"
+NOT_MADE_BY = ("name", "device", "methods", "evaluation")
+"""Parts of the configuration that no stage depends on."""
+AT_ONCE = 64
+"""Images per forward pass without gradients."""
+
+
+@dataclass(frozen=True)
+class Gold:
+    """Images whose mask is given: rows int64 [K] of the target pool, and their masks uint8 [K, H, W]."""
+
+    rows: Tensor
+    masks: Tensor
+
+    def join(self, other: "Gold") -> "Gold":
+        """Both together; no image is in both."""
+        return Gold(torch.cat([self.rows, other.rows]), torch.cat([self.masks, other.masks]))
+
+    def take(self, chosen: Tensor) -> "Gold":
+        """Where bool [K] is true."""
+        return Gold(self.rows[chosen], self.masks[chosen])
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file."""
+        save_weights(path, {"rows": self.rows, "masks": self.masks})
+
+
+class World:
+    """What the stages of one run share: data on the device, and each other's results.
+
+    trains: make the stages that are not finished; otherwise they are an error.
+    """
+
+    def __init__(self, experiment: RL4SegExperiment, run: Run, *, trains: bool) -> None:
+        self.experiment, self.run, self.device = experiment, run, resolve_device(experiment.device)
+        self.trains = trains
+        settings = plain(asdict(experiment))
+        self.made_by = {name: value for name, value in settings.items() if name not in NOT_MADE_BY}
+
+    def seed(self, purpose: str) -> int:
+        """A seed for one purpose, so that no stage depends on what another one has drawn."""
+        return zlib.crc32(f"{self.experiment.seed}/{purpose}".encode())
+
+    def stage(self, name: str, make: Callable[[Run], list[str]]) -> Path:
+        """The folder of a finished stage; `make` makes it, and returns its files, unless it was made before.
+
+        Raises:
+            ValueError: it is not finished, and this world does not train.
+        """
+        stage = self.run.stage(name)
+        if not stage.finished(self.made_by):
+            if not self.trains:
+                folder = str(self.run.folder)
+                raise ValueError(f"run {folder!r} is not finished: it lacks {name}; train it further with --resume")
+            log.info("stage %s", name)
+            stage.finish(self.made_by, make(stage))
+        return stage.folder
+
+    # -- data ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def source(self) -> EchoImages:
+        """Labelled images of the source."""
+        return self._load("source", "train")
+
+    @cached_property
+    def source_val(self) -> EchoImages:
+        """Labelled images of the source that choose epochs."""
+        return self._load("source", "val")
+
+    @cached_property
+    def target_all(self) -> EchoImages:
+        """The target images of the loop in the order in which it deals them, with labels where they are known."""
+        experiment = self.experiment
+        images = joined([self._load("target", split) for split in experiment.pool])
+        needed = experiment.pool_size(experiment.iterations) if experiment.iterations else len(images)
+        if needed > len(images):
+            raise ValueError(
+                f"the loop needs {needed} target images (initial_images {experiment.initial_images} + iterations "
+                f"{experiment.iterations} x new_images {experiment.new_images}) but the splits "
+                f"{experiment.pool} of {experiment.target.data!r} have {len(images)}; lower new_images"
+            )
+        order = torch.randperm(len(images), generator=Generator().manual_seed(self.seed("deal")))
+        return images.take(order[:needed].tolist())
+
+    @cached_property
+    def target(self) -> EchoImages:
+        """The same without labels: all that adaptation may see."""
+        return replace(self.target_all, labels=None)
+
+    @cached_property
+    def target_val(self) -> EchoImages:
+        """Target images on which PPO's checkpoint is chosen, by the reward, without labels."""
+        return self._load("target", "val")
+
+    def _load(self, domain: str, split: str) -> EchoImages:
+        return load_echo(getattr(self.experiment, domain), split).to(self.device)
+
+    def rows(self, i: int) -> Tensor:
+        """Rows of the target images that are seen up to iteration i; 0: all."""
+        return torch.arange(self.experiment.pool_size(i) if i else len(self.target), device=self.device)
+
+    def images(self, i: int, reward: RewardFunction | str) -> EchoImages:
+        """Target images seen up to iteration i (0: all); with labels only for a reward that is named and reads them."""
+        images = self.target_all if reward in OF_TRUTH else self.target
+        return images.take(self.rows(i).tolist())
+
+    # -- networks --------------------------------------------------------------------------------------------------
+
+    def segmenter(self, seed: int, *, out: int = len(CLASSES), dropout: float = 0.0) -> UNet:
+        """A fresh U-Net 1 -> out."""
+        network = self.experiment.network
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            norm, channels = norm_of(network.norm_mode), network.init_channels
+            return UNet(1, out, init_channels=channels, norm=norm, dropout=dropout).to(self.device)
+
+    def load(self, folder: Path) -> UNet:
+        """The segmenter of a stage."""
+        return load_segmenter(folder / SEGMENTER).to(self.device)
+
+    def gold(self, i: int, file: str = GOLD) -> Gold:
+        """The gold images, or with CORRECTED the corrected ones, that were found up to iteration i."""
+        tensors, _ = load_weights(self.run.stage(f"iteration_{i}/reward_data").folder / file)
+        return Gold(tensors["rows"].to(self.device), tensors["masks"].to(self.device))
+
+    def adapt(self, net: nn.Module, i: int) -> None:
+        """With norm_mode frozen: batch statistics of the target images seen up to iteration i (0: all)."""
+        if self.experiment.network.norm_mode == "frozen":
+            adapt_batchnorm(net, image_batches(self.target.images[self.rows(i)], AT_ONCE, self.device))
+
+
+def joined(parts: Sequence[EchoImages]) -> EchoImages:
+    """All images of the parts, which are of one size and origin; labelled if all parts are."""
+    labels = [part.labels for part in parts if part.labels is not None]
+    return replace(
+        parts[0],
+        images=torch.cat([part.images for part in parts]),
+        labels=torch.cat(labels) if len(labels) == len(parts) else None,
+        ids=[x for part in parts for x in part.ids],
+        patients=[x for part in parts for x in part.patients],
+        views=[x for part in parts for x in part.views],
+        instants=[x for part in parts for x in part.instants],
+        spacing_mm=torch.cat([part.spacing_mm for part in parts]),
+    )

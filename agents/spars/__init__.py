@@ -1,0 +1,1 @@
+"""The SPARS experiment (docs/spars.md)."""

@@ -1,0 +1,118 @@
+"""What is watched while SPARS trains: curves of the duel, and looks at validation cases."""
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from ...common.runs import Run
+from ...datasets.liver.lesions import TUMOUR
+from ...envs.spars import SparsEnv
+from ...evaluation.pictures import orthogonal_slices
+from .rollouts import roll_out
+from .self_play import SelfPlay, Snapshot
+
+
+class Watch(BaseCallback):
+    """Curves of the duel, per rollout.
+
+    spars/win_rate: share of steps with s1 > s2. spars/score_self, spars/score_opp: mean s1, s2. spars/terminated_frac:
+    share of episodes that τ ended. spars/terminal_score: mean s1 at their end. spars/opponent_age: environment steps
+    since the opponent was refreshed. spars/distinct_windows: share of the rollout's window positions that differ.
+    spars/cache_hit: share of scores that were looked up, not computed.
+    """
+
+    def __init__(self, game: SparsEnv, self_play: SelfPlay | None) -> None:
+        super().__init__()
+        self.game, self.self_play = game, self_play
+
+    def _on_rollout_start(self) -> None:
+        self._scores: list[torch.Tensor] = []
+        self._places: list[torch.Tensor] = []
+        self._ends: list[tuple[bool, float]] = []
+
+    def _on_step(self) -> bool:
+        at, scores = self.game.last_step()
+        self._scores.append(scores)
+        self._places.append(at[0])
+        for row in self.locals["dones"].nonzero()[0]:
+            info = self.locals["infos"][row]
+            self._ends.append((info["reason"] != "time", float(info["score_self"])))
+        return True
+
+    def _on_rollout_end(self) -> None:
+        scores, places = torch.stack(self._scores, dim=1), torch.cat(self._places)  # [P, steps, N]
+        self.logger.record("spars/score_self", float(scores[0].mean()))
+        self.logger.record("spars/distinct_windows", len(set(places.tolist())) / len(places))
+        self.logger.record("spars/cache_hit", self.game.table.cache_hit)
+        if len(scores) == 2:
+            self.logger.record("spars/score_opp", float(scores[1].mean()))
+            self.logger.record("spars/win_rate", float((scores[0] > scores[1]).float().mean()))
+        if self._ends:
+            self.logger.record("spars/terminated_frac", sum(by_score for by_score, _ in self._ends) / len(self._ends))
+            self.logger.record("spars/terminal_score", sum(score for _, score in self._ends) / len(self._ends))
+        if self.self_play:
+            self.logger.record("spars/opponent_age", self.num_timesteps - self.self_play.refreshed_at)
+
+
+class Examine(BaseCallback):
+    """Segments the validation cases now and then: spars/dice_eval (at the configured θ), spars/terminal_hit, a picture.
+
+    It draws from generators of its own, so that training goes on as if nobody had looked.
+    """
+
+    def __init__(
+        self,
+        game: SparsEnv,
+        run: Run,
+        every: int,
+        self_play: SelfPlay | None,
+        *,
+        deterministic: bool,
+        jitter_cells: int,
+        seen: int = 0,
+    ) -> None:
+        super().__init__()
+        self.seen = seen
+        """Step up to which a run that is resumed has looked already."""
+        self.game, self.run, self.every, self.self_play = game, run, every, self_play
+        self.deterministic, self.jitter_cells = deterministic, jitter_cells
+        self.learner: Snapshot | None = None
+
+    def _on_rollout_start(self) -> None:
+        step = self.model.num_timesteps
+        before = step - self.model.n_steps * self.model.n_envs  # type: ignore[attr-defined]
+        if step > self.seen and step // self.every > before // self.every:
+            with torch.random.fork_rng():
+                self._examine(step)
+
+    def _examine(self, step: int) -> None:
+        assert isinstance(self.model.policy, ActorCriticPolicy)
+        self.learner = self.learner or Snapshot(self.model.policy)
+        self.learner.refresh(self.model.policy)
+        if self.self_play:
+            self.self_play.join(self.game)
+        learner, theta = self.learner, self.game.config.mask_threshold
+        torch.manual_seed(0)  # not before: to build the snapshot, the first time, draws numbers too
+        maps = roll_out(
+            self.game,
+            lambda game: learner.act(game.observe(), self.deterministic),
+            jitter_cells=self.jitter_cells,
+            seed=0,
+        )
+        hits = [float(facts["terminal_hit"]) for facts in maps.said]
+        self.run.log(step, {"spars/dice_eval": maps.mean_dice(theta), "spars/terminal_hit": sum(hits) / len(hits)})
+        case, heat = self.game.cases[0], self.game.lattice.expand(maps.blocks[0]).float().cpu()
+        truth = torch.zeros_like(case.image) if case.label is None else case.label
+        tumour = truth == TUMOUR
+        centre = (tumour.nonzero().float().mean(dim=0) if tumour.any() else torch.tensor(case.image.shape) / 2).int()
+        picture = orthogonal_slices(
+            case.image.numpy(),
+            centre_ijk=centre.tolist(),
+            heat=(heat / heat.max().clamp(min=1.0)).numpy(),
+            contours=[(tumour.numpy(), (80, 255, 80)), (maps.inside(0, theta).numpy(), (255, 210, 60))],
+            spacing_mm=case.spacing_mm,
+        )
+        self.run.log_image(f"spars/{case.id}", picture, step)
+
+    def _on_step(self) -> bool:
+        return True

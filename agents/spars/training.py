@@ -1,0 +1,322 @@
+"""Training SPARS: a presence classifier, then self-play PPO against it (paper: SPARS, section 5)."""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from ...classifiers.presence import CELL, DensePresenceNet, save_presence
+from ...classifiers.train_presence import PresenceTrainingConfig, train_presence
+from ...common.checkpoints import load_into
+from ...common.device import resolve_device
+from ...common.files import replacing
+from ...common.runs import Run, plain
+from ...datasets.liver.cases import HU_WINDOW, iter_liver_cases, liver_case_ids, load_liver_cases
+from ...envs.adapters import LearnerEnv
+from ...envs.spars import SparsEnv
+from ...envs.spars_config import SparsConfig
+from ...evaluation.metrics import classification_metrics
+from ..ppo import PPOConfig, learn, require, restore
+from .callbacks import Examine, Watch
+from .policies import PolicyName, policy_arguments
+from .self_play import InitialOpponent, SelfPlay, Snapshot
+
+log = logging.getLogger(__name__)
+
+TRAIN = "train"
+"""As `env.classifier`: train one in the run before the agent."""
+
+
+@dataclass(frozen=True)
+class CaseChoice:
+    """Some cases of `env.data`, for one purpose."""
+
+    split: str = "test"
+    """classifier_train, classifier_val, rl_pool, test or all."""
+    cases: list[str] | None = None
+    """Case ids (* and ? stand for any text), which win over the split."""
+
+    def of(self, env: SparsConfig) -> SparsConfig:
+        """The environment's configuration with these cases."""
+        return replace(env, split=self.split, cases=self.cases)
+
+
+@dataclass(frozen=True)
+class SelfPlayConfig:
+    """Who competes while the learner learns (section 4)."""
+
+    refresh_every: int = 1
+    """Rollouts between two copies of the learner into its opponent (of n_steps each)."""
+    initial_opponent: InitialOpponent = "self_snapshot"
+    """Before the first refresh: the untrained learner, constant0 (always +z; paper) or random."""
+
+    def __post_init__(self) -> None:
+        require("self_play.", self, refresh_every=(1, math.inf))
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How a trained policy segments unseen cases (section 7)."""
+
+    rollouts: int = 8
+    """K: episodes per case whose maps are averaged."""
+    jitter_cells: int = 2
+    """Start positions are moved by up to this many lattice cells along each axis."""
+    deterministic: bool = False
+    """Take the likeliest action instead of a drawn one."""
+    tolerance_mm: float = 7.0
+    """Of the normalised surface Dice, in mm; 7 is the Decathlon's for the liver."""
+    pictures: int = 4
+    """Cases shown in each figure."""
+
+    def __post_init__(self) -> None:
+        least_one, least_zero = (1, math.inf), (0, math.inf)
+        require("evaluation.", self, rollouts=least_one, pictures=least_one)
+        require("evaluation.", self, jitter_cells=least_zero, tolerance_mm=least_zero)
+
+
+@dataclass(frozen=True)
+class SparsExperiment:
+    """One SPARS run: data, classifier, game, learner and evaluation."""
+
+    paper: Literal["spars"] = "spars"
+    """Whose experiment this is; decides all other options: spars, or rl4seg (train --paper rl4seg --help)."""
+    name: str = "SPARS"
+    """What the trained policy is called in tables."""
+    seed: int = 0
+    """Of classifier, learner, environment and evaluation."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    env: SparsConfig = field(default_factory=SparsConfig)
+    """The game. env.classifier: a .safetensors file, "packaged" (made for phantoms), or "train"."""
+    presence: PresenceTrainingConfig = field(default_factory=PresenceTrainingConfig)
+    """Training of the classifier, with env.classifier=train."""
+    classifier_train: CaseChoice = field(default_factory=lambda: CaseChoice(split="classifier_train"))
+    """Cases from which the classifier learns."""
+    validation: CaseChoice = field(default_factory=lambda: CaseChoice(split="classifier_val"))
+    """Cases that choose the classifier's best epoch and every mask threshold."""
+    test: CaseChoice = field(default_factory=CaseChoice)
+    """Cases that nothing was chosen or trained on."""
+    policy: PolicyName = "window_cnn"
+    """window_cnn; feature_mlp (needs env.obs_mode=features); flatten_mlp (paper)."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """The learner."""
+    self_play: SelfPlayConfig = field(default_factory=SelfPlayConfig)
+    """The opponent, with env.n_agents=2 and env.opponent=snapshot."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """The protocol of `evaluate`."""
+    checkpoint_every: int = 20_480
+    """Environment steps between checkpoints."""
+    examine_every: int = 40_960
+    """Environment steps between looks at the validation cases while training (curves and pictures only; their labels
+    choose nothing); 0: never."""
+
+    def __post_init__(self) -> None:
+        require("", self, seed=(0, 2**32 - 1), checkpoint_every=(1, math.inf), examine_every=(0, math.inf))
+
+    def resolved(self) -> "SparsExperiment":
+        """The same with nothing left open.
+
+        Raises:
+            ValueError: a value outside its range.
+        """
+        needed = self.env.score_source == "classifier" or self.env.obs_mode == "features"
+        classifier = self.env.classifier or ("packaged" if self.env.data == "phantom" else TRAIN if needed else None)
+        if self.ppo.total_timesteps == 0 and classifier != TRAIN:
+            raise ValueError("nothing to train: ppo.total_timesteps is 0 and env.classifier is not 'train'")
+        if classifier not in (None, "packaged", TRAIN):
+            classifier = str(Path(classifier).resolve())  # the run can then be continued from anywhere
+        data = self.env.data if self.env.data == "phantom" else str(Path(self.env.data).resolve())
+        env = replace(self.env, classifier=classifier, data=data).resolved()
+        if env.reward == "shaped" and env.gamma != self.ppo.gamma:
+            raise ValueError(
+                f"env.gamma is {env.gamma} but ppo.gamma is {self.ppo.gamma}; with reward 'shaped' they must be equal, "
+                f"or the potential changes which policy is best"
+            )
+        return replace(self, env=env)
+
+
+def train(
+    experiment: SparsExperiment,
+    out: str | Path,
+    environment: Mapping[str, Any],
+    *,
+    sb3_zip: str | Path | None = None,
+) -> Run:
+    """Train in the new folder `out`; see `resume` for a run that was interrupted.
+
+    environment: what is to be kept of the machine. sb3_zip: also write the learner as a zip of Stable-Baselines3, for
+    its own `PPO.load`.
+
+    Raises:
+        ValueError: a value, case, file or folder that cannot be used; nothing is written then.
+        FileNotFoundError: a missing folder or file.
+    """
+    experiment = experiment.resolved()
+    _check(experiment)
+    return _train(experiment, Run.create(out, plain(asdict(experiment)), environment), sb3_zip)
+
+
+def resume(experiment: SparsExperiment, out: str | Path, *, sb3_zip: str | Path | None = None) -> Run:
+    """Continue the run in the folder `out`, which `experiment` describes, from its last checkpoint."""
+    return _train(experiment.resolved(), Run.open(out), sb3_zip)
+
+
+def _check(experiment: SparsExperiment) -> None:
+    """Raises whatever can be known to be wrong before anything is written."""
+    env, is_trained = experiment.env, experiment.env.classifier == TRAIN
+    resolve_device(experiment.device)
+    for choice in (experiment.validation, experiment.test):
+        liver_case_ids(choice.of(env))
+    if is_trained:
+        for choice in (experiment.classifier_train, experiment.validation):
+            config = choice.of(env)
+            liver_case_ids(config)
+            for case in iter_liver_cases(config) if env.data != "phantom" else ():
+                if case.label is None:
+                    raise ValueError(f"{case.id} has no label, which the classifier's training needs; choose others")
+        if experiment.presence.batch == "dense" and env.step % CELL:
+            raise ValueError(
+                f"env.step is {env.step} but presence.batch='dense' needs a multiple of {CELL}; use 'windows'"
+            )
+    with TemporaryDirectory() as folder:
+        trial = Run(folder)
+        if is_trained:  # an untrained one has the same shapes
+            assert env.window_size is not None
+            net = DensePresenceNet(env.hu_window or HU_WINDOW, env.window_size)
+            save_presence(trained_classifier(experiment, trial), net, {})
+        if env.score_source == "classifier":
+            env = replace(env, score_engine="lazy")  # scores a few windows only
+        game = game_of(experiment, trial, env)
+        game.reset()
+        policy_arguments(experiment.policy, game.single_observation_space)
+
+
+def _train(experiment: SparsExperiment, run: Run, sb3_zip: str | Path | None) -> Run:
+    classifier = trained_classifier(experiment, run)
+    if experiment.env.classifier == TRAIN and not classifier.exists():
+        _train_classifier(experiment, run)
+    if experiment.ppo.total_timesteps:
+        model = _train_agent(experiment, run)
+        if sb3_zip is not None:
+            with replacing(Path(sb3_zip)) as unfinished:
+                model.save(unfinished)
+    run.close()
+    return run
+
+
+def trained_classifier(experiment: SparsExperiment, run: Run) -> Path:
+    """Where a run keeps the classifier that it trained."""
+    return run.stage("classifier").folder / "presence.safetensors"
+
+
+def _train_classifier(experiment: SparsExperiment, run: Run) -> None:
+    env = experiment.env
+    assert env.window_size is not None
+    stage = run.stage("classifier")
+    train_presence(
+        load_liver_cases(experiment.classifier_train.of(env)),
+        load_liver_cases(experiment.validation.of(env)),
+        env.window_size,
+        env.step,
+        experiment.presence,
+        stage,
+        resolve_device(experiment.device),
+        experiment.seed,
+        metrics=classification_metrics,
+        hu_window=env.hu_window or HU_WINDOW,
+    )
+    stage.close()
+
+
+def game_of(experiment: SparsExperiment, run: Run, env: SparsConfig | None = None, **settings: Any) -> SparsEnv:
+    """The game of a run, with its own classifier; `env` and `settings` change what is played."""
+    config = env or experiment.env
+    if config.classifier == TRAIN:
+        config = replace(config, classifier=str(trained_classifier(experiment, run)))
+    return SparsEnv(config, device=experiment.device, **settings)
+
+
+def _train_agent(experiment: SparsExperiment, run: Run) -> PPO:
+    ppo = experiment.ppo
+    game = game_of(experiment, run, num_envs=ppo.num_envs, eval_dice=False)
+    env = LearnerEnv(game)
+    model = PPO(
+        env=env,
+        seed=experiment.seed,
+        device=game.device,
+        **policy_arguments(experiment.policy, env.observation_space),
+        **ppo.learner(),
+    )
+    self_play = None
+    if game.config.n_agents == 2 and game.config.opponent == "snapshot":
+        self_play = SelfPlay(game, experiment.self_play.refresh_every, experiment.self_play.initial_opponent)
+    checkpoint = run.resume()
+    if checkpoint:
+        restore(model, checkpoint)
+        if self_play:
+            self_play.load_state(checkpoint.state["self_play"], model.policy)
+    seen = checkpoint.step if checkpoint else 0
+    learn(
+        model,
+        run,
+        ppo.total_timesteps,
+        [*([self_play] if self_play else []), Watch(game, self_play), *_examiners(experiment, run, self_play, seen)],
+        checkpoint_every=experiment.checkpoint_every,
+        extra_state=lambda: {"self_play": self_play.state()} if self_play else {},
+        checkpoint=checkpoint,
+    )
+    if checkpoint is None or checkpoint.step < model.num_timesteps:  # a finished run stays as it is
+        outcome = {name: value for name, value in run.metrics()[-1].items() if name.startswith(("spars/", "rollout/"))}
+        run.log_hparams(plain(asdict(experiment)), outcome)
+    return model
+
+
+def load_policies(experiment: SparsExperiment, run: Run, game: SparsEnv) -> tuple[Snapshot, Snapshot | None]:
+    """The trained policy of a run and its last opponent (None in single-agent runs), frozen, on the game's device.
+
+    Raises:
+        ValueError: the run has no checkpoint, or one of another architecture.
+    """
+    checkpoint = run.checkpoint()
+    arguments = policy_arguments(experiment.policy, game.single_observation_space)
+    kind: type[ActorCriticPolicy] = PPO.policy_aliases[arguments["policy"]]  # type: ignore[assignment]
+    policy = kind(
+        game.single_observation_space, game.single_action_space, lambda _: 0.0, **arguments.get("policy_kwargs", {})
+    ).to(game.device)
+    load_into(policy, checkpoint.weights, f"{run.folder} at step {checkpoint.step}")
+    learner = Snapshot(policy)
+    if "self_play" not in checkpoint.state or not checkpoint.state["self_play"]["weights"]:
+        return learner, None
+    load_into(policy, checkpoint.state["self_play"]["weights"], f"opponent of {run.folder}")
+    return learner, Snapshot(policy)
+
+
+def _examiners(experiment: SparsExperiment, run: Run, self_play: SelfPlay | None, seen: int) -> list[BaseCallback]:
+    if not experiment.examine_every:
+        return []
+    config = replace(experiment.validation.of(experiment.env), eval_dice=False)
+    slots = len(liver_case_ids(config)) * experiment.evaluation.rollouts
+    game = game_of(experiment, run, config, num_envs=slots)
+    if any(case.label is None for case in game.cases):
+        log.warning("validation cases without labels: training is not looked at on the way (examine_every)")
+        return []
+    protocol = experiment.evaluation
+    return [
+        Examine(
+            game,
+            run,
+            experiment.examine_every,
+            self_play,
+            deterministic=protocol.deterministic,
+            jitter_cells=protocol.jitter_cells,
+            seen=seen,
+        )
+    ]

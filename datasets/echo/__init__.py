@@ -1,0 +1,1 @@
+"""Echocardiography: CAMUS, prepared folders and phantoms, as one pool of images."""

@@ -1,0 +1,331 @@
+"""Echocardiography in one form, whatever it was read from: images of one size, resident as bytes (paper: RL4Seg, 6).
+
+Axes are (y, x) everywhere: rows grow with depth, columns to the right of the picture.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...common.files import file_digest
+from ..cache import cached
+from ..sample import Origin
+from . import phantom as echo_phantom
+from .camus import EchoFiles, find_echo, one_split_each
+from .files import read_image, read_mask, stored_in
+from .preparation import Acquisition, acquired, resized, resized_mask, sector, to_bytes
+
+log = logging.getLogger(__name__)
+
+CLASSES = ("background", "LV", "MYO")
+"""Label values 0, 1, 2: background, left ventricle's cavity, myocardium."""
+BACKGROUND, LV, MYO = range(3)
+ATRIUM = 3
+"""In the files of CAMUS; background here."""
+FIRST_PHANTOM = {"train": 0, "val": 100_000, "test": 200_000, "pred": 300_000}
+"""Number of the first phantom patient of each split."""
+PREPARATION = 1
+"""Part of every cache key: raise it when the same files and settings shall give other images."""
+
+
+@dataclass(frozen=True)
+class EchoImages:
+    """N images of one size; row n of every field belongs to the same image."""
+
+    images: Tensor
+    """uint8 [N, H, W]; 255 stands for 1.0."""
+    labels: Tensor | None
+    """uint8 [N, H, W], values 0..2, or None where no truth is known."""
+    ids: list[str]
+    """Such as patient0001_2CH_ED."""
+    patients: list[str]
+    """Whom the image is of: images of one patient never lie in two splits."""
+    views: list[str]
+    """2CH or 4CH."""
+    instants: list[str]
+    """ED or ES."""
+    spacing_mm: Tensor
+    """float64 [N, 2], (y, x), of the pixels of `images`."""
+    origin: Origin
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def at(self, rows: Tensor) -> Tensor:
+        """Images float32 [K, 1, H, W] in [0, 1] of the rows int64 [K], on the device of `images`."""
+        return self.images[rows][:, None].float() / 255
+
+    def take(self, rows: Sequence[int]) -> "EchoImages":
+        """These rows only, in this order."""
+        index = torch.tensor(rows, dtype=torch.int64)
+        device = self.images.device
+        return replace(
+            self,
+            images=self.images[index.to(device)],
+            labels=None if self.labels is None else self.labels[index.to(device)],
+            ids=[self.ids[row] for row in rows],
+            patients=[self.patients[row] for row in rows],
+            views=[self.views[row] for row in rows],
+            instants=[self.instants[row] for row in rows],
+            spacing_mm=self.spacing_mm[index],
+        )
+
+    def to(self, device: torch.device) -> "EchoImages":
+        """Images and labels on `device`."""
+        return replace(
+            self, images=self.images.to(device), labels=None if self.labels is None else self.labels.to(device)
+        )
+
+
+@dataclass(frozen=True)
+class PhantomPatients:
+    """How many phantom patients each split has; a patient has four images.
+
+    Raises:
+        ValueError: a negative number, more than keep the splits apart, or nobody at all.
+    """
+
+    train: int = 50
+    """Of the supervised network, and labelled."""
+    val: int = 10
+    """Choose a checkpoint."""
+    test: int = 50
+    """Judge the result."""
+    pred: int = 200
+    """The pool of images that reinforcement learning adapts to."""
+
+    def __post_init__(self) -> None:
+        for split, number in asdict(self).items():
+            if not 0 <= number <= 100_000:
+                raise ValueError(f"phantom_patients.{split} is {number} but must lie in 0..100000")
+        if not any(asdict(self).values()):
+            raise ValueError("phantom_patients has nobody in any split; give one of them at least 1 patient")
+
+
+@dataclass(frozen=True)
+class EchoDataConfig:
+    """Which echocardiograms are used, and how they are prepared.
+
+    Raises:
+        ValueError: a value outside its range, or one that does not belong to these data.
+    """
+
+    data: str = "phantom"
+    """"phantom" (procedural, no files), or a folder: CAMUS v1 or v2, or a prepared set (img/, gt/ and a CSV; of
+    several CSVs, name one: FOLDER/NAME.csv)."""
+    vendor: Literal["a", "b"] | None = None
+    """Whose scanner made the phantoms: a or b; default: a, but b for the target of an experiment."""
+    size: int = 64
+    """Height and width in pixels; 256 in the paper. The aspect is not kept, the spacing follows."""
+    clahe: bool | None = None
+    """Equalise the histogram locally (clip limit 0.01, 8 x 8 tiles); default: yes, but no for a prepared set, whose
+    images have had it."""
+    acquisition: Acquisition = field(default_factory=Acquisition)
+    """Change of recorded images, as if another scanner had made them; default: none. Phantoms have `vendor`."""
+    patients: dict[str, list[str]] | None = None
+    """Patients of each split, * and ? stand for any text, e.g. '{train: ["patient000?"]}'; default: the data set's own
+    lists, or all without lists as split "all". Any phantom can be named in full, phantom_b_200077, say."""
+    phantom_patients: PhantomPatients = field(default_factory=PhantomPatients)
+    """Number of phantom patients per split."""
+    cache_dir: str | None = None
+    """Folder for prepared images; default $SEGARENA_CACHE, else ~/.cache/segarena."""
+
+    def __post_init__(self) -> None:
+        if self.vendor not in (None, *echo_phantom.VENDORS):
+            raise ValueError(f"vendor is {self.vendor!r} but must be one of {', '.join(echo_phantom.VENDORS)}")
+        if self.size < 16:
+            raise ValueError(f"size is {self.size} but must be at least 16 pixels")
+        if self.data == "phantom" and self.acquisition != Acquisition():
+            raise ValueError("acquisition changes recorded images; for phantoms of another scanner set vendor to b")
+        if self.data != "phantom" and self.vendor is not None:
+            raise ValueError(f"vendor {self.vendor!r} belongs to phantoms; to change recorded images set acquisition")
+
+    @property
+    def scanner(self) -> str:
+        """The phantoms' vendor."""
+        return self.vendor or "a"
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image that could not be loaded, and why."""
+
+    id: str
+    reason: str
+
+
+def load_echo(config: EchoDataConfig, split: str, on_bad: Callable[[BadImage], object] | None = None) -> EchoImages:
+    """The images of one split on the CPU, in the order of its patients.
+
+    Phantoms have train, val, test and pred; a folder has what its lists name (CAMUS: train, val, test) or
+    `config.patients` says; "all" is everybody. A patient is in one split only. A split in which some images have no
+    mask is taken as unlabelled, with a warning.
+
+    on_bad: by default a bad file raises. Otherwise it is logged, handed to `on_bad` (`bad.append`, say) and left out.
+    A missing folder or split raises at once, whatever `on_bad` is.
+
+    Raises:
+        FileNotFoundError: a missing folder or file.
+        ValueError: an unknown split, a pattern that fits nobody, a patient in two splits, a bad file, or no image left.
+    """
+    if config.data == "phantom":
+        return _phantoms(config, split)
+    folder = find_echo(Path(config.data))
+    everybody = list(dict.fromkeys(files.patient for files in folder.files))
+    place = {patient: n for n, patient in enumerate(_chosen(config, split, everybody, folder.splits))}
+    wanted = sorted((f for f in folder.files if f.patient in place), key=lambda files: place[files.patient])
+    loaded: dict[EchoFiles, dict[str, Tensor]] = {}
+    for files in wanted:
+        try:
+            loaded[files] = _load(files, config, folder.prepared)
+        except (FileNotFoundError, ValueError) as error:
+            if on_bad is None:
+                raise
+            log.warning("skipping %s: %s", files.id, error)
+            on_bad(BadImage(files.id, str(error)))
+    if not loaded:
+        raise ValueError(f"none of the {len(wanted)} images of split {split!r} in {config.data!r} can be used")
+    labels = [tensors["label"] for tensors in loaded.values() if "label" in tensors]
+    if 0 < len(labels) < len(loaded):
+        log.warning(
+            "%d of %d images of split %r have a mask: all are taken as unlabelled", *map(len, (labels, loaded)), split
+        )
+    return EchoImages(
+        images=torch.stack([tensors["image"] for tensors in loaded.values()]),
+        labels=torch.stack(labels) if len(labels) == len(loaded) else None,
+        ids=[files.id for files in loaded],
+        patients=[files.patient for files in loaded],
+        views=[files.view for files in loaded],
+        instants=[files.instant for files in loaded],
+        spacing_mm=torch.stack([tensors["spacing_mm"] for tensors in loaded.values()]),
+        origin="real",
+    )
+
+
+def _chosen(
+    config: EchoDataConfig, split: str, everybody: Sequence[str], own: Mapping[str, Sequence[str]]
+) -> Sequence[str]:
+    """The patients of a split, whom the configuration names or, without that, the data set's own lists."""
+    if split == "all":
+        return everybody
+    splits = own
+    if config.patients is not None:
+        splits = {name: _fitting(patterns, everybody, config.data) for name, patterns in config.patients.items()}
+        one_split_each(splits, "patients")
+    if split not in splits:
+        known = ", ".join([*splits, "all"])
+        raise ValueError(
+            f"split is {split!r} but {config.data!r} has {known}; name its patients: patients={{{split}: [...]}}"
+        )
+    here = set(everybody)
+    chosen = [patient for patient in splits[split] if patient in here]
+    if not chosen:
+        raise ValueError(
+            f"split {split!r} of {config.data!r} has no patient that is there; there are {_listed(everybody)}; "
+            f"choose among them: patients={{{split}: [...]}}"
+        )
+    return chosen
+
+
+def _fitting(patterns: Sequence[str], everybody: Sequence[str], data: str) -> list[str]:
+    """Who fits one of the patterns."""
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        found = [patient for patient in everybody if fnmatchcase(patient, pattern)]
+        if not found:
+            raise ValueError(f"no patient in {data!r} is called {pattern!r}; it has {_listed(everybody)}")
+        chosen |= dict.fromkeys(found)
+    return list(chosen)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])}, ... {names[-1]} ({len(names)} patients)"
+
+
+def _load(files: EchoFiles, config: EchoDataConfig, prepared: bool) -> dict[str, Tensor]:
+    """image, label (where there is one) and spacing_mm of one image, from the cache or its files."""
+    clahe = not prepared if config.clahe is None else config.clahe
+    paths = [path for path in (files.image, files.label) if path is not None]
+    key = {
+        "preparation": PREPARATION,
+        "id": files.id,  # the changed acquisition depends on it
+        "files": [[file_digest(file) for file in stored_in(path)] for path in paths],
+        "size": config.size,
+        "clahe": clahe,
+        "acquisition": asdict(config.acquisition),
+        "prepared": prepared,
+    }
+
+    def build() -> dict[str, Tensor]:
+        image, spacing_mm = read_image(files.image, white=1.0 if prepared else 255.0)
+        tensors = {}
+        if files.label is not None:
+            label = read_mask(files.label, len(CLASSES) if prepared else ATRIUM + 1)
+            if label.shape != image.shape:
+                raise ValueError(
+                    f"{files.label} has shape {label.shape} (y, x) but {files.image} has {image.shape}: they do not "
+                    "lie on each other; resample the mask to the image"
+                )
+            label[label == ATRIUM] = BACKGROUND
+            tensors["label"] = torch.from_numpy(resized_mask(label, config.size))
+        if not prepared:
+            image = np.where(sector(image), image, np.float32(0))  # text and ECG beside it
+        if config.acquisition != Acquisition():
+            image = acquired(image, spacing_mm, config.acquisition, files.id)
+        tensors["image"] = torch.from_numpy(to_bytes(resized(image, config.size), clahe))
+        steps = [mm * n / config.size for mm, n in zip(spacing_mm, image.shape, strict=True)]
+        return tensors | {"spacing_mm": torch.tensor(steps, dtype=torch.float64)}
+
+    return cached("echo", key, build, config.cache_dir)
+
+
+def _phantoms(config: EchoDataConfig, split: str) -> EchoImages:
+    splits = {
+        name: [f"phantom_{config.scanner}_{FIRST_PHANTOM[name] + n:06d}" for n in range(number)]
+        for name, number in asdict(config.phantom_patients).items()
+    }
+    everybody = [patient for names in splits.values() for patient in names]
+    for names in (config.patients or {}).values():  # phantoms beyond these numbers exist as soon as they are named
+        everybody += [name for name in names if re.fullmatch(rf"phantom_{config.scanner}_\d{{6}}", name)]
+    patients = _chosen(config, split, list(dict.fromkeys(everybody)), splits)
+    kinds = [(view, instant) for view in echo_phantom.VIEWS for instant in echo_phantom.INSTANTS]
+    rows = [(patient, view, instant) for patient in patients for view, instant in kinds]
+    clahe = config.clahe is not False
+
+    def build() -> dict[str, Tensor]:
+        drawn = [
+            echo_phantom.echo_phantom(config.scanner, int(patient[-6:]), view, instant, config.size)
+            for patient, view, instant in rows
+        ]
+        return {
+            "image": torch.from_numpy(np.stack([to_bytes(phantom.image, clahe) for phantom in drawn])),
+            "label": torch.from_numpy(np.stack([phantom.label for phantom in drawn])),
+            "spacing_mm": torch.tensor([phantom.spacing_mm for phantom in drawn], dtype=torch.float64),
+        }
+
+    key = {
+        "preparation": PREPARATION,
+        "phantom": file_digest(Path(echo_phantom.__file__)),  # other code draws other hearts
+        "patients": list(patients),
+        "size": config.size,
+        "clahe": clahe,
+    }
+    tensors = cached("echo_phantom", key, build, config.cache_dir)
+    return EchoImages(
+        images=tensors["image"],
+        labels=tensors["label"],
+        ids=["_".join(row) for row in rows],
+        patients=[patient for patient, _, _ in rows],
+        views=[view for _, view, _ in rows],
+        instants=[instant for _, _, instant in rows],
+        spacing_mm=tensors["spacing_mm"],
+        origin="phantom",
+    )

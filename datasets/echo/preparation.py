@@ -1,0 +1,121 @@
+"""From a scanner's picture to the image a network sees (paper: RL4Seg, 6.5): sector, acquisition, resizing, CLAHE."""
+
+# scikit-image annotates only part of its functions
+# mypy: disable-error-code=no-untyped-call
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+from skimage.exposure import equalize_adapthist
+from skimage.morphology import convex_hull_image
+from skimage.transform import resize
+
+from .files import FloatArray, Spacing
+
+CLIP_LIMIT = 0.01
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """How a recorded image is changed, as if another scanner had made it, or the window had been poor.
+
+    Echocardiograms are log-compressed: what a scanner multiplies is added here. 0..1 is black to white, and what lies
+    outside the sector stays black. Applied in the order of the fields; what is random depends on the image's id only.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    speckle: float = 0.0
+    """Standard deviation of the added speckle as a share of the grey value; 0 or more."""
+    speckle_mm: float = 1.5
+    """Size of its grains; above 0."""
+    wedges: int = 0
+    """Number of dropout wedges, beams from the probe that ribs or lung shadow."""
+    wedge_loss: float = 0.5
+    """Grey lost in the middle of a wedge, 0..1."""
+    attenuation: float = 0.0
+    """Grey lost at the deepest row, growing evenly with depth; 0..1."""
+    gain: float = 0.0
+    """Grey added everywhere, -1..1."""
+    gamma: float = 1.0
+    """Exponent of the grey curve; above 1 makes dark darker, below 1 brighter."""
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "speckle": (self.speckle >= 0, "0 or more"),
+            "speckle_mm": (self.speckle_mm > 0, "above 0 mm"),
+            "wedges": (self.wedges >= 0, "0 or more"),
+            "wedge_loss": (0 <= self.wedge_loss <= 1, "within 0..1"),
+            "attenuation": (0 <= self.attenuation <= 1, "within 0..1"),
+            "gain": (-1 <= self.gain <= 1, "within -1..1"),
+            "gamma": (self.gamma > 0, "above 0"),
+        }
+        for name, (fine, rule) in allowed.items():
+            if not fine:
+                raise ValueError(f"acquisition.{name} is {getattr(self, name)} but must be {rule}")
+
+
+def sector(image: FloatArray) -> npt.NDArray[np.bool_]:
+    """Where the scanner's sector lies, [Y, X]: the convex hull of the largest piece that is not black.
+
+    Text and the ECG outside it are not part of it, unless they touch it; a picture without black margin is all sector.
+    """
+    step = max(1, min(image.shape) // 256)  # the hull is smooth: every few pixels suffice to find it
+    lit = ndimage.binary_closing(np.pad(image[::step, ::step] > 0, 4), iterations=2)[4:-4, 4:-4]
+    pieces, _ = ndimage.label(lit)
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    hull = convex_hull_image(pieces == sizes.argmax())
+    grown = ndimage.binary_dilation(hull) if step > 1 else hull
+    rows, columns = (np.minimum(np.arange(n) // step, m - 1) for n, m in zip(image.shape, hull.shape, strict=True))
+    inside: npt.NDArray[np.bool_] = grown[rows[:, None], columns]
+    return inside
+
+
+def acquired(image: FloatArray, spacing_mm: Spacing, acquisition: Acquisition, id: str) -> FloatArray:
+    """The image [Y, X] in [0, 1] as the acquisition would have given it."""
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(id.encode()).digest(), "big"))
+    inside = sector(image)
+    y, x = (np.arange(n, dtype=np.float32) * mm for n, mm in zip(image.shape, spacing_mm, strict=True))
+    changed = image
+    if acquisition.speckle:
+        grain = ndimage.gaussian_filter(
+            rng.standard_normal((2, *image.shape), np.float32),
+            (0, *(acquisition.speckle_mm / 2 / np.array(spacing_mm))),
+        )
+        rayleigh = np.hypot(*grain)
+        changed = changed * (1 + acquisition.speckle / rayleigh.std() * (rayleigh - rayleigh.mean()))
+    top = int(inside.any(axis=1).argmax())
+    probe_y, probe_x = top * spacing_mm[0], float(np.flatnonzero(inside[top]).mean()) * spacing_mm[1]
+    depth = np.maximum(y - probe_y, 0)[:, None]
+    angle = np.arctan2(x - probe_x, depth + spacing_mm[0])
+    for _ in range(acquisition.wedges):
+        middle, width = np.deg2rad(rng.uniform(-35, 35)), np.deg2rad(rng.uniform(4, 9))
+        changed = changed - acquisition.wedge_loss * np.exp(-(((angle - middle) / width) ** 4))
+    changed = changed - acquisition.attenuation * depth / max(depth.max(), spacing_mm[0]) + acquisition.gain
+    grey: FloatArray = np.where(inside, np.clip(changed, 0, 1) ** acquisition.gamma, 0).astype(np.float32)
+    return grey
+
+
+def resized(image: FloatArray, size: int) -> FloatArray:
+    """The image stretched to size x size, linear (smoothed first where it shrinks)."""
+    shrunk: FloatArray = resize(image, (size, size), order=1, anti_aliasing=True)
+    return shrunk
+
+
+def resized_mask(mask: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """The mask stretched to size x size, nearest."""
+    rows, columns = (((np.arange(size) + 0.5) * n / size).astype(int) for n in mask.shape)
+    small: npt.NDArray[np.uint8] = mask[rows[:, None], columns]
+    return small
+
+
+def to_bytes(image: FloatArray, clahe: bool) -> npt.NDArray[np.uint8]:
+    """The image [Y, X] in [0, 1] as bytes, 255 for 1, after CLAHE (8 x 8 tiles, 256 bins) where asked for."""
+    grey: FloatArray = equalize_adapthist(np.clip(image, 0, 1), clip_limit=CLIP_LIMIT) if clahe else image
+    quantised: npt.NDArray[np.uint8] = np.rint(np.clip(grey, 0, 1) * 255).astype(np.uint8)
+    return quantised

@@ -1,0 +1,315 @@
+"""The one epoch loop of all networks, and the manifest that says that a stage is done."""
+
+import json
+import math
+import os
+
+import pytest
+import torch
+from segarena.common import fitting
+from segarena.common.fitting import fit
+from segarena.common.runs import Run
+from torch import Generator, nn
+from torch.optim import SGD, Adam
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+
+class StoppedError(Exception):
+    """What ends a training too early."""
+
+
+class Toy:
+    """A regression with dropout; every epoch draws from its generator and from PyTorch's own.
+
+    scores: of the epochs; None: minus the loss.
+    """
+
+    def __init__(self, folder, scores=None):
+        self.run, self.scores = Run(folder), scores
+        torch.manual_seed(1)
+        self.net = nn.Sequential(nn.Linear(3, 16), nn.Dropout(0.5), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 1))
+        self.optimizer = Adam(self.net.parameters(), lr=0.05)
+        self.plateau = ReduceLROnPlateau(self.optimizer, mode="max", factor=0.5, patience=1)
+        self.epochs_made, self.modes = 0, []
+
+    def fit(self, epochs=6, **more):
+        return fit(
+            self.run,
+            self.net,
+            self.optimizer,
+            name="toy",
+            epochs=epochs,
+            seed=7,
+            train_epoch=self.train_epoch,
+            validate=self.validate,
+            plateau=self.plateau,
+            **more,
+        )
+
+    def train_epoch(self, generator: Generator):
+        self.modes.append(self.net.training)
+        x = torch.randn(8, 3, generator=generator)
+        loss = (self.net(x) - x.sum(dim=1, keepdim=True)).square().mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.epochs_made += 1
+        return {"loss": loss.detach()}
+
+    def validate(self):
+        self.modes.append(self.net.training)
+        x = torch.linspace(-1, 1, 12).view(4, 3)
+        error = (self.net(x) - x.sum(dim=1, keepdim=True)).square().mean()
+        score = -float(error) if self.scores is None else self.scores[self.epochs_made - 1]
+        return score, {"error": error, "lr": self.optimizer.param_groups[0]["lr"]}
+
+    def weights(self):
+        return {name: value.clone() for name, value in self.net.state_dict().items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+# -- epochs --------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_epoch_is_kept_not_the_last(tmp_path):
+    toy, seen = Toy(tmp_path, scores=[0.1, 0.5, 0.3, 0.5]), []
+    validate = toy.validate
+    toy.validate = lambda: (seen.append(toy.weights()), validate())[1]
+    best = toy.fit(epochs=4)
+    assert best["epoch"] == 2, "of equals, the first"
+    assert best["error"] == toy.run.metrics()[1]["toy/error"]
+    assert same(toy.weights(), seen[1])
+    assert not same(toy.weights(), seen[3])
+    assert not toy.net.training
+
+
+def test_an_epoch_trains_in_train_mode_and_is_judged_in_eval_mode_without_gradients(tmp_path):
+    toy = Toy(tmp_path)
+    validate = toy.validate
+
+    def judge():
+        assert not torch.is_grad_enabled()
+        return validate()
+
+    toy.validate = judge
+    toy.fit(epochs=2)
+    assert toy.modes == [True, False, True, False]
+
+
+def test_every_epoch_is_one_line_of_the_log(tmp_path):
+    toy = Toy(tmp_path)
+    toy.fit(epochs=3)
+    lines = toy.run.metrics()
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(set(line) == {"step", "toy/loss", "toy/error", "toy/lr"} for line in lines)
+
+
+def test_no_epoch_leaves_the_network_as_it_is(tmp_path):
+    toy = Toy(tmp_path)
+    before = toy.weights()
+    assert toy.fit(epochs=0) == {"epoch": 0}
+    assert same(toy.weights(), before)
+    assert not toy.net.training
+
+
+def test_patience_counts_epochs_without_a_better_score(tmp_path):
+    toy = Toy(tmp_path, scores=[0.1, 0.2, 0.2, 0.1, 0.3, 0.0])
+    assert toy.fit(epochs=6, patience=2)["epoch"] == 2
+    assert toy.epochs_made == 4
+
+
+def test_the_schedule_sees_the_score(tmp_path):
+    toy = Toy(tmp_path, scores=[0.5, 0.4, 0.3, 0.2, 0.1, 0.0])
+    toy.fit()
+    rates = [line["toy/lr"] for line in toy.run.metrics()]
+    assert rates == [0.05, 0.05, 0.05, 0.025, 0.025, 0.0125]
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_alone(tmp_path):
+    one, other = Toy(tmp_path / "one"), Toy(tmp_path / "other")
+    torch.manual_seed(11)
+    one.fit()
+    drawn = torch.rand(1)
+    torch.rand(99)
+    other.fit()
+    assert same(one.weights(), other.weights())
+    torch.manual_seed(11)
+    assert torch.equal(torch.rand(1), drawn)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_number_that_is_not_finite_ends_the_training_and_is_named(tmp_path, bad):
+    toy = Toy(tmp_path)
+    train_epoch = toy.train_epoch
+    toy.train_epoch = lambda generator: train_epoch(generator) | ({"loss": bad} if toy.epochs_made == 3 else {})
+    with pytest.raises(ValueError, match="toy: loss is no longer finite in epoch 3; lower the lr"):
+        toy.fit()
+    assert len(toy.run.metrics()) == 2
+
+
+def test_a_score_that_is_not_finite_ends_the_training(tmp_path):
+    with pytest.raises(ValueError, match="toy: score is no longer finite in epoch 2"):
+        Toy(tmp_path, scores=[0.1, math.nan]).fit(epochs=2)
+
+
+# -- stopped and resumed -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept_often(monkeypatch):
+    """A checkpoint after every epoch."""
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", -1.0)
+
+
+@pytest.fixture
+def whole(kept_often, tmp_path):
+    """A training that was never stopped."""
+    toy = Toy(tmp_path / "whole")
+    toy.best = toy.fit()
+    return toy
+
+
+@pytest.mark.parametrize("epoch", range(1, 7))
+@pytest.mark.parametrize("place", ["train_epoch", "validate", "log", "save"])
+def test_a_training_that_was_stopped_goes_on_bit_for_bit(tmp_path, whole, place, epoch):
+    def stop(toy):
+        owner = toy if hasattr(toy, place) else toy.run
+        original, calls = getattr(owner, place), []
+
+        def stopping(*arguments):
+            calls.append(arguments)
+            done = original(*arguments)
+            if len(calls) == epoch:
+                raise StoppedError
+            return done
+
+        setattr(owner, place, stopping)
+
+    stopped = Toy(tmp_path / "run")
+    stop(stopped)
+    with pytest.raises(StoppedError):
+        stopped.fit()
+    resumed = Toy(tmp_path / "run")
+    assert resumed.fit() == whole.best
+    assert resumed.epochs_made == 6 - (epoch if place == "save" else epoch - 1), "only what was lost is done again"
+    assert same(resumed.weights(), whole.weights())
+    assert resumed.run.metrics() == whole.run.metrics()
+
+
+def test_patience_outlives_a_stop(tmp_path, kept_often):
+    scores = [0.1, 0.5, 0.3, 0.2, 0.9, 0.9]
+    first = Toy(tmp_path, scores)
+    first.fit(epochs=3, patience=2)
+    again = Toy(tmp_path, scores)
+    again.epochs_made = 3
+    assert again.fit(epochs=6, patience=2)["epoch"] == 2
+    assert again.epochs_made == 4
+
+
+def test_a_training_that_is_over_is_not_made_again(tmp_path, whole):
+    again = Toy(whole.run.folder)
+    assert again.fit() == whole.best
+    assert again.epochs_made == 0
+    assert same(again.weights(), whole.weights())
+    assert again.run.metrics() == whole.run.metrics()
+
+
+def test_without_a_checkpoint_a_training_starts_anew(tmp_path):
+    Toy(tmp_path).fit(epochs=2)
+    assert not (tmp_path / "checkpoints").exists(), "two epochs are quicker than the time between two checkpoints"
+    again = Toy(tmp_path)
+    again.fit(epochs=3)
+    assert again.epochs_made == 3
+    assert [line["step"] for line in again.run.metrics()] == [1, 2, 3]
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path, kept_often):
+    Toy(tmp_path).fit(epochs=1)
+    other = Toy(tmp_path)
+    other.net = nn.Linear(3, 1)
+    other.optimizer = SGD(other.net.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"the checkpoint of .* is a checkpoint of another architecture"):
+        other.fit(epochs=2)
+
+
+# -- manifests -----------------------------------------------------------------------------------------------------
+
+CONFIG = {"seed": 3, "net": {"channels": 8, "sizes": (32, 32), "norm": None}, "rates": [0.1, 0.2]}
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """A finished stage of two files."""
+    stage = Run(tmp_path / "run").stage("deep/stage")
+    (stage.folder / "lv").mkdir(parents=True)
+    (stage.folder / "a.safetensors").write_bytes(b"weights")
+    (stage.folder / "lv" / "b.safetensors").write_bytes(b"more")
+    stage.finish(CONFIG, ["a.safetensors", "lv/b.safetensors"])
+    return stage
+
+
+def test_a_stage_is_finished_once_its_manifest_is_there(stage):
+    assert stage.finished(CONFIG)
+    assert Run(stage.folder).finished(json.loads(json.dumps(CONFIG))), "lists are tuples that were read from JSON"
+    (stage.folder / "manifest.json").unlink()
+    assert not stage.finished(CONFIG)
+    assert not Run(stage.folder / "nothing").finished(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 4}, r"seed = 3 but the run has 4"),
+        ({"net": {**CONFIG["net"], "channels": 16}}, r"net\.channels = 8 but the run has 16"),
+        ({"net": {**CONFIG["net"], "norm": "batch"}}, r"net\.norm = 'None' but the run has 'batch'"),
+        ({"rates": [0.1]}, r"rates = '\[0.1, 0.2\]' but the run has '\[0.1\]'"),
+        ({"new": True}, r"new = 'absent' but the run has True"),
+    ],
+)
+def test_a_stage_of_another_configuration_names_the_key_that_differs(stage, change, said):
+    with pytest.raises(ValueError, match=rf"manifest.json was made with {said}; put it back, or start a new run"):
+        stage.finished({**CONFIG, **change})
+
+
+def test_a_key_that_the_configuration_lost_is_named(stage):
+    with pytest.raises(ValueError, match="made with seed = 3 but the run has 'absent'"):
+        stage.finished({name: value for name, value in CONFIG.items() if name != "seed"})
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "lv/b.safetensors"])
+@pytest.mark.parametrize("harm", [os.unlink, lambda file: os.truncate(file, 3), lambda file: file.write_bytes(b"else")])
+def test_a_file_that_is_missing_or_changed_is_named_with_the_way_out(stage, name, harm):
+    harm(stage.folder / name)
+    with pytest.raises(ValueError, match=rf"{name} is missing or differs from its manifest; delete .*deep/stage to"):
+        stage.finished(CONFIG)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "7", '"x"', "{}", '{"config": 3, "sha256": {}}', '{"config": {}, "sha256": 3}', "\xff"]
+)
+def test_a_manifest_that_is_none_is_refused_with_the_way_out(stage, text):
+    (stage.folder / "manifest.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"manifest.json is no manifest .*; delete .* to make the stage anew"):
+        stage.finished(CONFIG)
+
+
+def test_a_stage_without_its_files_is_not_marked(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Run(tmp_path).finish(CONFIG, ["gone.safetensors"])
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_manifest_is_written_whole_or_not_at_all(stage, monkeypatch):
+    before = (stage.folder / "manifest.json").read_bytes()
+
+    def full(*arguments):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="no space left"):
+        stage.finish({"seed": 9}, ["a.safetensors"])
+    assert (stage.folder / "manifest.json").read_bytes() == before
+    assert sorted(path.name for path in stage.folder.iterdir()) == ["a.safetensors", "lv", "manifest.json"]

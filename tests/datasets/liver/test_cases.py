@@ -1,0 +1,329 @@
+"""Liver cases on the working grid: alignment, the way back, splits, the cache, and real CTs."""
+
+import json
+import random
+import shutil
+from importlib import resources
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from segarena.datasets.liver import cases as liver_ct
+from segarena.datasets.liver.cases import PHANTOM_SPLITS, LiverDataConfig, iter_liver_cases, load_liver_cases
+from segarena.datasets.liver.grid import scale_hu, stretched
+from segarena.datasets.liver.lesions import LesionConfig
+from segarena.datasets.liver.phantom import liver_phantom
+from segarena.datasets.nifti import Frame
+
+STANDINS = Path(__file__).resolve().parents[4] / "shared" / "data" / "standins"
+needs_standins = pytest.mark.skipif(not STANDINS.is_dir(), reason=f"the real sample CTs are not at {STANDINS}")
+LPS = np.array([[-1.0, 0, 0, 30], [0, -1.5, 0, 40], [0, 0, 3, -50], [0, 0, 0, 1]])
+PERMUTED = np.array([[0.0, 0, -3, 30], [1.0, 0, 0, 40], [0, 1.5, 0, -50], [0, 0, 0, 1]])
+OFFICIAL_TEST = [
+    *(3, 5, 11, 12, 17, 19, 24, 25, 27, 38, 40, 41, 42, 44, 51, 52, 58, 64, 70, 75, 77, 82, 101, 112, 115, 120, 128)
+]
+
+
+def write_case(folder, name, affine=LPS, shape=(60, 44, 30)):
+    """A body of 60 HU with a liver of 120 HU, which holds a tumour of 200 HU: a landmark off every axis' middle."""
+    image, label = np.full(shape, -1000, np.int16), np.zeros(shape, np.uint8)
+    image[8:52, 6:40, 2:28] = 60
+    for value, hu, (x, y, z) in ((1, 120, (20, 12, 6)), (2, 200, (24, 15, 9))):
+        box = slice(x, x + 24 // value), slice(y, y + 20 // value), slice(z, z + 14 // value)
+        image[box], label[box] = hu, value
+    for kind, data in (("imagesTr", image), ("labelsTr", label)):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(data, affine), folder / kind / f"{name}.nii.gz")
+    names = sorted(file.name for file in (folder / "imagesTr").iterdir())
+    entries = [{"image": f"./imagesTr/{n}", "label": f"./labelsTr/{n}"} for n in names]
+    (folder / "dataset.json").write_text(json.dumps({"training": entries}))
+    return folder
+
+
+def config_for(folder, cache, **settings):
+    return LiverDataConfig(**{"data": str(folder), "split": "all", "cache_dir": str(cache)} | settings)
+
+
+def dice(a, b):
+    return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
+
+
+# -- the grid ------------------------------------------------------------------------------------------------------
+
+
+def test_hu_are_scaled_to_eight_bits_rounded_half_to_even_and_saturated():
+    hu = torch.tensor([-1000.0, -17.0, 92.0, 201.0, 3000.0])
+    assert scale_hu(hu, (-17, 201)).tolist() == [0, 0, 128, 255, 255]
+
+
+def test_image_and_label_are_resampled_about_the_same_voxel_centres():
+    frame = Frame((6, 4, 6), np.eye(4))
+    ramp = torch.arange(6.0)[:, None, None].expand(6, 4, 6).contiguous()
+    for shape, image, label in [
+        ((2, 4, 6), [1.0, 4.0], [1, 4]),  # the middle of three voxels
+        ((12, 4, 6), [0.0, *(n / 2 + 0.25 for n in range(10)), 5.0], [n // 2 for n in range(12)]),
+    ]:
+        grid = stretched(frame, shape)
+        assert grid.image(ramp)[:, 0, 0].tolist() == image
+        assert grid.label(ramp.to(torch.uint8))[:, 0, 0].tolist() == label
+
+
+@pytest.mark.parametrize("affine", [LPS, PERMUTED])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"grid_shape": (96, 80, 50)},
+        {"grid_shape": (40, 30, 24)},
+        {"grid": "spacing", "spacing_mm": (1.0, 1.2, 2.0), "grid_shape": (64, 40, 60)},
+        {"grid": "spacing", "spacing_mm": (0.8, 1.0, 2.0), "grid_shape": (120, 90, 70)},
+    ],
+)
+def test_a_landmark_stays_on_its_label_and_finds_its_way_back(tmp_path, affine, settings):
+    folder = write_case(tmp_path, "liver_0", affine)
+    (case,) = load_liver_cases(config_for(folder, tmp_path / "cache", hu_window=None, **settings))
+    assert case.image.shape == case.label.shape == settings["grid_shape"]
+    assert dice((case.hu > 160).numpy(), (case.label == 2).numpy()) > 0.85
+    case.save_mask(case.label == 2, tmp_path / "out.nii.gz")
+    truth, written = nib.load(folder / "labelsTr" / "liver_0.nii.gz"), nib.load(tmp_path / "out.nii.gz")
+    assert written.get_data_dtype() == np.uint8
+    np.testing.assert_allclose(written.affine, truth.affine)
+    assert dice(np.asarray(written.dataobj) > 0, np.asarray(truth.dataobj) == 2) > 0.85
+
+
+def test_spacing_is_that_of_the_grid(tmp_path):
+    folder = write_case(tmp_path, "liver_0")  # 60 x 44 x 30 voxels of 1 x 1.5 x 3 mm
+    cache = tmp_path / "cache"
+    (case,) = load_liver_cases(config_for(folder, cache, grid_shape=(30, 33, 45)))
+    assert case.spacing_mm == pytest.approx((2.0, 2.0, 2.0))
+    (case,) = load_liver_cases(config_for(folder, cache, grid="spacing", spacing_mm=(2, 2, 2), grid_shape=(50, 50, 50)))
+    assert case.spacing_mm == pytest.approx((2.0, 2.0, 2.0))
+
+
+def test_a_crop_is_taken_around_the_body_and_padding_is_air(tmp_path):
+    folder = write_case(tmp_path, "liver_0")
+    settings = {"grid": "spacing", "spacing_mm": (1.0, 1.5, 3.0), "hu_window": None}
+    (case,) = load_liver_cases(config_for(folder, tmp_path / "cache", grid_shape=(44, 34, 26), **settings))
+    assert (case.hu > -200).float().mean() > 0.95
+    (case,) = load_liver_cases(config_for(folder, tmp_path / "cache", grid_shape=(80, 60, 40), **settings))
+    assert (case.hu[:10] == -1000).all()
+    assert (case.label >= 1).sum() == 24 * 20 * 14
+
+
+def test_a_mask_of_another_grid_is_refused():
+    (case,) = load_liver_cases(LiverDataConfig(cases=["phantom_0"]))
+    with pytest.raises(ValueError, match=r"shape \(3, 3, 3\) but the grid of phantom_00000 has \(64, 64, 48\)"):
+        case.to_native(torch.zeros(3, 3, 3))
+
+
+# -- phantoms ------------------------------------------------------------------------------------------------------
+
+
+def test_a_phantom_is_its_sample_in_eight_bits():
+    (case,) = load_liver_cases(LiverDataConfig(cases=["phantom_12"]))
+    sample = liver_phantom(12)
+    assert (case.id, case.origin, case.spacing_mm) == ("phantom_00012", "phantom", (4.0, 4.0, 4.0))
+    assert torch.equal(case.label, sample.label)
+    assert torch.equal(case.image, scale_hu(sample.image[0], (-17, 201)))
+    assert np.array_equal(case.to_native(case.label), sample.label)
+
+
+def test_raw_hu_is_kept_when_there_is_no_window():
+    windowed, raw = (
+        load_liver_cases(LiverDataConfig(cases=["phantom_3"], hu_window=window))[0] for window in ((-17.0, 201.0), None)
+    )
+    assert windowed.hu is None
+    assert raw.hu.dtype == torch.int16
+    assert torch.equal(raw.hu, liver_phantom(3).image[0].round().short())
+    assert torch.equal(raw.image, windowed.image)
+    assert raw.digest != windowed.digest
+
+
+def test_the_digest_knows_the_image_and_not_the_label(tmp_path):
+    first, again, other = load_liver_cases(LiverDataConfig(cases=["phantom_1", "phantom_2"])) + load_liver_cases(
+        LiverDataConfig(cases=["phantom_1"])
+    )
+    assert first.digest == other.digest != again.digest
+    folder = write_case(tmp_path, "liver_0")
+    (labelled,) = load_liver_cases(config_for(folder, tmp_path / "cache"))
+    label = folder / "labelsTr" / "liver_0.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones((60, 44, 30), np.uint8), LPS), label)
+    (relabelled,) = load_liver_cases(config_for(folder, tmp_path / "cache"))
+    assert (relabelled.label == 1).all(), "the cache gave the old label"
+    assert labelled.digest == relabelled.digest
+
+
+# -- which cases ---------------------------------------------------------------------------------------------------
+
+
+def official_splits():
+    return json.loads((resources.files("segarena.datasets") / "splits" / "spars_v1.json").read_text())
+
+
+def test_the_official_splits_are_those_of_seed_0_and_share_no_case():
+    rest = [number for number in range(131) if number not in OFFICIAL_TEST]
+    random.Random(0).shuffle(rest)
+    numbers = {
+        "classifier_train": rest[:24],
+        "classifier_val": rest[24:40],
+        "rl_pool": rest[40:],
+        "test": OFFICIAL_TEST,
+    }
+    splits = official_splits()
+    assert splits == {name: [f"liver_{n}" for n in chosen] for name, chosen in numbers.items()}
+    assert [len(splits[name]) for name in ("classifier_train", "classifier_val", "rl_pool", "test")] == [24, 16, 64, 27]
+    assert len({case for cases in splits.values() for case in cases}) == 131
+
+
+def test_phantom_splits_share_no_case():
+    numbers = [number for split in PHANTOM_SPLITS.values() for number in split]
+    assert len(set(numbers)) == len(numbers)
+    cases = load_liver_cases(LiverDataConfig(split="rl_pool"))
+    assert [case.id for case in cases] == [f"phantom_{n:05d}" for n in PHANTOM_SPLITS["rl_pool"]]
+
+
+def test_named_cases_win_over_the_split():
+    chosen = LiverDataConfig(split="test", cases=["phantom_02001", "phantom_0200?", "phantom_77777"])
+    ids = [case.id for case in load_liver_cases(chosen)]
+    assert ids == ["phantom_02001", "phantom_02000", *(f"phantom_0200{n}" for n in range(2, 10)), "phantom_77777"]
+
+
+def test_a_folder_is_split_in_the_order_of_the_official_file(tmp_path):
+    first, second = official_splits()["classifier_train"][:2]
+    for name in (second, first, "liver_3"):
+        write_case(tmp_path, name)
+    cases = load_liver_cases(config_for(tmp_path, tmp_path / "cache", split="classifier_train", grid_shape=(8, 8, 8)))
+    assert [case.id for case in cases] == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split": "train"}, "'train' but must be one of classifier_train, classifier_val, rl_pool, test or all"),
+        ({"split": "rl_pool"}, r"holds no case of this split; splits are .* cases are liver_3\. .*--env\.cases"),
+        ({"cases": ["liver_4"]}, "'liver_4'; it has liver_3"),
+        ({"cases": []}, "cases is empty"),
+    ],
+)
+def test_a_wrong_selection_says_what_there_is(tmp_path, settings, message):
+    write_case(tmp_path, "liver_3")
+    with pytest.raises(ValueError, match=message):
+        iter_liver_cases(config_for(tmp_path, tmp_path / "cache", **settings))
+
+
+def test_a_split_of_cases_that_are_not_the_decathlons_is_refused(tmp_path):
+    write_case(write_case(tmp_path, "liver_3"), "patient_7")
+    with pytest.raises(ValueError, match=r"no split knows its patient_7.*--env\.split all"):
+        iter_liver_cases(config_for(tmp_path, tmp_path / "cache", split="test"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("grid", "isotropic"),
+        ("grid_shape", (64, 0, 48)),
+        ("spacing_mm", (1.0, -1.0, 1.0)),
+        ("hu_window", (201.0, -17.0)),
+        ("copies", 0),
+        ("copies", 2),
+        ("implant_lesions", LesionConfig()),
+    ],
+)
+def test_an_impossible_configuration_is_refused(field, value):
+    with pytest.raises(ValueError, match=field):
+        LiverDataConfig(**{field: value})
+
+
+def test_a_bad_file_stops_the_batch_or_is_reported_and_left_out(tmp_path, caplog):
+    for number in range(3):
+        write_case(tmp_path, f"liver_{number}")
+    bad_path = tmp_path / "imagesTr" / "liver_1.nii.gz"
+    bad_path.write_bytes(bad_path.read_bytes()[:500])
+    config = config_for(tmp_path, tmp_path / "cache", grid_shape=(8, 8, 8))
+    with pytest.raises(ValueError, match=r"liver_1\.nii\.gz is truncated"):
+        load_liver_cases(config)
+    bad = []
+    assert [case.id for case in iter_liver_cases(config, on_bad=bad.append)] == ["liver_0", "liver_2"]
+    assert [entry.id for entry in bad] == ["liver_1"]
+    assert str(bad_path) in bad[0].reason
+    assert "skipping liver_1" in caplog.text
+
+
+# -- the cache -----------------------------------------------------------------------------------------------------
+
+
+def test_a_prepared_case_is_read_once_and_known_by_its_content(tmp_path, monkeypatch):
+    folder = write_case(tmp_path / "a", "liver_0")
+    config = config_for(folder, tmp_path / "cache", hu_window=None)
+    (first,) = load_liver_cases(config)
+    moved = tmp_path / "b"
+    shutil.copytree(folder, moved)
+    with monkeypatch.context() as patch:
+        patch.setattr(liver_ct, "read_sample", lambda *_, **__: pytest.fail("the file was read again"))
+        (again,) = load_liver_cases(config_for(moved, tmp_path / "cache", hu_window=None))
+    for name in ("image", "hu", "label"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+    assert first.digest == again.digest
+    assert np.array_equal(first.to_native(first.label), again.to_native(again.label))
+    write_case(folder, "liver_0", shape=(60, 44, 31))
+    (changed,) = load_liver_cases(config)
+    assert changed.digest != first.digest
+
+
+def test_another_window_or_grid_is_another_cache_entry(tmp_path):
+    folder = write_case(tmp_path, "liver_0")
+    for settings in ({}, {"hu_window": (0.0, 100.0)}, {"grid": "spacing"}, {"grid_shape": (16, 16, 16)}):
+        load_liver_cases(config_for(folder, tmp_path / "cache", **{"grid_shape": (8, 8, 8)} | settings))
+    assert len(list((tmp_path / "cache" / "liver_ct").iterdir())) == 4
+
+
+# -- real CTs ------------------------------------------------------------------------------------------------------
+
+
+@needs_standins
+@pytest.mark.parametrize("grid", ["fixed_shape", "spacing"])
+def test_real_livers_come_back_onto_their_own_files(tmp_path, grid):
+    cases = load_liver_cases(config_for(STANDINS, tmp_path, grid=grid, grid_shape=(128, 128, 96)))
+    if grid == "fixed_shape":
+        assert [case.id for case in cases] == ["liver_0", "liver_1", "liver_2"]
+    for case in cases:
+        assert (case.origin, case.image.shape) == ("real", (128, 128, 96))
+        assert 50 < case.image[case.label == 1].float().mean() < 200, "the label does not lie on the liver"
+
+
+@needs_standins
+def test_a_real_liver_mask_survives_the_grid_and_the_way_back(tmp_path):
+    for case in load_liver_cases(config_for(STANDINS, tmp_path / "cache")):
+        assert case.image.shape == (256, 256, 180)
+        case.save_mask(case.label == 1, tmp_path / f"{case.id}.nii.gz")
+        truth = nib.load(STANDINS / "Task03_Liver" / "labelsTr" / f"{case.id}.nii.gz")
+        written = nib.load(tmp_path / f"{case.id}.nii.gz")
+        np.testing.assert_allclose(written.affine, truth.affine, atol=1e-4)
+        assert dice(np.asarray(written.dataobj) == 1, np.asarray(truth.dataobj) == 1) > 0.9
+
+
+@needs_standins
+def test_the_same_ct_under_lits_names_is_the_same_case(tmp_path):
+    (lits,) = load_liver_cases(config_for(STANDINS / "LiTS17", tmp_path, cases=["liver_0"], grid_shape=(64, 64, 48)))
+    (msd,) = load_liver_cases(config_for(STANDINS, tmp_path, cases=["liver_2"], grid_shape=(64, 64, 48)))
+    assert torch.equal(lits.image, msd.image)
+    assert torch.equal(lits.label, msd.label)
+
+
+@needs_standins
+def test_lesions_are_implanted_into_real_livers(tmp_path):
+    lesions = LesionConfig(contrast_hu=(-50.0, -50.0), texture_hu=0.0)
+    settings = {"cases": ["liver_2"], "hu_window": None, "grid_shape": (122, 101, 112)}
+    (plain,) = load_liver_cases(config_for(STANDINS, tmp_path, **settings))
+    copies = load_liver_cases(config_for(STANDINS, tmp_path, implant_lesions=lesions, copies=2, **settings))
+    assert [case.id for case in copies] == ["liver_2#0", "liver_2#1"]
+    assert not torch.equal(copies[0].label, copies[1].label)
+    for case in copies:
+        tumour = case.label == 2
+        assert case.origin == "implanted"
+        assert tumour.any()
+        assert (plain.label[tumour] == 1).all()
+        added = (case.hu - plain.hu).float()
+        assert -51 <= added[tumour].mean() < -30
+        assert added[~tumour].mean().abs() < 0.5

@@ -1,0 +1,364 @@
+"""The contract of every environment, over the registry: a new id is tested because it is registered."""
+
+import pickle
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import check_env as gymnasium_check
+from gymnasium.vector import AutoresetMode
+from segarena.datasets.echo.images import PhantomPatients
+from segarena.envs import ENVIRONMENTS
+from segarena.envs.adapters import BatchEnv, LearnerEnv, make_batch, make_single
+from segarena.envs.core import BatchedEnv, Streams
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_checker import check_env as sb3_check
+from stable_baselines3.common.evaluation import evaluate_policy
+
+IDS = sorted(ENVIRONMENTS)
+SMALL = {
+    "RL4Seg-Echo-v0": {"size": 32, "phantom_patients": PhantomPatients(train=3)},
+    "SPARS-LiverCT-v0": {"cases": ["phantom_02000", "phantom_02001"], "horizon": 20, "threshold": 0.9},
+}
+"""Arguments that keep an environment small; an id that is not named here plays with its defaults."""
+ALLOWED_WARNINGS = (
+    "WARN: A Box observation space minimum value is -infinity",  # features are unbounded
+    "WARN: A Box observation space maximum value is infinity",
+    "Your observation windows has an unconventional shape",  # SB3 says so of every 4-D box
+    "Your observation  has an unconventional shape",
+    "It seems that your observation  is an image but its `dtype`",  # RL4Seg's networks take floats in [0, 1] ...
+    "It seems that your observation space  is an image but the upper and lower bounds are not in [0, 255]",
+    "The minimal resolution for an image is 36x36",  # ... and act on 32 x 32 here, with MlpPolicy
+)
+SEED, STEPS = 7, 200
+
+
+def small(env_id, **settings):
+    return {"device": "cpu", **SMALL.get(env_id, {}), **settings}
+
+
+def flat(obs):
+    """An observation as one row of numbers."""
+    parts = obs.values() if isinstance(obs, dict) else [obs]
+    return np.concatenate([np.asarray(part, dtype=np.float64).ravel() for part in parts])
+
+
+def actions_for(space, steps, num_envs):
+    space.seed(SEED)
+    return np.array([[space.sample() for _ in range(num_envs)] for _ in range(steps)])
+
+
+def allowed_only(caught):
+    return [str(w.message) for w in caught if not any(text in str(w.message) for text in ALLOWED_WARNINGS)]
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_both_checkers_pass_with_allowed_warnings_only(env_id):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gymnasium_check(gym.make(env_id, **small(env_id)).unwrapped)
+        sb3_check(gym.make(env_id, **small(env_id)).unwrapped)
+    assert allowed_only(caught) == []
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_a_learner_can_be_built_and_learns_a_little(env_id):
+    env = gym.make(env_id, **small(env_id))
+    policy = "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy"
+    PPO(policy, env, n_steps=16, batch_size=16, n_epochs=1, device="cpu").learn(32)
+    face = LearnerEnv(make_batch(ENVIRONMENTS[env_id].game, num_envs=4, **small(env_id)).game)
+    model = PPO(policy, face, n_steps=8, batch_size=16, n_epochs=1, device="cpu").learn(64)
+    mean, _ = evaluate_policy(model, face, n_eval_episodes=2)
+    assert np.isfinite(mean)
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_the_three_faces_give_the_same_trajectories(env_id):
+    """Oracle 13-17: N = 4 and four single environments, 200 steps with automatic reset."""
+    n, game = 4, ENVIRONMENTS[env_id].game
+    vector = gym.make_vec(env_id, num_envs=n, **small(env_id))
+    learner = LearnerEnv(make_batch(game, num_envs=n, **small(env_id)).game)
+    singles = [gym.make(env_id, **small(env_id)) for _ in range(n)]
+    actions = actions_for(singles[0].action_space, STEPS, n)
+
+    learner.seed(SEED)
+    seen = [vector.reset(seed=SEED)[0], learner.reset()]
+    alone = [env.reset(seed=SEED + i)[0] for i, env in enumerate(singles)]
+    for i in range(n):
+        for obs in seen:
+            np.testing.assert_array_equal(flat(alone[i]), flat(row(obs, i)))
+    ends, cuts, lengths = 0, 0, []
+    for action in actions:
+        v_obs, v_reward, v_term, v_trunc, v_info = vector.step(action)
+        l_obs, l_reward, l_done, l_infos = learner.step(action)
+        for i, env in enumerate(singles):
+            obs, reward, terminated, truncated, info = env.step(action[i])
+            assert (reward, terminated, truncated) == (v_reward[i], v_term[i], v_trunc[i])
+            assert (np.float32(reward), terminated or truncated) == (l_reward[i], l_done[i])
+            if terminated or truncated:
+                ends, cuts = ends + 1, cuts + truncated
+                lengths.append(l_infos[i]["episode"]["l"])
+                np.testing.assert_array_equal(flat(obs), flat(v_info["final_obs"][i]))
+                np.testing.assert_array_equal(flat(obs), flat(l_infos[i]["terminal_observation"]))
+                assert l_infos[i]["TimeLimit.truncated"] == truncated
+                assert not (terminated and truncated)
+                for key in info:
+                    np.testing.assert_array_equal(v_info["final_info"][key][i], info[key])
+                    np.testing.assert_array_equal(l_infos[i][key], info[key])
+                obs, _ = env.reset()
+            else:
+                assert l_infos[i] == {}
+            np.testing.assert_array_equal(flat(obs), flat(row(v_obs, i)))
+            np.testing.assert_array_equal(flat(obs), flat(row(l_obs, i)))
+    assert ends >= n, "the comparison must cover automatic resets"
+    if learner.game.horizon > 1:
+        assert cuts, "and truncations"
+        assert max(lengths) >= 5, "and episodes of several steps"
+
+
+def row(obs, i):
+    return {name: value[i] for name, value in obs.items()} if isinstance(obs, dict) else obs[i]
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_the_same_seed_gives_the_same_episode_and_another_seed_another(env_id):
+    settings = small(env_id)
+    env = gym.make(env_id, **settings)
+    actions = actions_for(env.action_space, STEPS, 1)[:, 0]
+
+    def play(seed):
+        seen = [flat(env.reset(seed=seed)[0])]
+        for action in actions:
+            obs, reward, terminated, truncated, _ = env.step(action)
+            seen.append(np.append(flat(obs), reward))
+            if terminated or truncated:
+                seen.append(flat(env.reset()[0]))
+        return np.concatenate(seen)
+
+    first = play(1)
+    np.testing.assert_array_equal(first, play(1))
+    assert not np.array_equal(first, play(2))
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_monitor_statistics_of_the_learner_face_are_the_episodes(env_id):
+    face = LearnerEnv(make_batch(ENVIRONMENTS[env_id].game, num_envs=3, **small(env_id)).game)
+    face.seed(0)
+    face.reset()
+    returns, lengths = np.zeros(3), np.zeros(3, dtype=int)
+    for action in actions_for(face.action_space, 60, 3):
+        _, reward, done, infos = face.step(action)
+        returns, lengths = returns + reward, lengths + 1
+        for i in np.flatnonzero(done):
+            assert infos[i]["episode"]["r"] == pytest.approx(returns[i], abs=1e-4)
+            assert infos[i]["episode"]["l"] == lengths[i]
+            returns[i], lengths[i] = 0.0, 0
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_a_saved_state_continues_the_same_episodes(env_id):
+    def build():
+        return make_batch(ENVIRONMENTS[env_id].game, num_envs=3, **small(env_id)).game
+
+    def play(game, actions):
+        seen = []
+        for action in actions:
+            step = game.advance(game.actions_from(action))
+            seen.append((step.reward.clone(), step.terminated.clone(), step.truncated.clone()))
+        return seen
+
+    game = build()
+    actions = actions_for(game.single_action_space, 60, 3)
+    game.seed([1, 2, 3])
+    game.reset()
+    play(game, actions[:17])
+    other = build()
+    other.load_state(pickle.loads(pickle.dumps(game.state())))
+    for one, two in zip(play(game, actions[17:]), play(other, actions[17:]), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_render_gives_pictures_that_change_and_can_be_recorded(env_id, tmp_path):
+    env = gym.make(env_id, render_mode="rgb_array", **small(env_id))
+    env.reset(seed=0)
+    first = env.render()
+    assert first.dtype == np.uint8
+    assert first.ndim == 3
+    assert first.shape[2] == 3
+    env.step(env.action_space.sample())
+    assert env.render().shape == first.shape
+    assert not np.array_equal(env.render(), first)
+    with pytest.raises(ValueError, match="render_mode is 'ascii'"):
+        make_single(ENVIRONMENTS[env_id].game, render_mode="ascii", **small(env_id))
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_the_spec_can_be_pickled_and_made_again(env_id):
+    env = gym.make(env_id, **small(env_id))
+    again = gym.make(pickle.loads(pickle.dumps(env.spec)))
+    assert again.observation_space == env.observation_space
+    assert gym.make(f"segarena:{env_id}", **small(env_id)).action_space == env.action_space
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_closing_twice_is_allowed(env_id):
+    for env in (gym.make(env_id, **small(env_id)), gym.make_vec(env_id, num_envs=2, **small(env_id))):
+        env.close()
+        env.close()
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_metadata_declares_the_same_step_reset(env_id):
+    vector = gym.make_vec(env_id, num_envs=2, **small(env_id))
+    assert vector.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_a_step_before_reset_is_refused_on_every_face(env_id):
+    game = ENVIRONMENTS[env_id].game
+    single = make_single(game, **small(env_id))
+    with pytest.raises(ResetNeeded, match="call reset"):
+        single.step(single.action_space.sample())
+    vector = make_batch(game, num_envs=2, **small(env_id))
+    with pytest.raises(ResetNeeded, match="call reset"):
+        vector.step(vector.action_space.sample())
+    learner = LearnerEnv(make_batch(game, num_envs=2, **small(env_id)).game)
+    with pytest.raises(ResetNeeded, match="call reset"):
+        learner.step(vector.action_space.sample())
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_a_step_after_the_end_is_refused(env_id):
+    env = make_single(ENVIRONMENTS[env_id].game, **small(env_id))
+    env.reset(seed=0)
+    over = False
+    while not over:
+        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        over = terminated or truncated
+    with pytest.raises(ResetNeeded, match="has ended"):
+        env.step(env.action_space.sample())
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_actions_out_of_range_or_shape_are_refused_and_nothing_moves(env_id):
+    vector = gym.make_vec(env_id, num_envs=2, **small(env_id))
+    vector.reset(seed=0)
+    good = vector.action_space.sample()
+    for bad, match in (
+        (np.full_like(good, 10_000), "outside"),
+        (np.full_like(good, -1), "outside"),
+        (good[:1], "shape"),
+        (good.astype(np.complex64), "dtype"),
+        (np.full(good.shape, np.nan), "dtype|outside"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            vector.step(bad)
+    assert vector.game.t.tolist() == [0, 0]
+
+
+class Graph(BatchedEnv):
+    """Keeps a gradient graph between steps, ends after one step, and tells a map of pixel rewards."""
+
+    def __init__(self):
+        super().__init__(num_envs=3, device="cpu", horizon=2)
+        self.single_observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.single_action_space = spaces.MultiDiscrete([3] * 4)
+        self.x = torch.zeros(3, 2)
+
+    def _begin(self, rows, options):
+        with torch.enable_grad():
+            x = self.x.detach().clone()
+            x[rows] = 1.0
+            self.x = x.requires_grad_()
+        self.reward_map = torch.zeros(3, 2, 2)
+
+    def _play(self, actions):
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad((self.x**2).sum(), self.x)
+            self.x = (self.x + gradient).detach().requires_grad_()
+            self.reward_map = actions.view(3, 2, 2) * self.x.sum(dim=1)[:, None, None]
+        return self.reward_map.mean(dim=(1, 2)), torch.ones(3, dtype=torch.bool)
+
+    def observe(self, rows=None):
+        return self.x if rows is None else self.x[rows]
+
+    def info(self):
+        return {"pixel_reward": self.reward_map}
+
+    def _picture(self, row):
+        return np.zeros((2, 2, 3), np.uint8)
+
+
+def test_an_environment_may_keep_a_graph_and_act_per_pixel_and_end_after_one_step():
+    actions = np.array([[0, 1, 2, 1]] * 3)
+    game = Graph()
+    game.seed([0, 1, 2])
+    game.reset()
+    with torch.no_grad():  # learners step like this
+        step = game.advance(game.actions_from(actions))
+    assert not step.reward.requires_grad
+    assert step.ended.info["pixel_reward"].shape == (3, 2, 2), "read before the next episode began"
+    assert step.ended.info["pixel_reward"].abs().sum() > 0
+    assert step.reward.tolist() == [6.0] * 3
+
+    learner = LearnerEnv(Graph())
+    learner.reset()
+    _, reward, done, infos = learner.step(actions)
+    assert reward.tolist() == [6.0] * 3
+    assert done.all()
+    assert infos[0]["pixel_reward"].shape == (2, 2)
+    vector = BatchEnv(Graph())
+    vector.reset(seed=0)
+    assert vector.step(actions)[4]["final_info"]["pixel_reward"].shape == (3, 2, 2)
+
+
+def test_a_saved_state_is_a_copy():
+    game, other = Graph(), Graph()
+    for env in (game, other):
+        env.seed([0, 1, 2])
+        env.reset()
+    state = game.state()
+    other.load_state(state)
+    other.streams.uniform(1)
+    other.t += 5
+    assert game.t.tolist() == [0, 0, 0]
+    assert game.streams.drawn.tolist() == [0, 0, 0]
+
+
+def test_every_slot_has_its_own_stream_whatever_stands_beside_it():
+    many, one = Streams(5, torch.device("cpu")), Streams(1, torch.device("cpu"))
+    many.seed(range(10, 15))
+    one.seed([13])
+    for _ in range(70):
+        assert torch.equal(many.uniform(3)[3], one.uniform(3)[0])
+        assert many.tick()[3] == one.tick()[0]
+
+
+def test_streams_are_uniform_and_differ_between_seeds():
+    streams = Streams(2000, torch.device("cpu"))
+    streams.seed(range(2000))
+    draws = streams.uniform(20)
+    ticks = torch.stack([streams.tick() for _ in range(20)])
+    for sample in (draws, ticks):
+        counts = torch.histc(sample.float(), bins=10, min=0, max=1)
+        assert ((counts / sample.numel() - 0.1).abs() < 0.01).all()
+    assert len(torch.unique(draws)) == draws.numel()
+    correlation = torch.corrcoef(torch.cat((draws, ticks.T), dim=1).T)
+    assert (correlation - torch.eye(40)).abs().max() < 0.12
+
+
+def test_only_the_slots_that_draw_move_on():
+    streams = Streams(3, torch.device("cpu"))
+    streams.seed([1, 2, 3])
+    first = streams.uniform(2)
+    streams.seed([1, 2, 3])
+    rows = torch.tensor([1])
+    assert torch.equal(streams.uniform(2, rows)[0], first[1])
+    after = streams.uniform(2)
+    assert torch.equal(after[[0, 2]], first[[0, 2]])
+    assert not torch.equal(after[1], first[1])
