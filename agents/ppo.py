@@ -127,7 +127,7 @@ def restore(model: PPO, checkpoint: Checkpoint) -> None:
     model.num_timesteps, model._n_updates = checkpoint.step, state["n_updates"]
     model.env.load_state(state["env"])
     model._last_obs = model.env.observation()
-    model._last_episode_starts = (model.env.game.t == 0).cpu().numpy()
+    model._last_episode_starts = (model.env.batched.t == 0).cpu().numpy()
     model._setup_learn(0, None, reset_num_timesteps=False)  # makes the buffers of episodes
     assert model.ep_info_buffer is not None
     model.ep_info_buffer.extend(state["episodes"])

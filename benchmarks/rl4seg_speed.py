@@ -20,9 +20,10 @@ import torch
 from measuring import Figure, Parts, alternately, command_line, measure, parsed, rates, ratios, seconds
 from rl4seg_plain import PlainPPO, PlainRewardData, plain_validity
 from scipy import ndimage
+from segarena.agents.dense_ppo.policy import DensePolicy, PixelCategorical
 from segarena.agents.dense_ppo.ppo import DensePPO, DensePPOConfig
-from segarena.agents.dense_ppo.ppo.policy import DensePolicy, PixelCategorical
-from segarena.datasets.echo.images import CLASSES, EchoDataConfig, EchoImages, PhantomPatients, load_echo
+from segarena.datasets.echo.images import CLASSES, EchoDataConfig, PhantomPatients, load_echo
+from segarena.datasets.images import ImagePool
 from segarena.envs.adapters import LearnerEnv
 from segarena.envs.rl4seg import EchoEnv, RewardFunction
 from segarena.rewards.echo_validity import valid_masks
@@ -89,7 +90,7 @@ class Bench:
     folder: Path
     """Temporary: the phantoms' cache, and files of the plain implementation."""
 
-    def phantoms(self, number: int, size: int) -> EchoImages:
+    def phantoms(self, number: int, size: int) -> ImagePool:
         """At least `number` images of vendor b, on the device."""
         patients = PhantomPatients(0, 0, 0, math.ceil(number / 4))
         config = EchoDataConfig(vendor="b", size=size, phantom_patients=patients, cache_dir=str(self.folder))
@@ -147,10 +148,10 @@ class Bench:
         speed = {name: [steps / value for value in values] for name, values in spent.items()}
 
         paid = torch.ones(sizes.batch, 1, 1, device=device)
-        game = game_of(images, lambda x, a, rows: paid, sizes.batch, device)
-        game.reset()
+        env = env_of(images, lambda x, a, rows: paid, sizes.batch, device)
+        env.reset()
         actions = torch.zeros(sizes.batch, sizes.size**2, dtype=torch.uint8, device=device)
-        data = rates(lambda: [game.advance(actions) for _ in range(50)], 50 * sizes.batch, sizes.repeats, device)
+        data = rates(lambda: [env.advance(actions) for _ in range(50)], 50 * sizes.batch, sizes.repeats, device)
 
         flop = forward_flop(sizes.init_channels, sizes.size)
         rate = [value * NEEDED * flop / 1e12 for value in speed["ours"]]
@@ -300,12 +301,12 @@ class Painter(nn.Module):
         return 1e-3 * self.unet(x) - 100 * (x * 255 / self.GREY - self.labels) ** 2
 
 
-def painted(images: EchoImages) -> EchoImages:
+def painted(images: ImagePool) -> ImagePool:
     """Images of the valid masks among the labels, as `Painter` reads them."""
     assert images.labels is not None
     valid = images.take(valid_masks(images.labels).nonzero()[:, 0].tolist())
     assert valid.labels is not None
-    return replace(valid, images=valid.labels * Painter.GREY, labels=None)
+    return replace(valid, images=(valid.labels * Painter.GREY)[:, None], labels=None)
 
 
 def distorted(masks: Masks, rng: np.random.Generator) -> Masks:
@@ -317,7 +318,7 @@ def distorted(masks: Masks, rng: np.random.Generator) -> Masks:
     return (soft + 0.2 * field / field.std()).argmax(axis=1).astype(np.uint8)
 
 
-def game_of(images: EchoImages, reward: RewardFunction, slots: int, device: torch.device) -> EchoEnv:
+def env_of(images: ImagePool, reward: RewardFunction, slots: int, device: torch.device) -> EchoEnv:
     """As a training plays it."""
     return EchoEnv(
         images=images, device=device, expose_truth=False, reward_function=reward, num_envs=slots, deck="shared"
@@ -325,10 +326,10 @@ def game_of(images: EchoImages, reward: RewardFunction, slots: int, device: torc
 
 
 def learner(
-    images: EchoImages, reward: RewardFunction, config: DensePPOConfig, init_channels: int, device: torch.device
+    images: ImagePool, reward: RewardFunction, config: DensePPOConfig, init_channels: int, device: torch.device
 ) -> DensePPO:
     """DensePPO with the statistics of each batch, as in the released program."""
-    env = LearnerEnv(game_of(images, reward, config.num_envs, device))
+    env = LearnerEnv(env_of(images, reward, config.num_envs, device))
     settings = {"init_channels": init_channels, "norm_mode": "batch"}
     return DensePPO(DensePolicy, env, config, policy_kwargs=settings, seed=0, device=device)
 

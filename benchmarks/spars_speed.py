@@ -33,8 +33,8 @@ from measuring import (
     seconds,
 )
 from segarena.agents.ppo import PPOConfig
-from segarena.agents.spars.training.policies import PolicyName, policy_arguments
-from segarena.agents.spars.training.self_play import SelfPlay
+from segarena.agents.spars.policies import PolicyName, policy_arguments
+from segarena.agents.spars.self_play import SelfPlay
 from segarena.classifiers.presence import PACKAGED, DensePresenceNet, load_presence, save_presence
 from segarena.datasets.liver.cases import HU_WINDOW, LiverDataConfig, load_liver_cases
 from segarena.datasets.liver.lattice import Triple, WindowLattice
@@ -101,8 +101,8 @@ class Bench:
     folder: str
     """Temporary: caches and the random weights."""
 
-    def game(self, grid: Grid, **settings: Any) -> SparsEnv:
-        """A game on two phantoms on `grid`, on the CPU unless said otherwise."""
+    def env(self, grid: Grid, **settings: Any) -> SparsEnv:
+        """A env on two phantoms on `grid`, on the CPU unless said otherwise."""
         weights = Path(self.folder) / f"{grid.name}.safetensors"
         if not weights.exists():
             torch.manual_seed(0)
@@ -118,10 +118,10 @@ class Bench:
             "device": CPU,
             "eval_dice": False,
         }
-        game = SparsEnv(**{**chosen, **settings})
-        game.seed(range(game.num_envs))
-        game.reset()
-        return game
+        env = SparsEnv(**{**chosen, **settings})
+        env.seed(range(env.num_envs))
+        env.reset()
+        return env
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
@@ -129,15 +129,15 @@ class Bench:
         """Moves, and new episodes where one ended; nothing is observed."""
         figures = []
         for grid in (PHANTOM, self.sizes.full):
-            game = self.game(grid, opponent="random", num_envs=num_envs, device=device)
-            actions = torch.randint(game.n_moves, (self.sizes.moves, num_envs), device=device)
+            env = self.env(grid, opponent="random", num_envs=num_envs, device=device)
+            actions = torch.randint(env.n_moves, (self.sizes.moves, num_envs), device=device)
 
-            def play(game: SparsEnv = game, actions: torch.Tensor = actions) -> None:
+            def play(env: SparsEnv = env, actions: torch.Tensor = actions) -> None:
                 for action in actions:
-                    _, terminated, truncated = game.step(action)
+                    _, terminated, truncated = env.step(action)
                     over = (terminated | truncated).nonzero().flatten()
                     if len(over):
-                        game.reset(over)
+                        env.reset(over)
 
             what = f"steps without observations, N={num_envs}, {grid.name}, {device.type}"
             values = rates(play, self.sizes.moves * num_envs, self.sizes.repeats, device)
@@ -150,12 +150,12 @@ class Bench:
         """Moves with automatic reset and an observation of every slot."""
         figures = []
         for grid in (PHANTOM, self.sizes.full):
-            game = self.game(grid, opponent="random", obs_mode="features")
-            actions = torch.randint(game.n_moves, (self.sizes.moves, N))
+            env = self.env(grid, opponent="random", obs_mode="features")
+            actions = torch.randint(env.n_moves, (self.sizes.moves, N))
 
-            def play(game: SparsEnv = game, actions: torch.Tensor = actions) -> None:
+            def play(env: SparsEnv = env, actions: torch.Tensor = actions) -> None:
                 for action in actions:
-                    game.advance(action)
+                    env.advance(action)
 
             values = rates(play, self.sizes.moves * N, self.sizes.repeats)
             figures.append(Figure(f"steps with features, N={N}, {grid.name}", "steps/s", values, 100_000))
@@ -194,7 +194,7 @@ class Bench:
 
     def ppo_ratio(self) -> list[Figure]:
         """PPO on SPARS, with self-play, against the same PPO on an environment that does nothing."""
-        env = LearnerEnv(self.game(PHANTOM, obs_mode="features"))
+        env = LearnerEnv(self.env(PHANTOM, obs_mode="features"))
         learners = {"ours": Learner(env, "feature_mlp", CPU), "nothing": Learner(NothingEnv(env), "feature_mlp", CPU)}
         steps = self.sizes.ppo_steps
         sides = {name: lambda play=learner: play(steps) for name, learner in learners.items()}
@@ -208,7 +208,7 @@ class Bench:
 
     def memory_of_training(self) -> list[Figure]:
         """Memory of a fresh process over a whole training."""
-        self.game(PHANTOM, obs_mode="features")  # fills the cache
+        self.env(PHANTOM, obs_mode="features")  # fills the cache
         steps, used = apart(_train_and_watch, self)
         slope, details = 1e5 * float(np.polyfit(steps, used, 1)[0]), {"steps": steps, "megabytes": used}
         return [
@@ -234,28 +234,28 @@ class Bench:
     def dice(self) -> list[Figure]:
         """Dice at an episode's end from blocks and from voxels, of the same windows; greedy play from anywhere."""
         grid, episodes = self.sizes.full, self.sizes.episodes
-        game = self.game(grid, num_envs=episodes, start="random_lattice", threshold=1.0)
+        env = self.env(grid, num_envs=episodes, start="random_lattice", threshold=1.0)
         places, scores = [], []
         over = torch.zeros(episodes, dtype=torch.bool)
         while not over.any():  # a score never exceeds 1: all end together
-            _, _, over = game.step(RULES["greedy"](game, 0))
-            places.append(game.at[0])
-            scores.append(game.scores[0])
+            _, _, over = env.step(RULES["greedy"](env, 0))
+            places.append(env.at[0])
+            scores.append(env.scores[0])
         at, painted = torch.stack(places, dim=1), torch.stack(scores, dim=1)  # [K, T]
-        corners, theta = game.lattice.corners(), game.config.mask_threshold
-        truths = [case.label == TUMOUR for case in game.cases if case.label is not None]
+        corners, theta = env.lattice.corners(), env.config.mask_threshold
+        truths = [case.label == TUMOUR for case in env.cases if case.label is not None]
 
         def by_voxels(row: int) -> float:
             painting = torch.zeros(grid.shape, dtype=torch.float64)
             for (x, y, z), score in zip(corners[at[row]].tolist(), painted[row].tolist(), strict=True):
                 painting[x : x + grid.window[0], y : y + grid.window[1], z : z + grid.window[2]] += score
-            mask, truth = painting > theta, truths[int(game.case[row])]
+            mask, truth = painting > theta, truths[int(env.case[row])]
             both = int(mask.sum() + truth.sum())
             return 2 * int((mask & truth).sum()) / both if both else 1.0
 
-        values = [(game.dice(row), by_voxels(row)) for row in range(episodes)]  # and the warm-up
+        values = [(env.dice(row), by_voxels(row)) for row in range(episodes)]  # and the warm-up
         slow = [seconds(lambda row=row: by_voxels(row)) for row in range(episodes)]
-        fast = [seconds(lambda row=row: game.dice(row)) for row in range(episodes)]
+        fast = [seconds(lambda row=row: env.dice(row)) for row in range(episodes)]
         different = sum(blocks != voxels for blocks, voxels in values)
         details = {"block_dice": [b for b, _ in values], "voxel_dice": [v for _, v in values]}
         return [
@@ -316,7 +316,7 @@ class Bench:
             ("two_window", "window_cnn", self.sizes.cnn_steps, 360),
         ]
         for mode, policy, steps, target in kinds:
-            learner = Learner(LearnerEnv(self.game(full, obs_mode=mode, device=device)), policy, device)
+            learner = Learner(LearnerEnv(self.env(full, obs_mode=mode, device=device)), policy, device)
             speed = rates(lambda play=learner, steps=steps: play(steps), steps, repeats, device)
             what, details = f"{RUN:,} steps of PPO, {mode}, N={N}, cuda", {"extrapolated_from": steps * repeats}
             figures.append(Figure(what, "s", [RUN / value for value in speed], target, True, details))
@@ -330,7 +330,7 @@ class Learner:
     def __init__(self, env: VecEnv, policy: PolicyName, device: torch.device) -> None:
         arguments = {**policy_arguments(policy, env.observation_space), **PPOConfig().learner()}
         self.model = PPO(env=env, seed=0, device=device, **arguments)
-        self.callbacks: list[BaseCallback] = [SelfPlay(env.game)] if isinstance(env, LearnerEnv) else []
+        self.callbacks: list[BaseCallback] = [SelfPlay(env.batched)] if isinstance(env, LearnerEnv) else []
 
     def __call__(self, steps: int, *callbacks: BaseCallback) -> None:
         self.model.learn(steps, callback=[*self.callbacks, *callbacks], reset_num_timesteps=False)
@@ -367,7 +367,7 @@ class _Memory(BaseCallback):
 
 def _train_and_watch(bench: Bench) -> tuple[list[int], list[float]]:
     memory = _Memory(bench.sizes.memory_steps)
-    Learner(LearnerEnv(bench.game(PHANTOM, obs_mode="features")), "feature_mlp", CPU)(bench.sizes.memory_steps, memory)
+    Learner(LearnerEnv(bench.env(PHANTOM, obs_mode="features")), "feature_mlp", CPU)(bench.sizes.memory_steps, memory)
     return memory.steps, memory.megabytes
 
 

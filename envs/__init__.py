@@ -9,19 +9,19 @@ import gymnasium as gym
 class Entry:
     """One environment: its class, its paper and the configuration that trains it."""
 
-    game: str
+    env_class: str
     paper: str
     config: str
 
 
 ENVIRONMENTS = {
     "SPARS-LiverCT-v0": Entry(
-        game="segarena.envs.spars:SparsEnv",
+        env_class="segarena.envs.spars:SparsEnv",
         paper="SPARS: self-play adversarial RL for segmentation of liver tumours (arXiv 2505.18989)",
         config="configs/spars/default.yaml",
     ),
     "RL4Seg-Echo-v0": Entry(
-        game="segarena.envs.rl4seg:EchoEnv",
+        env_class="segarena.envs.rl4seg:EchoEnv",
         paper="RL4Seg: domain adaptation of echocardiography segmentation via RL (arXiv 2406.17902)",
         config="configs/rl4seg/loop.yaml",
     ),
@@ -33,5 +33,5 @@ for _id, _entry in ENVIRONMENTS.items():
             _id,
             entry_point="segarena.envs.adapters:make_single",
             vector_entry_point="segarena.envs.adapters:make_batch",
-            kwargs={"game": _entry.game},
+            kwargs={"env_class": _entry.env_class},
         )

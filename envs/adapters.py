@@ -40,14 +40,14 @@ def row_of(obs: Any, row: int) -> Any:
 
 
 class SingleEnv(gym.Env[Any, Any]):
-    """The `gym.Env` face: one episode; `env.unwrapped.game` is the `BatchedEnv` behind it."""
+    """The `gym.Env` face: one episode; `env.unwrapped.batched` is the `BatchedEnv` behind it."""
 
     metadata = BatchedEnv.metadata
 
-    def __init__(self, game: BatchedEnv) -> None:
-        self.game = game
-        self.render_mode = game.render_mode
-        self.observation_space, self.action_space = game.single_observation_space, game.single_action_space
+    def __init__(self, env: BatchedEnv) -> None:
+        self.batched = env
+        self.render_mode = env.render_mode
+        self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
         self._over = True
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -55,12 +55,12 @@ class SingleEnv(gym.Env[Any, Any]):
         fresh = seed is not None or self._np_random is None
         super().reset(seed=seed)
         if fresh:
-            self.game.seed([seed if seed is not None else int(self.np_random.integers(2**63))])
-        self.game.reset(options=options)
+            self.batched.seed([seed if seed is not None else int(self.np_random.integers(2**63))])
+        self.batched.reset(options=options)
         self._over = False
         if self.render_mode == "human":
-            self.game.render()
-        return row_of(to_numpy(self.game.observe()), 0), self._info()
+            self.batched.render()
+        return row_of(to_numpy(self.batched.observe()), 0), self._info()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One move.
@@ -71,25 +71,25 @@ class SingleEnv(gym.Env[Any, Any]):
         """
         if self._over:
             raise ResetNeeded("step before reset: the episode has ended or none was begun; call reset() first")
-        reward, terminated, truncated = self.game.step(self.game.actions_from(np.asarray(action)[None]))
+        reward, terminated, truncated = self.batched.step(self.batched.actions_from(np.asarray(action)[None]))
         ended, cut = bool(terminated), bool(truncated)
         info = self._info()
         if ended or cut:
             self._over = True
-            info |= self.game.episode_info(torch.zeros(1, dtype=torch.int64, device=self.game.device))[0]
+            info |= self.batched.episode_info(torch.zeros(1, dtype=torch.int64, device=self.batched.device))[0]
         if self.render_mode == "human":
-            self.game.render()
-        return row_of(to_numpy(self.game.observe()), 0), float(reward), ended, cut, info
+            self.batched.render()
+        return row_of(to_numpy(self.batched.observe()), 0), float(reward), ended, cut, info
 
     def render(self) -> Any:
         """The picture of this step as uint8 [H, W, 3], or None where it is shown or no render_mode was chosen."""
         if self.render_mode is None:
             gym.logger.warn("render() without a render_mode: make the environment with render_mode='rgb_array'")
             return None
-        return self.game.render()
+        return self.batched.render()
 
     def _info(self) -> dict[str, Any]:
-        return {name: _plain(value[0]) for name, value in to_numpy(self.game.info()).items()}
+        return {name: _plain(value[0]) for name, value in to_numpy(self.batched.info()).items()}
 
 
 class BatchEnv(gym.vector.VectorEnv[Any, Any, npt.NDArray[Any]]):
@@ -97,14 +97,14 @@ class BatchEnv(gym.vector.VectorEnv[Any, Any, npt.NDArray[Any]]):
 
     metadata = BatchedEnv.metadata
 
-    def __init__(self, game: BatchedEnv) -> None:
-        self.game, self.num_envs, self.render_mode = game, game.num_envs, game.render_mode
+    def __init__(self, env: BatchedEnv) -> None:
+        self.batched, self.num_envs, self.render_mode = env, env.num_envs, env.render_mode
         self.single_observation_space, self.single_action_space = (
-            game.single_observation_space,
-            game.single_action_space,
+            env.single_observation_space,
+            env.single_action_space,
         )
-        self.observation_space = batch_space(game.single_observation_space, game.num_envs)
-        self.action_space = batch_space(game.single_action_space, game.num_envs)
+        self.observation_space = batch_space(env.single_observation_space, env.num_envs)
+        self.action_space = batch_space(env.single_action_space, env.num_envs)
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
@@ -116,13 +116,13 @@ class BatchEnv(gym.vector.VectorEnv[Any, Any, npt.NDArray[Any]]):
             seed = seed if seed is not None else int(self.np_random.integers(2**62))
             seed = [seed + slot for slot in range(self.num_envs)]
         if seed is not None:
-            self.game.seed(seed)
-        self.game.reset(options=options)
-        return to_numpy(self.game.observe()), self._info()
+            self.batched.seed(seed)
+        self.batched.reset(options=options)
+        return to_numpy(self.batched.observe()), self._info()
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """One move in every slot; `final_obs` and `final_info` describe the episodes that ended."""
-        step = self.game.advance(self.game.actions_from(actions))
+        step = self.batched.advance(self.batched.actions_from(actions))
         info = self._info()
         if step.ended:
             for row, last, said in infos_of(step.ended):
@@ -134,25 +134,25 @@ class BatchEnv(gym.vector.VectorEnv[Any, Any, npt.NDArray[Any]]):
         """The picture of every slot; None where no render_mode was chosen."""
         if self.render_mode is None:
             return None
-        return tuple(self.game.render(row) for row in range(self.num_envs))
+        return tuple(self.batched.render(row) for row in range(self.num_envs))
 
     def _info(self) -> dict[str, Any]:
         present = np.ones(self.num_envs, dtype=np.bool_)
-        said = {name: array.copy() for name, array in to_numpy(self.game.info()).items()}  # a reset writes in place
+        said = {name: array.copy() for name, array in to_numpy(self.batched.info()).items()}  # a reset writes in place
         return {**said, **{f"_{name}": present.copy() for name in said}}
 
 
 class LearnerEnv(VecEnv):
     """The Stable-Baselines3 face. `infos` are filled only for episodes that end in the step (`episode`,
-    `terminal_observation`, `TimeLimit.truncated` and what the game says); a running one has an empty dict.
+    `terminal_observation`, `TimeLimit.truncated` and what the env says); a running one has an empty dict.
 
-    Agents that keep rollouts on the device play `game.advance` themselves: the same step, as tensors.
+    Agents that keep rollouts on the device play `env.advance` themselves: the same step, as tensors.
     """
 
-    def __init__(self, game: BatchedEnv) -> None:
-        self.game = game
-        super().__init__(game.num_envs, game.single_observation_space, game.single_action_space)
-        self._returns = torch.zeros(game.num_envs, dtype=torch.float64, device=game.device)
+    def __init__(self, env: BatchedEnv) -> None:
+        self.batched = env
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self._returns = torch.zeros(env.num_envs, dtype=torch.float64, device=env.device)
 
     def reset(self) -> Any:
         """Begin an episode in every slot."""
@@ -160,21 +160,21 @@ class LearnerEnv(VecEnv):
             self.seed()
         if any(options != self._options[0] for options in self._options):
             raise ValueError("options differ between environments; give all of them the same")
-        self.game.seed([seed for seed in self._seeds if seed is not None])
-        self.game.reset(options=self._options[0])
+        self.batched.seed([seed for seed in self._seeds if seed is not None])
+        self.batched.reset(options=self._options[0])
         self._reset_seeds()
         self._reset_options()
         self._returns.zero_()
-        return to_numpy(self.game.observe())
+        return to_numpy(self.batched.observe())
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
         """Take the actions of the next `step_wait`."""
-        self._actions = self.game.actions_from(actions)
+        self._actions = self.batched.actions_from(actions)
 
     def step_wait(self) -> tuple[Any, npt.NDArray[np.float32], npt.NDArray[np.bool_], list[dict[str, Any]]]:
         """Observations, rewards, dones and infos of the step."""
-        lengths = self.game.t + 1
-        step = self.game.advance(self._actions)
+        lengths = self.batched.t + 1
+        step = self.batched.advance(self._actions)
         returns = self.count(step)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if step.ended:
@@ -197,35 +197,35 @@ class LearnerEnv(VecEnv):
 
     def state(self) -> dict[str, Any]:
         """All that `load_state` needs."""
-        return {"game": self.game.state(), "returns": self._returns}
+        return {"env": self.batched.state(), "returns": self._returns}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue the episodes of `state`."""
-        self.game.load_state(state["game"])
-        self._returns = state["returns"].to(self.game.device, copy=True)
+        self.batched.load_state(state["env"])
+        self._returns = state["returns"].to(self.batched.device, copy=True)
 
     def observation(self) -> Any:
         """What `step` or `reset` last returned."""
-        return to_numpy(self.game.observe())
+        return to_numpy(self.batched.observe())
 
     def get_images(self) -> Sequence[Frame | None]:
         """The picture of every slot."""
-        return [self.game.render(row) for row in range(self.num_envs)]
+        return [self.batched.render(row) for row in range(self.num_envs)]
 
     def close(self) -> None:
         """Nothing is held that needs closing."""
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """An attribute of the game, once per slot asked for."""
-        return [getattr(self.game, attr_name) for _ in self._get_indices(indices)]
+        """An attribute of the env, once per slot asked for."""
+        return [getattr(self.batched, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Set an attribute of the game, which all slots share."""
-        setattr(self.game, attr_name, value)
+        """Set an attribute of the env, which all slots share."""
+        setattr(self.batched, attr_name, value)
 
     def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
-        """Call a method of the game, which all slots share, and repeat its result per slot asked for."""
-        result = getattr(self.game, method_name)(*method_args, **method_kwargs)
+        """Call a method of the env, which all slots share, and repeat its result per slot asked for."""
+        result = getattr(self.batched, method_name)(*method_args, **method_kwargs)
         return [result for _ in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
@@ -233,18 +233,18 @@ class LearnerEnv(VecEnv):
         return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
 
 
-def make_single(game: str, **settings: Any) -> SingleEnv:
-    """Entry point of `gym.make`; game is "module:Class" of a BatchedEnv."""
-    return SingleEnv(_build(game, num_envs=1, **settings))
+def make_single(env_class: str, **settings: Any) -> SingleEnv:
+    """Entry point of `gym.make`; env_class is "module:Class" of a BatchedEnv."""
+    return SingleEnv(_build(env_class, num_envs=1, **settings))
 
 
-def make_batch(game: str, num_envs: int = 1, **settings: Any) -> BatchEnv:
+def make_batch(env_class: str, num_envs: int = 1, **settings: Any) -> BatchEnv:
     """Entry point of `gym.make_vec`."""
-    return BatchEnv(_build(game, num_envs=num_envs, **settings))
+    return BatchEnv(_build(env_class, num_envs=num_envs, **settings))
 
 
-def _build(game: str, **settings: Any) -> BatchedEnv:
-    module, name = game.split(":")
+def _build(env_class: str, **settings: Any) -> BatchedEnv:
+    module, name = env_class.split(":")
     built = getattr(importlib.import_module(module), name)(**settings)
     assert isinstance(built, BatchedEnv)
     return built

@@ -127,10 +127,11 @@ class Advance:
 class BatchedEnv(ABC):
     """N independent episodes on one device.
 
-    A subclass sets the two spaces and writes `_begin`, `_play`, `observe` and `_picture`; `info` and `episode_info` say
-    more. It may keep what it likes between steps, a gradient graph or networks in training; one that needs gradients
-    opens `torch.enable_grad()` in `_begin` and `_play` itself, since learners step under `no_grad`. What leaves it
-    (reward, `Ended.info`, NumPy observations) is detached here.
+    A subclass sets the two spaces and writes `_reset`, `_step`, `observe` and `_render_frame`; `info` and
+    `episode_info` add tensors and, for an episode that ended, anything else. It may keep what it likes between steps, a
+    gradient graph or networks in training; one that needs gradients opens `torch.enable_grad()` in `_reset` and `_step`
+    itself, since learners step under `no_grad`. What leaves it (reward, `Ended.info`, NumPy observations) is detached
+    here.
 
     Args:
         num_envs: N, episodes at once.
@@ -169,14 +170,14 @@ class BatchedEnv(ABC):
         self.t = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self.running = False
 
-    # -- the game --------------------------------------------------------------------------------------------------
+    # -- the env --------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def _begin(self, rows: Tensor, options: Mapping[str, Any]) -> None:
+    def _reset(self, rows: Tensor, options: Mapping[str, Any]) -> None:
         """Put the slots `rows` (int64 [K]) at the start of a new episode; t is 0 there already."""
 
     @abstractmethod
-    def _play(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, actions: Tensor) -> tuple[Tensor, Tensor]:
         """One move in every slot; t counts it afterwards. Reward float32 [N], terminated bool [N]."""
 
     @abstractmethod
@@ -192,7 +193,7 @@ class BatchedEnv(ABC):
         return [{} for _ in rows]
 
     @abstractmethod
-    def _picture(self, row: int) -> Frame:
+    def _render_frame(self, row: int) -> Frame:
         """The picture that a reader of the paper would draw, uint8 [H, W, 3]."""
 
     def state(self) -> dict[str, Any]:
@@ -215,7 +216,7 @@ class BatchedEnv(ABC):
         """Begin new episodes in the slots `rows` (int64 [K]), or in all."""
         rows = torch.arange(self.num_envs, device=self.device) if rows is None else rows
         self.t[rows] = 0
-        self._begin(rows, options or {})
+        self._reset(rows, options or {})
         self.running = True
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -226,7 +227,7 @@ class BatchedEnv(ABC):
         """
         if not self.running:
             raise ResetNeeded("step before reset: call reset() first")
-        reward, terminated = self._play(actions)
+        reward, terminated = self._step(actions)
         self.t = self.t + 1
         return reward.detach(), terminated, (self.t >= self.horizon) & ~terminated
 
@@ -243,7 +244,7 @@ class BatchedEnv(ABC):
 
     def render(self, row: int = 0) -> Frame | None:
         """The picture of slot `row`: returned for "rgb_array", shown for "human"."""
-        picture = self._picture(row)
+        picture = self._render_frame(row)
         if self.render_mode != "human":
             return picture
         _show(picture)

@@ -18,7 +18,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ..datasets.echo.images import CLASSES, EchoImages, load_echo
+from ..datasets.echo.images import CLASSES, load_echo
+from ..datasets.images import ImagePool
 from ..evaluation.echo_figures import PREDICTION, TRUTH, echo_panel
 from ..evaluation.pictures import GAP_GREY, GAP_PX
 from ..rewards.echo_validity import anatomical_reward, valid_masks
@@ -82,7 +83,7 @@ class EchoEnv(BatchedEnv):
     slots are N single environments; with `deck="shared"` there is one, shuffled by the seed of slot 0: a pass over all
     slots shows each image once.
 
-    `info` has the same tensors at the start and at the end: `index`, row of the image in `game.pool`; `gold` and
+    `info` has the same tensors at the start and at the end: `index`, row of the image in `env.pool`; `gold` and
     `gold_action`, whether there is a mask to imitate, and that mask or zeros (see `set_gold`); `pixel_reward` and, with
     `compute_validity`, `is_valid`, both zero until the mask is given. At the end it adds `case_id`, `view`, `instant`,
     `spacing_mm` (y, x) and, where the truth is known, `dice_lv`, `dice_myo` and `dice_epi` (both as one).
@@ -91,7 +92,7 @@ class EchoEnv(BatchedEnv):
     Terminated after one step, always; never truncated. The last observation is the same image.
 
     ## Arguments
-    The fields of `EchoEnvConfig`, by name; `images` may be an `EchoImages` to play on instead of `data`, and
+    The fields of `EchoEnvConfig`, by name; `images` may be an `ImagePool` to play on instead of `data`, and
     `reward_function` a function (images, masks, rows) -> R instead of `reward`.
 
     >>> import gymnasium as gym, segarena
@@ -99,7 +100,7 @@ class EchoEnv(BatchedEnv):
     >>> image, info = env.reset(seed=0, options={"index": 3})
     >>> image.shape, info["index"], env.action_space.shape
     ((1, 64, 64), 3, (4096,))
-    >>> truth = env.unwrapped.game.pool.labels[3].numpy()
+    >>> truth = env.unwrapped.batched.pool.labels[3].numpy()
     >>> image, reward, terminated, truncated, info = env.step(truth)
     >>> reward, terminated, info["pixel_reward"].shape, info["dice_lv"]
     (1.0, True, (64, 64), 1.0)
@@ -118,7 +119,7 @@ class EchoEnv(BatchedEnv):
         num_envs: int = 1,
         device: str | torch.device = "auto",
         render_mode: str | None = None,
-        images: EchoImages | None = None,
+        images: ImagePool | None = None,
         reward_function: RewardFunction | None = None,
         **settings: Any,
     ) -> None:
@@ -142,7 +143,7 @@ class EchoEnv(BatchedEnv):
             if cfg.deck == "own"
             else SharedDeck(len(self.pool), self.streams, cfg.group)
         )
-        self.shape = height, width = self.pool.images.shape[1], self.pool.images.shape[2]
+        self.shape = height, width = self.pool.images.shape[2], self.pool.images.shape[3]
         self.single_observation_space = spaces.Box(0.0, 1.0, (1, height, width), np.float32)
         self.single_action_space = spaces.MultiDiscrete(np.full(height * width, len(CLASSES)))
         self.index = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
@@ -166,14 +167,14 @@ class EchoEnv(BatchedEnv):
             )
         return partial(_by_truth, TRUTH_REWARDS[name], labels)
 
-    # -- the game: sections 2 and 2.1 ------------------------------------------------------------------------------
+    # -- the env: sections 2 and 2.1 ------------------------------------------------------------------------------
 
     def seed(self, seeds: Sequence[int]) -> None:
         """Seed every slot; the decks are shuffled anew."""
         super().seed(seeds)
         self._deck.restart()
 
-    def _begin(self, rows: Tensor, options: Mapping[str, Any]) -> None:
+    def _reset(self, rows: Tensor, options: Mapping[str, Any]) -> None:
         if unknown := set(options) - {"index"}:
             raise ValueError(f"unknown reset options {sorted(unknown)}; known is 'index'")
         index = self._chosen(options["index"], len(rows)) if "index" in options else self._deck.deal(rows)
@@ -221,7 +222,7 @@ class EchoEnv(BatchedEnv):
         return masks.to(self.device, torch.uint8, copy=True)  # the caller may use the memory again
 
     @torch.no_grad()
-    def _play(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, actions: Tensor) -> tuple[Tensor, Tensor]:
         self.mask = self._masks(actions)
         images = self.pool.at(self.index)
         worth = min_fusion(*(reward(images, self.mask, self.index) for reward in self._rewards))
@@ -298,8 +299,8 @@ class EchoEnv(BatchedEnv):
         said: list[dict[str, Any]] = [
             {
                 "case_id": self.pool.ids[row],
-                "view": self.pool.views[row],
-                "instant": self.pool.instants[row],
+                "view": self.pool.tags["view"][row],
+                "instant": self.pool.tags["instant"][row],
                 "spacing_mm": self.pool.spacing_mm[row].cpu().numpy(),
             }
             for row in index.tolist()
@@ -321,10 +322,10 @@ class EchoEnv(BatchedEnv):
         for name in STATE:
             setattr(self, name, state[name].to(self.device, copy=True))
 
-    def _picture(self, row: int) -> Frame:
+    def _render_frame(self, row: int) -> Frame:
         """Image, mask, 1 - R and, where it is known, truth, side by side; before the step, mask and R are empty."""
         index, scale = int(self.index[row]), max(1, round(PANEL_PX / max(self.shape)))
-        image, mask = self.pool.images[index].cpu().numpy(), self.mask[row].cpu().numpy()
+        image, mask = self.pool.images[index, 0].cpu().numpy(), self.mask[row].cpu().numpy()
         doubt = (1 - self.pixel_reward[row]).clamp(0, 1).cpu().numpy() if int(self.t[row]) else np.zeros(image.shape)
         outline, layers = [], [[], [(mask, PREDICTION)], []]
         if self.pool.labels is not None:
@@ -347,14 +348,16 @@ def _by_truth(reward: RewardMap, labels: Tensor, images: Tensor, masks: Tensor, 
     return reward(masks, labels[rows])
 
 
-def _checked(pool: EchoImages) -> EchoImages:
+def _checked(pool: ImagePool) -> ImagePool:
     """The images, if they can be played on."""
     images, labels = pool.images, pool.labels
-    if images.dtype != torch.uint8 or images.ndim != 3 or images.numel() == 0:
-        raise ValueError(f"images are {images.dtype} {tuple(images.shape)} but must be uint8 [N, H, W], N at least 1")
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 1 or images.numel() == 0:
+        shape = tuple(images.shape)
+        raise ValueError(f"images are {images.dtype} {shape} but must be uint8 [N, 1, H, W], N at least 1")
     if labels is not None:
-        if labels.dtype != torch.uint8 or labels.shape != images.shape:
-            raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)} but must be uint8 {tuple(images.shape)}")
+        shape = tuple(images[:, 0].shape)
+        if labels.dtype != torch.uint8 or labels.shape != shape:
+            raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)} but must be uint8 {shape}")
         if labels.max() >= len(CLASSES):
             raise ValueError(f"labels reach {int(labels.max())} but must be 0..{len(CLASSES) - 1}")
     return pool

@@ -99,7 +99,7 @@ class SparsEnv(BatchedEnv):
     >>> obs, reward, terminated, truncated, info = env.step(4)
     >>> [int(voxel) for voxel in info["p_self"]]
     [28, 24, 20]
-    >>> env.unwrapped.game.mask().shape
+    >>> env.unwrapped.batched.mask().shape
     torch.Size([64, 64, 48])
 
     ## References
@@ -240,9 +240,9 @@ class SparsEnv(BatchedEnv):
                 state=spaces.Box(-1.0, 1.0, (numbers,), np.float32),
             )
 
-    # -- the game: sections 2.3 and 2.5 ----------------------------------------------------------------------------
+    # -- the env: sections 2.3 and 2.5 ----------------------------------------------------------------------------
 
-    def _begin(self, rows: Tensor, options: Mapping[str, Any], case: Tensor | None = None) -> None:
+    def _reset(self, rows: Tensor, options: Mapping[str, Any], case: Tensor | None = None) -> None:
         self._check_options(options)
         players = self.config.n_agents
         draw = self.streams.uniform(1 + TRIES * players, rows)  # case, then candidates for p1 (and p2)
@@ -274,14 +274,14 @@ class SparsEnv(BatchedEnv):
         self.reset()
         rows = torch.arange(self.num_envs, device=self.device)
         if self.config.start == "random_lattice":
-            return self._begin(rows, {}, case)
+            return self._reset(rows, {}, case)
         high = torch.tensor(self.lattice.shape, device=self.device) - 1
         jitter = (self.streams.uniform(3) * (2 * jitter_cells + 1)).long() - jitter_cells
         cells = (self._cells[self.at[0]] + jitter).clamp(torch.zeros_like(high), high)
         at = (cells * torch.tensor(self.lattice.strides, device=self.device)).sum(dim=1)
         return self._place(rows, case, at.expand(self.config.n_agents, -1))
 
-    def _play(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, actions: Tensor) -> tuple[Tensor, Tensor]:
         cfg = self.config
         moves = self._flat(actions)[None]  # [1, N]
         if cfg.n_agents == 2:
@@ -491,7 +491,7 @@ class SparsEnv(BatchedEnv):
         """f at every lattice position of a case, float32 [sx, sy, sz]; NaN where the lazy engine has not been."""
         return self.table.volume(self._index_of(case_id))
 
-    def _picture(self, row: int) -> Frame:
+    def _render_frame(self, row: int) -> Frame:
         case, colours = self.cases[int(self.case[row])], ((64, 200, 255), (255, 120, 64))
         corners = self._corners[self.at[:, row]].tolist()
         heat = np.asarray(self.accumulated_map(row).cpu().numpy(), dtype=np.float32)
@@ -540,20 +540,20 @@ class SparsEnv(BatchedEnv):
 # -- the rules that can be named as opponents; agents/reference.py has the rest ----------------------------------------
 
 
-def random_move(game: SparsEnv, player: int) -> Tensor:
+def random_move(env: SparsEnv, player: int) -> Tensor:
     """Any action, uniformly: int64 [N]."""
-    return (game.streams.tick() * game.n_moves).long()
+    return (env.streams.tick() * env.n_moves).long()
 
 
-def constant_move(game: SparsEnv, player: int) -> Tensor:
+def constant_move(env: SparsEnv, player: int) -> Tensor:
     """Always +z, the first opponent of the released program: int64 [N]."""
-    up = MOVES[game.config.action_set].index((0, 0, 1))
-    return torch.full((game.num_envs,), up, device=game.device)
+    up = MOVES[env.config.action_set].index((0, 0, 1))
+    return torch.full((env.num_envs,), up, device=env.device)
 
 
-def greedy_move(game: SparsEnv, player: int) -> Tensor:
+def greedy_move(env: SparsEnv, player: int) -> Tensor:
     """The move to the neighbour with the highest score, the lowest index among equals: int64 [N]."""
-    return game.scores_at(game.neighbours(game.at[player])).argmax(dim=0)
+    return env.scores_at(env.neighbours(env.at[player])).argmax(dim=0)
 
 
 RULES: dict[str, Callable[[SparsEnv, int], Tensor]] = {

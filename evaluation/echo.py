@@ -14,7 +14,8 @@ import torch
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from ..datasets.echo.images import LV, MYO, EchoImages
+from ..datasets.echo.images import LV, MYO
+from ..datasets.images import ImagePool
 from ..rewards.echo_validity import valid_masks
 from ..rewards.morphology import biggest_components
 from .results import Case
@@ -74,7 +75,7 @@ def echo_case_metrics(pred: Tensor, truth: Tensor, spacing_mm: Sequence[float]) 
     return {name: float(value) for name, value in values.items()}
 
 
-def echo_cases(images: EchoImages, preds: Tensor) -> list[Case]:
+def echo_cases(images: ImagePool, preds: Tensor) -> list[Case]:
     """The cases of a result: metrics of the `largest_heart` of each prediction, in the order of the images.
 
     preds: uint8 [N, H, W] with labels 0..2, on any device.
@@ -92,9 +93,9 @@ def echo_cases(images: EchoImages, preds: Tensor) -> list[Case]:
         {
             "case_id": images.ids[n],
             "origin": images.origin,
-            "patient": images.patients[n],
-            "view": images.views[n],
-            "instant": images.instants[n],
+            "patient": images.groups[n],
+            "view": images.tags["view"][n],
+            "instant": images.tags["instant"][n],
             **{name: column[n] for name, column in columns.items()},
         }
         for n in range(len(images))

@@ -20,7 +20,8 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from ..common.checkpoints import load_weights, save_weights
-from ..datasets.echo.images import BACKGROUND, EchoImages
+from ..datasets.echo.images import BACKGROUND
+from ..datasets.images import ImagePool
 from ..segmenters.norms import modes_kept
 from ..segmenters.training import class_dice, labels_of, logits_of
 from ..segmenters.unet import bfloat16_on_cuda
@@ -202,7 +203,7 @@ class Draws:
 @torch.no_grad()
 def build_reward_data(
     net: nn.Module,
-    images: EchoImages,
+    images: ImagePool,
     rows: Tensor,
     corrector: Masks,
     valid: Valid,
@@ -280,7 +281,7 @@ def similarity(a: Tensor, c: Tensor, kind: Literal["mean", "last_label"]) -> Ten
 
 
 def _predicted(
-    net: nn.Module, images: EchoImages, rows: Tensor, batches: Sequence[Tensor], draws: Sequence[Draws]
+    net: nn.Module, images: ImagePool, rows: Tensor, batches: Sequence[Tensor], draws: Sequence[Draws]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """a and a_s, uint8 [N, H, W], and whose sampled mask a swap takes, int64 [N]."""
     found = []

@@ -19,7 +19,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from ..common.checkpoints import load_into, load_weights, save_weights
 from ..common.fitting import fit
 from ..common.runs import Run
-from ..datasets.echo.images import CLASSES, EchoImages
+from ..datasets.echo.images import CLASSES
+from ..datasets.images import ImagePool
 from ..segmenters.training import check_schedule, descend, shuffled_rows
 from ..segmenters.unet import Norm, UNet, bfloat16_on_cuda
 from .reward_data import Triplets
@@ -170,7 +171,7 @@ def train_reward_net(
     net: RewardNet,
     triplets: Triplets,
     val: Triplets,
-    images: EchoImages,
+    images: ImagePool,
     config: RewardNetConfig,
     run: Run,
     seed: int,
@@ -234,13 +235,13 @@ def train_reward_net(
     return {**best, "temperature": float(net.temperature)}
 
 
-def error_logits(net: RewardNet, images: EchoImages, triplets: Triplets) -> tuple[Tensor, Tensor]:
+def error_logits(net: RewardNet, images: ImagePool, triplets: Triplets) -> tuple[Tensor, Tensor]:
     """z and e of the bad masks of `triplets` on their images, both float32 [B, H, W]."""
     return net.logits(images.at(triplets.images), triplets.a_bad), (triplets.a_bad == triplets.a_ref).float()
 
 
 @torch.no_grad()
-def reward_scores(net: RewardNet, triplets: Triplets, images: EchoImages, batch_size: int) -> dict[str, float]:
+def reward_scores(net: RewardNet, triplets: Triplets, images: ImagePool, batch_size: int) -> dict[str, float]:
     """ "bce", mean over all pixels, and "auroc", of finding wrong pixels by 1 - r (from a histogram of z).
 
     The AUROC is 0.5 where all pixels are right, or all wrong.
@@ -288,7 +289,7 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
 
 @torch.no_grad()
 def _some_pixels(
-    net: RewardNet, triplets: Triplets, images: EchoImages, batch_size: int, seed: int
+    net: RewardNet, triplets: Triplets, images: ImagePool, batch_size: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """z and e, [T, K], of the same K random pixels of every triplet."""
     size = triplets.a_ref[0].numel()

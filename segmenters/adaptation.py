@@ -16,7 +16,7 @@ from torch.optim import Adam
 from ..common.checkpoints import load_into, load_weights, save_weights
 from ..common.fitting import Scalars, fit
 from ..common.runs import Run
-from ..datasets.echo.images import EchoImages
+from ..datasets.images import ImagePool
 from .norms import adapt_batchnorm, set_norm_mode, statistics_kept
 from .training import check_schedule, descend, device_of, image_batches, logits_of, shuffled_rows
 from .unet import UNet
@@ -41,14 +41,14 @@ class EntropyConfig:
             raise ValueError(f"entropy.parameters is {self.parameters!r} but must be 'norm' or 'all'")
 
 
-def adabn(net: UNet, target: EchoImages, *, batch_size: int = 64) -> UNet:
+def adabn(net: UNet, target: ImagePool, *, batch_size: int = 64) -> UNet:
     """A copy of `net`, in eval mode, with the batch-normalisation statistics of all target images."""
     adapted = copy.deepcopy(net).eval()
     adapt_batchnorm(adapted, image_batches(target.images, batch_size, device_of(net)))
     return adapted
 
 
-def minimise_entropy(net: UNet, target: EchoImages, config: EntropyConfig, run: Run, seed: int) -> UNet:
+def minimise_entropy(net: UNet, target: ImagePool, config: EntropyConfig, run: Run, seed: int) -> UNet:
     """A copy of `net`, in eval mode, that is more certain on the target: gradient descent on the mean of H(p).
 
     Batch normalisation uses the batch's statistics in training; at the end of each epoch the running ones become those

@@ -16,7 +16,8 @@ from torch.optim import Adam, Optimizer
 
 from ..common.fitting import Scalars, fit
 from ..common.runs import Run
-from ..datasets.echo.images import CLASSES, LV, MYO, EchoImages
+from ..datasets.echo.images import CLASSES, LV, MYO
+from ..datasets.images import ImagePool
 from .adaptation import once
 from .norms import adapt_batchnorm, statistics_kept
 from .training import (
@@ -87,9 +88,9 @@ class BinaryPair(nn.Module):
 
 def train_tist(
     fresh: Callable[[int], UNet],
-    source: EchoImages,
-    val: EchoImages,
-    target: EchoImages,
+    source: ImagePool,
+    val: ImagePool,
+    target: ImagePool,
     config: TistConfig,
     run: Run,
     seed: int,
@@ -164,9 +165,9 @@ def cycled_rows(number: int, wanted: int, generator: Generator) -> Tensor:
 def _train_one(
     net: UNet,
     label: int | None,
-    source: EchoImages,
-    val: EchoImages,
-    target: EchoImages,
+    source: ImagePool,
+    val: ImagePool,
+    target: ImagePool,
     config: TistConfig,
     stage: Run,
     seed: int,

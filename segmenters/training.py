@@ -18,7 +18,8 @@ from torch.optim import Adam, Optimizer
 from ..common.checkpoints import load_into, load_weights, save_weights
 from ..common.fitting import Scalars, fit
 from ..common.runs import Run
-from ..datasets.echo.images import CLASSES, LV, MYO, EchoImages
+from ..datasets.echo.images import CLASSES, LV, MYO
+from ..datasets.images import ImagePool
 from .norms import modes_kept
 from .unet import UNet, bfloat16_on_cuda
 
@@ -60,7 +61,7 @@ def check_schedule(section: str, epochs: int, learning_rate: float, batch_size: 
 
 
 def train_segmenter(
-    net: UNet, train: EchoImages, val: EchoImages | None, config: SupervisedConfig, run: Run, seed: int
+    net: UNet, train: ImagePool, val: ImagePool | None, config: SupervisedConfig, run: Run, seed: int
 ) -> dict[str, float]:
     """Train `net`, which then holds its best epoch, in eval mode; returns that epoch's scalars.
 
@@ -118,7 +119,8 @@ def supervised_loss(logits: Tensor, labels: Tensor, config: SupervisedConfig) ->
 
 
 def segment(net: nn.Module, images: Tensor, batch_size: int = 64) -> Tensor:
-    """Labels uint8 [N, H, W], the most probable ones, of images uint8 [N, H, W], on the device of `images`.
+    """Labels uint8 [N, H, W], the most probable ones, of images uint8 [N, C, H, W], on the
+    device of `images`.
 
     Eval mode meanwhile, without gradients.
 
@@ -129,7 +131,7 @@ def segment(net: nn.Module, images: Tensor, batch_size: int = 64) -> Tensor:
 
 
 def probabilities(net: nn.Module, images: Tensor, batch_size: int = 64) -> Tensor:
-    """Class probabilities float32 [N, K, H, W] of images uint8 [N, H, W]; K = 1 for a binary network.
+    """Class probabilities float32 [N, K, H, W] of images uint8 [N, C, H, W]; K = 1 for a binary network.
 
     As `segment`, but 4 K bytes per pixel stay: give large sets in parts.
     """
@@ -154,17 +156,17 @@ def logits_of(net: nn.Module, x: Tensor) -> Tensor:
 
 
 def image_batches(images: Tensor, batch_size: int, device: torch.device) -> Iterator[Tensor]:
-    """x float32 [B, 1, H, W] in [0, 1] on `device`, in order, of images uint8 [N, H, W].
+    """x float32 [B, C, H, W] in [0, 1] on `device`, in order, of images uint8 [N, C, H, W].
 
     As few batches as `batch_size` permits, of nearly equal sizes: none is so small that its statistics say nothing.
 
     Raises:
         ValueError: the images are of another type or rank, or there is none.
     """
-    if images.dtype != torch.uint8 or images.ndim != 3 or not len(images):
-        raise ValueError(f"images are {images.dtype} {list(images.shape)} but must be uint8 [N, H, W] with N > 0")
+    if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
+        raise ValueError(f"images are {images.dtype} {list(images.shape)} but must be uint8 [N, C, H, W] with N > 0")
     for part in images.tensor_split(math.ceil(len(images) / batch_size)):
-        yield part.to(device)[:, None].float() / 255
+        yield part.to(device).float() / 255
 
 
 def _logits(net: nn.Module, images: Tensor, batch_size: int) -> Iterator[Tensor]:
@@ -204,7 +206,7 @@ def dice_scalars(labels: Tensor, truth: Tensor) -> dict[str, float]:
 # -- one step ------------------------------------------------------------------------------------------------------
 
 
-def truth_of(images: EchoImages, classes: int) -> Tensor:
+def truth_of(images: ImagePool, classes: int) -> Tensor:
     """Their labels.
 
     Raises:

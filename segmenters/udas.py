@@ -15,7 +15,7 @@ from torch.optim import Adam
 
 from ..common.fitting import Scalars, fit
 from ..common.runs import Run
-from ..datasets.echo.images import EchoImages
+from ..datasets.images import ImagePool
 from .adaptation import once
 from .training import (
     check_schedule,
@@ -56,7 +56,7 @@ class UdasConfig:
 
 
 def train_udas(
-    net: UNet, source: EchoImages, val: EchoImages, target: EchoImages, config: UdasConfig, run: Run, seed: int
+    net: UNet, source: ImagePool, val: ImagePool, target: ImagePool, config: UdasConfig, run: Run, seed: int
 ) -> UNet:
     """A copy of `net`, in eval mode, whose first block (batch-normalisation statistics included) fits the target.
 
@@ -115,7 +115,7 @@ def self_training_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return F.cross_entropy(student, teacher.detach().softmax(dim=1))
 
 
-def agreement(net: UNet, head: nn.Module, target: EchoImages, batch_size: int) -> float:
+def agreement(net: UNet, head: nn.Module, target: ImagePool, batch_size: int) -> float:
     """Dice between the labels of head and network, the mean over images and foreground classes; both in eval mode."""
     total = torch.zeros((), device=target.images.device)
     with torch.no_grad():
@@ -126,7 +126,7 @@ def agreement(net: UNet, head: nn.Module, target: EchoImages, batch_size: int) -
 
 
 def _train_head(
-    net: UNet, head: nn.Module, source: EchoImages, val: EchoImages, config: UdasConfig, stage: Run, seed: int
+    net: UNet, head: nn.Module, source: ImagePool, val: ImagePool, config: UdasConfig, stage: Run, seed: int
 ) -> None:
     """Train `head` on the features of the frozen network."""
     device = device_of(net)
@@ -163,7 +163,7 @@ def _train_head(
     )
 
 
-def _train_early(net: UNet, head: nn.Module, target: EchoImages, config: UdasConfig, stage: Run, seed: int) -> None:
+def _train_early(net: UNet, head: nn.Module, target: ImagePool, config: UdasConfig, stage: Run, seed: int) -> None:
     """Train the first block of `net` until head and teacher agree no better."""
     device = device_of(net)
     net.early.requires_grad_(True)

@@ -27,7 +27,7 @@ def entropy_map(probabilities: Tensor) -> Tensor:
 
 
 def ensemble(nets: Sequence[nn.Module], images: Tensor) -> Tensor:
-    """p̄ of networks that were trained apart; images uint8 [N, H, W]."""
+    """p̄ of networks that were trained apart; images uint8 [N, C, H, W]."""
     return _mean_softmax([_plainly(net.eval()) for net in nets], images)
 
 
@@ -79,7 +79,7 @@ def _plainly(net: nn.Module) -> Callable[[Tensor], Tensor]:
 def _mean_softmax(views: Sequence[Callable[[Tensor], Tensor]], images: Tensor) -> Tensor:
     means = []
     for batch in torch.split(images, BATCH):
-        x = batch[:, None].float() / 255
+        x = batch.float() / 255
         means.append(torch.stack([view(x) for view in views]).mean(dim=0))
     return torch.cat(means)
 

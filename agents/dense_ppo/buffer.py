@@ -121,12 +121,12 @@ class DenseRolloutBuffer:
             yield Samples(*(value[rows] for value in flat))
 
 
-def said(game: BatchedEnv, step: Advance, name: str) -> Tensor | None:
-    """What the game said under `name` of the step just played, [N, ...], ended episodes included; None: nothing."""
+def said(env: BatchedEnv, step: Advance, name: str) -> Tensor | None:
+    """What the env said under `name` of the step just played, [N, ...], ended episodes included; None: nothing."""
     ended = step.ended
-    if ended is not None and len(ended.rows) == game.num_envs:
+    if ended is not None and len(ended.rows) == env.num_envs:
         return ended.info.get(name)
-    now = game.info().get(name)
+    now = env.info().get(name)
     return now if now is None or ended is None else now.index_copy(0, ended.rows, ended.info[name])
 
 

@@ -168,7 +168,7 @@ class DensePPO(PPO):
     ) -> None:
         self.config = cfg = config or DensePPOConfig()
         if env is not None and not isinstance(env, LearnerEnv):
-            raise ValueError(f"env is {env!r} but must be a LearnerEnv: LearnerEnv(game), game being a BatchedEnv")
+            raise ValueError(f"env is {env!r} but must be a LearnerEnv: LearnerEnv(env), env being a BatchedEnv")
         super().__init__(
             policy,
             env,  # type: ignore[arg-type] # SB3 says Gym environments only, and takes its own vectors of them
@@ -220,14 +220,14 @@ class DensePPO(PPO):
     ) -> bool:
         """Play T steps in every slot; False where a callback stopped it."""
         assert isinstance(env, LearnerEnv)
-        policy, game, buffer = self.policy, env.game, rollout_buffer
+        policy, batched, buffer = self.policy, env.batched, rollout_buffer
         reuse = n_rollout_steps == 1 and self.batch_size == env.num_envs  # the first inner step sees the same batch
         buffer.reset()
-        pixels, episodes = [], [torch.zeros(0, 2, dtype=torch.float64, device=game.device)]
+        pixels, episodes = [], [torch.zeros(0, 2, dtype=torch.float64, device=batched.device)]
         callback.on_rollout_start()
         policy.set_training_mode(True)  # callbacks may have looked at the policy in evaluation mode
         for _ in range(n_rollout_steps):
-            obs = game.observe()
+            obs = batched.observe()
             assert isinstance(obs, Tensor)
             with torch.set_grad_enabled(reuse):
                 logits, values = policy.logits(obs), policy.predict_values(obs)
@@ -235,17 +235,17 @@ class DensePPO(PPO):
             with torch.no_grad():
                 old = PixelCategorical(logits.detach())
                 actions = self._explore(old)
-                lengths = game.t + 1
-                step = game.advance(actions.flatten(1))
+                lengths = batched.t + 1
+                step = batched.advance(actions.flatten(1))
                 self.num_timesteps += env.num_envs
                 callback.update_locals(locals())
                 if not callback.on_step():
                     return False
                 policy.set_training_mode(True)
-                reward = said(game, step, "pixel_reward")
+                reward = said(batched, step, "pixel_reward")
                 reward = step.reward[:, None, None].expand_as(values) if reward is None else reward.float()
                 pixels.append(reward)
-                gold, gold_action = said(game, step, "gold"), said(game, step, "gold_action")
+                gold, gold_action = said(batched, step, "gold"), said(batched, step, "gold_action")
                 if gold is None or gold_action is None:
                     gold = torch.zeros_like(step.terminated)
                 else:  # after the reward was computed: r is that of the action that was played

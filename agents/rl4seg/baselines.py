@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from ...common.runs import Run
-from ...datasets.echo.images import EchoImages
+from ...datasets.images import ImagePool
 from ...segmenters.adaptation import minimise_entropy
 from ...segmenters.tist import train_tist
 from ...segmenters.training import SupervisedConfig, save_segmenter, train_segmenter
@@ -20,7 +20,7 @@ from ...segmenters.udas import train_udas
 from ...segmenters.unet import UNet
 from ..dense_ppo.ppo import DensePPOConfig
 from .config import Method
-from .context import SEGMENTER, World
+from .context import SEGMENTER, Context
 from .policies import train_policy
 from .stages import gold_of, reward_function, source_net, start_net
 
@@ -52,45 +52,45 @@ def supervision(method: Method) -> str:
     return "source and target" if method == "oracle_rl" else "source"
 
 
-def _stage(world: World, name: str, make: Callable[[Run], UNet]) -> Path:
+def _stage(context: Context, name: str, make: Callable[[Run], UNet]) -> Path:
     """The finished stage of a method that leaves one U-Net."""
 
     def files(stage: Run) -> list[str]:
         save_segmenter(stage.folder / SEGMENTER, make(stage), {"stage": name})
         return [SEGMENTER]
 
-    return world.stage(f"methods/{name}", files)
+    return context.stage(f"methods/{name}", files)
 
 
-def entropy(world: World) -> nn.Module:
+def entropy(context: Context) -> nn.Module:
     """Entropy minimisation from the source network."""
 
     def make(stage: Run) -> UNet:
-        net = world.load(source_net(world))
-        return minimise_entropy(net, world.target, world.experiment.entropy, stage, world.seed("entropy"))
+        net = context.load(source_net(context))
+        return minimise_entropy(net, context.target, context.experiment.entropy, stage, context.seed("entropy"))
 
-    return world.load(_stage(world, "entropy", make))
+    return context.load(_stage(context, "entropy", make))
 
 
-def learners(world: World) -> list[DensePPOConfig]:
+def learners(context: Context) -> list[DensePPOConfig]:
     """The learner of each iteration of the loop; of one, where there is no loop."""
-    experiment = world.experiment
+    experiment = context.experiment
     if not experiment.iterations:
-        return [replace(experiment.learner(1), total_timesteps=experiment.ppo.epochs * len(world.target))]
+        return [replace(experiment.learner(1), total_timesteps=experiment.ppo.epochs * len(context.target))]
     return [experiment.learner(i) for i in range(1, experiment.iterations + 1)]
 
 
-def gold_self_training(world: World) -> nn.Module:
+def gold_self_training(context: Context) -> nn.Module:
     """Cross-entropy on the gold masks of the policy from which the loop starts, all target images being asked.
 
     As many gradient steps as the loop's PPO makes: the difference is what PPO and the reward network add (10.4).
     """
-    return _self_training(world, "gold_self_training", corrected=False)
+    return _self_training(context, "gold_self_training", corrected=False)
 
 
-def corrected_self_training(world: World) -> nn.Module:
+def corrected_self_training(context: Context) -> nn.Module:
     """The same with the valid corrections of other masks: what `gold.corrected` adds without a reward (ours)."""
-    return _self_training(world, "corrected_self_training", corrected=True)
+    return _self_training(context, "corrected_self_training", corrected=True)
 
 
 def _gradient_steps(config: DensePPOConfig) -> int:
@@ -99,109 +99,114 @@ def _gradient_steps(config: DensePPOConfig) -> int:
     return math.ceil(config.total_timesteps / rollout) * config.n_epochs * batches
 
 
-def _self_training(world: World, name: str, *, corrected: bool) -> nn.Module:
-    experiment = world.experiment
-    steps = sum(_gradient_steps(one) for one in learners(world))
+def _self_training(context: Context, name: str, *, corrected: bool) -> nn.Module:
+    experiment = context.experiment
+    steps = sum(_gradient_steps(one) for one in learners(context))
 
     def make(stage: Run) -> UNet:
-        net = world.load(start_net(world))
-        gold = gold_of(world, net, world.rows(0), corrected=corrected)
+        net = context.load(start_net(context))
+        gold = gold_of(context, net, context.rows(0), corrected=corrected)
         if not len(gold.rows):
             raise ValueError(f"{name}: none of the first policy's masks can be used; lower reward_data.sim_threshold")
-        images = replace(world.target.take(gold.rows.tolist()), labels=gold.masks)
+        images = replace(context.target.take(gold.rows.tolist()), labels=gold.masks)
         batch = experiment.supervised.batch_size
         epochs = math.ceil(steps / math.ceil(len(images) / batch))
         config = SupervisedConfig(epochs=epochs, learning_rate=experiment.ppo.learner.actor_lr, batch_size=batch)
-        train_segmenter(net, images, None, config, stage, world.seed(name))
-        world.adapt(net, 0)
+        train_segmenter(net, images, None, config, stage, context.seed(name))
+        context.adapt(net, 0)
         return net
 
-    return world.load(_stage(world, name, make))
+    return context.load(_stage(context, name, make))
 
 
-def tist(world: World) -> nn.Module:
+def tist(context: Context) -> nn.Module:
     """TI-ST, from scratch."""
 
     def fresh(out: int) -> UNet:
-        return world.segmenter(world.seed("tist"), out=out)
+        return context.segmenter(context.seed("tist"), out=out)
 
     def trained(stage: Run) -> nn.Module:
-        config = world.experiment.tist
-        return train_tist(fresh, world.source, world.source_val, world.target, config, stage, world.seed("tist"))
+        config = context.experiment.tist
+        return train_tist(
+            fresh, context.source, context.source_val, context.target, config, stage, context.seed("tist")
+        )
 
     def make(stage: Run) -> list[str]:
         trained(stage)
         return sorted(str(path.relative_to(stage.folder)) for path in stage.folder.glob("*/weights.safetensors"))
 
-    return trained(Run(world.stage("methods/tist", make)))  # its networks are stages of their own, now finished
+    return trained(Run(context.stage("methods/tist", make)))  # its networks are stages of their own, now finished
 
 
-def udas(world: World) -> nn.Module:
+def udas(context: Context) -> nn.Module:
     """UDAS, from the source network."""
 
     def make(stage: Run) -> UNet:
-        net, config = world.load(source_net(world)), world.experiment.udas
-        return train_udas(net, world.source, world.source_val, world.target, config, stage, world.seed("udas"))
+        net, config = context.load(source_net(context)), context.experiment.udas
+        return train_udas(net, context.source, context.source_val, context.target, config, stage, context.seed("udas"))
 
-    return world.load(_stage(world, "udas", make))
+    return context.load(_stage(context, "udas", make))
 
 
-def policy_gradient(world: World) -> nn.Module:
+def policy_gradient(context: Context) -> nn.Module:
     """The plain policy gradient on the last reward network, from the start, for as many images as the loop shows."""
-    batch = round(world.experiment.ppo.batch.at(1))
-    config = replace(_at_length(world), num_envs=batch, group_size=1, objective="pg", critic="none", n_epochs=1)
-    return _by_rl(world, "policy_gradient", replace(config, ent_coef=0.0, kl_coef=0.0), learned=True)
+    batch = round(context.experiment.ppo.batch.at(1))
+    config = replace(_at_length(context), num_envs=batch, group_size=1, objective="pg", critic="none", n_epochs=1)
+    return _by_rl(context, "policy_gradient", replace(config, ent_coef=0.0, kl_coef=0.0), learned=True)
 
 
-def oracle_rl(world: World) -> nn.Module:
+def oracle_rl(context: Context) -> nn.Module:
     """PPO from the start with the true pixel accuracy as reward, for as many images as the loop shows."""
-    return _by_rl(world, "oracle_rl", _at_length(world), learned=False)
+    return _by_rl(context, "oracle_rl", _at_length(context), learned=False)
 
 
-def _at_length(world: World) -> DensePPOConfig:
+def _at_length(context: Context) -> DensePPOConfig:
     """The last iteration's learner with the first one's batch and the images of all of them together."""
-    loop = learners(world)
+    loop = learners(context)
     return replace(loop[-1], num_envs=loop[0].num_envs, total_timesteps=sum(one.total_timesteps for one in loop))
 
 
-def _by_rl(world: World, name: str, config: DensePPOConfig, *, learned: bool) -> nn.Module:
-    start, last = start_net(world), world.experiment.iterations
+def _by_rl(context: Context, name: str, config: DensePPOConfig, *, learned: bool) -> nn.Module:
+    start, last = start_net(context), context.experiment.iterations
 
     def make(stage: Run) -> list[str]:
-        reward = reward_function(world, last) if learned else "pixel_accuracy"
-        nets = (world.load(start), world.load(start))
-        return train_policy(world, stage, i=0, start=nets[0], reference=nets[1], reward=reward, config=config)
+        reward = reward_function(context, last) if learned else "pixel_accuracy"
+        nets = (context.load(start), context.load(start))
+        return train_policy(context, stage, i=0, start=nets[0], reference=nets[1], reward=reward, config=config)
 
-    return world.load(world.stage(f"methods/{name}", make))
+    return context.load(context.stage(f"methods/{name}", make))
 
 
-def target_supervised(world: World) -> nn.Module:
+def target_supervised(context: Context) -> nn.Module:
     """The source network's training, on the target with its labels: an upper bound."""
-    return _supervised(world, "target_supervised", world.target_all, world.target_val)
+    return _supervised(context, "target_supervised", context.target_all, context.target_val)
 
 
-def ensemble(world: World) -> list[nn.Module]:
+def ensemble(context: Context) -> list[nn.Module]:
     """The source network and others that differ in the seed."""
-    names = [f"ensemble/{k}" for k in range(1, world.experiment.evaluation.ensemble)]
-    return [world.load(source_net(world)), *(_supervised(world, n, world.source, world.source_val) for n in names)]
+    names = [f"ensemble/{k}" for k in range(1, context.experiment.evaluation.ensemble)]
+    return [
+        context.load(source_net(context)),
+        *(_supervised(context, n, context.source, context.source_val) for n in names),
+    ]
 
 
-def mc_dropout(world: World) -> nn.Module:
+def mc_dropout(context: Context) -> nn.Module:
     """The source network's training, with dropout."""
-    dropout = world.experiment.network.dropout
-    return _supervised(world, "mc_dropout", world.source, world.source_val, dropout=dropout)
+    dropout = context.experiment.network.dropout
+    return _supervised(context, "mc_dropout", context.source, context.source_val, dropout=dropout)
 
 
-def _supervised(world: World, name: str, train: EchoImages, val: EchoImages, dropout: float = 0.0) -> nn.Module:
+def _supervised(context: Context, name: str, train: ImagePool, val: ImagePool, dropout: float = 0.0) -> nn.Module:
     def make(stage: Run) -> UNet:
-        net = world.segmenter(world.seed(name), dropout=dropout)
-        train_segmenter(net, train, val, world.experiment.supervised, stage, world.seed(name))
+        net = context.segmenter(context.seed(name), dropout=dropout)
+        train_segmenter(net, train, val, context.experiment.supervised, stage, context.seed(name))
         return net
 
-    return world.load(_stage(world, name, make))
+    return context.load(_stage(context, name, make))
 
 
-METHODS: dict[Method, Callable[[World], nn.Module | list[nn.Module]]] = {
+METHODS: dict[Method, Callable[[Context], nn.Module | list[nn.Module]]] = {
     "entropy": entropy,
     "gold_self_training": gold_self_training,
     "corrected_self_training": corrected_self_training,

@@ -6,7 +6,7 @@ files, and is not made again; an unfinished one continues from its checkpoint.
 
 import logging
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,8 @@ from torch import Generator, Tensor, nn
 from ...common.checkpoints import load_weights, save_weights
 from ...common.device import resolve_device
 from ...common.runs import Run, plain
-from ...datasets.echo.images import CLASSES, EchoImages, load_echo
+from ...datasets.echo.images import CLASSES, load_echo
+from ...datasets.images import ImagePool
 from ...envs.rl4seg import RewardFunction
 from ...envs.rl4seg_config import OF_TRUTH
 from ...segmenters.norms import adapt_batchnorm, norm_of
@@ -55,7 +56,7 @@ class Gold:
         save_weights(path, {"rows": self.rows, "masks": self.masks})
 
 
-class World:
+class Context:
     """What the stages of one run share: data on the device, and each other's results.
 
     trains: make the stages that are not finished; otherwise they are an error.
@@ -75,7 +76,7 @@ class World:
         """The folder of a finished stage; `make` makes it, and returns its files, unless it was made before.
 
         Raises:
-            ValueError: it is not finished, and this world does not train.
+            ValueError: it is not finished, and this context does not train.
         """
         stage = self.run.stage(name)
         if not stage.finished(self.made_by):
@@ -89,20 +90,20 @@ class World:
     # -- data ------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def source(self) -> EchoImages:
+    def source(self) -> ImagePool:
         """Labelled images of the source."""
         return self._load("source", "train")
 
     @cached_property
-    def source_val(self) -> EchoImages:
+    def source_val(self) -> ImagePool:
         """Labelled images of the source that choose epochs."""
         return self._load("source", "val")
 
     @cached_property
-    def target_all(self) -> EchoImages:
+    def target_all(self) -> ImagePool:
         """The target images of the loop in the order in which it deals them, with labels where they are known."""
         experiment = self.experiment
-        images = joined([self._load("target", split) for split in experiment.pool])
+        images = ImagePool.concatenate([self._load("target", split) for split in experiment.pool])
         needed = experiment.pool_size(experiment.iterations) if experiment.iterations else len(images)
         if needed > len(images):
             raise ValueError(
@@ -114,23 +115,23 @@ class World:
         return images.take(order[:needed].tolist())
 
     @cached_property
-    def target(self) -> EchoImages:
+    def target(self) -> ImagePool:
         """The same without labels: all that adaptation may see."""
         return replace(self.target_all, labels=None)
 
     @cached_property
-    def target_val(self) -> EchoImages:
+    def target_val(self) -> ImagePool:
         """Target images on which PPO's checkpoint is chosen, by the reward, without labels."""
         return self._load("target", "val")
 
-    def _load(self, domain: str, split: str) -> EchoImages:
+    def _load(self, domain: str, split: str) -> ImagePool:
         return load_echo(getattr(self.experiment, domain), split).to(self.device)
 
     def rows(self, i: int) -> Tensor:
         """Rows of the target images that are seen up to iteration i; 0: all."""
         return torch.arange(self.experiment.pool_size(i) if i else len(self.target), device=self.device)
 
-    def images(self, i: int, reward: RewardFunction | str) -> EchoImages:
+    def images(self, i: int, reward: RewardFunction | str) -> ImagePool:
         """Target images seen up to iteration i (0: all); with labels only for a reward that is named and reads them."""
         images = self.target_all if reward in OF_TRUTH else self.target
         return images.take(self.rows(i).tolist())
@@ -158,18 +159,3 @@ class World:
         """With norm_mode frozen: batch statistics of the target images seen up to iteration i (0: all)."""
         if self.experiment.network.norm_mode == "frozen":
             adapt_batchnorm(net, image_batches(self.target.images[self.rows(i)], AT_ONCE, self.device))
-
-
-def joined(parts: Sequence[EchoImages]) -> EchoImages:
-    """All images of the parts, which are of one size and origin; labelled if all parts are."""
-    labels = [part.labels for part in parts if part.labels is not None]
-    return replace(
-        parts[0],
-        images=torch.cat([part.images for part in parts]),
-        labels=torch.cat(labels) if len(labels) == len(parts) else None,
-        ids=[x for part in parts for x in part.ids],
-        patients=[x for part in parts for x in part.patients],
-        views=[x for part in parts for x in part.views],
-        instants=[x for part in parts for x in part.instants],
-        spacing_mm=torch.cat([part.spacing_mm for part in parts]),
-    )

@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...common.runs import Run, plain, slug
-from ...datasets.echo.images import BadImage, EchoImages, load_echo
+from ...datasets.echo.images import BadImage, load_echo
+from ...datasets.images import ImagePool
 from ...envs.core import Frame
 from ...envs.rl4seg import DICE, EchoEnv
 from ...envs.rl4seg_config import OF_TRUTH
@@ -35,7 +36,7 @@ from ...segmenters.training import probabilities, segment
 from ...segmenters.uncertainty import augmented, ensemble, entropy_map, mc_dropout
 from .baselines import ADABN, AUGMENTED, CORRECTOR, METHODS, OTHERS, SOURCE_BOUND, SOURCE_ONLY, TITLES, supervision
 from .config import RL4SegExperiment
-from .context import AT_ONCE, REWARD_NET, World
+from .context import AT_ONCE, REWARD_NET, Context
 from .stages import adabn_net, corrector, loop, policy_folder, reward_function, source_net
 
 log = logging.getLogger(__name__)
@@ -75,21 +76,21 @@ def evaluate(
     results: list[Result] = []
     skipped: list[str] = []
     for run, experiment in runs:
-        world, bad = _finished(run, experiment), list[BadImage]()
-        target = world.experiment.target
+        context, bad = _finished(run, experiment), list[BadImage]()
+        target = context.experiment.target
         if cases is not None:
             split = ", ".join(cases) if len(cases) < 4 else f"{cases[0]} ... {cases[-1]}"
             target = replace(target, patients={split: cases})
-        images = load_echo(target, split or "test", bad.append if skip_bad else None).to(world.device)
-        if known := sorted(set(world.source.patients) & set(images.patients)):
+        images = load_echo(target, split or "test", bad.append if skip_bad else None).to(context.device)
+        if known := sorted(set(context.source.groups) & set(images.groups)):
             raise ValueError(f"patients {', '.join(known[:5])} were learned from with labels; evaluate others")
         skipped += [f"{image.id}: {image.reason}" for image in bad]
         reliable: dict[str, Calibration] = {}
         risky: dict[str, RiskCoverage] = {}
-        for answer in tqdm(_answers(world, images), desc=f"seed {experiment.seed}", unit="method"):
+        for answer in tqdm(_answers(context, images), desc=f"seed {experiment.seed}", unit="method"):
             if (answer.method, experiment.seed) in {(result.method, result.seed) for result in results}:
                 continue
-            result = _result(world, images, split or "test", answer, command)
+            result = _result(context, images, split or "test", answer, command)
             if answer.uncertainty is not None and images.labels is not None:
                 dice = torch.tensor([case["dice"] for case in result.cases], dtype=torch.float64)
                 report = uncertainty_report(answer.uncertainty, answer.masks, images.labels, dice)
@@ -97,7 +98,7 @@ def evaluate(
                 reliable[answer.method], risky[answer.method] = report.calibration, report.pixels
             result.write(run.folder / "evaluation" / f"{result.id}.json")
             results.append(result)
-            _figure(world, images, answer)
+            _figure(context, images, answer)
         if reliable:
             title = f"Uncertainty of each method on its own masks, {len(images)} images"
             save_reliability_figure(run.media / "uncertainty.png", reliable, title=title, risk=risky, risk_name="wrong")
@@ -116,59 +117,59 @@ def _check_together(experiments: Sequence[RL4SegExperiment]) -> None:
         raise ValueError("the runs have different targets; evaluate them apart")
 
 
-def _finished(run: Run, experiment: RL4SegExperiment) -> World:
+def _finished(run: Run, experiment: RL4SegExperiment) -> Context:
     """What the stages of a run share, after checking that all are finished and nobody changed them since."""
-    world = World(experiment.resolved(), run, trains=False)
-    loop(world)
+    context = Context(experiment.resolved(), run, trains=False)
+    loop(context)
     for method in experiment.methods:
-        METHODS[method](world)
-    return world
+        METHODS[method](context)
+    return context
 
 
 # -- what each method answers --------------------------------------------------------------------------------------
 
 
-def _answers(world: World, images: EchoImages) -> Iterator[Answer]:
+def _answers(context: Context, images: ImagePool) -> Iterator[Answer]:
     """Every method of a run, the policy last."""
-    experiment, protocol = world.experiment, world.experiment.evaluation
-    source = world.load(source_net(world))
+    experiment, protocol = context.experiment, context.experiment.evaluation
+    source = context.load(source_net(context))
     yield Answer(SOURCE_ONLY, segment(source, images.images))
     if "mc_dropout" in experiment.methods or "ensemble" in experiment.methods:
-        views = augmented(source, images.images, protocol.tta_passes, world.seed("tta"))
+        views = augmented(source, images.images, protocol.tta_passes, context.seed("tta"))
         yield Answer(AUGMENTED, views.argmax(dim=1).byte(), entropy_map(views))
     if experiment.iterations:
         if experiment.network.norm_mode != "group":
-            yield Answer(ADABN, segment(world.load(adabn_net(world)), images.images))
-        if (world.run.stage("shape_prior").folder / "manifest.json").is_file():
-            yield Answer(CORRECTOR, corrector(world)(segment(source, images.images)))
+            yield Answer(ADABN, segment(context.load(adabn_net(context)), images.images))
+        if (context.run.stage("shape_prior").folder / "manifest.json").is_file():
+            yield Answer(CORRECTOR, corrector(context)(segment(source, images.images)))
     for name in experiment.methods:
-        nets = METHODS[name](world)
+        nets = METHODS[name](context)
         if isinstance(nets, list):
             mean = ensemble(nets, images.images)
         elif name == "mc_dropout":
-            mean = mc_dropout(nets, images.images, protocol.mc_passes, world.seed("mc_dropout"))
+            mean = mc_dropout(nets, images.images, protocol.mc_passes, context.seed("mc_dropout"))
         else:
             yield Answer(TITLES[name], segment(nets, images.images), supervision=supervision(name))
             continue
         yield Answer(TITLES[name], mean.argmax(dim=1).byte(), entropy_map(mean))
     if experiment.iterations:
-        yield from _policy(world, images)
+        yield from _policy(context, images)
 
 
-def _policy(world: World, images: EchoImages) -> Iterator[Answer]:
+def _policy(context: Context, images: ImagePool) -> Iterator[Answer]:
     """The last policy: with the reward network's doubt, and with the entropy of its own probabilities."""
-    experiment = world.experiment
-    net = world.load(policy_folder(world, experiment.iterations))
+    experiment = context.experiment
+    net = context.load(policy_folder(context, experiment.iterations))
     masks = segment(net, images.images)
     labels = experiment.gold.source == "gt" or experiment.reward in OF_TRUTH
     supervision = "source and target" if labels else "source"
     if experiment.reward != "reward_net":
         yield Answer(experiment.name, masks, supervision=supervision)
         return
-    judge_folder = world.run.stage(f"iteration_{experiment.iterations}/reward_net").folder
-    judge = load_reward_net(judge_folder / REWARD_NET).to(world.device)
+    judge_folder = context.run.stage(f"iteration_{experiment.iterations}/reward_net").folder
+    judge = load_reward_net(judge_folder / REWARD_NET).to(context.device)
     with torch.no_grad():
-        rows = torch.arange(len(images), device=world.device)
+        rows = torch.arange(len(images), device=context.device)
         trust = [judge(images.at(part), masks[part], calibrated=True) for part in torch.split(rows, AT_ONCE)]
     own = entropy_map(probabilities(net, images.images))
     yield Answer(f"{experiment.name}, softmax", masks, own, supervision)
@@ -178,9 +179,9 @@ def _policy(world: World, images: EchoImages) -> Iterator[Answer]:
 # -- what is kept of it ----------------------------------------------------------------------------------------------
 
 
-def _result(world: World, images: EchoImages, split: str, answer: Answer, command: str) -> Result:
-    experiment = world.experiment
-    seen = set() if answer.method in SOURCE_BOUND else set(world.target.patients)
+def _result(context: Context, images: ImagePool, split: str, answer: Answer, command: str) -> Result:
+    experiment = context.experiment
+    seen = set() if answer.method in SOURCE_BOUND else set(context.target.groups)
     cases = _cases(images, answer)
     metrics: dict[str, float | None] = dict(mean_metrics(cases))
     metrics["subject_valid"] = subject_validity(cases)
@@ -196,7 +197,7 @@ def _result(world: World, images: EchoImages, split: str, answer: Answer, comman
         data=f"echo phantom, vendor {target.vendor}" if target.data == "phantom" else Path(target.data).name,
         split=split,
         supervision=answer.supervision,
-        mode="transductive" if seen & set(images.patients) else "inductive",
+        mode="transductive" if seen & set(images.groups) else "inductive",
         origins=count_origins(cases),
         metrics=metrics,
         cases=cases,
@@ -204,8 +205,8 @@ def _result(world: World, images: EchoImages, split: str, answer: Answer, comman
             "post_processing": "largest 4-connected component of LV and MYO",
             "acquisition": plain(asdict(target.acquisition)),
             "size": target.size,
-            "source_images": len(world.source),
-            "target_images": len(world.target),
+            "source_images": len(context.source),
+            "target_images": len(context.target),
             "iterations": experiment.iterations,
             "init_channels": experiment.network.init_channels,
             "norm_mode": experiment.network.norm_mode,
@@ -214,11 +215,11 @@ def _result(world: World, images: EchoImages, split: str, answer: Answer, comman
     )
 
 
-def _cases(images: EchoImages, answer: Answer) -> list[Case]:
+def _cases(images: ImagePool, answer: Answer) -> list[Case]:
     """Metrics of each image; where the truth is unknown, validity only."""
     if images.labels is None:
         valid = valid_masks(largest_heart(answer.masks)).tolist()
-        names = zip(images.ids, images.patients, valid, strict=True)
+        names = zip(images.ids, images.groups, valid, strict=True)
         return [
             {"case_id": name, "origin": images.origin, "patient": patient, "valid": float(ok)}
             for name, patient, ok in names
@@ -233,13 +234,13 @@ def _cases(images: EchoImages, answer: Answer) -> list[Case]:
     return cases
 
 
-def _figure(world: World, images: EchoImages, answer: Answer) -> None:
-    shown = range(min(world.experiment.evaluation.pictures, len(images)))
+def _figure(context: Context, images: ImagePool, answer: Answer) -> None:
+    shown = range(min(context.experiment.evaluation.pictures, len(images)))
     hearts = largest_heart(answer.masks[: len(shown)])
     views = [
         EchoView(
             images.ids[n],
-            images.images[n].cpu().numpy(),
+            images.images[n, 0].cpu().numpy(),
             None if images.labels is None else images.labels[n].cpu().numpy(),
             hearts[n].cpu().numpy(),
             None if answer.uncertainty is None else answer.uncertainty[n].clamp(0, 1).cpu().numpy(),
@@ -247,7 +248,7 @@ def _figure(world: World, images: EchoImages, answer: Answer) -> None:
         )
         for n in shown
     ]
-    save_echo_figure(world.run.media / f"{slug(answer.method)}.png", views, title=answer.method)
+    save_echo_figure(context.run.media / f"{slug(answer.method)}.png", views, title=answer.method)
 
 
 def render(run: Run, experiment: RL4SegExperiment, *, case: str | None, seed: int) -> tuple[list[Frame], str]:
@@ -258,23 +259,23 @@ def render(run: Run, experiment: RL4SegExperiment, *, case: str | None, seed: in
     last = experiment.iterations
     if last == 0:
         raise ValueError("there is no policy of PPO in a run with iterations = 0")
-    world = _finished(run, experiment)
-    images = load_echo(world.experiment.target, "test").to(world.device)
+    context = _finished(run, experiment)
+    images = load_echo(context.experiment.target, "test").to(context.device)
     if case is not None and case not in images.ids:
         raise ValueError(f"case is {case!r} but the test images are {images.ids[0]}, ... {images.ids[-1]}")
     index = images.ids.index(case) if case else 0
-    reward = reward_function(world, last)
+    reward = reward_function(context, last)
     settings = {"reward": reward} if isinstance(reward, str) else {"reward_function": reward}
-    game = EchoEnv(images=images, device=world.device, render_mode="rgb_array", **settings)
-    game.seed([seed])
+    env = EchoEnv(images=images, device=context.device, render_mode="rgb_array", **settings)
+    env.seed([seed])
     frames: list[Frame | None] = []
     for i in range(last + 1):
-        game.reset(options={"index": index})
+        env.reset(options={"index": index})
         if not frames:
-            frames.append(game.render())
-        game.step(segment(world.load(policy_folder(world, i)), images.images[[index]]))
-        frames.append(game.render())
-    said = game.episode_info(torch.tensor([0], device=game.device))[0]
+            frames.append(env.render())
+        env.step(segment(context.load(policy_folder(context, i)), images.images[[index]]))
+        frames.append(env.render())
+    said = env.episode_info(torch.tensor([0], device=env.device))[0]
     dice = ", ".join(f"{name[5:]} {said[name]:.3f}" for name in DICE if name in said)
     text = f"{images.ids[index]}, policies 0 to {last}" + (f"; Dice {dice}" if dice else "")
     return [frame for frame in frames if frame is not None], text

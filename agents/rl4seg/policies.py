@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...common.files import replacing
 from ...common.runs import Run
-from ...datasets.echo.images import EchoImages
+from ...datasets.images import ImagePool
 from ...envs.adapters import LearnerEnv
 from ...envs.rl4seg import EchoEnv, RewardFunction
 from ...evaluation.echo import echo_metrics, largest_heart
@@ -22,14 +22,14 @@ from ..dense_ppo.buffer import stretched
 from ..dense_ppo.policy import DensePolicy, PixelCategorical
 from ..dense_ppo.ppo import DensePPO, DensePPOConfig
 from ..ppo import learn, restore
-from .context import AT_ONCE, CRITIC, SEGMENTER, Gold, World
+from .context import AT_ONCE, CRITIC, SEGMENTER, Context, Gold
 
 PICTURES_EVERY = 2
 """Looks at the validation images between two pictures."""
 
 
 def train_policy(
-    world: World,
+    context: Context,
     stage: Run,
     *,
     i: int,
@@ -46,7 +46,7 @@ def train_policy(
     (section 5.1).
 
     Args:
-        world: the run's.
+        context: the run's.
         stage: continues from its checkpoint, if it has one.
         i: iteration.
         start: π; stays as it is.
@@ -56,24 +56,26 @@ def train_policy(
         critic: V; None: a fresh one.
         gold: images whose action is given.
     """
-    game = game_of(world, world.images(i, reward), reward, config)
+    env = env_of(context, context.images(i, reward), reward, config)
     if gold is not None:
-        game.set_gold(gold.rows, gold.masks)
-    model = learner(world, game, config, world.seed(f"{stage.folder.name}/{i}"))
+        env.set_gold(gold.rows, gold.masks)
+    model = learner(context, env, config, context.seed(f"{stage.folder.name}/{i}"))
     policy = model.policy
     policy.actor.load_state_dict(start.state_dict())
     if policy.reference is not None:
         policy.reference.load_state_dict(reference.state_dict())
-    every = world.experiment.ppo.examine_every * len(game.pool) * config.group_size
-    examine = Examine(stage, world.target_val, game_of(world, world.target_val, reward, config, one_each=True), every)
+    every = context.experiment.ppo.examine_every * len(env.pool) * config.group_size
+    examine = Examine(
+        stage, context.target_val, env_of(context, context.target_val, reward, config, one_each=True), every
+    )
     if critic is not None and policy.critic is not None:
         policy.critic.load_state_dict(critic.state_dict())
-    elif policy.critic is not None and world.experiment.ppo.critic_start == "policy":
-        worth = examine.worth(segment(start, world.target_val.images))
+    elif policy.critic is not None and context.experiment.ppo.critic_start == "policy":
+        worth = examine.worth(segment(start, context.target_val.images))
         worth = stretched(worth) if config.stretch_reward else worth
         _begin_with_features(policy.critic, start, float(worth.mean()))
     elif policy.critic is not None:
-        world.adapt(policy.critic, i)
+        context.adapt(policy.critic, i)
     checkpoint = stage.resume()
     if checkpoint:
         restore(model, checkpoint)
@@ -109,31 +111,36 @@ def _begin_with_features(critic: nn.Module, policy: UNet, worth: float) -> None:
     critic.load_state_dict({**features, **last})
 
 
-def learner(world: World, game: EchoEnv, config: DensePPOConfig, seed: int) -> DensePPO:
-    """A fresh learner in this game."""
-    network = world.experiment.network
+def learner(context: Context, env: EchoEnv, config: DensePPOConfig, seed: int) -> DensePPO:
+    """A fresh learner in this env."""
+    network = context.experiment.network
     settings = {"init_channels": network.init_channels, "norm_mode": network.norm_mode, "reference": config.kl_coef > 0}
     return DensePPO(
-        DensePolicy, LearnerEnv(game), config, policy_kwargs=settings, seed=seed % 2**31, device=world.device
+        DensePolicy, LearnerEnv(env), config, policy_kwargs=settings, seed=seed % 2**31, device=context.device
     )
 
 
-def game_of(
-    world: World, images: EchoImages, reward: RewardFunction | str, config: DensePPOConfig, *, one_each: bool = False
+def env_of(
+    context: Context,
+    images: ImagePool,
+    reward: RewardFunction | str,
+    config: DensePPOConfig,
+    *,
+    one_each: bool = False,
 ) -> EchoEnv:
-    """The game on these images, with as many slots as the learner's, or with `one_each` one for each image."""
+    """The environment on these images, with as many slots as the learner's, or with `one_each` one for each image."""
     settings: dict[str, Any] = {"reward": reward} if isinstance(reward, str) else {"reward_function": reward}
     if not one_each:
         settings |= {"num_envs": config.num_envs, "deck": "shared", "group": config.group_size}
     else:
         settings |= {"num_envs": len(images)}
-    return EchoEnv(images=images, device=world.device, expose_truth=False, **settings)
+    return EchoEnv(images=images, device=context.device, expose_truth=False, **settings)
 
 
-def export(world: World, policy: UNet, path: Path) -> None:
+def export(context: Context, policy: UNet, path: Path) -> None:
     """Write a policy as a zip of Stable-Baselines3, for `DensePPO.load`; without critic and reference."""
     config = DensePPOConfig(critic="none", objective="pg", n_epochs=1, kl_coef=0.0)
-    model = learner(world, game_of(world, world.source_val, "anatomical", config), config, world.experiment.seed)
+    model = learner(context, env_of(context, context.source_val, "anatomical", config), config, context.experiment.seed)
     model.policy.actor.load_state_dict(policy.state_dict())
     with replacing(path) as unfinished:
         model.save(unfinished)
@@ -147,9 +154,9 @@ class Examine(BaseCallback):
     are shown, and choose nothing. It draws from a generator of its own: training goes on as if nobody had looked.
     """
 
-    def __init__(self, stage: Run, images: EchoImages, game: EchoEnv, every: int) -> None:
+    def __init__(self, stage: Run, images: ImagePool, env: EchoEnv, every: int) -> None:
         super().__init__()
-        self.stage, self.images, self.game, self.every = stage, images, game, every
+        self.stage, self.images, self.env, self.every = stage, images, env, every
         self.looks, self.seen, self.best = 0, -1, -torch.inf
         self.best_weights: dict[str, Tensor] = {}
 
@@ -176,10 +183,10 @@ class Examine(BaseCallback):
         self.seen = step
         assert isinstance(policy, DensePolicy)
         policy.eval()
-        rows = torch.arange(len(self.images), device=self.game.device)
+        rows = torch.arange(len(self.images), device=self.env.device)
         logits = torch.cat([policy.logits(self.images.at(part)) for part in torch.split(rows, AT_ONCE)])
         policies = PixelCategorical(logits)
-        devices = [self.game.device] if self.game.device.type == "cuda" else []
+        devices = [self.env.device] if self.env.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(0)
             sampled = policies.sample()
@@ -205,13 +212,13 @@ class Examine(BaseCallback):
 
     def worth(self, masks: Tensor) -> Tensor:
         """R of one mask for each validation image, [N, H, W]."""
-        self.game.reset(options={"index": list(range(len(masks)))})
-        self.game.step(masks)
-        return self.game.pixel_reward
+        self.env.reset(options={"index": list(range(len(masks)))})
+        self.env.step(masks)
+        return self.env.pixel_reward
 
     def _show(self, masks: Tensor, worth: Tensor, step: int) -> None:
         """The first validation image with its mask, and with 1 - R."""
-        image, mask = self.images.images[0].cpu().numpy(), masks[0].cpu().numpy()
+        image, mask = self.images.images[0, 0].cpu().numpy(), masks[0].cpu().numpy()
         truth = [] if self.images.labels is None else [(self.images.labels[0].cpu().numpy(), TRUTH)]
         y, x = self.images.spacing_mm[0].tolist()
         doubt = (1 - worth[0]).clamp(0, 1).cpu().numpy()

@@ -1,6 +1,6 @@
 """Reference policies of RL4Seg: other ways to segment, as players of the same environment (paper: RL4Seg, section 2.2).
 
-A policy is a function game -> masks uint8 [N, H, W] on the game's device, one for the image of each slot. The
+A policy is a function env -> masks uint8 [N, H, W] on the env's device, one for the image of each slot. The
 evaluation protocol asks the same networks about all images at once (rl4seg_evaluation.py); these play the episodes.
 """
 
@@ -24,8 +24,8 @@ class SourceOnlyPolicy:
     net: nn.Module
     """Logits [B, 3, H, W] of images [B, 1, H, W]."""
 
-    def __call__(self, game: EchoEnv) -> Tensor:
-        return segment(self.net, game.pool.images[game.index])
+    def __call__(self, env: EchoEnv) -> Tensor:
+        return segment(self.net, env.pool.images[env.index])
 
 
 @dataclass(frozen=True)
@@ -37,30 +37,30 @@ class CorrectorPolicy:
     corrector: Callable[[Tensor], Tensor]
     """g: masks uint8 [B, H, W] to masks, such as rewards.shape_prior.Corrector."""
 
-    def __call__(self, game: EchoEnv) -> Tensor:
-        return self.corrector(SourceOnlyPolicy(self.net)(game))
+    def __call__(self, env: EchoEnv) -> Tensor:
+        return self.corrector(SourceOnlyPolicy(self.net)(env))
 
 
 class OraclePolicy:
     """The truth: earns 1 at every pixel where the truth decides. ValueError where none is known."""
 
-    def __call__(self, game: EchoEnv) -> Tensor:
-        return game.truth()
+    def __call__(self, env: EchoEnv) -> Tensor:
+        return env.truth()
 
 
 class RandomPolicy:
     """Any label, uniformly and independently: right in a third of the pixels.
 
     Args:
-        seed: of its own generator, so that it leaves the game's decks alone; on the CPU, so that devices agree.
+        seed: of its own generator, so that it leaves the env's decks alone; on the CPU, so that devices agree.
     """
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
 
-    def __call__(self, game: EchoEnv) -> Tensor:
-        shape = tuple(game.mask.shape)
-        return torch.randint(len(CLASSES), shape, generator=self._generator, dtype=torch.uint8).to(game.device)
+    def __call__(self, env: EchoEnv) -> Tensor:
+        shape = tuple(env.mask.shape)
+        return torch.randint(len(CLASSES), shape, generator=self._generator, dtype=torch.uint8).to(env.device)
 
 
 @dataclass(frozen=True)
@@ -70,5 +70,5 @@ class ConstantPolicy:
     label: int = BACKGROUND
     """0 background, 1 LV, 2 MYO."""
 
-    def __call__(self, game: EchoEnv) -> Tensor:
-        return torch.full_like(game.mask, self.label)
+    def __call__(self, env: EchoEnv) -> Tensor:
+        return torch.full_like(env.mask, self.label)

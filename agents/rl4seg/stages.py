@@ -21,104 +21,104 @@ from ...segmenters.adaptation import adabn
 from ...segmenters.norms import norm_of, shrink_perturb
 from ...segmenters.training import load_segmenter, save_segmenter, segment, train_segmenter
 from ...segmenters.unet import UNet
-from .context import AT_ONCE, CORRECTED, CRITIC, GOLD, PRIOR, REWARD_NET, SEGMENTER, TRIPLETS, Gold, World
+from .context import AT_ONCE, CORRECTED, CRITIC, GOLD, PRIOR, REWARD_NET, SEGMENTER, TRIPLETS, Context, Gold
 from .policies import train_policy
 
 # -- stage 0 -------------------------------------------------------------------------------------------------------
 
 
-def source_net(world: World) -> Path:
+def source_net(context: Context) -> Path:
     """π_0, trained on the source."""
 
     def make(stage: Run) -> list[str]:
-        net = world.segmenter(world.seed("supervised"))
+        net = context.segmenter(context.seed("supervised"))
         train_segmenter(
-            net, world.source, world.source_val, world.experiment.supervised, stage, world.seed("supervised")
+            net, context.source, context.source_val, context.experiment.supervised, stage, context.seed("supervised")
         )
         save_segmenter(stage.folder / SEGMENTER, net, {"stage": "supervised"})
         return [SEGMENTER]
 
-    return world.stage("supervised", make)
+    return context.stage("supervised", make)
 
 
-def adabn_net(world: World) -> Path:
+def adabn_net(context: Context) -> Path:
     """π_0 with the batch statistics of all target images."""
 
     def make(stage: Run) -> list[str]:
-        net = adabn(world.load(source_net(world)), world.target, batch_size=AT_ONCE)
+        net = adabn(context.load(source_net(context)), context.target, batch_size=AT_ONCE)
         save_segmenter(stage.folder / SEGMENTER, net, {"stage": "adabn"})
         return [SEGMENTER]
 
-    return world.stage("adabn", make)
+    return context.stage("adabn", make)
 
 
-def start_net(world: World) -> Path:
+def start_net(context: Context) -> Path:
     """The policy from which the loop starts, and its reference policy: see `NetworkConfig.norm_mode`."""
-    return adabn_net(world) if world.experiment.network.norm_mode == "frozen" else source_net(world)
+    return adabn_net(context) if context.experiment.network.norm_mode == "frozen" else source_net(context)
 
 
-def shape_prior(world: World) -> Path:
+def shape_prior(context: Context) -> Path:
     """The corrector's auto-encoder, trained on source masks."""
 
     def make(stage: Run) -> list[str]:
-        train, val = world.source.labels, world.source_val.labels
+        train, val = context.source.labels, context.source_val.labels
         assert train is not None
         assert val is not None
-        prior = train_shape_prior(train, val, world.experiment.shape_prior, stage, world.seed("shape_prior"))
+        prior = train_shape_prior(train, val, context.experiment.shape_prior, stage, context.seed("shape_prior"))
         save_shape_prior(stage.folder / PRIOR, prior)
         return [PRIOR]
 
-    return world.stage("shape_prior", make)
+    return context.stage("shape_prior", make)
 
 
-def corrector(world: World) -> Corrector:
+def corrector(context: Context) -> Corrector:
     """The corrector g of section 3.4."""
-    experiment = world.experiment
-    prior = load_shape_prior(shape_prior(world) / PRIOR).to(world.device)
+    experiment = context.experiment
+    prior = load_shape_prior(shape_prior(context) / PRIOR).to(context.device)
     judge = partial(valid_masks, border_policy=experiment.border_policy)
-    return Corrector(prior, projection=experiment.projection, masks=world.source.labels, valid=judge)
+    return Corrector(prior, projection=experiment.projection, masks=context.source.labels, valid=judge)
 
 
-def loop(world: World) -> None:
+def loop(context: Context) -> None:
     """Every stage but those of the methods."""
-    source_net(world)
-    for i in range(1, world.experiment.iterations + 1):
-        iterate(world, i)
-    if world.experiment.iterations and world.experiment.network.norm_mode != "group":
-        adabn_net(world)  # an answer of its own in the evaluation, whatever norm_mode is
+    source_net(context)
+    for i in range(1, context.experiment.iterations + 1):
+        iterate(context, i)
+    if context.experiment.iterations and context.experiment.network.norm_mode != "group":
+        adabn_net(context)  # an answer of its own in the evaluation, whatever norm_mode is
 
 
 # -- one iteration -------------------------------------------------------------------------------------------------
 
 
-def policy_folder(world: World, i: int) -> Path:
+def policy_folder(context: Context, i: int) -> Path:
     """Where π_i lies; π_0: see `start_net`."""
-    return world.run.stage(f"iteration_{i}/ppo").folder if i else start_net(world)
+    return context.run.stage(f"iteration_{i}/ppo").folder if i else start_net(context)
 
 
-def reward_function(world: World, i: int) -> RewardFunction | str:
+def reward_function(context: Context, i: int) -> RewardFunction | str:
     """What PPO maximises in iteration i: r_i, or the name of another reward."""
-    name = world.experiment.reward
+    name = context.experiment.reward
     if name != "reward_net":
         return name
-    net = load_reward_net(world.run.stage(f"iteration_{i}/reward_net").folder / REWARD_NET).to(world.device)
+    net = load_reward_net(context.run.stage(f"iteration_{i}/reward_net").folder / REWARD_NET).to(context.device)
     return lambda images, masks, rows: net(images, masks)
 
 
-def iterate(world: World, i: int) -> None:
+def iterate(context: Context, i: int) -> None:
     """π_{i-1} -> π_i."""
-    if world.experiment.reward == "reward_net":
-        world.stage(f"iteration_{i}/reward_data", partial(_reward_data, world, i))
-        world.stage(f"iteration_{i}/reward_net", partial(_reward_net, world, i))
-    world.stage(f"iteration_{i}/ppo", partial(_ppo, world, i))
+    if context.experiment.reward == "reward_net":
+        context.stage(f"iteration_{i}/reward_data", partial(_reward_data, context, i))
+        context.stage(f"iteration_{i}/reward_net", partial(_reward_net, context, i))
+    context.stage(f"iteration_{i}/ppo", partial(_ppo, context, i))
 
 
-def _reward_data(world: World, i: int, stage: Run) -> list[str]:
+def _reward_data(context: Context, i: int, stage: Run) -> list[str]:
     """Triplets of the images that are new in iteration i, and the gold images so far."""
     stage.resume()  # there is no checkpoint: what was logged by a run that was killed here is logged again
-    experiment, net = world.experiment, world.load(policy_folder(world, i - 1))
-    rows = world.rows(i)[experiment.pool_size(i - 1) if i > 1 else experiment.initial_images :]
-    built = _built(world, net, rows, experiment.reward_data, i)
+    experiment, net = context.experiment, context.load(policy_folder(context, i - 1))
+    rows = context.rows(i)[experiment.pool_size(i - 1) if i > 1 else experiment.initial_images :]
+    built = _built(context, net, rows, experiment.reward_data, i)
     if not len(built.triplets) and built.stats["n_valid"]:
         raise ValueError(
             f"iteration {i}: {len(rows)} images gave {built.stats['n_valid']} gold masks but no triplet; enable "
@@ -134,8 +134,8 @@ def _reward_data(world: World, i: int, stage: Run) -> list[str]:
         )
     gold, corrected = Gold(built.gold_rows, built.gold_masks), Gold(built.corrected_rows, built.corrected_masks)
     if i > 1:
-        refreshed = gold_of(world, net, world.rows(i - 1)) if experiment.gold.refresh else world.gold(i - 1)
-        before = world.gold(i - 1, CORRECTED)
+        refreshed = gold_of(context, net, context.rows(i - 1)) if experiment.gold.refresh else context.gold(i - 1)
+        before = context.gold(i - 1, CORRECTED)
         gold, corrected = refreshed.join(gold), before.take(~torch.isin(before.rows, refreshed.rows)).join(corrected)
     built.triplets.save(stage.folder / TRIPLETS)
     gold.save(stage.folder / GOLD)
@@ -144,109 +144,112 @@ def _reward_data(world: World, i: int, stage: Run) -> list[str]:
     return [TRIPLETS, GOLD, CORRECTED]
 
 
-def _built(world: World, net: UNet, rows: Tensor, config: RewardDataConfig, i: int) -> Built:
-    judge = partial(valid_masks, border_policy=world.experiment.border_policy)
+def _built(context: Context, net: UNet, rows: Tensor, config: RewardDataConfig, i: int) -> Built:
+    judge = partial(valid_masks, border_policy=context.experiment.border_policy)
     return build_reward_data(
-        net, world.target, rows, corrector(world), judge, config, world.seed("reward_data"), iteration=i
+        net, context.target, rows, corrector(context), judge, config, context.seed("reward_data"), iteration=i
     )
 
 
-def gold_of(world: World, net: UNet, rows: Tensor, *, corrected: bool = False) -> Gold:
+def gold_of(context: Context, net: UNet, rows: Tensor, *, corrected: bool = False) -> Gold:
     """The masks of `net` that are gold, of the target images `rows`; and, if asked, the valid corrections of others."""
-    config = replace(world.experiment.reward_data, swap=False, model=False, image=False, corrections=False)
+    config = replace(context.experiment.reward_data, swap=False, model=False, image=False, corrections=False)
     config = replace(config, identity=False, sampled=False, argmax=False)
-    built = _built(world, net, rows, config, 0)
+    built = _built(context, net, rows, config, 0)
     gold = Gold(built.gold_rows, built.gold_masks)
     return gold.join(Gold(built.corrected_rows, built.corrected_masks)) if corrected else gold
 
 
-def triplets(world: World, i: int) -> Triplets:
+def triplets(context: Context, i: int) -> Triplets:
     """All triplets up to iteration i."""
-    folders = [world.run.stage(f"iteration_{n}/reward_data").folder for n in range(1, i + 1)]
-    return Triplets.concatenate([Triplets.load(folder / TRIPLETS) for folder in folders]).to(world.device)
+    folders = [context.run.stage(f"iteration_{n}/reward_data").folder for n in range(1, i + 1)]
+    return Triplets.concatenate([Triplets.load(folder / TRIPLETS) for folder in folders]).to(context.device)
 
 
-def _reward_net(world: World, i: int, stage: Run) -> list[str]:
+def _reward_net(context: Context, i: int, stage: Run) -> list[str]:
     """r_i."""
-    experiment, seed = world.experiment, world.seed(f"reward_net/{i}")
+    experiment, seed = context.experiment, context.seed(f"reward_net/{i}")
     config, norm = experiment.reward_net, norm_of(experiment.network.norm_mode)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = RewardNet(encoding=config.action_encoding, init_channels=experiment.network.init_channels, norm=norm)
     if config.warm_start and i > 1:
-        before = load_reward_net(world.run.stage(f"iteration_{i - 1}/reward_net").folder / REWARD_NET)
+        before = load_reward_net(context.run.stage(f"iteration_{i - 1}/reward_net").folder / REWARD_NET)
         net.load_state_dict(before.state_dict())
-    train, val, test = triplets(world, i).split(world.target.patients, world.seed("triplets"))
-    net = net.to(world.device)
-    best = train_reward_net(net, train, val, world.target, config, stage, seed)
+    train, val, test = triplets(context, i).split(context.target.groups, context.seed("triplets"))
+    net = net.to(context.device)
+    best = train_reward_net(net, train, val, context.target, config, stage, seed)
     stage.log(
         config.epochs + 1,
-        {"reward_net/temperature": best["temperature"], "reward_net/ece": _ece(net, test if len(test) else val, world)},
+        {
+            "reward_net/temperature": best["temperature"],
+            "reward_net/ece": _ece(net, test if len(test) else val, context),
+        },
     )
     save_reward_net(stage.folder / REWARD_NET, net)
     return [REWARD_NET]
 
 
 @torch.no_grad()
-def _ece(net: RewardNet, held_out: Triplets, world: World) -> float:
+def _ece(net: RewardNet, held_out: Triplets, context: Context) -> float:
     """Calibration error of r, at its temperature, on triplets that it was not fitted on."""
-    rows = torch.arange(len(held_out), device=world.device)
+    rows = torch.arange(len(held_out), device=context.device)
     parts = [held_out.take(part) for part in torch.split(rows, AT_ONCE)]
-    trust = torch.cat([net(world.target.at(part.images), part.a_bad, calibrated=True) for part in parts])
+    trust = torch.cat([net(context.target.at(part.images), part.a_bad, calibrated=True) for part in parts])
     return calibration(trust, torch.cat([part.a_bad == part.a_ref for part in parts])).ece
 
 
-def _ppo(world: World, i: int, stage: Run) -> list[str]:
+def _ppo(context: Context, i: int, stage: Run) -> list[str]:
     """π_i: PPO from π_{i-1}, after the first iteration shrunk and perturbed, on all images seen so far."""
-    before, warm = policy_folder(world, i - 1), world.experiment.warm_start
-    start = world.load(before)
+    before, warm = policy_folder(context, i - 1), context.experiment.warm_start
+    start = context.load(before)
     has_critic = (before / CRITIC).is_file()
-    critic = load_segmenter(before / CRITIC, out_channels=1).to(world.device) if has_critic else None
-    if i > 1 and warm.kind == "shrink_perturb" and world.experiment.ppo.epochs:
-        generator = Generator().manual_seed(world.seed(f"perturb/{i}"))
+    critic = load_segmenter(before / CRITIC, out_channels=1).to(context.device) if has_critic else None
+    if i > 1 and warm.kind == "shrink_perturb" and context.experiment.ppo.epochs:
+        generator = Generator().manual_seed(context.seed(f"perturb/{i}"))
         for net in (start, critic) if critic else (start,):
             shrink_perturb(net, generator, shrink=warm.shrink, sigma=warm.sigma, include_norm=warm.include_norm)
-            world.adapt(net, i)
+            context.adapt(net, i)
     return train_policy(
-        world,
+        context,
         stage,
         i=i,
         start=start,
         critic=critic,
-        reference=world.load(start_net(world)),
-        reward=reward_function(world, i),
-        gold=_gold_for_ppo(world, i, world.load(before)),
-        config=world.experiment.learner(i),
+        reference=context.load(start_net(context)),
+        reward=reward_function(context, i),
+        gold=_gold_for_ppo(context, i, context.load(before)),
+        config=context.experiment.learner(i),
     )
 
 
-def _gold_for_ppo(world: World, i: int, policy: UNet) -> Gold:
+def _gold_for_ppo(context: Context, i: int, policy: UNet) -> Gold:
     """The images whose mask PPO imitates in iteration i, policy being π_{i-1}: see `GoldConfig`."""
-    experiment, rows = world.experiment, world.rows(i)
+    experiment, rows = context.experiment, context.rows(i)
     if experiment.gold.source == "gt":
-        assert world.target_all.labels is not None
-        found = Gold(rows, world.target_all.labels[rows])
+        assert context.target_all.labels is not None
+        found = Gold(rows, context.target_all.labels[rows])
     elif experiment.reward == "reward_net":
-        found = world.gold(i)
+        found = context.gold(i)
         if experiment.gold.corrected:
-            found = found.join(_preferred(world, i, policy, world.gold(i, CORRECTED)))
+            found = found.join(_preferred(context, i, policy, context.gold(i, CORRECTED)))
     else:
-        return Gold(rows[:0], world.target.images[:0])
-    rank = torch.randperm(len(world.target), generator=Generator().manual_seed(world.seed("gold")))
+        return Gold(rows[:0], context.target.images[:0, 0])
+    rank = torch.randperm(len(context.target), generator=Generator().manual_seed(context.seed("gold")))
     chosen = rank < experiment.gold.fraction * len(rank)  # the same images in every iteration
-    return found.take(chosen.to(world.device)[found.rows])
+    return found.take(chosen.to(context.device)[found.rows])
 
 
 @torch.no_grad()
-def _preferred(world: World, i: int, policy: UNet, corrected: Gold) -> Gold:
+def _preferred(context: Context, i: int, policy: UNet, corrected: Gold) -> Gold:
     """The corrected masks with a higher mean r_i than the policy's own mask of that image."""
     if not len(corrected.rows):
         return corrected
-    judge = load_reward_net(world.run.stage(f"iteration_{i}/reward_net").folder / REWARD_NET).to(world.device)
-    own = segment(policy.eval(), world.target.images[corrected.rows])
+    judge = load_reward_net(context.run.stage(f"iteration_{i}/reward_net").folder / REWARD_NET).to(context.device)
+    own = segment(policy.eval(), context.target.images[corrected.rows])
     better: list[Tensor] = []
-    for part in torch.split(torch.arange(len(own), device=world.device), AT_ONCE):
-        x = world.target.at(corrected.rows[part])
+    for part in torch.split(torch.arange(len(own), device=context.device), AT_ONCE):
+        x = context.target.at(corrected.rows[part])
         worth = [judge(x, masks[part]).mean(dim=(1, 2)) for masks in (corrected.masks, own)]
         better.append(worth[0] > worth[1])
     return corrected.take(torch.cat(better))

@@ -22,7 +22,7 @@ from ...common.runs import Run, plain
 from ...envs.rl4seg_config import OF_TRUTH
 from .baselines import METHODS, OTHERS, TITLES
 from .config import RL4SegExperiment
-from .context import World
+from .context import Context
 from .policies import export
 from .stages import loop, policy_folder, source_net
 
@@ -51,22 +51,22 @@ def resume(experiment: RL4SegExperiment, out: str | Path, *, sb3_zip: str | Path
 
 def _check(experiment: RL4SegExperiment) -> None:
     """Raises whatever can be known to be wrong before anything is written."""
-    world, methods = World(experiment, Run("."), trains=False), set(experiment.methods)
+    context, methods = Context(experiment, Run("."), trains=False), set(experiment.methods)
     others = {*OTHERS, *(TITLES[method] for method in methods)}
     if experiment.iterations and experiment.name in others:
         raise ValueError(f"name is {experiment.name!r}, as tables call another method of this run; choose another")
-    needed = {"source train": world.source, "source val": world.source_val}
+    needed = {"source train": context.source, "source val": context.source_val}
     if experiment.iterations or methods:
-        target = {"target pool": world.target_all, "target val": world.target_val}
-        if not len(world.target_all):
+        target = {"target pool": context.target_all, "target val": context.target_val}
+        if not len(context.target_all):
             raise ValueError("initial_images is 0 and there is no iteration: the methods have no image to adapt to")
         if experiment.reward in OF_TRUTH or {"oracle_rl", "target_supervised"} & methods:
             needed |= target
         elif experiment.gold.source == "gt":
-            needed |= {"target pool": world.target_all}
+            needed |= {"target pool": context.target_all}
     if experiment.source.data == experiment.target.data and (experiment.iterations or methods):
-        adapted = {*world.target_all.patients, *world.target_val.patients}
-        if known := sorted(set(world.source.patients) & adapted):
+        adapted = {*context.target_all.groups, *context.target_val.groups}
+        if known := sorted(set(context.source.groups) & adapted):
             raise ValueError(
                 f"patients {', '.join(known[:5])} are in the source's training and in the target; keep them apart with "
                 f"source.patients and target.patients"
@@ -80,12 +80,12 @@ def _check(experiment: RL4SegExperiment) -> None:
 
 
 def _train(experiment: RL4SegExperiment, run: Run, sb3_zip: str | Path | None) -> Run:
-    world = World(experiment, run, trains=True)
-    loop(world)
+    context = Context(experiment, run, trains=True)
+    loop(context)
     for method in experiment.methods:
-        METHODS[method](world)
+        METHODS[method](context)
     if sb3_zip is not None:
         last = experiment.iterations
-        export(world, world.load(policy_folder(world, last) if last else source_net(world)), Path(sb3_zip))
+        export(context, context.load(policy_folder(context, last) if last else source_net(context)), Path(sb3_zip))
     run.close()
     return run

@@ -21,9 +21,9 @@ class Watch(BaseCallback):
     spars/cache_hit: share of scores that were looked up, not computed.
     """
 
-    def __init__(self, game: SparsEnv, self_play: SelfPlay | None) -> None:
+    def __init__(self, env: SparsEnv, self_play: SelfPlay | None) -> None:
         super().__init__()
-        self.game, self.self_play = game, self_play
+        self.env, self.self_play = env, self_play
 
     def _on_rollout_start(self) -> None:
         self._scores: list[torch.Tensor] = []
@@ -31,7 +31,7 @@ class Watch(BaseCallback):
         self._ends: list[tuple[bool, float]] = []
 
     def _on_step(self) -> bool:
-        at, scores = self.game.last_step()
+        at, scores = self.env.last_step()
         self._scores.append(scores)
         self._places.append(at[0])
         for row in self.locals["dones"].nonzero()[0]:
@@ -43,7 +43,7 @@ class Watch(BaseCallback):
         scores, places = torch.stack(self._scores, dim=1), torch.cat(self._places)  # [P, steps, N]
         self.logger.record("spars/score_self", float(scores[0].mean()))
         self.logger.record("spars/distinct_windows", len(set(places.tolist())) / len(places))
-        self.logger.record("spars/cache_hit", self.game.table.cache_hit)
+        self.logger.record("spars/cache_hit", self.env.table.cache_hit)
         if len(scores) == 2:
             self.logger.record("spars/score_opp", float(scores[1].mean()))
             self.logger.record("spars/win_rate", float((scores[0] > scores[1]).float().mean()))
@@ -62,7 +62,7 @@ class Examine(BaseCallback):
 
     def __init__(
         self,
-        game: SparsEnv,
+        env: SparsEnv,
         run: Run,
         every: int,
         self_play: SelfPlay | None,
@@ -74,7 +74,7 @@ class Examine(BaseCallback):
         super().__init__()
         self.seen = seen
         """Step up to which a run that is resumed has looked already."""
-        self.game, self.run, self.every, self.self_play = game, run, every, self_play
+        self.env, self.run, self.every, self.self_play = env, run, every, self_play
         self.deterministic, self.jitter_cells = deterministic, jitter_cells
         self.learner: Snapshot | None = None
 
@@ -90,18 +90,18 @@ class Examine(BaseCallback):
         self.learner = self.learner or Snapshot(self.model.policy)
         self.learner.refresh(self.model.policy)
         if self.self_play:
-            self.self_play.join(self.game)
-        learner, theta = self.learner, self.game.config.mask_threshold
+            self.self_play.join(self.env)
+        learner, theta = self.learner, self.env.config.mask_threshold
         torch.manual_seed(0)  # not before: to build the snapshot, the first time, draws numbers too
         maps = roll_out(
-            self.game,
-            lambda game: learner.act(game.observe(), self.deterministic),
+            self.env,
+            lambda env: learner.act(env.observe(), self.deterministic),
             jitter_cells=self.jitter_cells,
             seed=0,
         )
         hits = [float(facts["terminal_hit"]) for facts in maps.said]
         self.run.log(step, {"spars/dice_eval": maps.mean_dice(theta), "spars/terminal_hit": sum(hits) / len(hits)})
-        case, heat = self.game.cases[0], self.game.lattice.expand(maps.blocks[0]).float().cpu()
+        case, heat = self.env.cases[0], self.env.lattice.expand(maps.blocks[0]).float().cpu()
         truth = torch.zeros_like(case.image) if case.label is None else case.label
         tumour = truth == TUMOUR
         centre = (tumour.nonzero().float().mean(dim=0) if tumour.any() else torch.tensor(case.image.shape) / 2).int()

@@ -26,7 +26,7 @@ from ...evaluation.metrics import dice, segmentation_metrics
 from ...evaluation.results import Case, Result, count_origins, mean_metrics
 from .rollouts import PAPER_THRESHOLD, Maps, choose_threshold, roll_out, score_map
 from .rules import BfsToTau
-from .training import TRAIN, CaseChoice, EvaluationConfig, SparsExperiment, game_of, load_policies
+from .training import TRAIN, CaseChoice, EvaluationConfig, SparsExperiment, env_of, load_policies
 
 log = logging.getLogger(__name__)
 
@@ -114,38 +114,38 @@ def _methods(
     """Name of each method, and its maps of the test and of the validation cases."""
     protocol, seed = experiment.evaluation, experiment.seed
 
-    def both(maps_of: Callable[[SparsEnv], Maps], games: Sequence[SparsEnv]) -> tuple[Maps, Maps]:
-        return maps_of(games[0]), maps_of(games[1])
+    def both(maps_of: Callable[[SparsEnv], Maps], envs: Sequence[SparsEnv]) -> tuple[Maps, Maps]:
+        return maps_of(envs[0]), maps_of(envs[1])
 
-    def games(**changes: Any) -> list[SparsEnv]:
+    def envs(**changes: Any) -> list[SparsEnv]:
         """One slot for every rollout of every case."""
         slots = [len(liver_case_ids(config)) * protocol.rollouts for config in configs]
         changed = [replace(config, eval_dice=False, **changes) for config in configs]
-        return [game_of(experiment, run, config, num_envs=n) for config, n in zip(changed, slots, strict=True)]
+        return [env_of(experiment, run, config, num_envs=n) for config, n in zip(changed, slots, strict=True)]
 
-    def by_policy(game: SparsEnv) -> Maps:
-        learner, opponent = load_policies(experiment, run, game)
-        game.set_opponent(opponent)
+    def by_policy(env: SparsEnv) -> Maps:
+        learner, opponent = load_policies(experiment, run, env)
+        env.set_opponent(opponent)
         return roll_out(
-            game,
-            lambda game: learner.act(game.observe(), protocol.deterministic),
+            env,
+            lambda env: learner.act(env.observe(), protocol.deterministic),
             jitter_cells=protocol.jitter_cells,
             seed=seed,
         )
 
     if experiment.ppo.total_timesteps:
-        yield experiment.name, both(by_policy, games())
+        yield experiment.name, both(by_policy, envs())
     if baselines:  # nobody competes, so that nobody else ends an episode
-        alone = games(n_agents=1, reward=None, obs_mode="own_window")
+        alone = envs(n_agents=1, reward=None, obs_mode="own_window")
         for name in (*RULES, "bfs_to_tau"):
             yield name, both(partial(_by_rule, name=name, protocol=protocol, seed=seed), alone)
         for reduce in ("mean", "max"):
             yield f"score map ({reduce})", both(partial(score_map, reduce=reduce), alone)
 
 
-def _by_rule(game: SparsEnv, name: str, protocol: EvaluationConfig, seed: int) -> Maps:
-    rule = BfsToTau(game) if name == "bfs_to_tau" else RULES[name]
-    return roll_out(game, lambda game: rule(game, 0), jitter_cells=protocol.jitter_cells, seed=seed)
+def _by_rule(env: SparsEnv, name: str, protocol: EvaluationConfig, seed: int) -> Maps:
+    rule = BfsToTau(env) if name == "bfs_to_tau" else RULES[name]
+    return roll_out(env, lambda env: rule(env, 0), jitter_cells=protocol.jitter_cells, seed=seed)
 
 
 def _result(
@@ -155,7 +155,7 @@ def _result(
     protocol = experiment.evaluation
     cases: list[Case] = []
     views: list[CaseView] = []
-    for number, case in enumerate(tqdm(test.game.cases, desc=method, unit="case")):
+    for number, case in enumerate(tqdm(test.env.cases, desc=method, unit="case")):
         if case.label is None:
             log.warning("%s has no label and is left out of the metrics", case.id)
             continue
@@ -167,7 +167,7 @@ def _result(
         metrics["success"] = float(bool((masks[0] & truth).any()))
         cases.append({"case_id": case.id, "origin": case.origin, **metrics, **test.said[number]})
         if len(views) < protocol.pictures:
-            heat = test.game.lattice.expand(blocks / blocks.max().clamp(min=1e-9)).float().cpu().numpy()
+            heat = test.env.lattice.expand(blocks / blocks.max().clamp(min=1e-9)).float().cpu().numpy()
             views.append(CaseView(case.id, case.image.numpy(), truth.numpy(), masks[0].numpy(), heat, case.spacing_mm))
     save_case_figure(run.media / f"{slug(method)}.png", views, title=f"{method}, θ = {theta:.3g}", heat_name="map")
     seen = {base(case_id) for case_id in _known(experiment, agent=learned)}
@@ -178,7 +178,7 @@ def _result(
         method=method,
         seed=experiment.seed,
         data="liver phantom" if experiment.env.data == "phantom" else Path(experiment.env.data).name,
-        split=test.game.config.split if test.game.config.cases is None else ", ".join(test.game.config.cases),
+        split=test.env.config.split if test.env.config.cases is None else ", ".join(test.env.config.cases),
         supervision="voxel" if experiment.env.score_source == "oracle_fraction" else "window",
         mode="transductive" if seen & {base(case["case_id"]) for case in cases} else "inductive",
         origins=count_origins(cases),
@@ -188,8 +188,8 @@ def _result(
             "mask_threshold": theta,
             "mask_threshold_from": "validation cases, highest mean Dice",
             "protocol": plain(asdict(protocol)),
-            "window_size": plain(test.game.config.window_size),
-            "threshold": test.game.config.threshold,
+            "window_size": plain(test.env.config.window_size),
+            "threshold": test.env.config.threshold,
             "total_timesteps": experiment.ppo.total_timesteps,
         },
         command=command,
@@ -201,18 +201,18 @@ def render(run: Run, experiment: SparsExperiment, *, case: str | None, seed: int
     experiment = experiment.resolved()
     cases = experiment.test.of(experiment.env)
     one = replace(cases, cases=[case or liver_case_ids(cases)[0]])
-    game = game_of(experiment, run, one, num_envs=1, render_mode="rgb_array")
-    learner, opponent = load_policies(experiment, run, game)
-    game.set_opponent(opponent)
-    game.seed([seed])
+    env = env_of(experiment, run, one, num_envs=1, render_mode="rgb_array")
+    learner, opponent = load_policies(experiment, run, env)
+    env.set_opponent(opponent)
+    env.seed([seed])
     torch.manual_seed(seed)
-    game.reset()
-    frames = [game.render()]
+    env.reset()
+    frames = [env.render()]
     over = False
     while not over:
-        _, terminated, truncated = game.step(learner.act(game.observe(), deterministic=False))
-        frames.append(game.render())
+        _, terminated, truncated = env.step(learner.act(env.observe(), deterministic=False))
+        frames.append(env.render())
         over = bool(terminated | truncated)
-    said = game.episode_info(torch.tensor([0], device=game.device))[0]
+    said = env.episode_info(torch.tensor([0], device=env.device))[0]
     ending = f"{len(frames) - 1} steps, ended by {said['reason']}, Dice {said.get('dice', float('nan')):.3f}"
     return [frame for frame in frames if frame is not None], ending

@@ -26,7 +26,7 @@ CANDIDATES = 400
 class Maps:
     """What a method says of some cases."""
 
-    game: SparsEnv
+    env: SparsEnv
     """Knows the cases and the lattice."""
     blocks: Tensor
     """A (or B) per case, float64 [C, Bx, By, Bz]."""
@@ -37,40 +37,38 @@ class Maps:
 
     def inside(self, number: int, theta: float) -> Tensor:
         """The mask A > θ of case `number`, bool [X, Y, Z], on the CPU."""
-        return self.game.lattice.expand(self.blocks[number] > theta).cpu()
+        return self.env.lattice.expand(self.blocks[number] > theta).cpu()
 
     def mean_dice(self, theta: float) -> float:
         """Mean Dice of the masks A > θ over the cases with tumour, from block counts; NaN where there is none."""
-        tumour = torch.stack(
-            [self.game.tumour_blocks(number) for number in range(len(self.game.cases))]
-        )  # g_b [C, ...]
-        common, painted, truth = self.game.lattice.block_overlap(self.blocks > theta, tumour)
+        tumour = torch.stack([self.env.tumour_blocks(number) for number in range(len(self.env.cases))])  # g_b [C, ...]
+        common, painted, truth = self.env.lattice.block_overlap(self.blocks > theta, tumour)
         return float((2 * common / (painted + truth))[truth > 0].mean())
 
 
-def roll_out(game: SparsEnv, player: Player, *, jitter_cells: int, seed: int) -> Maps:
+def roll_out(env: SparsEnv, player: Player, *, jitter_cells: int, seed: int) -> Maps:
     """Mean map of K episodes per case, K = slots / cases.
 
     Random starts are taken as they are drawn; fixed ones are moved by up to `jitter_cells` lattice cells along each
     axis, both agents alike.
     """
-    cases, rollouts = len(game.cases), game.num_envs // len(game.cases)
-    game.seed([seed * game.num_envs + slot for slot in range(game.num_envs)])
-    case = torch.arange(cases, device=game.device).repeat_interleave(rollouts)
-    game.begin(case, jitter_cells)
-    optimal = BfsToTau(game).optimal_steps(game)
+    cases, rollouts = len(env.cases), env.num_envs // len(env.cases)
+    env.seed([seed * env.num_envs + slot for slot in range(env.num_envs)])
+    case = torch.arange(cases, device=env.device).repeat_interleave(rollouts)
+    env.begin(case, jitter_cells)
+    optimal = BfsToTau(env).optimal_steps(env)
 
-    slots = game.num_envs
-    blocks = torch.zeros(slots, *game.lattice.block_shape, dtype=torch.float64, device=game.device)
-    steps = torch.zeros(slots, dtype=torch.int64, device=game.device)
-    last, duel = torch.zeros_like(game.at), torch.zeros_like(game.duel)
-    by_score, over = (torch.zeros(slots, dtype=torch.bool, device=game.device) for _ in range(2))
-    for _ in range(game.horizon):
-        _, terminated, truncated = game.step(player(game))
+    slots = env.num_envs
+    blocks = torch.zeros(slots, *env.lattice.block_shape, dtype=torch.float64, device=env.device)
+    steps = torch.zeros(slots, dtype=torch.int64, device=env.device)
+    last, duel = torch.zeros_like(env.at), torch.zeros_like(env.duel)
+    by_score, over = (torch.zeros(slots, dtype=torch.bool, device=env.device) for _ in range(2))
+    for _ in range(env.horizon):
+        _, terminated, truncated = env.step(player(env))
         rows = ((terminated | truncated) & ~over).nonzero().flatten()
         if len(rows):
-            blocks[rows], steps[rows] = game.block_maps(rows), game.t[rows]
-            last[:, rows], duel[:, rows], by_score[rows] = game.at[:, rows], game.duel[:, rows], terminated[rows]
+            blocks[rows], steps[rows] = env.block_maps(rows), env.t[rows]
+            last[:, rows], duel[:, rows], by_score[rows] = env.at[:, rows], env.duel[:, rows], terminated[rows]
             over[rows] = True
         if bool(over.all()):
             break
@@ -86,20 +84,20 @@ def roll_out(game: SparsEnv, player: Player, *, jitter_cells: int, seed: int) ->
             "truncated": float((~by_score[mine]).double().mean()),
             "steps_over_optimal": float((steps / optimal)[mine & found].mean()),
         }
-        label = game.cases[number].label
+        label = env.cases[number].label
         if label is not None:
-            holds = game.lattice.window_sums(label == TUMOUR).to(game.device) > 0
+            holds = env.lattice.window_sums(label == TUMOUR).to(env.device) > 0
             facts["terminal_hit"] = float((holds[window[mine]] & by_score[mine]).double().mean())
         said.append(facts)
-    return Maps(game, blocks.view(cases, rollouts, *game.lattice.block_shape).mean(dim=1), said)
+    return Maps(env, blocks.view(cases, rollouts, *env.lattice.block_shape).mean(dim=1), said)
 
 
-def score_map(game: SparsEnv, reduce: str) -> Maps:
+def score_map(env: SparsEnv, reduce: str) -> Maps:
     """B = mean or max of f over all lattice windows that contain a voxel: the answer without an agent (10-1)."""
-    ids = torch.arange(game.lattice.size, device=game.device)[None]
-    scores = (game.table.volume(number).flatten()[None] for number in range(len(game.cases)))
-    blocks = torch.cat([game.lattice.paint(ids, f, reduce) for f in scores])
-    return Maps(game, blocks, [{} for _ in game.cases])
+    ids = torch.arange(env.lattice.size, device=env.device)[None]
+    scores = (env.table.volume(number).flatten()[None] for number in range(len(env.cases)))
+    blocks = torch.cat([env.lattice.paint(ids, f, reduce) for f in scores])
+    return Maps(env, blocks, [{} for _ in env.cases])
 
 
 def choose_threshold(maps: Maps) -> float:

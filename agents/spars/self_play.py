@@ -33,16 +33,16 @@ class Snapshot:
 
 
 class SelfPlay(BaseCallback):
-    """Keeps the competitor of `game` a frozen copy of the learner, refreshed every `refresh_every` rollouts.
+    """Keeps the competitor of `env` a frozen copy of the learner, refreshed every `refresh_every` rollouts.
 
     Before the first refresh the competitor is `initial`: the untrained learner, or a rule.
     """
 
-    def __init__(self, game: SparsEnv, refresh_every: int = 1, initial: InitialOpponent = "self_snapshot") -> None:
+    def __init__(self, env: SparsEnv, refresh_every: int = 1, initial: InitialOpponent = "self_snapshot") -> None:
         super().__init__()
         if refresh_every < 1:
             raise ValueError(f"refresh_every is {refresh_every} rollouts but must be at least 1")
-        self.game, self.refresh_every, self.initial = game, refresh_every, initial
+        self.env, self.refresh_every, self.initial = env, refresh_every, initial
         self.snapshot: Snapshot | None = None
         self.refreshed_at = 0
         """Environment step of the last refresh."""
@@ -52,11 +52,11 @@ class SelfPlay(BaseCallback):
         if rollouts % self.refresh_every == 0 and (rollouts or self.initial == "self_snapshot"):
             self.refresh()
         elif rollouts == 0:
-            self.join(self.game)
+            self.join(self.env)
 
-    def join(self, game: SparsEnv) -> None:
-        """Let today's competitor play in `game` too."""
-        game.set_opponent(self.snapshot or _Rule(game, self.initial))
+    def join(self, env: SparsEnv) -> None:
+        """Let today's competitor play in `env` too."""
+        env.set_opponent(self.snapshot or _Rule(env, self.initial))
 
     def refresh(self) -> None:
         """Copy the learner now."""
@@ -65,7 +65,7 @@ class SelfPlay(BaseCallback):
             self.snapshot = Snapshot(self.model.policy)
         self.snapshot.refresh(self.model.policy)
         self.refreshed_at = self.model.num_timesteps
-        self.join(self.game)
+        self.join(self.env)
 
     def _on_step(self) -> bool:
         return True
@@ -81,14 +81,14 @@ class SelfPlay(BaseCallback):
         if state["weights"]:
             self.snapshot = Snapshot(policy)
             self.snapshot.policy.load_state_dict(state["weights"])
-        self.join(self.game)
+        self.join(self.env)
 
 
 class _Rule:
     """A named rule of the environment, as a policy object."""
 
-    def __init__(self, game: SparsEnv, name: str) -> None:
-        self.game, self.rule = game, RULES[name]
+    def __init__(self, env: SparsEnv, name: str) -> None:
+        self.env, self.rule = env, RULES[name]
 
     def act(self, obs: Obs, deterministic: bool) -> Tensor:
-        return self.rule(self.game, 1)
+        return self.rule(self.env, 1)

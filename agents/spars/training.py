@@ -84,7 +84,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class SparsExperiment:
-    """One SPARS run: data, classifier, game, learner and evaluation."""
+    """One SPARS run: data, classifier, env, learner and evaluation."""
 
     paper: Literal["spars"] = "spars"
     """Whose experiment this is; decides all other options: spars, or rl4seg (train --paper rl4seg --help)."""
@@ -95,7 +95,7 @@ class SparsExperiment:
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:N."""
     env: SparsConfig = field(default_factory=SparsConfig)
-    """The game. env.classifier: a .safetensors file, "packaged" (made for phantoms), or "train"."""
+    """The env. env.classifier: a .safetensors file, "packaged" (made for phantoms), or "train"."""
     presence: PresenceTrainingConfig = field(default_factory=PresenceTrainingConfig)
     """Training of the classifier, with env.classifier=train."""
     classifier_train: CaseChoice = field(default_factory=lambda: CaseChoice(split="classifier_train"))
@@ -171,32 +171,32 @@ def resume(experiment: SparsExperiment, out: str | Path, *, sb3_zip: str | Path 
 
 def _check(experiment: SparsExperiment) -> None:
     """Raises whatever can be known to be wrong before anything is written."""
-    env, is_trained = experiment.env, experiment.env.classifier == TRAIN
+    settings, is_trained = experiment.env, experiment.env.classifier == TRAIN
     resolve_device(experiment.device)
     for choice in (experiment.validation, experiment.test):
-        liver_case_ids(choice.of(env))
+        liver_case_ids(choice.of(settings))
     if is_trained:
         for choice in (experiment.classifier_train, experiment.validation):
-            config = choice.of(env)
+            config = choice.of(settings)
             liver_case_ids(config)
-            for case in iter_liver_cases(config) if env.data != "phantom" else ():
+            for case in iter_liver_cases(config) if settings.data != "phantom" else ():
                 if case.label is None:
                     raise ValueError(f"{case.id} has no label, which the classifier's training needs; choose others")
-        if experiment.presence.batch == "dense" and env.step % CELL:
+        if experiment.presence.batch == "dense" and settings.step % CELL:
             raise ValueError(
-                f"env.step is {env.step} but presence.batch='dense' needs a multiple of {CELL}; use 'windows'"
+                f"env.step is {settings.step} but presence.batch='dense' needs a multiple of {CELL}; use 'windows'"
             )
     with TemporaryDirectory() as folder:
         trial = Run(folder)
         if is_trained:  # an untrained one has the same shapes
-            assert env.window_size is not None
-            net = DensePresenceNet(env.hu_window or HU_WINDOW, env.window_size)
+            assert settings.window_size is not None
+            net = DensePresenceNet(settings.hu_window or HU_WINDOW, settings.window_size)
             save_presence(trained_classifier(experiment, trial), net, {})
-        if env.score_source == "classifier":
-            env = replace(env, score_engine="lazy")  # scores a few windows only
-        game = game_of(experiment, trial, env)
-        game.reset()
-        policy_arguments(experiment.policy, game.single_observation_space)
+        if settings.score_source == "classifier":
+            settings = replace(settings, score_engine="lazy")  # scores a few windows only
+        env = env_of(experiment, trial, settings)
+        env.reset()
+        policy_arguments(experiment.policy, env.single_observation_space)
 
 
 def _train(experiment: SparsExperiment, run: Run, sb3_zip: str | Path | None) -> Run:
@@ -236,9 +236,9 @@ def _train_classifier(experiment: SparsExperiment, run: Run) -> None:
     stage.close()
 
 
-def game_of(experiment: SparsExperiment, run: Run, env: SparsConfig | None = None, **settings: Any) -> SparsEnv:
-    """The game of a run, with its own classifier; `env` and `settings` change what is played."""
-    config = env or experiment.env
+def env_of(experiment: SparsExperiment, run: Run, config: SparsConfig | None = None, **settings: Any) -> SparsEnv:
+    """The environment of a run, with its own classifier; `config` and `settings` change what is played."""
+    config = config or experiment.env
     if config.classifier == TRAIN:
         config = replace(config, classifier=str(trained_classifier(experiment, run)))
     return SparsEnv(config, device=experiment.device, **settings)
@@ -246,18 +246,18 @@ def game_of(experiment: SparsExperiment, run: Run, env: SparsConfig | None = Non
 
 def _train_agent(experiment: SparsExperiment, run: Run) -> PPO:
     ppo = experiment.ppo
-    game = game_of(experiment, run, num_envs=ppo.num_envs, eval_dice=False)
-    env = LearnerEnv(game)
+    env = env_of(experiment, run, num_envs=ppo.num_envs, eval_dice=False)
+    learner_env = LearnerEnv(env)
     model = PPO(
-        env=env,
+        env=learner_env,
         seed=experiment.seed,
-        device=game.device,
-        **policy_arguments(experiment.policy, env.observation_space),
+        device=env.device,
+        **policy_arguments(experiment.policy, learner_env.observation_space),
         **ppo.learner(),
     )
     self_play = None
-    if game.config.n_agents == 2 and game.config.opponent == "snapshot":
-        self_play = SelfPlay(game, experiment.self_play.refresh_every, experiment.self_play.initial_opponent)
+    if env.config.n_agents == 2 and env.config.opponent == "snapshot":
+        self_play = SelfPlay(env, experiment.self_play.refresh_every, experiment.self_play.initial_opponent)
     checkpoint = run.resume()
     if checkpoint:
         restore(model, checkpoint)
@@ -268,7 +268,7 @@ def _train_agent(experiment: SparsExperiment, run: Run) -> PPO:
         model,
         run,
         ppo.total_timesteps,
-        [*([self_play] if self_play else []), Watch(game, self_play), *_examiners(experiment, run, self_play, seen)],
+        [*([self_play] if self_play else []), Watch(env, self_play), *_examiners(experiment, run, self_play, seen)],
         checkpoint_every=experiment.checkpoint_every,
         extra_state=lambda: {"self_play": self_play.state()} if self_play else {},
         checkpoint=checkpoint,
@@ -279,18 +279,18 @@ def _train_agent(experiment: SparsExperiment, run: Run) -> PPO:
     return model
 
 
-def load_policies(experiment: SparsExperiment, run: Run, game: SparsEnv) -> tuple[Snapshot, Snapshot | None]:
-    """The trained policy of a run and its last opponent (None in single-agent runs), frozen, on the game's device.
+def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple[Snapshot, Snapshot | None]:
+    """The trained policy of a run and its last opponent (None in single-agent runs), frozen, on the env's device.
 
     Raises:
         ValueError: the run has no checkpoint, or one of another architecture.
     """
     checkpoint = run.checkpoint()
-    arguments = policy_arguments(experiment.policy, game.single_observation_space)
+    arguments = policy_arguments(experiment.policy, env.single_observation_space)
     kind: type[ActorCriticPolicy] = PPO.policy_aliases[arguments["policy"]]  # type: ignore[assignment]
     policy = kind(
-        game.single_observation_space, game.single_action_space, lambda _: 0.0, **arguments.get("policy_kwargs", {})
-    ).to(game.device)
+        env.single_observation_space, env.single_action_space, lambda _: 0.0, **arguments.get("policy_kwargs", {})
+    ).to(env.device)
     load_into(policy, checkpoint.weights, f"{run.folder} at step {checkpoint.step}")
     learner = Snapshot(policy)
     if "self_play" not in checkpoint.state or not checkpoint.state["self_play"]["weights"]:
@@ -304,14 +304,14 @@ def _examiners(experiment: SparsExperiment, run: Run, self_play: SelfPlay | None
         return []
     config = replace(experiment.validation.of(experiment.env), eval_dice=False)
     slots = len(liver_case_ids(config)) * experiment.evaluation.rollouts
-    game = game_of(experiment, run, config, num_envs=slots)
-    if any(case.label is None for case in game.cases):
+    env = env_of(experiment, run, config, num_envs=slots)
+    if any(case.label is None for case in env.cases):
         log.warning("validation cases without labels: training is not looked at on the way (examine_every)")
         return []
     protocol = experiment.evaluation
     return [
         Examine(
-            game,
+            env,
             run,
             experiment.examine_every,
             self_play,

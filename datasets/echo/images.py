@@ -6,7 +6,7 @@ Axes are (y, x) everywhere: rows grow with depth, columns to the right of the pi
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...common.files import file_digest
 from ..cache import cached
-from ..sample import Origin
+from ..images import ImagePool
 from . import phantom as echo_phantom
 from .camus import EchoFiles, find_echo, one_split_each
 from .files import read_image, read_mask, stored_in
@@ -34,55 +34,6 @@ FIRST_PHANTOM = {"train": 0, "val": 100_000, "test": 200_000, "pred": 300_000}
 """Number of the first phantom patient of each split."""
 PREPARATION = 1
 """Part of every cache key: raise it when the same files and settings shall give other images."""
-
-
-@dataclass(frozen=True)
-class EchoImages:
-    """N images of one size; row n of every field belongs to the same image."""
-
-    images: Tensor
-    """uint8 [N, H, W]; 255 stands for 1.0."""
-    labels: Tensor | None
-    """uint8 [N, H, W], values 0..2, or None where no truth is known."""
-    ids: list[str]
-    """Such as patient0001_2CH_ED."""
-    patients: list[str]
-    """Whom the image is of: images of one patient never lie in two splits."""
-    views: list[str]
-    """2CH or 4CH."""
-    instants: list[str]
-    """ED or ES."""
-    spacing_mm: Tensor
-    """float64 [N, 2], (y, x), of the pixels of `images`."""
-    origin: Origin
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def at(self, rows: Tensor) -> Tensor:
-        """Images float32 [K, 1, H, W] in [0, 1] of the rows int64 [K], on the device of `images`."""
-        return self.images[rows][:, None].float() / 255
-
-    def take(self, rows: Sequence[int]) -> "EchoImages":
-        """These rows only, in this order."""
-        index = torch.tensor(rows, dtype=torch.int64)
-        device = self.images.device
-        return replace(
-            self,
-            images=self.images[index.to(device)],
-            labels=None if self.labels is None else self.labels[index.to(device)],
-            ids=[self.ids[row] for row in rows],
-            patients=[self.patients[row] for row in rows],
-            views=[self.views[row] for row in rows],
-            instants=[self.instants[row] for row in rows],
-            spacing_mm=self.spacing_mm[index],
-        )
-
-    def to(self, device: torch.device) -> "EchoImages":
-        """Images and labels on `device`."""
-        return replace(
-            self, images=self.images.to(device), labels=None if self.labels is None else self.labels.to(device)
-        )
 
 
 @dataclass(frozen=True)
@@ -162,7 +113,7 @@ class BadImage:
     reason: str
 
 
-def load_echo(config: EchoDataConfig, split: str, on_bad: Callable[[BadImage], object] | None = None) -> EchoImages:
+def load_echo(config: EchoDataConfig, split: str, on_bad: Callable[[BadImage], object] | None = None) -> ImagePool:
     """The images of one split on the CPU, in the order of its patients.
 
     Phantoms have train, val, test and pred; a folder has what its lists name (CAMUS: train, val, test) or
@@ -198,13 +149,12 @@ def load_echo(config: EchoDataConfig, split: str, on_bad: Callable[[BadImage], o
         log.warning(
             "%d of %d images of split %r have a mask: all are taken as unlabelled", *map(len, (labels, loaded)), split
         )
-    return EchoImages(
-        images=torch.stack([tensors["image"] for tensors in loaded.values()]),
+    return ImagePool(
+        images=torch.stack([tensors["image"] for tensors in loaded.values()])[:, None],
         labels=torch.stack(labels) if len(labels) == len(loaded) else None,
         ids=[files.id for files in loaded],
-        patients=[files.patient for files in loaded],
-        views=[files.view for files in loaded],
-        instants=[files.instant for files in loaded],
+        groups=[files.patient for files in loaded],
+        tags={"view": [files.view for files in loaded], "instant": [files.instant for files in loaded]},
         spacing_mm=torch.stack([tensors["spacing_mm"] for tensors in loaded.values()]),
         origin="real",
     )
@@ -287,7 +237,7 @@ def _load(files: EchoFiles, config: EchoDataConfig, prepared: bool) -> dict[str,
     return cached("echo", key, build, config.cache_dir)
 
 
-def _phantoms(config: EchoDataConfig, split: str) -> EchoImages:
+def _phantoms(config: EchoDataConfig, split: str) -> ImagePool:
     splits = {
         name: [f"phantom_{config.scanner}_{FIRST_PHANTOM[name] + n:06d}" for n in range(number)]
         for name, number in asdict(config.phantom_patients).items()
@@ -319,13 +269,12 @@ def _phantoms(config: EchoDataConfig, split: str) -> EchoImages:
         "clahe": clahe,
     }
     tensors = cached("echo_phantom", key, build, config.cache_dir)
-    return EchoImages(
-        images=tensors["image"],
+    return ImagePool(
+        images=tensors["image"][:, None],
         labels=tensors["label"],
         ids=["_".join(row) for row in rows],
-        patients=[patient for patient, _, _ in rows],
-        views=[view for _, view, _ in rows],
-        instants=[instant for _, _, instant in rows],
+        groups=[patient for patient, _, _ in rows],
+        tags={"view": [view for _, view, _ in rows], "instant": [instant for _, _, instant in rows]},
         spacing_mm=tensors["spacing_mm"],
         origin="phantom",
     )

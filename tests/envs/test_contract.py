@@ -70,7 +70,7 @@ def test_a_learner_can_be_built_and_learns_a_little(env_id):
     env = gym.make(env_id, **small(env_id))
     policy = "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy"
     PPO(policy, env, n_steps=16, batch_size=16, n_epochs=1, device="cpu").learn(32)
-    face = LearnerEnv(make_batch(ENVIRONMENTS[env_id].game, num_envs=4, **small(env_id)).game)
+    face = LearnerEnv(make_batch(ENVIRONMENTS[env_id].env_class, num_envs=4, **small(env_id)).batched)
     model = PPO(policy, face, n_steps=8, batch_size=16, n_epochs=1, device="cpu").learn(64)
     mean, _ = evaluate_policy(model, face, n_eval_episodes=2)
     assert np.isfinite(mean)
@@ -79,9 +79,9 @@ def test_a_learner_can_be_built_and_learns_a_little(env_id):
 @pytest.mark.parametrize("env_id", IDS)
 def test_the_three_faces_give_the_same_trajectories(env_id):
     """Oracle 13-17: N = 4 and four single environments, 200 steps with automatic reset."""
-    n, game = 4, ENVIRONMENTS[env_id].game
+    n, batched = 4, ENVIRONMENTS[env_id].env_class
     vector = gym.make_vec(env_id, num_envs=n, **small(env_id))
-    learner = LearnerEnv(make_batch(game, num_envs=n, **small(env_id)).game)
+    learner = LearnerEnv(make_batch(batched, num_envs=n, **small(env_id)).batched)
     singles = [gym.make(env_id, **small(env_id)) for _ in range(n)]
     actions = actions_for(singles[0].action_space, STEPS, n)
 
@@ -115,7 +115,7 @@ def test_the_three_faces_give_the_same_trajectories(env_id):
             np.testing.assert_array_equal(flat(obs), flat(row(v_obs, i)))
             np.testing.assert_array_equal(flat(obs), flat(row(l_obs, i)))
     assert ends >= n, "the comparison must cover automatic resets"
-    if learner.game.horizon > 1:
+    if learner.batched.horizon > 1:
         assert cuts, "and truncations"
         assert max(lengths) >= 5, "and episodes of several steps"
 
@@ -146,7 +146,7 @@ def test_the_same_seed_gives_the_same_episode_and_another_seed_another(env_id):
 
 @pytest.mark.parametrize("env_id", IDS)
 def test_monitor_statistics_of_the_learner_face_are_the_episodes(env_id):
-    face = LearnerEnv(make_batch(ENVIRONMENTS[env_id].game, num_envs=3, **small(env_id)).game)
+    face = LearnerEnv(make_batch(ENVIRONMENTS[env_id].env_class, num_envs=3, **small(env_id)).batched)
     face.seed(0)
     face.reset()
     returns, lengths = np.zeros(3), np.zeros(3, dtype=int)
@@ -162,23 +162,23 @@ def test_monitor_statistics_of_the_learner_face_are_the_episodes(env_id):
 @pytest.mark.parametrize("env_id", IDS)
 def test_a_saved_state_continues_the_same_episodes(env_id):
     def build():
-        return make_batch(ENVIRONMENTS[env_id].game, num_envs=3, **small(env_id)).game
+        return make_batch(ENVIRONMENTS[env_id].env_class, num_envs=3, **small(env_id)).batched
 
-    def play(game, actions):
+    def play(env, actions):
         seen = []
         for action in actions:
-            step = game.advance(game.actions_from(action))
+            step = env.advance(env.actions_from(action))
             seen.append((step.reward.clone(), step.terminated.clone(), step.truncated.clone()))
         return seen
 
-    game = build()
-    actions = actions_for(game.single_action_space, 60, 3)
-    game.seed([1, 2, 3])
-    game.reset()
-    play(game, actions[:17])
+    env = build()
+    actions = actions_for(env.single_action_space, 60, 3)
+    env.seed([1, 2, 3])
+    env.reset()
+    play(env, actions[:17])
     other = build()
-    other.load_state(pickle.loads(pickle.dumps(game.state())))
-    for one, two in zip(play(game, actions[17:]), play(other, actions[17:]), strict=True):
+    other.load_state(pickle.loads(pickle.dumps(env.state())))
+    for one, two in zip(play(env, actions[17:]), play(other, actions[17:]), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
@@ -194,7 +194,7 @@ def test_render_gives_pictures_that_change_and_can_be_recorded(env_id, tmp_path)
     assert env.render().shape == first.shape
     assert not np.array_equal(env.render(), first)
     with pytest.raises(ValueError, match="render_mode is 'ascii'"):
-        make_single(ENVIRONMENTS[env_id].game, render_mode="ascii", **small(env_id))
+        make_single(ENVIRONMENTS[env_id].env_class, render_mode="ascii", **small(env_id))
 
 
 @pytest.mark.parametrize("env_id", IDS)
@@ -220,21 +220,21 @@ def test_metadata_declares_the_same_step_reset(env_id):
 
 @pytest.mark.parametrize("env_id", IDS)
 def test_a_step_before_reset_is_refused_on_every_face(env_id):
-    game = ENVIRONMENTS[env_id].game
-    single = make_single(game, **small(env_id))
+    env = ENVIRONMENTS[env_id].env_class
+    single = make_single(env, **small(env_id))
     with pytest.raises(ResetNeeded, match="call reset"):
         single.step(single.action_space.sample())
-    vector = make_batch(game, num_envs=2, **small(env_id))
+    vector = make_batch(env, num_envs=2, **small(env_id))
     with pytest.raises(ResetNeeded, match="call reset"):
         vector.step(vector.action_space.sample())
-    learner = LearnerEnv(make_batch(game, num_envs=2, **small(env_id)).game)
+    learner = LearnerEnv(make_batch(env, num_envs=2, **small(env_id)).batched)
     with pytest.raises(ResetNeeded, match="call reset"):
         learner.step(vector.action_space.sample())
 
 
 @pytest.mark.parametrize("env_id", IDS)
 def test_a_step_after_the_end_is_refused(env_id):
-    env = make_single(ENVIRONMENTS[env_id].game, **small(env_id))
+    env = make_single(ENVIRONMENTS[env_id].env_class, **small(env_id))
     env.reset(seed=0)
     over = False
     while not over:
@@ -258,7 +258,7 @@ def test_actions_out_of_range_or_shape_are_refused_and_nothing_moves(env_id):
     ):
         with pytest.raises(ValueError, match=match):
             vector.step(bad)
-    assert vector.game.t.tolist() == [0, 0]
+    assert vector.batched.t.tolist() == [0, 0]
 
 
 class Graph(BatchedEnv):
@@ -270,14 +270,14 @@ class Graph(BatchedEnv):
         self.single_action_space = spaces.MultiDiscrete([3] * 4)
         self.x = torch.zeros(3, 2)
 
-    def _begin(self, rows, options):
+    def _reset(self, rows, options):
         with torch.enable_grad():
             x = self.x.detach().clone()
             x[rows] = 1.0
             self.x = x.requires_grad_()
         self.reward_map = torch.zeros(3, 2, 2)
 
-    def _play(self, actions):
+    def _step(self, actions):
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad((self.x**2).sum(), self.x)
             self.x = (self.x + gradient).detach().requires_grad_()
@@ -290,17 +290,17 @@ class Graph(BatchedEnv):
     def info(self):
         return {"pixel_reward": self.reward_map}
 
-    def _picture(self, row):
+    def _render_frame(self, row):
         return np.zeros((2, 2, 3), np.uint8)
 
 
 def test_an_environment_may_keep_a_graph_and_act_per_pixel_and_end_after_one_step():
     actions = np.array([[0, 1, 2, 1]] * 3)
-    game = Graph()
-    game.seed([0, 1, 2])
-    game.reset()
+    env = Graph()
+    env.seed([0, 1, 2])
+    env.reset()
     with torch.no_grad():  # learners step like this
-        step = game.advance(game.actions_from(actions))
+        step = env.advance(env.actions_from(actions))
     assert not step.reward.requires_grad
     assert step.ended.info["pixel_reward"].shape == (3, 2, 2), "read before the next episode began"
     assert step.ended.info["pixel_reward"].abs().sum() > 0
@@ -318,16 +318,16 @@ def test_an_environment_may_keep_a_graph_and_act_per_pixel_and_end_after_one_ste
 
 
 def test_a_saved_state_is_a_copy():
-    game, other = Graph(), Graph()
-    for env in (game, other):
+    batched, other = Graph(), Graph()
+    for env in (batched, other):
         env.seed([0, 1, 2])
         env.reset()
-    state = game.state()
+    state = batched.state()
     other.load_state(state)
     other.streams.uniform(1)
     other.t += 5
-    assert game.t.tolist() == [0, 0, 0]
-    assert game.streams.drawn.tolist() == [0, 0, 0]
+    assert batched.t.tolist() == [0, 0, 0]
+    assert batched.streams.drawn.tolist() == [0, 0, 0]
 
 
 def test_every_slot_has_its_own_stream_whatever_stands_beside_it():

@@ -4,14 +4,15 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from segarena.agents.rl4seg.training.rules import (
+from segarena.agents.rl4seg.rules import (
     ConstantPolicy,
     CorrectorPolicy,
     OraclePolicy,
     RandomPolicy,
     SourceOnlyPolicy,
 )
-from segarena.datasets.echo.images import EchoImages, PhantomPatients
+from segarena.datasets.echo.images import PhantomPatients
+from segarena.datasets.images import ImagePool
 from segarena.envs.adapters import LearnerEnv, make_single
 from segarena.envs.rl4seg import TRUTH_REWARDS, EchoEnv, structure_dice
 from segarena.envs.rl4seg_config import REWARDS, EchoEnvConfig
@@ -25,32 +26,31 @@ def pool(number=5, size=8, *, labels=True, seed=0):
     images = torch.randint(256, (number, size, size), generator=generator, dtype=torch.uint8)
     images[:, 0, 0] = torch.arange(number)
     names = [f"p{n}_2CH_ED" for n in range(number)]
-    return EchoImages(
-        images=images,
+    return ImagePool(
+        images=images[:, None],
         labels=torch.randint(3, images.shape, generator=generator, dtype=torch.uint8) if labels else None,
         ids=names,
-        patients=[name[:2] for name in names],
-        views=["2CH"] * number,
-        instants=["ED"] * number,
+        groups=[name[:2] for name in names],
+        tags={"view": ["2CH"] * number, "instant": ["ED"] * number},
         spacing_mm=torch.full((number, 2), 0.5, dtype=torch.float64),
         origin="phantom",
     )
 
 
 def begun(images=None, *, seed=0, **settings):
-    """A game that shows its first images."""
-    game = EchoEnv(images=images or pool(), device="cpu", **settings)
-    game.seed([seed + slot for slot in range(game.num_envs)])
-    game.reset()
-    return game
+    """A env that shows its first images."""
+    env = EchoEnv(images=images or pool(), device="cpu", **settings)
+    env.seed([seed + slot for slot in range(env.num_envs)])
+    env.reset()
+    return env
 
 
-def dealt(game, steps):
+def dealt(env, steps):
     """Which images the slots see, [steps, N]."""
-    blank, seen = torch.zeros_like(game.mask), []
+    blank, seen = torch.zeros_like(env.mask), []
     for _ in range(steps):
-        seen.append(game.index)
-        game.advance(blank)
+        seen.append(env.index)
+        env.advance(blank)
     return torch.stack(seen)
 
 
@@ -77,10 +77,10 @@ def two_by_two():
     ],
 )
 def test_each_reward_of_a_two_by_two_mask_is_as_computed_by_hand(reward, expected):
-    game = begun(two_by_two(), reward=reward)
-    worth, terminated, truncated = game.step(MASK[None])
+    env = begun(two_by_two(), reward=reward)
+    worth, terminated, truncated = env.step(MASK[None])
     expected = torch.tensor(expected, dtype=torch.float32)
-    torch.testing.assert_close(game.info()["pixel_reward"][0], expected)
+    torch.testing.assert_close(env.info()["pixel_reward"][0], expected)
     torch.testing.assert_close(worth, expected.mean()[None])
     assert terminated.tolist() == [True]
     assert truncated.tolist() == [False]
@@ -94,8 +94,8 @@ def test_dice_of_the_structures_is_as_computed_by_hand():
 
 def test_the_smallest_of_several_rewards_is_worth_at_most_each_of_them():
     def play(reward):
-        game = begun(num_envs=8, reward=reward)
-        return game.step(RandomPolicy(0)(game))[0]
+        env = begun(num_envs=8, reward=reward)
+        return env.step(RandomPolicy(0)(env))[0]
 
     fused, *single = map(play, (list(TRUTH_REWARDS), *TRUTH_REWARDS))
     assert all((fused <= one).all() for one in single)
@@ -105,17 +105,17 @@ def test_the_smallest_of_several_rewards_is_worth_at_most_each_of_them():
 def test_every_named_reward_lies_in_0_to_1_and_has_a_value_for_every_pixel(tmp_path):
     save_reward_net(tmp_path / "r.safetensors", RewardNet(init_channels=2))
     for name in REWARDS:
-        game = begun(
+        env = begun(
             pool(3, 32),
             num_envs=2,
             reward=name,
             reward_net=tmp_path / "r.safetensors" if name == "reward_net" else None,
         )
-        worth, _, _ = game.step(RandomPolicy(0)(game))
-        assert game.pixel_reward.shape == (2, 32, 32), name
-        assert game.pixel_reward.dtype == torch.float32
-        assert 0 <= game.pixel_reward.min() <= game.pixel_reward.max() <= 1
-        torch.testing.assert_close(worth, game.pixel_reward.mean(dim=(1, 2)))
+        worth, _, _ = env.step(RandomPolicy(0)(env))
+        assert env.pixel_reward.shape == (2, 32, 32), name
+        assert env.pixel_reward.dtype == torch.float32
+        assert 0 <= env.pixel_reward.min() <= env.pixel_reward.max() <= 1
+        torch.testing.assert_close(worth, env.pixel_reward.mean(dim=(1, 2)))
     assert set(REWARDS) == {"reward_net", "anatomical", *TRUTH_REWARDS}
 
 
@@ -123,13 +123,13 @@ def test_the_reward_network_judges_image_and_mask_without_truth(tmp_path):
     torch.manual_seed(0)
     net, path = RewardNet(init_channels=2), tmp_path / "r.safetensors"
     save_reward_net(path, net)
-    game = begun(pool(3, 32, labels=False), num_envs=2, reward="reward_net", reward_net=str(path))
-    mask, images = RandomPolicy(0)(game), game.observe()
-    game.step(mask)
+    env = begun(pool(3, 32, labels=False), num_envs=2, reward="reward_net", reward_net=str(path))
+    mask, images = RandomPolicy(0)(env), env.observe()
+    env.step(mask)
     with torch.no_grad():
-        torch.testing.assert_close(game.pixel_reward, net(images, mask))
-    assert not game.pixel_reward.requires_grad
-    assert "dice_lv" not in game.episode_info(torch.tensor([0]))[0]
+        torch.testing.assert_close(env.pixel_reward, net(images, mask))
+    assert not env.pixel_reward.requires_grad
+    assert "dice_lv" not in env.episode_info(torch.tensor([0]))[0]
 
 
 def test_a_reward_network_for_other_classes_and_a_missing_one_are_refused(tmp_path):
@@ -155,11 +155,11 @@ def heart():
 def test_anatomy_rewards_an_open_heart_and_not_a_closed_one():
     closed = heart()
     closed[12, 5:11] = 2
-    game = begun(pool(2, 16, labels=False), num_envs=2, reward="anatomical", compute_validity=True)
-    assert game.info()["is_valid"].tolist() == [False, False], "nothing was judged yet"
-    worth, _, _ = game.step(torch.stack((heart(), closed)))
+    env = begun(pool(2, 16, labels=False), num_envs=2, reward="anatomical", compute_validity=True)
+    assert env.info()["is_valid"].tolist() == [False, False], "nothing was judged yet"
+    worth, _, _ = env.step(torch.stack((heart(), closed)))
     assert worth.tolist() == [1.0, 0.0]
-    assert game.info()["is_valid"].tolist() == [True, False]
+    assert env.info()["is_valid"].tolist() == [True, False]
     assert "is_valid" not in begun(compute_validity=False).info()
 
 
@@ -170,13 +170,13 @@ def test_a_function_may_be_the_reward_and_is_told_the_rows():
         told.update(images=images, masks=masks, rows=rows)
         return rows[:, None, None].expand(masks.shape) / 10
 
-    game = begun(num_envs=3, reward_function=reward)
-    mask = RandomPolicy(0)(game)
-    worth, _, _ = game.step(mask)
-    assert torch.equal(told["rows"], game.index)
-    assert torch.equal(told["images"], game.observe())
+    env = begun(num_envs=3, reward_function=reward)
+    mask = RandomPolicy(0)(env)
+    worth, _, _ = env.step(mask)
+    assert torch.equal(told["rows"], env.index)
+    assert torch.equal(told["images"], env.observe())
     assert torch.equal(told["masks"], mask)
-    torch.testing.assert_close(worth, game.index / 10)
+    torch.testing.assert_close(worth, env.index / 10)
     wrong = begun(num_envs=3, reward_function=lambda images, masks, rows: torch.ones(3))
     with pytest.raises(ValueError, match=r"the reward has shape \(3,\) but must have \(3, 8, 8\)"):
         wrong.step(mask)
@@ -186,8 +186,8 @@ def test_a_function_may_be_the_reward_and_is_told_the_rows():
 
 
 def test_the_oracle_earns_one_and_every_dice_is_one():
-    game = begun(num_envs=5)
-    step = game.advance(OraclePolicy()(game))
+    env = begun(num_envs=5)
+    step = env.advance(OraclePolicy()(env))
     assert step.reward.tolist() == [1.0] * 5
     assert all(said[name] == 1.0 for said in step.ended.said for name in ("dice_lv", "dice_myo", "dice_epi"))
     with pytest.raises(ValueError, match="no truth is known"):
@@ -195,31 +195,31 @@ def test_the_oracle_earns_one_and_every_dice_is_one():
 
 
 def test_random_labels_earn_a_third():
-    game = begun(pool(4, 32), num_envs=64)
-    worth, _, _ = game.step(RandomPolicy(3)(game))
+    env = begun(pool(4, 32), num_envs=64)
+    worth, _, _ = env.step(RandomPolicy(3)(env))
     assert float(worth.mean()) == pytest.approx(1 / 3, abs=0.01)
-    assert torch.equal(RandomPolicy(3)(game), RandomPolicy(3)(game))
+    assert torch.equal(RandomPolicy(3)(env), RandomPolicy(3)(env))
     policy = RandomPolicy(3)
-    assert not torch.equal(policy(game), policy(game))
+    assert not torch.equal(policy(env), policy(env))
 
 
 @pytest.mark.parametrize("label", [0, 1, 2])
 def test_a_constant_label_earns_its_share_of_the_pixels(label):
-    game = begun(num_envs=5)
-    worth, _, _ = game.step(ConstantPolicy(label)(game))
-    torch.testing.assert_close(worth, (game.truth() == label).float().mean(dim=(1, 2)))
+    env = begun(num_envs=5)
+    worth, _, _ = env.step(ConstantPolicy(label)(env))
+    torch.testing.assert_close(worth, (env.truth() == label).float().mean(dim=(1, 2)))
 
 
 def test_the_source_policy_is_the_argmax_of_its_network_and_the_corrector_follows_it():
     torch.manual_seed(0)
     net = UNet(1, 3, init_channels=2).eval()
-    game = begun(pool(3, 32), num_envs=2)
-    source = SourceOnlyPolicy(net)(game)
+    env = begun(pool(3, 32), num_envs=2)
+    source = SourceOnlyPolicy(net)(env)
     with torch.no_grad():
-        assert torch.equal(source, net(game.observe()).argmax(dim=1).to(torch.uint8))
-    corrected = CorrectorPolicy(net, lambda masks: (masks + 1) % 3)(game)
+        assert torch.equal(source, net(env.observe()).argmax(dim=1).to(torch.uint8))
+    corrected = CorrectorPolicy(net, lambda masks: (masks + 1) % 3)(env)
     assert torch.equal(corrected, (source + 1) % 3)
-    assert 0 <= float(game.step(corrected)[0].mean()) <= 1
+    assert 0 <= float(env.step(corrected)[0].mean()) <= 1
 
 
 # -- actions -------------------------------------------------------------------------------------------------------
@@ -235,14 +235,14 @@ def test_masks_of_any_integers_flat_or_not_mean_the_same(kind):
 
 
 def test_tensors_may_come_flat_or_not_and_may_be_used_again():
-    game = begun(num_envs=3)
-    transposed = game.truth().mT.contiguous().mT
-    for mask in (game.truth(), game.truth().flatten(1).long(), transposed):
-        assert game.step(mask)[0].tolist() == [1.0] * 3
-    mask = game.truth()
-    game.step(mask)
+    env = begun(num_envs=3)
+    transposed = env.truth().mT.contiguous().mT
+    for mask in (env.truth(), env.truth().flatten(1).long(), transposed):
+        assert env.step(mask)[0].tolist() == [1.0] * 3
+    mask = env.truth()
+    env.step(mask)
     mask.zero_()
-    assert torch.equal(game.mask, game.truth())
+    assert torch.equal(env.mask, env.truth())
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_wrong_labels_lengths_and_types_are_refused(bad, match):
         face.step(bad)
     if match != "outside":  # on the device the values are not looked at
         with pytest.raises(ValueError, match=match):
-            face.game.step(torch.from_numpy(bad))
+            face.batched.step(torch.from_numpy(bad))
 
 
 # -- images --------------------------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ def test_the_step_shows_the_same_image_and_the_next_episode_another():
     first, info = env.reset(seed=1)
     assert first.shape == (1, 8, 8)
     assert first.dtype == np.float32
-    np.testing.assert_allclose(first[0], pool().images[info["index"]].numpy() / 255, rtol=1e-6)
+    np.testing.assert_allclose(first, pool().images[info["index"]].numpy() / 255, rtol=1e-6)
     last, _, terminated, truncated, said = env.step(np.zeros(64, int))
     np.testing.assert_array_equal(first, last)
     assert (terminated, truncated) == (True, False)
@@ -283,13 +283,13 @@ def test_the_step_shows_the_same_image_and_the_next_episode_another():
     assert (said["view"], said["instant"], said["spacing_mm"].tolist()) == ("2CH", "ED", [0.5, 0.5])
     assert env.reset()[1]["index"] != info["index"]
 
-    game = begun(num_envs=2)
-    before, index = game.observe(), game.index
-    step = game.advance(torch.zeros_like(game.mask))
+    batched = begun(num_envs=2)
+    before, index = batched.observe(), batched.index
+    step = batched.advance(torch.zeros_like(batched.mask))
     assert torch.equal(step.ended.obs, before)
     assert torch.equal(step.ended.info["index"], index)
-    assert (game.index != index).all()
-    assert torch.equal(step.obs, game.observe())
+    assert (batched.index != index).all()
+    assert torch.equal(step.obs, batched.observe())
 
 
 def test_own_decks_deal_every_slot_every_image_once_a_pass():
@@ -322,14 +322,14 @@ def test_a_group_of_slots_shows_one_image():
 
 @pytest.mark.parametrize("deck", ["own", "shared"])
 def test_the_seed_shuffles_the_deck(deck):
-    game = begun(num_envs=2, deck=deck)
-    first = dealt(game, 10)
-    game.seed([0, 1])
-    game.reset()
-    assert torch.equal(dealt(game, 10), first)
-    game.seed([5, 6])
-    game.reset()
-    assert not torch.equal(dealt(game, 10), first)
+    env = begun(num_envs=2, deck=deck)
+    first = dealt(env, 10)
+    env.seed([0, 1])
+    env.reset()
+    assert torch.equal(dealt(env, 10), first)
+    env.seed([5, 6])
+    env.reset()
+    assert not torch.equal(dealt(env, 10), first)
 
 
 @pytest.mark.parametrize("deck", ["own", "shared"])
@@ -377,21 +377,21 @@ def test_what_was_told_of_a_step_stays_as_it_was():
 
 
 def test_gold_masks_are_told_with_their_images():
-    game = begun(num_envs=5, deck="shared")
-    nothing = game.info()
+    env = begun(num_envs=5, deck="shared")
+    nothing = env.info()
     assert not nothing["gold"].any()
     assert nothing["gold_action"].shape == (5, 8, 8)
     assert nothing["gold_action"].dtype == torch.uint8
     masks = pool(2, seed=9).labels
-    game.set_gold(torch.tensor([3, 1]), masks)
-    game.reset(options={"index": [0, 1, 2, 3, 3]})
-    info = game.info()
+    env.set_gold(torch.tensor([3, 1]), masks)
+    env.reset(options={"index": [0, 1, 2, 3, 3]})
+    info = env.info()
     assert info["gold"].tolist() == [False, True, False, True, True]
     assert torch.equal(info["gold_action"][[1, 3, 4]], masks[[1, 0, 0]])
     assert not info["gold_action"][[0, 2]].any()
     assert not info["pixel_reward"].any()
-    game.set_gold(torch.tensor([0]), masks[:1])
-    assert game.info()["gold"].tolist() == [True, False, False, False, False]
+    env.set_gold(torch.tensor([0]), masks[:1])
+    assert env.info()["gold"].tolist() == [True, False, False, False, False]
 
 
 @pytest.mark.parametrize(
@@ -415,26 +415,26 @@ def test_gold_masks_that_do_not_fit_are_refused(rows, masks, match):
 
 @pytest.mark.parametrize("settings", [{"deck": "own"}, {"deck": "shared"}, {"deck": "shared", "group": 2}])
 def test_a_restored_game_shows_the_same_images_and_says_the_same(settings):
-    game, other = (begun(num_envs=4, seed=seed, **settings) for seed in (0, 50))
-    dealt(game, 3)
-    game.step(RandomPolicy(0)(game))
-    other.load_state(game.state())
-    for name, value in game.info().items():
+    env, other = (begun(num_envs=4, seed=seed, **settings) for seed in (0, 50))
+    dealt(env, 3)
+    env.step(RandomPolicy(0)(env))
+    other.load_state(env.state())
+    for name, value in env.info().items():
         assert torch.equal(value, other.info()[name]), name
     rows = torch.arange(4)
-    assert str(game.episode_info(rows)) == str(other.episode_info(rows))
-    np.testing.assert_array_equal(game.render(), other.render())
-    for one in (game, other):
+    assert str(env.episode_info(rows)) == str(other.episode_info(rows))
+    np.testing.assert_array_equal(env.render(), other.render())
+    for one in (env, other):
         one.reset()
-    assert torch.equal(dealt(game, 12), dealt(other, 12))
+    assert torch.equal(dealt(env, 12), dealt(other, 12))
 
 
 def test_pictures_have_one_size_and_show_mask_reward_and_truth():
-    game = begun(num_envs=2, render_mode="rgb_array")
-    before = game.render(0)
+    env = begun(num_envs=2, render_mode="rgb_array")
+    before = env.render(0)
     assert before.shape == (256, 4 * 256 + 3 * 4, 3)
-    game.step(OraclePolicy()(game))
-    after = game.render(0)
+    env.step(OraclePolicy()(env))
+    after = env.render(0)
     assert after.shape == before.shape
     panels = [after[:, start : start + 256] for start in range(0, after.shape[1], 260)]
     assert not np.array_equal(panels[0], panels[1])
@@ -445,8 +445,8 @@ def test_pictures_have_one_size_and_show_mask_reward_and_truth():
 
 
 def test_the_truth_can_be_kept_to_oneself():
-    game = begun(expose_truth=False)
-    said = game.advance(torch.zeros_like(game.mask)).ended.said[0]
+    env = begun(expose_truth=False)
+    said = env.advance(torch.zeros_like(env.mask)).ended.said[0]
     assert set(said) == {"case_id", "view", "instant", "spacing_mm"}
 
 
@@ -476,14 +476,14 @@ def test_images_that_do_not_fit_are_refused():
         ({"labels": good.labels + 2}, "labels reach 4"),
     ):
         with pytest.raises(ValueError, match=match):
-            EchoEnv(images=EchoImages(**{**vars(good), **change}), device="cpu")
+            EchoEnv(images=ImagePool(**{**vars(good), **change}), device="cpu")
 
 
 def test_the_default_is_a_phantom_of_64_pixels():
     env = gym.make("RL4Seg-Echo-v0", device="cpu")
     assert env.observation_space.shape == (1, 64, 64)
     assert env.action_space.nvec.tolist() == [3] * 64 * 64
-    assert len(env.unwrapped.game.pool) == 200
+    assert len(env.unwrapped.batched.pool) == 200
 
 
 def test_the_data_of_a_split_and_a_scanner_can_be_chosen():
@@ -505,7 +505,7 @@ def test_the_data_of_a_split_and_a_scanner_can_be_chosen():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_step_on_the_device_never_waits_for_it(tmp_path):
     save_reward_net(tmp_path / "r.safetensors", RewardNet(init_channels=2))
-    game = EchoEnv(
+    env = EchoEnv(
         images=pool(7, 32),
         device="cuda",
         num_envs=4,
@@ -513,14 +513,14 @@ def test_a_step_on_the_device_never_waits_for_it(tmp_path):
         reward=["pixel_accuracy", "reward_net"],
         reward_net=str(tmp_path / "r.safetensors"),
     )
-    game.seed(range(4))
-    game.reset()
-    game.step(game.truth())
+    env.seed(range(4))
+    env.reset()
+    env.step(env.truth())
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(5):
-            game.reset()
-            mask = torch.zeros_like(game.mask) + game.info()["gold_action"]
-            game.step(mask)
+            env.reset()
+            mask = torch.zeros_like(env.mask) + env.info()["gold_action"]
+            env.step(mask)
     finally:
         torch.cuda.set_sync_debug_mode("default")

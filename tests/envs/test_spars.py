@@ -29,12 +29,12 @@ def toy(monkeypatch, full, label=None, image=None):
     monkeypatch.setattr(spars, "load_liver_cases", lambda config: [case])
 
 
-def play(game, actions):
+def play(env, actions):
     """Reward, terminated, truncated of each action, in every slot."""
-    return [game.step(torch.as_tensor([action] * game.num_envs)) for action in actions]
+    return [env.step(torch.as_tensor([action] * env.num_envs)) for action in actions]
 
 
-# -- oracle 3: the toy game ------------------------------------------------------------------------------------------
+# -- oracle 3: the toy env ------------------------------------------------------------------------------------------
 
 
 def linear_score(case, corners):
@@ -112,47 +112,47 @@ def test_the_toy_mask_overlaps_as_in_the_paper(toy_game, theta, size, common, di
 @pytest.mark.parametrize("tie_reward", [0.0, 1.0, -1.0])
 def test_the_same_move_from_the_same_place_is_a_tie(tie_reward):
     """Oracle 4."""
-    game = SparsEnv(**ORACLE, opponent="constant0", tie_reward=tie_reward, threshold=1.0)
-    game.seed([3])
-    game.reset(options={"start": [24, 24, 20], "start_opponent": [24, 24, 20]})
-    reward, _, _ = game.step(torch.tensor([0]))
+    env = SparsEnv(**ORACLE, opponent="constant0", tie_reward=tie_reward, threshold=1.0)
+    env.seed([3])
+    env.reset(options={"start": [24, 24, 20], "start_opponent": [24, 24, 20]})
+    reward, _, _ = env.step(torch.tensor([0]))
     assert reward.item() == tie_reward
-    assert game.info()["win"].item() == 0
+    assert env.info()["win"].item() == 0
 
 
 def test_a_score_of_exactly_tau_does_not_end_the_episode(monkeypatch):
     """Oracle 5."""
     toy(monkeypatch, (16, 16, 16))
     for threshold, over in ((0.25, False), (0.2499, True)):
-        game = SparsEnv(
+        env = SparsEnv(
             grid_shape=(16, 16, 16),
             window_size=(8, 8, 8),
             device="cpu",
             score_source=lambda case, corners: torch.full((len(corners),), 0.25),
             threshold=threshold,
         )
-        game.seed([0])
-        game.reset()
-        assert game.step(torch.tensor([0]))[1].item() is over
+        env.seed([0])
+        env.reset()
+        assert env.step(torch.tensor([0]))[1].item() is over
 
 
 def test_a_painted_value_of_exactly_theta_is_not_in_the_mask(monkeypatch):
     """Oracle 5: two paints of 0.25."""
     toy(monkeypatch, (16, 16, 16))
-    game = SparsEnv(
+    env = SparsEnv(
         grid_shape=(16, 16, 16),
         window_size=(8, 8, 8),
         device="cpu",
         action_set="axis7",
         score_source=lambda case, corners: torch.full((len(corners),), 0.25),
     )
-    game.seed([0])
-    game.reset()
-    play(game, (6, 6))
-    assert game.accumulated_map().max().item() == 0.5
-    assert not game.mask().any()
-    play(game, (6,))
-    assert game.mask().sum().item() == 512
+    env.seed([0])
+    env.reset()
+    play(env, (6, 6))
+    assert env.accumulated_map().max().item() == 0.5
+    assert not env.mask().any()
+    play(env, (6,))
+    assert env.mask().sum().item() == 512
 
 
 # -- oracles 2, 6, 7, 16: geometry -----------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_standard_windows_have_the_papers_lattices():
 )
 def test_episodes_start_where_the_profile_says(monkeypatch, start, corner, phase):
     toy(monkeypatch, (256, 256, 180), image=torch.zeros(256, 256, 180, dtype=torch.uint8))
-    game = SparsEnv(
+    env = SparsEnv(
         grid_shape=(256, 256, 180),
         window_size=(48, 48, 24),
         start=start,
@@ -202,10 +202,10 @@ def test_episodes_start_where_the_profile_says(monkeypatch, start, corner, phase
         score_source=linear_score_small,
         device="cpu",
     )
-    game.seed([0])
-    game.reset()
-    assert game.info()["p_self"].tolist() == [corner] == game.info()["p_opp"].tolist()
-    assert game.lattice.phase == phase
+    env.seed([0])
+    env.reset()
+    assert env.info()["p_self"].tolist() == [corner] == env.info()["p_opp"].tolist()
+    assert env.lattice.phase == phase
 
 
 def linear_score_small(case, corners):
@@ -213,15 +213,15 @@ def linear_score_small(case, corners):
 
 
 def test_random_starts_are_drawn_apart_over_the_whole_lattice():
-    game = SparsEnv(**ORACLE, start="random_lattice", num_envs=500)
-    game.seed(range(500))
-    game.reset()
-    at = game.at
+    env = SparsEnv(**ORACLE, start="random_lattice", num_envs=500)
+    env.seed(range(500))
+    env.reset()
+    at = env.at
     assert (at[0] != at[1]).float().mean() > 0.95
     for agent in at:
-        cells = game.lattice.corners(agent) // 4
+        cells = env.lattice.corners(agent) // 4
         assert cells.amin(0).tolist() == [0, 0, 0]
-        assert cells.amax(0).tolist() == [n - 1 for n in game.lattice.shape]
+        assert cells.amax(0).tolist() == [n - 1 for n in env.lattice.shape]
 
 
 def test_moves_are_the_papers_and_opposite_pairs():
@@ -238,7 +238,7 @@ def test_moves_are_the_papers_and_opposite_pairs():
 @pytest.mark.parametrize("action_set", list(MOVES))
 def test_every_action_moves_as_its_table_says_and_is_clipped_at_the_border(action_set):
     env = gym.make("SPARS-LiverCT-v0", **ORACLE, action_set=action_set, threshold=1.0)
-    game = env.unwrapped.game
+    batched = env.unwrapped.batched
     for start in ([24, 24, 20], [0, 0, 0], [48, 48, 40]):
         for action in range(len(MOVES[action_set])):
             _, info = env.reset(seed=0, options={"start": start})
@@ -246,7 +246,7 @@ def test_every_action_moves_as_its_table_says_and_is_clipped_at_the_border(actio
             taken = [m + 1 for m in move] if action_set == "multidiscrete3" else action
             _, _, _, _, info = env.step(taken)
             wanted = np.clip(
-                np.add(start, np.multiply(move, 4)), 0, np.subtract(game.lattice.full, game.lattice.window)
+                np.add(start, np.multiply(move, 4)), 0, np.subtract(batched.lattice.full, batched.lattice.window)
             )
             assert info["p_self"].tolist() == wanted.tolist()
 
@@ -270,9 +270,9 @@ def test_observations_lie_in_their_space_in_every_mode(obs_mode, n_agents):
 
 def test_windows_show_the_voxels_under_them_and_the_state_where_they_are():
     env = gym.make("SPARS-LiverCT-v0", **ORACLE, threshold=1.0)
-    game = env.unwrapped.game
+    batched = env.unwrapped.batched
     obs, info = env.reset(seed=0, options={"start": [8, 12, 16], "start_opponent": [40, 4, 0]})
-    image = game.cases[0].image.numpy()
+    image = batched.cases[0].image.numpy()
     for channel, (x, y, z) in enumerate(([8, 12, 16], [40, 4, 0])):
         np.testing.assert_array_equal(obs["windows"][channel], image[x : x + 16, y : y + 16, z : z + 8])
     free = np.array([48, 48, 40])
@@ -283,24 +283,24 @@ def test_windows_show_the_voxels_under_them_and_the_state_where_they_are():
 
 def test_windows_of_a_shifted_lattice_show_the_voxels_under_them(monkeypatch):
     toy(monkeypatch, (33, 30, 25))
-    game = SparsEnv(
+    env = SparsEnv(
         grid_shape=(33, 30, 25), window_size=(8, 12, 8), phase=(1, 0, 3), device="cpu", score_source=linear_score
     )
-    game.seed([0])
-    game.reset(options={"start": [9, 4, 11], "start_opponent": [25, 16, 15]})
-    windows, image = game.observe()["windows"][0], game.cases[0].image
+    env.seed([0])
+    env.reset(options={"start": [9, 4, 11], "start_opponent": [25, 16, 15]})
+    windows, image = env.observe()["windows"][0], env.cases[0].image
     assert torch.equal(windows[0], image[9:17, 4:16, 11:19])
     assert torch.equal(windows[1], image[25:33, 16:28, 15:23])
 
 
 @pytest.mark.parametrize("obs_mode", ["two_window", "features"])
 def test_the_competitor_sees_the_mirrored_observation(obs_mode):
-    game = SparsEnv(**ONE, obs_mode=obs_mode)
-    game.seed([0])
-    game.reset(options={"start": [8, 12, 16], "start_opponent": [40, 4, 0]})
-    own, rival = game.observe(), game.observe(player=1)
-    game.reset(options={"start": [40, 4, 0], "start_opponent": [8, 12, 16]})
-    swapped = game.observe()
+    env = SparsEnv(**ONE, obs_mode=obs_mode)
+    env.seed([0])
+    env.reset(options={"start": [8, 12, 16], "start_opponent": [40, 4, 0]})
+    own, rival = env.observe(), env.observe(player=1)
+    env.reset(options={"start": [40, 4, 0], "start_opponent": [8, 12, 16]})
+    swapped = env.observe()
     for one, two in zip(*((o.values() if isinstance(o, dict) else [o]) for o in (rival, swapped)), strict=True):
         assert torch.equal(one, two)
     assert not all(
@@ -310,12 +310,12 @@ def test_the_competitor_sees_the_mirrored_observation(obs_mode):
 
 
 def test_features_are_the_classifiers_at_both_windows():
-    game = SparsEnv(**ONE, obs_mode="features")
-    game.seed([0])
-    game.reset(options={"start": [8, 12, 16], "start_opponent": [40, 4, 0]})
-    ids = game.lattice.ids(torch.tensor([[8, 12, 16], [40, 4, 0]]))
-    rows = game.table.feature_rows(torch.zeros(2, dtype=torch.int64), ids).float()
-    assert torch.equal(game.observe()[0, :256], rows.flatten())
+    env = SparsEnv(**ONE, obs_mode="features")
+    env.seed([0])
+    env.reset(options={"start": [8, 12, 16], "start_opponent": [40, 4, 0]})
+    ids = env.lattice.ids(torch.tensor([[8, 12, 16], [40, 4, 0]]))
+    rows = env.table.feature_rows(torch.zeros(2, dtype=torch.int64), ids).float()
+    assert torch.equal(env.observe()[0, :256], rows.flatten())
 
 
 def test_a_resized_own_window_repeats_its_voxels():
@@ -323,7 +323,7 @@ def test_a_resized_own_window_repeats_its_voxels():
     obs, info = env.reset(seed=0)
     assert env.observation_space.shape == (1, 32, 24, 8) == obs.shape
     x, y, z = info["p_self"]
-    window = env.unwrapped.game.cases[0].image[x : x + 16, y : y + 16, z : z + 8]
+    window = env.unwrapped.batched.cases[0].image[x : x + 16, y : y + 16, z : z + 8]
     expected = window[nearest_index(16, 32)][:, nearest_index(16, 24)][:, :, nearest_index(8, 8)]
     np.testing.assert_array_equal(obs[0], expected)
 
@@ -345,15 +345,15 @@ class Recorder:
 
 def test_the_competitor_acts_on_the_state_before_the_learners_move():
     rival = Recorder(2)
-    game = SparsEnv(**ORACLE, opponent=rival, threshold=1.0)
-    game.seed([0])
-    game.reset(options={"start": [24, 24, 20], "start_opponent": [24, 24, 20]})
+    env = SparsEnv(**ORACLE, opponent=rival, threshold=1.0)
+    env.seed([0])
+    env.reset(options={"start": [24, 24, 20], "start_opponent": [24, 24, 20]})
     for number in range(3):
-        before = game.observe(player=1)
+        before = env.observe(player=1)
         assert before["state"][0, -1].item() == pytest.approx(2 * number / 128 - 1)
-        game.step(torch.tensor([4]))
+        env.step(torch.tensor([4]))
         assert torch.equal(rival.seen[-1]["state"], before["state"])
-    assert game.info()["p_opp"].tolist() == [[24, 36, 20]]
+    assert env.info()["p_opp"].tolist() == [[24, 36, 20]]
 
 
 def test_swapping_the_players_swaps_the_sign_of_the_reward():
@@ -363,10 +363,10 @@ def test_swapping_the_players_swaps_the_sign_of_the_reward():
         for mine, theirs in (((4, 4, 2), 0), ((0, 0, 0), None)):
             script = iter((4, 4, 2))
             rival = Recorder(theirs) if theirs is not None else _Script(script)
-            game = SparsEnv(**ORACLE, opponent=rival, reward=reward_mode, threshold=0.05)
-            game.seed([0])
-            game.reset(options={"start": [8, 24, 20], "start_opponent": [8, 24, 20]})
-            totals.append([float(game.step(torch.tensor([action]))[0]) for action in mine])
+            env = SparsEnv(**ORACLE, opponent=rival, reward=reward_mode, threshold=0.05)
+            env.seed([0])
+            env.reset(options={"start": [8, 24, 20], "start_opponent": [8, 24, 20]})
+            totals.append([float(env.step(torch.tensor([action]))[0]) for action in mine])
         np.testing.assert_allclose(totals[0], -np.array(totals[1]), atol=1e-6)
 
 
@@ -380,8 +380,8 @@ class _Script:
 
 @pytest.mark.parametrize(("mode", "expected"), [("sign", -1.0), ("diff", 0.1 - 0.4), ("score", 0.1)])
 def test_each_reward_mode_is_its_formula(monkeypatch, mode, expected):
-    game = two_places(monkeypatch, reward=mode, threshold=1.0)
-    reward, _, _ = game.step(torch.tensor([0]))
+    env = two_places(monkeypatch, reward=mode, threshold=1.0)
+    reward, _, _ = env.step(torch.tensor([0]))
     assert reward.item() == pytest.approx(expected)
 
 
@@ -393,7 +393,7 @@ def two_places(monkeypatch, **settings):
     def score(case, corners):
         return torch.tensor([scores.get(tuple(c), 0.0) for c in corners.tolist()])
 
-    game = SparsEnv(
+    env = SparsEnv(
         grid_shape=(16, 16, 16),
         window_size=(8, 8, 8),
         device="cpu",
@@ -401,60 +401,60 @@ def two_places(monkeypatch, **settings):
         opponent="constant0",
         **settings,
     )
-    game.seed([0])
-    game.reset(options={"start": [0, 0, 0], "start_opponent": [8, 8, 0]})
-    return game
+    env.seed([0])
+    env.reset(options={"start": [0, 0, 0], "start_opponent": [8, 8, 0]})
+    return env
 
 
 def test_the_shaped_reward_adds_the_discounted_difference_of_the_potential(monkeypatch):
-    game = two_places(monkeypatch, reward="shaped", gamma=0.9, threshold=1.0)
-    assert game.step(torch.tensor([0]))[0].item() == pytest.approx(-1 + 0.9 * 0.1 - 0.05)
-    game = two_places(monkeypatch, reward="shaped", gamma=0.9, threshold=0.35, terminal_bonus=0.0)
-    reward, terminated, _ = game.step(torch.tensor([0]))
+    env = two_places(monkeypatch, reward="shaped", gamma=0.9, threshold=1.0)
+    assert env.step(torch.tensor([0]))[0].item() == pytest.approx(-1 + 0.9 * 0.1 - 0.05)
+    env = two_places(monkeypatch, reward="shaped", gamma=0.9, threshold=0.35, terminal_bonus=0.0)
+    reward, terminated, _ = env.step(torch.tensor([0]))
     assert terminated
     assert reward.item() == pytest.approx(-1 - 0.05), "the potential of the terminal state is zero"
 
 
 @pytest.mark.parametrize("bonus", [0.0, 10.0])
 def test_the_terminal_bonus_has_the_sign_of_the_duel(monkeypatch, bonus):
-    game = two_places(monkeypatch, threshold=0.35, terminal_bonus=bonus)
-    reward, terminated, _ = game.step(torch.tensor([0]))
+    env = two_places(monkeypatch, threshold=0.35, terminal_bonus=bonus)
+    reward, terminated, _ = env.step(torch.tensor([0]))
     assert terminated
     assert reward.item() == -1.0 - bonus
-    assert game.episode_info(torch.tensor([0]))[0]["reason"] == "tau_opp"
+    assert env.episode_info(torch.tensor([0]))[0]["reason"] == "tau_opp"
 
 
 def test_without_tau_the_episode_is_truncated_at_its_horizon_and_not_terminated():
-    game = SparsEnv(**ORACLE, threshold=1.0, horizon=5)
-    game.seed([0])
-    game.reset()
-    steps = play(game, [0] * 5)
+    env = SparsEnv(**ORACLE, threshold=1.0, horizon=5)
+    env.seed([0])
+    env.reset()
+    steps = play(env, [0] * 5)
     assert [truncated.item() for _, _, truncated in steps] == [False] * 4 + [True]
     assert not any(terminated.item() for _, terminated, _ in steps)
-    assert game.episode_info(torch.tensor([0]))[0]["reason"] == "time"
+    assert env.episode_info(torch.tensor([0]))[0]["reason"] == "time"
 
 
 def test_a_score_above_tau_on_the_last_step_terminates_and_does_not_truncate(monkeypatch):
-    game = two_places(monkeypatch, threshold=0.35, horizon=1)
-    _, terminated, truncated = game.step(torch.tensor([0]))
+    env = two_places(monkeypatch, threshold=0.35, horizon=1)
+    _, terminated, truncated = env.step(torch.tensor([0]))
     assert (terminated.item(), truncated.item()) == (True, False)
 
 
 def test_alone_nobody_else_ends_the_episode_and_s2_counts_as_minus_one(monkeypatch):
     toy(monkeypatch, (16, 16, 16))
-    game = SparsEnv(
+    env = SparsEnv(
         grid_shape=(16, 16, 16),
         window_size=(8, 8, 8),
         device="cpu",
         n_agents=1,
         score_source=lambda case, corners: torch.full((len(corners),), 0.2),
     )
-    game.seed([0])
-    game.reset()
-    reward, terminated, _ = game.step(torch.tensor([0]))
+    env.seed([0])
+    env.reset()
+    reward, terminated, _ = env.step(torch.tensor([0]))
     assert reward.item() == pytest.approx(0.99 * 0.2 - 0.2, abs=1e-6), "the discounted difference of the potential"
     assert not terminated
-    info = game.info()
+    info = env.info()
     assert (info["score_opp"].item(), info["win"].item(), info["p_opp"].tolist()) == (-1.0, 1, [[-1, -1, -1]])
 
 
@@ -465,7 +465,7 @@ def test_with_more_rounds_a_found_region_is_blanked_and_the_search_goes_on(monke
     def score(case, corners):
         return ((corners[:, 0] == 4) | (corners[:, 0] == 28)).float() * 0.9
 
-    game = SparsEnv(
+    env = SparsEnv(
         grid_shape=(40, 16, 16),
         window_size=(8, 8, 8),
         device="cpu",
@@ -476,18 +476,18 @@ def test_with_more_rounds_a_found_region_is_blanked_and_the_search_goes_on(monke
         start="centre",
         obs_mode="own_window",
     )
-    game.seed([0])
-    game.reset()
-    assert game.info()["p_self"].tolist() == [[16, 4, 4]]
-    rewards = play(game, (5, 5, 5))
+    env.seed([0])
+    env.reset()
+    assert env.info()["p_self"].tolist() == [[16, 4, 4]]
+    rewards = play(env, (5, 5, 5))
     assert [t.item() for _, t, _ in rewards] == [False] * 3
     assert rewards[-1][0].item() == pytest.approx(10.9), "every find earns its bonus"
-    assert game.info()["p_self"].tolist() == [[16, 4, 4]], "both agents start again"
-    again = play(game, (5, 5, 5))
+    assert env.info()["p_self"].tolist() == [[16, 4, 4]], "both agents start again"
+    again = play(env, (5, 5, 5))
     assert [r.item() for r, _, _ in again] == [0.0] * 3, "a found place is blank"
-    over = play(game, (4,) * 6)
+    over = play(env, (4,) * 6)
     assert [t.item() for _, t, _ in over] == [False] * 5 + [True]
-    assert set(torch.nonzero(game.mask())[:, 0].tolist()) == {*range(4, 12), *range(28, 36)}
+    assert set(torch.nonzero(env.mask())[:, 0].tolist()) == {*range(4, 12), *range(28, 36)}
 
 
 # -- painting: oracle 8 and the exact block Dice ---------------------------------------------------------------------
@@ -496,16 +496,16 @@ def test_with_more_rounds_a_found_region_is_blanked_and_the_search_goes_on(monke
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from(["sum", "mean", "max"]), st.sampled_from(["learner", "both"]))
 def test_the_event_log_paints_what_direct_painting_paints_and_block_dice_is_voxel_dice(seed, reduce, accumulate):
-    game = SparsEnv(**ORACLE, threshold=1.0, horizon=40, reduce=reduce, accumulate=accumulate, mask_threshold=0.1)
-    game.seed([seed])
+    env = SparsEnv(**ORACLE, threshold=1.0, horizon=40, reduce=reduce, accumulate=accumulate, mask_threshold=0.1)
+    env.seed([seed])
     generator = torch.Generator().manual_seed(seed)
-    game.reset()
-    play(game, torch.randint(6, (13,), generator=generator).tolist())  # an unfinished episode that must leave no trace
-    game.reset()
+    env.reset()
+    play(env, torch.randint(6, (13,), generator=generator).tolist())  # an unfinished episode that must leave no trace
+    env.reset()
     total, peak, visits = (torch.zeros(64, 64, 48, dtype=torch.float64) for _ in range(3))
     for action in torch.randint(6, (37,), generator=generator).tolist():
-        game.step(torch.tensor([action]))
-        info = game.info()
+        env.step(torch.tensor([action]))
+        info = env.info()
         for agent in ("self", "opp") if accumulate == "both" else ("self",):
             (x, y, z), score = info[f"p_{agent}"][0].tolist(), info[f"score_{agent}"].double().item()
             window = (slice(x, x + 16), slice(y, y + 16), slice(z, z + 8))
@@ -513,28 +513,28 @@ def test_the_event_log_paints_what_direct_painting_paints_and_block_dice_is_voxe
             visits[window] += 1
             peak[window] = peak[window].clamp(min=score)
     direct = {"sum": total, "max": peak, "mean": total / visits.clamp(min=1)}[reduce]
-    assert (game.lattice.expand(game.block_map()) - direct).abs().max() < 1e-9
-    mask, truth = game.mask(), game.cases[0].label == 2
+    assert (env.lattice.expand(env.block_map()) - direct).abs().max() < 1e-9
+    mask, truth = env.mask(), env.cases[0].label == 2
     voxel_dice = 2 * (mask & truth).sum().item() / (mask.sum().item() + truth.sum().item())
-    assert game.dice() == voxel_dice
+    assert env.dice() == voxel_dice
 
 
 def test_maps_of_several_slots_at_once_are_the_maps_of_each():
-    game = SparsEnv(**ORACLE, threshold=1.0, horizon=30, num_envs=6, start="centre")
-    game.seed(range(6))
-    game.reset()
+    env = SparsEnv(**ORACLE, threshold=1.0, horizon=30, num_envs=6, start="centre")
+    env.seed(range(6))
+    env.reset()
     generator = torch.Generator().manual_seed(0)
     for number in range(50):
-        _, terminated, truncated = game.step(torch.randint(6, (6,), generator=generator))
+        _, terminated, truncated = env.step(torch.randint(6, (6,), generator=generator))
         if number == 9:
-            game.reset(torch.tensor([1, 4]))
+            env.reset(torch.tensor([1, 4]))
         over = (terminated | truncated).nonzero().flatten()
         if len(over):
-            game.reset(over)
-    together = game.block_maps(torch.arange(6))
+            env.reset(over)
+    together = env.block_maps(torch.arange(6))
     assert together.flatten(1).sum(1).count_nonzero() > 1
     for row in range(6):
-        assert torch.equal(together[row], game.block_map(row))
+        assert torch.equal(together[row], env.block_map(row))
 
 
 # -- information hygiene ---------------------------------------------------------------------------------------------
@@ -589,12 +589,12 @@ def test_a_mask_is_written_in_the_space_of_the_cases_own_file(liver_data, tmp_pa
     env.reset(seed=0)
     for _ in range(3):
         env.step(5)
-    game = env.unwrapped.game
-    game.save_mask(tmp_path / "mask.nii.gz")
+    batched = env.unwrapped.batched
+    batched.save_mask(tmp_path / "mask.nii.gz")
     written, original = nib.load(tmp_path / "mask.nii.gz"), nib.load(liver_data / "imagesTr" / "liver_2.nii.gz")
     assert written.shape == original.shape
     np.testing.assert_allclose(written.affine, original.affine)
-    share, grid_share = np.asarray(written.dataobj).mean(), game.mask().float().mean().item()
+    share, grid_share = np.asarray(written.dataobj).mean(), batched.mask().float().mean().item()
     assert share == pytest.approx(grid_share, rel=0.1)
 
 
@@ -612,8 +612,8 @@ def test_reset_options_choose_case_and_starts_and_unknown_ones_are_refused():
     )
     for case_id in ("phantom_02001", "phantom_02000"):
         env.reset(seed=0, options={"case_id": case_id})
-        game = env.unwrapped.game
-        assert game.cases[int(game.case[0])].id == case_id
+        batched = env.unwrapped.batched
+        assert batched.cases[int(batched.case[0])].id == case_id
     with pytest.raises(ValueError, match="case_id 'nobody' is not among the cases"):
         env.reset(options={"case_id": "nobody"})
     with pytest.raises(ValueError, match=r"unknown reset options \['colour'\]"):
@@ -623,10 +623,10 @@ def test_reset_options_choose_case_and_starts_and_unknown_ones_are_refused():
 
 
 def test_every_case_is_drawn():
-    game = SparsEnv(cases=["phantom_0200?"], score_source="oracle_fraction", device="cpu", num_envs=200)
-    game.seed(range(200))
-    game.reset()
-    assert sorted(set(game.case.tolist())) == list(range(10))
+    env = SparsEnv(cases=["phantom_0200?"], score_source="oracle_fraction", device="cpu", num_envs=200)
+    env.seed(range(200))
+    env.reset()
+    assert sorted(set(env.case.tolist())) == list(range(10))
 
 
 def test_it_says_once_that_it_plays_on_phantoms(caplog):
@@ -655,11 +655,11 @@ def test_the_paper_profile_is_what_text_and_program_specify():
 def test_lazy_and_dense_scores_play_the_same_game():
     seen = []
     for engine in ("dense", "lazy"):
-        game = SparsEnv(**ONE, score_engine=engine, num_envs=3)
-        game.seed([1, 2, 3])
-        game.reset()
+        env = SparsEnv(**ONE, score_engine=engine, num_envs=3)
+        env.seed([1, 2, 3])
+        env.reset()
         generator = torch.Generator().manual_seed(0)
-        seen.append([game.advance(torch.randint(6, (3,), generator=generator)) for _ in range(60)])
+        seen.append([env.advance(torch.randint(6, (3,), generator=generator)) for _ in range(60)])
     for one, two in zip(*seen, strict=True):
         torch.testing.assert_close(one.obs, two.obs, atol=2e-4, rtol=0)
         assert torch.equal(one.terminated, two.terminated)
@@ -700,77 +700,77 @@ def test_real_data_without_a_classifier_asks_for_one(liver_data):
 @pytest.mark.parametrize("value", [1.5, -0.1, float("nan")])
 def test_scores_outside_their_range_are_refused(monkeypatch, value):
     toy(monkeypatch, (16, 16, 16))
-    game = SparsEnv(
+    env = SparsEnv(
         grid_shape=(16, 16, 16),
         window_size=(8, 8, 8),
         device="cpu",
         score_source=lambda case, corners: torch.full((len(corners),), value),
     )
-    game.seed([0])
+    env.seed([0])
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
-        game.reset()
+        env.reset()
 
 
-# -- the default game is worth playing -------------------------------------------------------------------------------
+# -- the default env is worth playing -------------------------------------------------------------------------------
 
 
 def test_the_default_game_is_not_over_before_it_began():
-    """Random play on the default game: few starts above τ, and episodes of several steps."""
-    game = SparsEnv(device="cpu", num_envs=256, eval_dice=False)
-    game.seed(range(256))
-    game.reset()
-    assert (game.scores > game.config.threshold).any(dim=0).float().mean() < 0.1
+    """Random play on the default env: few starts above τ, and episodes of several steps."""
+    env = SparsEnv(device="cpu", num_envs=256, eval_dice=False)
+    env.seed(range(256))
+    env.reset()
+    assert (env.scores > env.config.threshold).any(dim=0).float().mean() < 0.1
     lengths = []
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
-        _, terminated, truncated = game.step(torch.randint(6, (256,), generator=generator))
+        _, terminated, truncated = env.step(torch.randint(6, (256,), generator=generator))
         over = (terminated | truncated).nonzero().flatten()
-        lengths += game.t[over].tolist()
+        lengths += env.t[over].tolist()
         if len(over):
-            game.reset(over)
+            env.reset(over)
     assert np.median(lengths) >= 5
 
 
 @pytest.mark.parametrize("action_set", list(MOVES))
 @pytest.mark.parametrize("rule", ["random", "constant0", "greedy"])
 def test_every_rule_plays_either_side_with_every_action_set(action_set, rule):
-    game = SparsEnv(**ORACLE, action_set=action_set, opponent=rule, threshold=1.0, num_envs=3)
-    game.seed(range(3))
-    game.reset(options={"start": [24, 24, 20], "start_opponent": [24, 24, 20]})
-    game.step(RULES[rule](game, 0))
+    env = SparsEnv(**ORACLE, action_set=action_set, opponent=rule, threshold=1.0, num_envs=3)
+    env.seed(range(3))
+    env.reset(options={"start": [24, 24, 20], "start_opponent": [24, 24, 20]})
+    env.step(RULES[rule](env, 0))
     if rule == "constant0":
-        assert game.info()["p_self"].tolist() == [[24, 24, 24]] * 3 == game.info()["p_opp"].tolist()
+        assert env.info()["p_self"].tolist() == [[24, 24, 24]] * 3 == env.info()["p_opp"].tolist()
 
 
 def test_a_hit_with_rounds_left_on_the_last_step_ends_by_time(monkeypatch):
-    game = two_places(monkeypatch, threshold=0.35, horizon=1, lesion_rounds=2)
-    _, terminated, truncated = game.step(torch.tensor([0]))
+    env = two_places(monkeypatch, threshold=0.35, horizon=1, lesion_rounds=2)
+    _, terminated, truncated = env.step(torch.tensor([0]))
     assert (terminated.item(), truncated.item()) == (False, True)
-    assert game.episode_info(torch.tensor([0]))[0]["reason"] == "time"
+    assert env.episode_info(torch.tensor([0]))[0]["reason"] == "time"
 
 
 def test_windows_come_from_the_case_of_their_slot():
-    game = SparsEnv(cases=["phantom_02000", "phantom_02001"], score_source="oracle_fraction", device="cpu", num_envs=8)
-    game.seed(range(8))
-    game.reset()
-    assert len(set(game.case.tolist())) == 2
-    windows, corners = game.observe()["windows"], game.info()["p_self"].tolist()
+    env = SparsEnv(cases=["phantom_02000", "phantom_02001"], score_source="oracle_fraction", device="cpu", num_envs=8)
+    env.seed(range(8))
+    env.reset()
+    assert len(set(env.case.tolist())) == 2
+    windows, corners = env.observe()["windows"], env.info()["p_self"].tolist()
     for slot, (x, y, z) in enumerate(corners):
-        image = game.cases[int(game.case[slot])].image
+        image = env.cases[int(env.case[slot])].image
         assert torch.equal(windows[slot, 0], image[x : x + 16, y : y + 16, z : z + 8])
 
 
 def test_a_score_of_exactly_theta_is_not_in_the_mask_at_float_precision(monkeypatch):
     toy(monkeypatch, (16, 16, 16))
-    game = SparsEnv(
+    env = SparsEnv(
         grid_shape=(16, 16, 16),
         window_size=(8, 8, 8),
         device="cpu",
         score_source=lambda case, corners: torch.full((len(corners),), 0.3),
         mask_threshold=0.3,
     )
-    game.seed([0])
-    game.reset()
-    game.step(torch.tensor([0]))
-    assert game.accumulated_map().max().item() == pytest.approx(0.3)
-    assert not game.mask().any()
+    env.seed([0])
+    env.reset()
+    env.step(torch.tensor([0]))
+    assert env.accumulated_map().max().item() == pytest.approx(0.3)
+    assert not env.mask().any()

@@ -7,8 +7,8 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from segarena.datasets.echo.images import EchoImages
-from segarena.datasets.echo.images.phantom import VENDORS, echo_phantom
+from segarena.datasets.echo.phantom import VENDORS, echo_phantom
+from segarena.datasets.images import ImagePool
 from segarena.evaluation import metrics as m
 from segarena.evaluation.echo import (
     dice_batch32,
@@ -44,15 +44,14 @@ def mini_heart() -> torch.Tensor:
     return mask
 
 
-def images(labels: torch.Tensor, patients: list[str], instants: list[str]) -> EchoImages:
+def images(labels: torch.Tensor, patients: list[str], instants: list[str]) -> ImagePool:
     n = len(labels)
-    return EchoImages(
-        images=torch.zeros_like(labels),
+    return ImagePool(
+        images=torch.zeros_like(labels)[:, None],
         labels=labels,
         ids=[f"{p}_2CH_{i}" for p, i in zip(patients, instants, strict=True)],
-        patients=patients,
-        views=["2CH"] * n,
-        instants=instants,
+        groups=patients,
+        tags={"view": ["2CH"] * n, "instant": instants},
         spacing_mm=torch.tensor([SPACING] * n, dtype=torch.float64),
         origin="phantom",
     )

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from segarena.common.checkpoints import save_weights
-from segarena.datasets.echo.images import EchoImages
+from segarena.datasets.images import ImagePool
 from segarena.rewards import reward_data as module
 from segarena.rewards.reward_data import (
     ADAPTIVE_DICE,
@@ -62,8 +62,7 @@ def pool_of(number=10, seed=0):
     images = (images + torch.randint(-30, 31, images.shape, generator=draw)).clamp(0, 255).byte()
     names = [f"case{row}" for row in range(number)]
     patients = [f"patient{row // 2}" for row in range(number)]
-    views, instants = ["2CH"] * number, ["ED"] * number
-    return EchoImages(images, None, names, patients, views, instants, torch.ones(number, 2).double(), "phantom")
+    return ImagePool(images[:, None], None, names, patients, {}, torch.ones(number, 2).double(), "phantom")
 
 
 def corrector(masks):
@@ -131,14 +130,14 @@ def plain_build(net, images, rows, config, seed, iteration):
                 bad = functional_call(net, noisy, (images.at(torch.tensor([row])),))[0].argmax(dim=0).byte()
                 found.append((row, "weights", gold[row], bad))
         for row in golden:
-            x = images.images[row].float() / 255
+            x = images.images[row, 0].float() / 255
             for f in config.contrast:
                 bad = net((x.mean() + f * (x - x.mean())).clamp(0, 1)[None, None])[0].argmax(dim=0).byte()
                 found.append((row, "contrast", gold[row], bad))
         for number, s in enumerate(config.noise):
             noise = torch.randn(len(golden), 1, SIZE, SIZE, generator=draw("noise", number))
             for row, drawn in zip(golden, noise, strict=True):
-                x = images.images[row].float() / 255 + s * drawn[0]
+                x = images.images[row, 0].float() / 255 + s * drawn[0]
                 found.append((row, "noise", gold[row], net((x / x.max())[None, None])[0].argmax(dim=0).byte()))
     unfiltered = ("swap", "correction")
     return [t for t in found if t[1] in unfiltered or bool(t[3].any())], gold, branches
@@ -172,7 +171,7 @@ def test_valid_and_like_its_correction_is_gold_and_else_a_valid_correction_count
     a[0, 5:25, 5:25], a[0, 10:25, 10:20] = 2, 1
     far = torch.zeros_like(a)
     far[0, 5:15, 5:25], far[0, 10:15, 10:20] = 2, 1
-    images = dataclasses.replace(pool_of(1), images=torch.tensor(GREY, dtype=torch.uint8)[a.long()])
+    images = dataclasses.replace(pool_of(1), images=torch.tensor(GREY, dtype=torch.uint8)[a.long()][:, None])
     table = [  # correction, mask valid, correction valid -> gold, corrected
         (a, True, True, 1, 0),
         (a, False, False, 0, 0),
@@ -346,7 +345,7 @@ def test_similarity_is_the_mean_of_both_classes_or_as_in_the_program_the_last():
     c[0, 2, 3] = 0
     assert float(similarity(a, c, "mean")) == pytest.approx(0.928571, abs=1e-6)
     assert float(similarity(a, c, "last_label")) == pytest.approx(0.857143, abs=1e-6)
-    images = dataclasses.replace(pool_of(1), images=torch.tensor(GREY, dtype=torch.uint8)[a.long()])
+    images = dataclasses.replace(pool_of(1), images=torch.tensor(GREY, dtype=torch.uint8)[a.long()][:, None])
     for kind, gold in (("mean", 1), ("last_label", 0)):
         config = dataclasses.replace(TINY, similarity=kind, sim_threshold=0.9, **NOTHING)
         always = lambda masks: torch.ones(len(masks), dtype=torch.bool)  # noqa: E731

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from segarena.common.checkpoints import save_weights
 from segarena.common.runs import Run
-from segarena.datasets.echo.images import EchoImages
+from segarena.datasets.images import ImagePool
 from segarena.evaluation.metrics import classification_metrics
 from segarena.rewards import reward_net as module
 from segarena.rewards.reward_data import Triplets
@@ -47,8 +47,7 @@ def hearts(number, seed=0):
 def pool_of(images):
     number = len(images)
     names = [f"case{row}" for row in range(number)]
-    views, instants = ["2CH"] * number, ["ED"] * number
-    return EchoImages(images, None, names, names, views, instants, torch.ones(number, 2).double(), "phantom")
+    return ImagePool(images[:, None], None, names, names, {}, torch.ones(number, 2).double(), "phantom")
 
 
 def toy_triplets(number, seed=0):

@@ -8,7 +8,7 @@ import segarena.common.fitting
 import torch
 import torch.nn.functional as F
 from segarena.common.runs import Run
-from segarena.datasets.echo.images import EchoImages
+from segarena.datasets.images import ImagePool
 from segarena.segmenters import tist, udas
 from segarena.segmenters.adaptation import EntropyConfig, adabn, entropy, minimise_entropy
 from segarena.segmenters.tist import (
@@ -51,13 +51,12 @@ def echo(number, seed=0, *, gain=1.0, lift=0.0):
     truth = torch.where(distance < inner, 1, torch.where(distance < inner + 2 + 2 * draw[3], 2, 0)).to(torch.uint8)
     noise = torch.randn(truth.shape, generator=generator(seed + 1))
     grey = torch.tensor([90.0, 50.0, 150.0])[truth.long()] + 12 * noise
-    return EchoImages(
-        images=(255 * lift + gain * grey).clamp(0, 255).to(torch.uint8),
+    return ImagePool(
+        images=(255 * lift + gain * grey).clamp(0, 255).to(torch.uint8)[:, None],
         labels=truth,
         ids=[f"toy{row}" for row in range(number)],
-        patients=[f"toy{row}" for row in range(number)],
-        views=["2CH"] * number,
-        instants=["ED"] * number,
+        groups=[f"toy{row}" for row in range(number)],
+        tags={},
         spacing_mm=torch.full((number, 2), 0.5, dtype=torch.float64),
         origin="phantom",
     )

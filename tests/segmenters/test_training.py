@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from segarena.common.checkpoints import save_weights
 from segarena.common.runs import Run
-from segarena.datasets.echo.images import EchoImages
+from segarena.datasets.images import ImagePool
 from segarena.segmenters import training
 from segarena.segmenters.norms import adapt_batchnorm, batchnorms, modes_kept, set_norm_mode, shrink_perturb
 from segarena.segmenters.training import (
@@ -52,13 +52,12 @@ def echo(number, seed=0, labels=True):
     truth = torch.where(distance < inner, 1, torch.where(distance < inner + 2 + 2 * draw[3], 2, 0)).to(torch.uint8)
     noise = torch.randn(truth.shape, generator=generator(seed + 1))
     images = (torch.tensor([90.0, 50.0, 150.0])[truth.long()] + 12 * noise).clamp(0, 255).to(torch.uint8)
-    return EchoImages(
-        images=images,
+    return ImagePool(
+        images=images[:, None],
         labels=truth if labels else None,
         ids=[f"toy{row}_2CH_ED" for row in range(number)],
-        patients=[f"toy{row}" for row in range(number)],
-        views=["2CH"] * number,
-        instants=["ED"] * number,
+        groups=[f"toy{row}" for row in range(number)],
+        tags={},
         spacing_mm=torch.full((number, 2), 0.5, dtype=torch.float64),
         origin="phantom",
     )
@@ -316,10 +315,10 @@ def test_dice_is_symmetric_and_one_only_for_equal_masks(seed):
 
 
 def test_batches_cover_the_images_in_order_and_are_of_nearly_equal_size():
-    images = torch.arange(33, dtype=torch.uint8).view(-1, 1, 1).expand(-1, 2, 2)
+    images = torch.arange(33, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
     parts = list(image_batches(images, 32, CPU))
     assert [len(part) for part in parts] == [17, 16]
-    assert torch.equal(torch.cat(parts)[:, 0] * 255, images.float())
+    assert torch.equal(torch.cat(parts) * 255, images.float())
     for bad in (images.float(), images[0], images[:0]):
         with pytest.raises(ValueError, match="must be uint8"):
             list(image_batches(bad, 32, CPU))
@@ -336,7 +335,7 @@ def test_labels_are_the_most_probable_class_and_do_not_depend_on_the_batches(out
     assert p.shape == (7, out, SIZE, SIZE)
     assert torch.equal(labels, segment(net, images))
     with torch.no_grad():
-        logits = net.eval()(images[:, None] / 255)
+        logits = net.eval()(images / 255)
     if out == 1:
         torch.testing.assert_close(p, logits.sigmoid())
         assert torch.equal(labels.bool(), p[:, 0] > 0.5)

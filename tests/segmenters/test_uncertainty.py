@@ -9,7 +9,7 @@ from torch import nn
 
 @pytest.fixture
 def images():
-    return torch.randint(256, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(256, (3, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def test_entropy_is_zero_for_certainty_and_one_for_ignorance():
@@ -22,7 +22,7 @@ def test_entropy_is_zero_for_certainty_and_one_for_ignorance():
 def test_an_ensemble_is_the_mean_of_its_members(images):
     nets = [UNet(1, 3, init_channels=4).eval() for _ in range(3)]
     with torch.no_grad():
-        each = [net(images[:, None].float() / 255).softmax(dim=1) for net in nets]
+        each = [net(images.float() / 255).softmax(dim=1) for net in nets]
     torch.testing.assert_close(uncertainty.ensemble(nets, images), torch.stack(each).mean(dim=0))
 
 
@@ -54,11 +54,11 @@ class Thirds(nn.Module):
 
 
 def test_augmented_views_are_turned_back_onto_the_image():
-    image = torch.zeros(1, 64, 64, dtype=torch.uint8)
-    image[:, 20:44, 16:36], image[:, 26:38, 22:30] = 128, 250
+    image = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
+    image[..., 20:44, 16:36], image[..., 26:38, 22:30] = 128, 250
     mean = uncertainty.augmented(Thirds(), image, 25, 0)
     torch.testing.assert_close(mean.sum(dim=1), torch.ones(1, 64, 64))
-    plain = Thirds()(image[:, None].float() / 255).argmax(dim=1)
+    plain = Thirds()(image.float() / 255).argmax(dim=1)
     assert (mean.argmax(dim=1) == plain).float().mean() > 0.97
     u = uncertainty.entropy_map(mean)[0]
     assert u[30:34, 25:27].max() < 0.3 < u[18:46, 14:38].max(), "certain inside, unsure at edges"

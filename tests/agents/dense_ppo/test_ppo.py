@@ -8,10 +8,10 @@ import pytest
 import torch
 from gymnasium import spaces
 from segarena.agents import ppo as training
+from segarena.agents.dense_ppo import ppo as dense_ppo
+from segarena.agents.dense_ppo.buffer import DenseRolloutBuffer, said, stretched
+from segarena.agents.dense_ppo.policy import DensePolicy, PixelCategorical, explore, map_shape, smooth_field
 from segarena.agents.dense_ppo.ppo import DensePPO, DensePPOConfig, penalised_reward, policy_gradient, surrogate
-from segarena.agents.dense_ppo.ppo import ppo as dense_ppo
-from segarena.agents.dense_ppo.ppo.buffer import DenseRolloutBuffer, said, stretched
-from segarena.agents.dense_ppo.ppo.policy import DensePolicy, PixelCategorical, explore, map_shape, smooth_field
 from segarena.common.runs import Run
 from segarena.envs.adapters import LearnerEnv
 from segarena.envs.core import Advance, BatchedEnv, Ended
@@ -53,7 +53,7 @@ class Shapes(BatchedEnv):
         self.image = torch.zeros(num_envs, 1, size, size)
         self.pixel_reward = torch.zeros(num_envs, size, size)
 
-    def _begin(self, rows, options):
+    def _reset(self, rows, options):
         draws = self.streams.uniform(4)
         draws = draws.view(-1, self.group, 4)[:, :1].expand(-1, self.group, 4).reshape(-1, 4)[rows].float()
         grid = (torch.arange(self.size) + 0.5) / self.size
@@ -67,7 +67,7 @@ class Shapes(BatchedEnv):
         image = disc.float() + 0.4 * ring + 0.15 * texture
         self.image = self.image.index_copy(0, rows, image[:, None])
 
-    def _play(self, actions):
+    def _step(self, actions):
         masks = actions.view(self.truth.shape)
         assert masks.dtype == torch.uint8
         self.pixel_reward = torch.where(masks == self.truth, self.pay[1], self.pay[0])
@@ -90,7 +90,7 @@ class Shapes(BatchedEnv):
         super().load_state(state)
         self.truth, self.image = state["truth"].clone(), state["image"].clone()
 
-    def _picture(self, row):
+    def _render_frame(self, row):
         return np.zeros((self.size, self.size, 3), np.uint8)
 
 
@@ -113,16 +113,16 @@ class Few(DensePolicy):
         return actor, None if self.critic_kind == "none" else critic
 
 
-def learner(config=PLAIN, game=None, policy=Few, seed=0, **policy_kwargs):
+def learner(config=PLAIN, env=None, policy=Few, seed=0, **policy_kwargs):
     kwargs = {"norm_mode": "batch", **policy_kwargs}
-    game = game or Shapes(config.num_envs, group=config.group_size)
-    return DensePPO(policy, LearnerEnv(game), config, policy_kwargs=kwargs, seed=seed, device="cpu")
+    env = env or Shapes(config.num_envs, group=config.group_size)
+    return DensePPO(policy, LearnerEnv(env), config, policy_kwargs=kwargs, seed=seed, device="cpu")
 
 
 def unet_learner(config=PLAIN, seed=0, **policy_kwargs):
     """The networks of the paper, small."""
-    config, game = replace(config, actor_lr=2e-3, critic_lr=2e-3), Shapes(config.num_envs, size=32)
-    return learner(config, game, DensePolicy, seed, init_channels=8, **policy_kwargs)
+    config, env = replace(config, actor_lr=2e-3, critic_lr=2e-3), Shapes(config.num_envs, size=32)
+    return learner(config, env, DensePolicy, seed, init_channels=8, **policy_kwargs)
 
 
 class Curves(BaseCallback):
@@ -155,11 +155,11 @@ def trained(model, rollouts):
 
 def argmax_accuracy(model, seed=123):
     """Share of right pixels of the most probable masks of new images, the statistics being those of the batch."""
-    game = model.env.game
-    game.seed([seed + slot for slot in range(game.num_envs)])
-    game.reset()
+    env = model.env.batched
+    env.seed([seed + slot for slot in range(env.num_envs)])
+    env.reset()
     model.policy.set_training_mode(True)
-    return float((model.policy.get_distribution(game.observe()).mode() == game.truth).float().mean())
+    return float((model.policy.get_distribution(env.observe()).mode() == env.truth).float().mean())
 
 
 # -- the loss on known numbers: section 13 -----------------------------------------------------------------------------
@@ -221,11 +221,11 @@ def test_oracle_4_an_image_is_the_mean_of_its_pixels():
 
 def test_the_learner_descends_exactly_these_terms():
     """One image of 1 x 2 pixels with the numbers of oracles 1 and 2, through the learner's own loss."""
-    game = Shapes(1, size=1)
-    game.single_observation_space = spaces.Box(0, 1, (1, 1, 2), np.float32)
-    game.single_action_space = spaces.MultiDiscrete([3, 3])
+    env = Shapes(1, size=1)
+    env.single_observation_space = spaces.Box(0, 1, (1, 1, 2), np.float32)
+    env.single_action_space = spaces.MultiDiscrete([3, 3])
     config = replace(PLAIN, num_envs=1, kl_coef=0.05, ent_coef=0.15)
-    model = learner(config, game, Dots, norm_mode="group")
+    model = learner(config, env, Dots, norm_mode="group")
     logits, old, ref = (torch.tensor([p[k] for p in (O1, O2)]).log().T[None, :, None] for k in ("pi", "old", "ref"))
     action = torch.zeros(1, 1, 2, dtype=torch.uint8)
     returns, values = (torch.tensor([p[k] for p in (O1, O2)])[None, None] for k in ("r", "v"))
@@ -360,16 +360,16 @@ class OnePixel(BatchedEnv):
         self.single_action_space = spaces.MultiDiscrete([classes])
         self.image = torch.zeros(num_envs, 5, 1, 1)
 
-    def _begin(self, rows, options):
+    def _reset(self, rows, options):
         self.image = self.image.index_copy(0, rows, self.streams.uniform(5, rows).float()[..., None, None])
 
-    def _play(self, actions):
+    def _step(self, actions):
         return self.image[:, 0, 0, 0] * (actions[:, 0] + 1) / 4, torch.ones(self.num_envs, dtype=torch.bool)
 
     def observe(self, rows=None):
         return self.image if rows is None else self.image[rows]
 
-    def _picture(self, row):
+    def _render_frame(self, row):
         return np.zeros((1, 1, 3), np.uint8)
 
 
@@ -507,7 +507,7 @@ def test_a_scalar_critic_has_one_value_per_image_and_learns_the_mean_reward():
     model = learner(replace(PLAIN, critic="scalar", actor_lr=0.0))
     rewards = trained(model, 12).rewards
     with torch.no_grad():
-        values = model.policy.predict_values(model.env.game.observe())
+        values = model.policy.predict_values(model.env.batched.observe())
     assert values.shape == (16, SIZE, SIZE)
     assert torch.equal(values, values[:, :1, :1].expand_as(values))
     assert float(values.mean()) == pytest.approx(rewards[-1], abs=0.05)
@@ -526,7 +526,7 @@ def test_the_critic_of_a_policy_that_stays_learns_where_it_is_right():
 def test_saved_and_loaded_it_gives_the_same_masks(tmp_path, norm_mode):
     model = unet_learner(replace(PLAIN, gamma=0.9), norm_mode=norm_mode)
     trained(model, 1)
-    images = model.env.game.observe().numpy()
+    images = model.env.batched.observe().numpy()
     expected, _ = model.predict(images, deterministic=True)
     assert expected.shape == (16, 32 * 32)
     assert model.action_space.contains(expected[0])
@@ -553,9 +553,9 @@ def test_what_sb3_asks_a_policy_for_has_these_shapes():
 # -- every term acts ---------------------------------------------------------------------------------------------------
 
 
-def gradients_of(config, game=None, **policy_kwargs):
+def gradients_of(config, env=None, **policy_kwargs):
     """Gradients of actor and critic after one update from a fixed start."""
-    model = learner(config, game, norm_mode="frozen", **policy_kwargs)
+    model = learner(config, env, norm_mode="frozen", **policy_kwargs)
     if model.policy.reference is not None:
         model.policy.reference[-1].bias.data += torch.tensor([1.0, 0.0, -1.0])
     trained(model, 1)
@@ -629,11 +629,11 @@ def test_a_large_entropy_bonus_keeps_the_policy_undecided():
 
 def test_gold_actions_are_imitated_whatever_the_reward_says():
     """The gold mask calls every structure 1, which the reward refuses for the ring."""
-    game = Shapes(gold=True)
-    model = learner(replace(PLAIN, kl_coef=0.1), game)
+    env = Shapes(gold=True)
+    model = learner(replace(PLAIN, kl_coef=0.1), env)
     curves = trained(model, 40)
-    mask, _ = model.predict(game.observe().numpy(), deterministic=True)
-    gold = game.info()["gold_action"]
+    mask, _ = model.predict(env.observe().numpy(), deterministic=True)
+    gold = env.info()["gold_action"]
     assert float((torch.from_numpy(mask).view(gold.shape) == gold).float().mean()) > 0.85
     assert curves.rows[-1]["train/gold_fraction"] == 1.0
     assert curves.rows[-1]["train/adv_mean"] > 0.1  # ρ = 1, while V learns r of the action that was sampled
@@ -704,13 +704,13 @@ def test_rollouts_of_longer_episodes_bootstrap_where_they_were_cut_off():
 
 
 def test_what_is_said_of_a_step_is_taken_from_the_episodes_that_ended_in_it():
-    game = Shapes(3)
-    game.reset()
-    game.pixel_reward += 0.25  # of the slots that go on
-    ended = Ended(torch.tensor([1]), game.observe(), {"pixel_reward": torch.ones(1, SIZE, SIZE)}, [{}])
-    step = Advance(game.observe(), torch.zeros(3), torch.tensor([False, True, False]), torch.zeros(3).bool(), ended)
-    assert said(game, step, "pixel_reward")[:, 0, 0].tolist() == [0.25, 1.0, 0.25]
-    assert said(game, step, "gold") is None
+    env = Shapes(3)
+    env.reset()
+    env.pixel_reward += 0.25  # of the slots that go on
+    ended = Ended(torch.tensor([1]), env.observe(), {"pixel_reward": torch.ones(1, SIZE, SIZE)}, [{}])
+    step = Advance(env.observe(), torch.zeros(3), torch.tensor([False, True, False]), torch.zeros(3).bool(), ended)
+    assert said(env, step, "pixel_reward")[:, 0, 0].tolist() == [0.25, 1.0, 0.25]
+    assert said(env, step, "gold") is None
 
 
 # -- logs, determinism and resume --------------------------------------------------------------------------------------

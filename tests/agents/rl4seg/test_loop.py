@@ -32,13 +32,13 @@ from segarena.agents import command_line
 from segarena.agents.command_line import main, read_experiment
 from segarena.agents.dense_ppo.ppo import DensePPO
 from segarena.agents.papers import PAPERS
-from segarena.agents.rl4seg.training import stages as rl4seg_stages
-from segarena.agents.rl4seg.training import training as rl4seg
-from segarena.agents.rl4seg.training.config import RL4SegExperiment
-from segarena.agents.rl4seg.training.context import World
+from segarena.agents.rl4seg import stages as rl4seg_stages
+from segarena.agents.rl4seg import training as rl4seg
+from segarena.agents.rl4seg.config import RL4SegExperiment
+from segarena.agents.rl4seg.context import Context
 from segarena.common import checkpoints, fitting
 from segarena.common.runs import Run
-from segarena.datasets.echo.images.phantom import echo_phantom
+from segarena.datasets.echo.phantom import echo_phantom
 from segarena.evaluation.results import read_results
 from segarena.rewards.echo_validity import valid_masks
 from segarena.rewards.shape_prior import Corrector
@@ -199,9 +199,9 @@ def reconfigure(run, changes):
     path.write_text(yaml.safe_dump(merged(yaml.safe_load(path.read_text()), changes)))
 
 
-def world_of(run):
+def context_of(run):
     run = Run.open(run)
-    return World(read_experiment(run)[1].resolved(), run, trains=False)
+    return Context(read_experiment(run)[1].resolved(), run, trains=False)
 
 
 def everything(folder):
@@ -314,7 +314,7 @@ def test_gold_masks_are_valid_and_stay_gold(tiny):
 
 
 def test_the_policy_that_is_kept_had_the_best_reward_on_validation_images(tiny):
-    run, i = world_of(tiny), 1
+    run, i = context_of(tiny), 1
     lines = [line for line in Run(tiny / "iteration_1/ppo").metrics() if "eval/val_reward_argmax" in line]
     assert [line["step"] for line in lines] == [0, 16, 32]
     masks = segment(run.load(tiny / "iteration_1/ppo"), run.target_val.images)
@@ -384,7 +384,7 @@ def test_an_evaluation_changes_no_stage(tiny, evaluated):
 
 def test_images_that_were_adapted_to_are_said_to_be_so(copied):
     reconfigure(copied, {"methods": []})
-    patient = world_of(copied).target.patients[0]
+    patient = context_of(copied).target.groups[0]
     assert call("evaluate", "--run", copied, "--cases", f"[{patient}]") == 0
     results = read_results(copied / "evaluation")
     assert {result.method: result.mode for result in results} == {
@@ -414,10 +414,10 @@ def test_an_image_is_rendered_as_every_policy_masks_it(copied, capsys):
 
 def test_the_exported_policy_gives_the_same_masks(tiny):
     model = DensePPO.load(tiny.parent / "policy.zip", device="cpu")
-    world = world_of(tiny)
-    images = world.target.images[:5]
-    actions, _ = model.predict((images[:, None].float() / 255).numpy(), deterministic=True)
-    masks = segment(world.load(tiny / "iteration_2/ppo"), images)
+    context = context_of(tiny)
+    images = context.target.images[:5]
+    actions, _ = model.predict((images.float() / 255).numpy(), deterministic=True)
+    masks = segment(context.load(tiny / "iteration_2/ppo"), images)
     assert torch.equal(torch.from_numpy(actions).view(5, 32, 32), masks.long())
     assert len(masks.unique()) == 3
 
@@ -575,7 +575,7 @@ def test_a_run_that_is_interrupted_in_and_after_every_stage_ends_like_one_that_w
             strike(name, when)
 
     stages = stages_of(whole)
-    interrupting(monkeypatch, World, "stage", enter_or_leave)
+    interrupting(monkeypatch, Context, "stage", enter_or_leave)
     interrupting(monkeypatch, torch.Tensor, "backward", step)
     interrupting(monkeypatch, Run, "finish", finish)
     assert train(tmp_path, RESUMED) == 130
@@ -665,9 +665,9 @@ def test_a_policy_that_collapses_in_ppo_ends_the_next_iteration_with_advice(tmp_
     monkeypatch.setattr(rl4seg_stages, "valid_masks", valid)
     learn = rl4seg_stages.train_policy
 
-    def learn_badly(world, stage, **settings):
-        files = learn(world, stage, **settings)
-        save_segmenter(stage.folder / files[0], collapsed(world.load(stage.folder)), {})
+    def learn_badly(context, stage, **settings):
+        files = learn(context, stage, **settings)
+        save_segmenter(stage.folder / files[0], collapsed(context.load(stage.folder)), {})
         return files
 
     monkeypatch.setattr(rl4seg_stages, "train_policy", learn_badly)
@@ -878,9 +878,9 @@ def test_a_variant_runs_and_acts_from_its_stage_on(tmp_path, all_valid, quick, c
 
 def test_gold_images_are_those_that_the_configuration_says(tmp_path, all_valid, quick):
     run = trained(tmp_path, QUICK, gold__source="gt", gold__fraction=0.5, ppo__epochs=0)
-    world = world_of(run)
-    gold, every = (rl4seg_stages._gold_for_ppo(one, 2, None) for one in (world, world_of(quick)))
-    assert torch.equal(gold.masks, world.target_all.labels[gold.rows])
+    context = context_of(run)
+    gold, every = (rl4seg_stages._gold_for_ppo(one, 2, None) for one in (context, context_of(quick)))
+    assert torch.equal(gold.masks, context.target_all.labels[gold.rows])
     assert 4 <= len(gold.rows) <= 12 < len(every.rows)
     assert not differ(weights(run, "adabn"), weights(run, "iteration_1/ppo")), "PPO without a pass leaves the policy"
     assert call("evaluate", "--run", run) == 0
@@ -893,10 +893,10 @@ def test_gold_images_are_those_that_the_configuration_says(tmp_path, all_valid, 
 def test_refreshed_gold_masks_are_those_of_the_last_policy(tmp_path, all_valid, quick):
     run = trained(tmp_path, QUICK, gold__refresh=True)
     for folder, refreshed in ((quick, False), (run, True)):
-        world = world_of(folder)
-        gold = world.gold(2)
+        context = context_of(folder)
+        gold = context.gold(2)
         assert gold.rows.tolist() == list(range(16)) if refreshed else list(range(2, 16))
-        masks = segment(world.load(folder / "iteration_1/ppo"), world.target.images)[gold.rows]
+        masks = segment(context.load(folder / "iteration_1/ppo"), context.target.images)[gold.rows]
         old = gold.rows < 9
         assert torch.equal(masks[~old], gold.masks[~old])
         assert torch.equal(masks[old], gold.masks[old]) == refreshed
@@ -932,15 +932,15 @@ def half_gold(monkeypatch, all_valid):
 @pytest.mark.parametrize("refresh", [False, True])
 def test_corrected_masks_are_gold_where_the_reward_network_prefers_them(tmp_path, half_gold, refresh):
     run = trained(tmp_path, QUICK, gold__corrected=True, gold__refresh=refresh)
-    world = world_of(run)
-    own, corrected = world.gold(2), world.gold(2, "corrected.safetensors")
-    start = world.load(run / "iteration_1/ppo")
-    gold = rl4seg_stages._gold_for_ppo(world, 2, start)
+    context = context_of(run)
+    own, corrected = context.gold(2), context.gold(2, "corrected.safetensors")
+    start = context.load(run / "iteration_1/ppo")
+    gold = rl4seg_stages._gold_for_ppo(context, 2, start)
     assert torch.equal(gold.rows[: len(own.rows)], own.rows)
     rest = gold.take(torch.arange(len(own.rows), len(gold.rows)))
-    judge = rl4seg_stages.reward_function(world, 2)
-    rows, masks = corrected.rows, segment(start, world.target.images[corrected.rows])
-    worth = [judge(world.target.at(rows), some, rows).mean(dim=(1, 2)) for some in (corrected.masks, masks)]
+    judge = rl4seg_stages.reward_function(context, 2)
+    rows, masks = corrected.rows, segment(start, context.target.images[corrected.rows])
+    worth = [judge(context.target.at(rows), some, rows).mean(dim=(1, 2)) for some in (corrected.masks, masks)]
     assert rest.rows.tolist() == rows[worth[0] > worth[1]].tolist()
     assert len(gold.rows.unique()) == len(gold.rows)
 

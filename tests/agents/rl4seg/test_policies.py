@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from segarena.agents.rl4seg.training.context import Gold
-from segarena.agents.rl4seg.training.policies import _begin_with_features
-from segarena.agents.rl4seg.training.stages import _preferred
+from segarena.agents.rl4seg.context import Gold
+from segarena.agents.rl4seg.policies import _begin_with_features
+from segarena.agents.rl4seg.stages import _preferred
 from segarena.segmenters.unet import UNet
 
 

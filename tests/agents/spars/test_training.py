@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from segarena.agents.ppo import PPOConfig
+from segarena.agents.spars.evaluation import _result
+from segarena.agents.spars.policies import policy_arguments
+from segarena.agents.spars.rollouts import Maps, choose_threshold, roll_out, score_map
+from segarena.agents.spars.rules import BfsToTau, Sweep, sweep_path
+from segarena.agents.spars.self_play import SelfPlay, Snapshot
 from segarena.agents.spars.training import CaseChoice, SparsExperiment
-from segarena.agents.spars.training.evaluation import _result
-from segarena.agents.spars.training.policies import policy_arguments
-from segarena.agents.spars.training.rollouts import Maps, choose_threshold, roll_out, score_map
-from segarena.agents.spars.training.rules import BfsToTau, Sweep, sweep_path
-from segarena.agents.spars.training.self_play import SelfPlay, Snapshot
 from segarena.common.runs import Run
 from segarena.envs.adapters import LearnerEnv
 from segarena.envs.spars import RULES, SparsEnv
@@ -23,8 +23,8 @@ ONE = {"cases": ["phantom_02000"], "device": "cpu"}
 ORACLE = {**ONE, "score_source": "oracle_fraction"}
 
 
-def model_on(game, policy="feature_mlp", **changes):
-    env = LearnerEnv(game)
+def model_on(batched, policy="feature_mlp", **changes):
+    env = LearnerEnv(batched)
     arguments = {"n_steps": 16, "batch_size": 16, "n_epochs": 1, "seed": 0, "device": "cpu", **changes}
     return PPO(env=env, **policy_arguments(policy, env.observation_space), **arguments)
 
@@ -48,12 +48,12 @@ class Silent(BaseCallback):
 
 def test_the_opponent_stays_frozen_until_it_is_refreshed_and_then_equals_the_learner():
     """Oracle 19."""
-    game = SparsEnv(**ONE, obs_mode="features", num_envs=2)
-    model = model_on(game)
+    env = SparsEnv(**ONE, obs_mode="features", num_envs=2)
+    model = model_on(env)
     opponent = Snapshot(model.policy)
-    game.seed([0, 1])
-    game.reset()
-    obs = game.observe()
+    env.seed([0, 1])
+    env.reset()
+    obs = env.observe()
     before = logits(opponent.policy, obs)
     assert torch.equal(before, logits(model.policy, obs))
     loss = -model.policy.get_distribution(obs).log_prob(torch.tensor([1, 2])).sum()
@@ -67,9 +67,9 @@ def test_the_opponent_stays_frozen_until_it_is_refreshed_and_then_equals_the_lea
 
 @pytest.mark.parametrize(("refresh_every", "expected"), [(1, [0, 32, 64, 96]), (2, [0, 0, 64, 64])])
 def test_one_learn_refreshes_the_opponent_every_k_rollouts(refresh_every, expected):
-    game = SparsEnv(**ONE, obs_mode="features", num_envs=2)
-    model, seen = model_on(game), []
-    play = SelfPlay(game, refresh_every)
+    env = SparsEnv(**ONE, obs_mode="features", num_envs=2)
+    model, seen = model_on(env), []
+    play = SelfPlay(env, refresh_every)
 
     class Look(Silent):
         def _on_rollout_start(self):
@@ -78,35 +78,35 @@ def test_one_learn_refreshes_the_opponent_every_k_rollouts(refresh_every, expect
             seen.append(play.refreshed_at)
 
         def _on_rollout_end(self):
-            assert same(game._opponent.policy, play.snapshot.policy)
+            assert same(env._opponent.policy, play.snapshot.policy)
 
     model.learn(128, callback=CallbackList([play, Look()]))
     assert seen == expected
-    assert game._opponent is play.snapshot
+    assert env._opponent is play.snapshot
 
 
 @pytest.mark.parametrize("initial", ["constant0", "random"])
 def test_before_the_first_refresh_the_named_rule_competes(initial):
-    game = SparsEnv(**ONE, obs_mode="features", num_envs=2, threshold=1.0)
-    model, moves = model_on(game), []
-    play = SelfPlay(game, 1, initial)
+    env = SparsEnv(**ONE, obs_mode="features", num_envs=2, threshold=1.0)
+    model, moves = model_on(env), []
+    play = SelfPlay(env, 1, initial)
 
     class Look(Silent):
         def _on_step(self):
             if self.num_timesteps <= 32:
-                moves.append(game.last_step()[0][1])
+                moves.append(env.last_step()[0][1])
             return True
 
     model.learn(64, callback=CallbackList([play, Look()]))
-    heights = torch.stack(moves) % game.lattice.shape[2]
+    heights = torch.stack(moves) % env.lattice.shape[2]
     assert bool((heights.diff(dim=0) >= 0).all()) is (initial == "constant0")
     assert play.snapshot is not None, "from the second rollout on the learner's copy competes"
 
 
 def test_a_single_agent_trains_without_an_opponent():
-    game = SparsEnv(**ONE, obs_mode="features", n_agents=1, num_envs=2)
-    model_on(game).learn(32)
-    assert game._opponent is None
+    env = SparsEnv(**ONE, obs_mode="features", n_agents=1, num_envs=2)
+    model_on(env).learn(32)
+    assert env._opponent is None
 
 
 # -- policies --------------------------------------------------------------------------------------------------------
@@ -119,14 +119,14 @@ def test_the_flat_policy_has_the_papers_number_of_parameters():
         return 2 * (64 * n + 64 + 4160) + 390 + 65
 
     assert formula(48 * 48 * 24) == 7_086_791
-    game = SparsEnv(**ORACLE, obs_mode="own_window")
-    policy = model_on(game, "flatten_mlp").policy
+    env = SparsEnv(**ORACLE, obs_mode="own_window")
+    policy = model_on(env, "flatten_mlp").policy
     assert sum(p.numel() for p in policy.parameters()) == formula(16 * 16 * 8)
 
 
 def test_the_window_network_has_the_papers_widths():
-    game = SparsEnv(**ORACLE, obs_mode="two_window")
-    extractor = model_on(game, "window_cnn").policy.features_extractor
+    env = SparsEnv(**ORACLE, obs_mode="two_window")
+    extractor = model_on(env, "window_cnn").policy.features_extractor
     assert extractor.features_dim == 2 * 128 + 9 == 265
     own, other = (torch.randint(256, (3, 1, 16, 16, 8)).float() for _ in range(2))
     state = torch.rand(3, 9)
@@ -146,11 +146,11 @@ def test_the_window_network_has_the_papers_widths():
     ],
 )
 def test_every_weight_of_every_policy_gets_a_gradient(policy, obs_mode):
-    game = SparsEnv(**ONE, obs_mode=obs_mode, num_envs=4, start="random_lattice")
-    network = model_on(game, policy).policy
-    game.seed(range(4))
-    game.reset()
-    values, log_prob, entropy = network.evaluate_actions(game.observe(), torch.tensor([0, 1, 2, 3]))
+    env = SparsEnv(**ONE, obs_mode=obs_mode, num_envs=4, start="random_lattice")
+    network = model_on(env, policy).policy
+    env.seed(range(4))
+    env.reset()
+    values, log_prob, entropy = network.evaluate_actions(env.observe(), torch.tensor([0, 1, 2, 3]))
     (values.sum() + log_prob.sum() + entropy.sum()).backward()
     silent = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum()]
     assert silent == []
@@ -158,9 +158,9 @@ def test_every_weight_of_every_policy_gets_a_gradient(policy, obs_mode):
 
 @pytest.mark.parametrize(("policy", "obs_mode"), [("feature_mlp", "two_window"), ("window_cnn", "features")])
 def test_a_policy_that_cannot_read_the_observations_is_refused(policy, obs_mode):
-    game = SparsEnv(**ONE, obs_mode=obs_mode)
+    env = SparsEnv(**ONE, obs_mode=obs_mode)
     with pytest.raises(ValueError, match=f"policy '{policy}' needs env.obs_mode="):
-        policy_arguments(policy, game.single_observation_space)
+        policy_arguments(policy, env.single_observation_space)
 
 
 def test_shaping_with_another_discount_than_the_learners_is_refused():
@@ -188,25 +188,25 @@ def test_the_sweep_visits_every_position_once_by_single_moves(shape):
 
 def test_what_the_sweep_paints_is_the_score_map():
     settings = {**ORACLE, "grid_shape": (64, 64, 48), "window_size": (24, 24, 16), "threshold": 1.0, "n_agents": 1}
-    game = SparsEnv(**settings, reduce="mean", horizon=20_000)
-    rule = Sweep(game)
-    game.seed([0])
-    game.reset(options={"start": [0, 0, 0]})
+    env = SparsEnv(**settings, reduce="mean", horizon=20_000)
+    rule = Sweep(env)
+    env.seed([0])
+    env.reset(options={"start": [0, 0, 0]})
     seen = []
-    for _ in range(game.lattice.size):
-        game.step(rule(game, 0))
-        seen.append(int(game.at[0]))
-    assert sorted(seen) == list(range(game.lattice.size)), "every position, each once"
-    torch.testing.assert_close(game.block_map(), score_map(game, "mean").blocks[0], atol=1e-9, rtol=0)
+    for _ in range(env.lattice.size):
+        env.step(rule(env, 0))
+        seen.append(int(env.at[0]))
+    assert sorted(seen) == list(range(env.lattice.size)), "every position, each once"
+    torch.testing.assert_close(env.block_map(), score_map(env, "mean").blocks[0], atol=1e-9, rtol=0)
 
 
 def test_greedy_moves_to_the_best_neighbour():
-    game = SparsEnv(**ORACLE, num_envs=50, start="random_lattice")
-    game.seed(range(50))
-    game.reset()
-    chosen = RULES["greedy"](game, 0)
-    there = game.neighbours(game.at[0])
-    scores = game.scores_at(there)
+    env = SparsEnv(**ORACLE, num_envs=50, start="random_lattice")
+    env.seed(range(50))
+    env.reset()
+    chosen = RULES["greedy"](env, 0)
+    there = env.neighbours(env.at[0])
+    scores = env.scores_at(there)
     best = scores.gather(0, chosen[None])[0]
     assert torch.equal(best, scores.amax(dim=0))
     for slot in range(50):
@@ -215,21 +215,21 @@ def test_greedy_moves_to_the_best_neighbour():
 
 @pytest.mark.parametrize("action_set", ["axis6", "king26"])
 def test_the_shortest_path_is_as_short_as_breadth_first_search_says(action_set):
-    game = SparsEnv(**ORACLE, n_agents=1, num_envs=30, start="random_lattice", threshold=0.4, action_set=action_set)
-    rule = BfsToTau(game)
-    above = game.table.volume(0).flatten() > 0.4
+    env = SparsEnv(**ORACLE, n_agents=1, num_envs=30, start="random_lattice", threshold=0.4, action_set=action_set)
+    rule = BfsToTau(env)
+    above = env.table.volume(0).flatten() > 0.4
     # plain breadth-first search over the table of moves
-    distance = torch.full((game.lattice.size,), torch.inf)
+    distance = torch.full((env.lattice.size,), torch.inf)
     distance[above] = 0
-    for _ in range(sum(game.lattice.shape)):
-        distance = torch.minimum(distance, 1 + distance[game.neighbours(torch.arange(game.lattice.size))].amin(dim=0))
+    for _ in range(sum(env.lattice.shape)):
+        distance = torch.minimum(distance, 1 + distance[env.neighbours(torch.arange(env.lattice.size))].amin(dim=0))
     assert torch.equal(rule.distance[0], distance)
-    game.seed(range(30))
-    game.reset()
-    wanted = rule.optimal_steps(game)
+    env.seed(range(30))
+    env.reset()
+    wanted = rule.optimal_steps(env)
     taken, over = torch.zeros(30), torch.zeros(30, dtype=torch.bool)
     for number in range(1, 60):
-        _, terminated, _ = game.step(rule(game, 0))
+        _, terminated, _ = env.step(rule(env, 0))
         taken[terminated & ~over] = number
         over |= terminated
     assert over.all()
@@ -237,8 +237,8 @@ def test_the_shortest_path_is_as_short_as_breadth_first_search_says(action_set):
 
 
 def test_where_tau_is_out_of_reach_the_distance_is_infinite():
-    game = SparsEnv(**ORACLE, threshold=1.0)
-    assert BfsToTau(game).distance.isinf().all()
+    env = SparsEnv(**ORACLE, threshold=1.0)
+    assert BfsToTau(env).distance.isinf().all()
 
 
 # -- protocol --------------------------------------------------------------------------------------------------------
@@ -247,31 +247,31 @@ def test_where_tau_is_out_of_reach_the_distance_is_infinite():
 def test_rollouts_average_the_maps_of_their_episodes_case_by_case():
     settings = {"cases": ["phantom_02000", "phantom_02001"], "score_source": "oracle_fraction", "device": "cpu"}
     settings |= {"n_agents": 1, "horizon": 12, "threshold": 0.4, "start": "centre"}
-    game = SparsEnv(**settings, num_envs=6)
-    greedy = lambda game: RULES["greedy"](game, 0)  # noqa: E731
-    maps = roll_out(game, greedy, jitter_cells=2, seed=1)
-    assert torch.equal(maps.blocks, roll_out(game, greedy, jitter_cells=2, seed=1).blocks)
-    assert not torch.equal(maps.blocks, roll_out(game, greedy, jitter_cells=2, seed=2).blocks), "jitter"
+    env = SparsEnv(**settings, num_envs=6)
+    greedy = lambda env: RULES["greedy"](env, 0)  # noqa: E731
+    maps = roll_out(env, greedy, jitter_cells=2, seed=1)
+    assert torch.equal(maps.blocks, roll_out(env, greedy, jitter_cells=2, seed=1).blocks)
+    assert not torch.equal(maps.blocks, roll_out(env, greedy, jitter_cells=2, seed=2).blocks), "jitter"
     assert {int(case["steps"]) for case in maps.said} != {12}, "episodes must end at different times"
 
-    game.seed([6 * 1 + slot for slot in range(6)])  # the same episodes again, one slot at a time
-    game.begin(torch.tensor([0, 0, 0, 1, 1, 1]), 2)
+    env.seed([6 * 1 + slot for slot in range(6)])  # the same episodes again, one slot at a time
+    env.begin(torch.tensor([0, 0, 0, 1, 1, 1]), 2)
     painted, over = [None] * 6, torch.zeros(6, dtype=torch.bool)
     for _ in range(12):
-        _, terminated, truncated = game.step(greedy(game))
+        _, terminated, truncated = env.step(greedy(env))
         for slot in ((terminated | truncated) & ~over).nonzero().flatten().tolist():
-            painted[slot] = game.block_map(slot).clone()
+            painted[slot] = env.block_map(slot).clone()
         over |= terminated | truncated
     for number in range(2):
         torch.testing.assert_close(maps.blocks[number], sum(painted[3 * number : 3 * number + 3]) / 3)
 
 
 def test_the_chosen_threshold_is_the_best_and_its_dice_is_the_voxel_dice():
-    game = SparsEnv(cases=["phantom_02000", "phantom_02003"], score_source="oracle_fraction", device="cpu", n_agents=1)
-    maps = score_map(game, "mean")
+    env = SparsEnv(cases=["phantom_02000", "phantom_02003"], score_source="oracle_fraction", device="cpu", n_agents=1)
+    maps = score_map(env, "mean")
     theta = choose_threshold(maps)
     voxel = []
-    for number, case in enumerate(game.cases):
+    for number, case in enumerate(env.cases):
         mask, truth = maps.inside(number, theta), case.label == 2
         voxel.append(2 * (mask & truth).sum().item() / (mask.sum().item() + truth.sum().item()))
     assert maps.mean_dice(theta) == pytest.approx(np.mean(voxel))
@@ -280,21 +280,21 @@ def test_the_chosen_threshold_is_the_best_and_its_dice_is_the_voxel_dice():
 
 def test_a_threshold_can_leave_a_very_small_mask():
     """A tumour of one block in a map that is positive everywhere: coarse quantiles could not single it out."""
-    game = SparsEnv(**ONE, n_agents=1)
-    label = torch.zeros_like(game.cases[0].label)
+    env = SparsEnv(**ONE, n_agents=1)
+    label = torch.zeros_like(env.cases[0].label)
     label[20:24, 24:28, 16:20] = 2
-    game.cases = [replace(game.cases[0], label=label)]
-    blocks = torch.rand(1, *game.lattice.block_shape, dtype=torch.float64) * 0.5 + 0.1
+    env.cases = [replace(env.cases[0], label=label)]
+    blocks = torch.rand(1, *env.lattice.block_shape, dtype=torch.float64) * 0.5 + 0.1
     blocks[0, 5, 6, 4] = 0.7
-    maps = Maps(game, blocks, [{}])
+    maps = Maps(env, blocks, [{}])
     assert maps.mean_dice(choose_threshold(maps)) == 1.0
 
 
 def test_no_threshold_is_chosen_without_a_tumour():
-    game = SparsEnv(**ONE, n_agents=1)
-    game.cases = [replace(game.cases[0], label=torch.zeros_like(game.cases[0].label))]
+    env = SparsEnv(**ONE, n_agents=1)
+    env.cases = [replace(env.cases[0], label=torch.zeros_like(env.cases[0].label))]
     with pytest.raises(ValueError, match="no validation case has a tumour"):
-        choose_threshold(score_map(game, "max"))
+        choose_threshold(score_map(env, "max"))
 
 
 def test_theta_is_chosen_on_the_validation_cases_and_the_mode_names_shared_anatomy(tmp_path):
@@ -337,9 +337,9 @@ def test_a_policy_learns_to_reach_tau_far_more_often_than_chance():
     model.learn(98_304)
     judge = SparsEnv(**settings, num_envs=256)
     policy = Snapshot(model.policy)
-    learned = reached(judge, lambda game: policy.act(game.observe(), deterministic=False))
-    chance = reached(judge, lambda game: RULES["random"](game, 0))
-    best = reached(judge, lambda game: BfsToTau(game)(game, 0))
+    learned = reached(judge, lambda env: policy.act(env.observe(), deterministic=False))
+    chance = reached(judge, lambda env: RULES["random"](env, 0))
+    best = reached(judge, lambda env: BfsToTau(env)(env, 0))
     assert best[0] == 1.0
     assert learned[0] >= 0.9
     assert learned[0] >= 3 * chance[0]
@@ -347,11 +347,11 @@ def test_a_policy_learns_to_reach_tau_far_more_often_than_chance():
 
 
 def test_self_play_learns_to_find_tumours_faster_than_chance():
-    """The default game: two agents, +1 or -1 a step, ten for the find."""
+    """The default env: two agents, +1 or -1 a step, ten for the find."""
     settings = {**ORACLE, "obs_mode": "features", "threshold": 0.5, "horizon": 64, "eval_dice": False}
-    game = SparsEnv(**settings, num_envs=64)
-    model = model_on(game, n_steps=32, batch_size=512, n_epochs=4, ent_coef=0.01)
-    play = SelfPlay(game)
+    env = SparsEnv(**settings, num_envs=64)
+    model = model_on(env, n_steps=32, batch_size=512, n_epochs=4, ent_coef=0.01)
+    play = SelfPlay(env)
     model.learn(98_304, callback=play)
     judge = SparsEnv(**{**settings, "n_agents": 1, "reward": "score"}, num_envs=256)
     policy = Snapshot(model.policy)
@@ -364,20 +364,20 @@ def test_self_play_learns_to_find_tumours_faster_than_chance():
         )
         return policy.act(both, deterministic=False)
 
-    learned, chance = reached(judge, learner), reached(judge, lambda game: RULES["random"](game, 0))
+    learned, chance = reached(judge, learner), reached(judge, lambda env: RULES["random"](env, 0))
     assert learned[0] >= 0.9
     assert learned[0] >= 3 * chance[0]
 
 
-def reached(game, player):
+def reached(env, player):
     """Share of episodes that τ ended, and their mean number of steps."""
-    game.seed(range(game.num_envs))
-    game.reset()
-    done = torch.zeros(game.num_envs, dtype=torch.bool)
-    taken = torch.zeros(game.num_envs)
+    env.seed(range(env.num_envs))
+    env.reset()
+    done = torch.zeros(env.num_envs, dtype=torch.bool)
+    taken = torch.zeros(env.num_envs)
     torch.manual_seed(0)
-    for number in range(1, game.horizon + 1):
-        _, terminated, _ = game.step(player(game))
+    for number in range(1, env.horizon + 1):
+        _, terminated, _ = env.step(player(env))
         taken[terminated & ~done] = number
         done |= terminated
     return done.float().mean().item(), taken[done].mean().item()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from segarena.datasets.echo.images import LV, MYO, EchoDataConfig, load_echo
-from segarena.datasets.echo.images.preparation import Acquisition, resized_mask, to_bytes
+from segarena.datasets.echo.preparation import Acquisition, resized_mask, to_bytes
 
 SHAPE = (48, 40)
 """(y, x) of the small images made here."""
@@ -109,7 +109,7 @@ def test_both_releases_of_camus_hold_the_same_patients(camus):
     v1, v2 = load(camus / "CAMUS"), load(camus / "CAMUS_public", patients={"x": ["patient000[14]"]}, split="x")
     assert v1.ids == v2.ids
     assert v1.ids[:3] == ["patient0001_2CH_ED", "patient0001_2CH_ES", "patient0001_4CH_ED"]
-    assert v1.patients[::4] == ["patient0001", "patient0004"]
+    assert v1.groups[::4] == ["patient0001", "patient0004"]
     assert torch.equal(v1.images, v2.images)
     assert torch.equal(v1.labels, v2.labels)
     torch.testing.assert_close(v1.spacing_mm, v2.spacing_mm, rtol=1e-6, atol=0)
@@ -118,12 +118,12 @@ def test_both_releases_of_camus_hold_the_same_patients(camus):
 
 def test_a_real_heart_stands_upright_with_its_spacing(camus):
     echo = load(camus / "CAMUS_public" / "database_nifti", size=128)
-    assert echo.images.shape == (20, 128, 128)
+    assert echo.images.shape == (20, 1, 128, 128)
     torch.testing.assert_close(
         echo.spacing_mm[0], torch.tensor([0.154 * 778 / 128, 0.308 * 549 / 128], dtype=torch.float64), rtol=1e-6, atol=0
     )
     assert set(echo.labels.unique().tolist()) == {0, LV, MYO}
-    wide = torch.stack([(echo.images[:, row] > 0).sum() for row in (5, 60)])
+    wide = torch.stack([(echo.images[:, 0, row] > 0).sum() for row in (5, 60)])
     assert wide[0] < wide[1]  # the sector widens downwards
     heart = (echo.labels > 0).float()
     rows = torch.arange(128.0)[:, None]
@@ -138,7 +138,7 @@ def test_a_changed_acquisition_of_real_images_keeps_their_truth(camus):
     plain = load(camus / "CAMUS", **settings)
     changed, again = (load(camus / name, acquisition=change, **settings) for name in ("CAMUS", "CAMUS_public"))
     assert torch.equal(plain.labels, changed.labels)
-    difference = (plain.images.float() - changed.images.float()).abs().mean(dim=(1, 2))
+    difference = (plain.images.float() - changed.images.float()).abs().mean(dim=(1, 2, 3))
     assert (difference > 5).all()
     gap = (changed.images.int() - again.images.int()).abs().max()  # the spacing of v2 is stored in single precision
     assert gap <= 1, "the image's id decides, not its folder"
@@ -158,7 +158,7 @@ def test_camus_may_be_named_itself_or_by_the_folder_above(tmp_path, layout):
     assert echo.ids == [f"patient0001_{kind}" for kind in ("2CH_ED", "2CH_ES", "4CH_ED", "4CH_ES")]
     np.testing.assert_array_equal(echo.labels[0], resized_mask(np.where(truth() == 3, 0, truth()), 16))
     torch.testing.assert_close(echo.spacing_mm[0], torch.tensor([48 * 0.5 / 16, 40 * 1.0 / 16], dtype=torch.float64))
-    assert echo.images[0, :7].float().mean() > 2 * echo.images[0, 9:].float().mean()
+    assert echo.images[0, 0, :7].float().mean() > 2 * echo.images[0, 0, 9:].float().mean()
 
 
 def test_the_lists_of_camus_are_its_splits_and_may_name_patients_that_are_not_there(tmp_path):
@@ -169,8 +169,8 @@ def test_the_lists_of_camus_are_its_splits_and_may_name_patients_that_are_not_th
     (lists / "subgroup_testing.txt").write_text("patient0002\n")
     (lists / "subgroup_validation.txt").write_text("patient0401\n")
     for folder in (tmp_path, tmp_path / "database_nifti"):
-        assert load(folder, "train").patients[::4] == ["patient0003", "patient0001"]
-        assert load(folder, "test").patients == ["patient0002"] * 4
+        assert load(folder, "train").groups[::4] == ["patient0003", "patient0001"]
+        assert load(folder, "test").groups == ["patient0002"] * 4
     with pytest.raises(ValueError, match=r"split 'val' .* has no patient that is there; there are patient0001, "):
         load(tmp_path, "val")
     (lists / "subgroup_validation.txt").write_text("patient0002\n")
@@ -183,7 +183,7 @@ def test_without_lists_the_patients_must_be_named(tmp_path):
     with pytest.raises(ValueError, match=r"split is 'train' but .* has all; name its patients: patients=\{train: "):
         load(tmp_path, "train")
     named = {"train": ["*1", "patient0003"], "test": ["patient000[2]"]}
-    assert load(tmp_path, "train", patients=named).patients[::4] == ["patient0001", "patient0003"]
+    assert load(tmp_path, "train", patients=named).groups[::4] == ["patient0001", "patient0003"]
     with pytest.raises(ValueError, match=r"no patient in .* is called '\*9'; it has patient0001, patient0002"):
         load(tmp_path, "train", patients={"train": ["*9"]})
 
@@ -208,7 +208,7 @@ def test_text_beside_the_sector_is_masked_out(tmp_path):
     texted[:, :12] = 0
     texted[5:8, :3] = 255
     write_nifti(tmp_path / "database_nifti" / "patient0001" / "patient0001_2CH_ED.nii.gz", texted)
-    image = load(tmp_path, clahe=False, size=40).images[0]
+    image = load(tmp_path, clahe=False, size=40).images[0, 0]
     assert (image[:, :11] == 0).all()
     assert image[:20, 14:].min() > 50
 
@@ -219,10 +219,10 @@ def test_text_beside_the_sector_is_masked_out(tmp_path):
 def test_a_prepared_set_is_read_as_it_is(tmp_path):
     echo = load(small_prepared(tmp_path), "test", size=48)
     assert echo.ids == ["uid1_ED", "uid2_ED"]
-    assert echo.patients == ["p2", "p3"]
-    assert echo.views == ["2CH", "2CH"]
+    assert echo.groups == ["p2", "p3"]
+    assert echo.tags["view"] == ["2CH", "2CH"]
     assert echo.labels.max() == MYO
-    square = echo.images[0][:, 8:44].float().mean(1)
+    square = echo.images[0, 0][:, 8:44].float().mean(1)
     assert square[:24].mean() > 2 * square[26:].mean()  # no CLAHE, and not lying on its side
     torch.testing.assert_close(echo.spacing_mm[0], torch.tensor([0.5, 40 / 48], dtype=torch.float64))
 
@@ -453,6 +453,6 @@ def test_bytes_of_camus_are_read_unchanged_without_clahe(tmp_path):
     write_nifti(path, square)
     write_nifti(Path(str(path).replace(".nii.gz", "_gt.nii.gz")), truth()[:40])
     echo = load(tmp_path, size=40, clahe=False)
-    np.testing.assert_array_equal(echo.images[0], square)
+    np.testing.assert_array_equal(echo.images[0, 0], square)
     equalised = load(tmp_path, size=40)
-    np.testing.assert_array_equal(equalised.images[0], to_bytes(square / np.float32(255), clahe=True))
+    np.testing.assert_array_equal(equalised.images[0, 0], to_bytes(square / np.float32(255), clahe=True))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from segarena.datasets.echo.images import LV, MYO, EchoDataConfig, PhantomPatients, load_echo
-from segarena.datasets.echo.images.phantom import INSTANTS, VENDORS, VIEWS, echo_phantom
-from segarena.datasets.echo.images.preparation import Acquisition, acquired, resized, resized_mask, sector, to_bytes
+from segarena.datasets.echo.phantom import INSTANTS, VENDORS, VIEWS, echo_phantom
+from segarena.datasets.echo.preparation import Acquisition, acquired, resized, resized_mask, sector, to_bytes
 from segarena.rewards.echo_validity import valid_masks
 
 FEW = PhantomPatients(train=3, val=1, test=2, pred=1)
@@ -127,25 +127,25 @@ def test_an_unknown_phantom_is_refused(arguments, message):
 
 def test_a_split_of_phantoms_has_four_images_of_every_patient():
     echo = load_echo(EchoDataConfig(phantom_patients=FEW), "test")
-    assert echo.images.shape == (8, 64, 64)
+    assert echo.images.shape == (8, 1, 64, 64)
     assert echo.images.dtype == echo.labels.dtype == torch.uint8
     assert echo.ids[:2] == ["phantom_a_200000_2CH_ED", "phantom_a_200000_2CH_ES"]
-    assert echo.patients == ["phantom_a_200000"] * 4 + ["phantom_a_200001"] * 4
-    assert echo.views == ["2CH", "2CH", "4CH", "4CH"] * 2
-    assert echo.instants == ["ED", "ES"] * 4
+    assert echo.groups == ["phantom_a_200000"] * 4 + ["phantom_a_200001"] * 4
+    assert echo.tags["view"] == ["2CH", "2CH", "4CH", "4CH"] * 2
+    assert echo.tags["instant"] == ["ED", "ES"] * 4
     assert echo.spacing_mm.shape == (8, 2)
     assert echo.spacing_mm.dtype == torch.float64
     assert echo.origin == "phantom"
     assert set(echo.labels.unique().tolist()) == {0, 1, 2}
     phantom = echo_phantom("a", 200_001, "4CH", "ES")
     np.testing.assert_array_equal(echo.labels[-1], phantom.label)
-    np.testing.assert_array_equal(echo.images[-1], to_bytes(phantom.image, clahe=True))
+    np.testing.assert_array_equal(echo.images[-1, 0], to_bytes(phantom.image, clahe=True))
 
 
 def test_splits_and_vendors_share_no_patient():
     splits = [("a", s) for s in ("train", "val", "test", "pred")] + [("b", "train")]
     loaded = [load_echo(EchoDataConfig(vendor=v, phantom_patients=FEW), s) for v, s in splits]
-    patients = [patient for echo in loaded for patient in set(echo.patients)]
+    patients = [patient for echo in loaded for patient in set(echo.groups)]
     assert len(patients) == len(set(patients)) == 3 + 1 + 2 + 1 + 3
     labels = torch.cat([echo.labels.flatten(1) for echo in loaded])
     assert len(labels.unique(dim=0)) == len(labels)
@@ -164,7 +164,7 @@ def test_prepared_phantoms_come_from_the_cache_and_settings_are_part_of_its_key(
 
 def test_phantom_patients_can_be_named():
     config = EchoDataConfig(phantom_patients=FEW, patients={"mine": ["*_00000[02]", "*_200001"]})
-    assert sorted(set(load_echo(config, "mine").patients)) == [
+    assert sorted(set(load_echo(config, "mine").groups)) == [
         "phantom_a_000000",
         "phantom_a_000002",
         "phantom_a_200001",
@@ -315,6 +315,6 @@ def test_clahe_raises_the_contrast_of_a_flat_part():
 def test_any_phantom_can_be_named_in_full():
     few = PhantomPatients(train=1, val=1, test=1, pred=1)
     named = load_echo(EchoDataConfig(phantom_patients=few, patients={"new": ["phantom_a_200077"]}), "new")
-    assert set(named.patients) == {"phantom_a_200077"}
+    assert set(named.groups) == {"phantom_a_200077"}
     with pytest.raises(ValueError, match="phantom_b_200077"):
         load_echo(EchoDataConfig(phantom_patients=few, patients={"new": ["phantom_b_200077"]}), "new")

@@ -158,7 +158,7 @@ def test_the_digest_knows_the_image_and_not_the_label(tmp_path):
 
 
 def official_splits():
-    return json.loads((resources.files("segarena.datasets") / "splits" / "spars_v1.json").read_text())
+    return json.loads((resources.files("segarena.datasets.liver") / "splits" / "spars_v1.json").read_text())
 
 
 def test_the_official_splits_are_those_of_seed_0_and_share_no_case():
