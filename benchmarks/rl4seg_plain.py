@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from measuring import Parts
 from segarena.agents.dense_ppo.ppo import DensePPOConfig
+from segarena.common.device import bfloat16_on_cuda
 from segarena.rewards.reward_data import RewardDataConfig, contrasted, noised
 from segarena.segmenters.training import class_dice
-from segarena.segmenters.unet import bfloat16_on_cuda
 from torch import Tensor, nn
 from torch.distributions import Categorical
 

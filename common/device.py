@@ -52,3 +52,8 @@ def forked_rng(device: torch.device) -> Iterator[None]:
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
+
+
+def bfloat16_on_cuda(device: torch.device) -> torch.autocast:
+    """Convolutions in bfloat16 on CUDA, everything in float32 elsewhere; losses belong outside, in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

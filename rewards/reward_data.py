@@ -20,11 +20,11 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from ..common.checkpoints import load_weights, save_weights
+from ..common.device import bfloat16_on_cuda
 from ..datasets.echo.images import BACKGROUND
 from ..datasets.images import ImagePool
 from ..segmenters.norms import modes_kept
 from ..segmenters.training import class_dice, labels_of, logits_of
-from ..segmenters.unet import bfloat16_on_cuda
 
 KINDS = ("swap", "weights", "contrast", "noise", "correction", "identity", "sampled", "argmax")
 """How a bad mask was made; `Triplets.kind` counts them from 0."""

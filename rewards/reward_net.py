@@ -17,12 +17,13 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ..common.checkpoints import load_into, load_weights, save_weights
+from ..common.device import bfloat16_on_cuda
 from ..common.fitting import fit
 from ..common.runs import Run
 from ..datasets.echo.images import CLASSES
 from ..datasets.images import ImagePool
 from ..segmenters.training import check_schedule, descend, shuffled_rows
-from ..segmenters.unet import Norm, UNet, bfloat16_on_cuda
+from ..segmenters.unet import Norm, UNet
 from .reward_data import Triplets
 
 ActionEncoding = Literal["raw", "onehot"]

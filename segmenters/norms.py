@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Generator, Tensor, nn
 
-from .unet import Norm, bfloat16_on_cuda
+from ..common.device import bfloat16_on_cuda
+from .unet import Norm
 
 NormMode = Literal["frozen", "batch", "group"]
 

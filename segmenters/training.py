@@ -16,12 +16,13 @@ from torch import Generator, Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from ..common.checkpoints import load_into, load_weights, save_weights
+from ..common.device import bfloat16_on_cuda
 from ..common.fitting import Scalars, fit
 from ..common.runs import Run
 from ..datasets.echo.images import CLASSES, LV, MYO
 from ..datasets.images import ImagePool
 from .norms import modes_kept
-from .unet import UNet, bfloat16_on_cuda
+from .unet import UNet
 
 Loss = Literal["ce", "ce_double_softmax"]
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.optim import Adam
 
+from ..common.device import bfloat16_on_cuda
 from ..common.fitting import Scalars, fit
 from ..common.runs import Run
 from ..datasets.images import ImagePool
@@ -28,7 +29,7 @@ from .training import (
     shuffled_rows,
     truth_of,
 )
-from .unet import UNet, bfloat16_on_cuda
+from .unet import UNet
 
 
 @dataclass(frozen=True)

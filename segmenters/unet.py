@@ -103,10 +103,5 @@ def double_conv(maps_in: int, maps_out: int, norm: Norm, dropout: float) -> nn.S
     return nn.Sequential(*layers)
 
 
-def bfloat16_on_cuda(device: torch.device) -> torch.autocast:
-    """Convolutions in bfloat16 on CUDA, everything in float32 elsewhere; losses belong outside, in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-
-
 def _norm(norm: Norm, maps: int) -> nn.Module:
     return nn.BatchNorm2d(maps) if norm == "batch" else nn.GroupNorm(maps // math.gcd(maps, 8), maps)

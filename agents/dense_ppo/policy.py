@@ -17,8 +17,9 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
+from ...common.device import bfloat16_on_cuda
 from ...segmenters.norms import NormMode, norm_of, set_norm_mode
-from ...segmenters.unet import UNet, bfloat16_on_cuda
+from ...segmenters.unet import UNet
 
 Head = Literal["categorical", "bernoulli"]
 Critic = Literal["unet", "scalar", "none"]
