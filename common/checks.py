@@ -1,9 +1,13 @@
 """Checks of configurations: dataclasses whose fields are numbers, choices and names."""
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import cache
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -11,6 +15,51 @@ if TYPE_CHECKING:
     Config = TypeVar("Config", bound=DataclassInstance)
 else:
     Config = TypeVar("Config")
+
+Range = tuple[float, float]
+"""The lowest and the highest allowed number."""
+ABOVE_0, BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
+"""Ends of open ranges: the numbers next to 0 and 1."""
+AT_LEAST_0: Range = (0, math.inf)
+AT_LEAST_1: Range = (1, math.inf)
+POSITIVE: Range = (ABOVE_0, math.inf)
+SHARE: Range = (0, 1)
+
+
+def check(config: Any, section: str = "", **ranges: Range) -> None:
+    """Check the fields of a dataclass by their types, and the numbers in the fields that `ranges` names.
+
+    A field of a Literal type must have one of its values; numbers must be finite, and True is none. What is None, where
+    the type allows it, has no range. A range of a tuple holds for each of its numbers.
+
+    Args:
+        config: an instance of a dataclass.
+        section: where the fields stand in an experiment, with a dot at its end: "ppo.".
+        ranges: of a field, by name.
+
+    Raises:
+        ValueError: names section, field, value and what is allowed.
+    """
+    for name, kind in _types(type(config)).items():
+        wrong = _misfit(getattr(config, name), kind)
+        if wrong is not None:
+            raise ValueError(f"{section}{name} is {getattr(config, name)!r} but {wrong}")
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        numbers = value if isinstance(value, tuple | list) else [] if value is None else [value]
+        if not all(low <= number <= high for number in numbers):
+            each = "each " if numbers is value else ""
+            raise ValueError(f"{section}{name} is {value!r} but {each}must {_range_text(low, high)}")
+
+
+def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Check that `value` is one of `allowed`.
+
+    Raises:
+        ValueError: names `name`, value and what is allowed.
+    """
+    if value not in (known := list(allowed)):
+        raise ValueError(f"{name} is {value!r} but must be one of {_listed(known)}{_closest(value, known)}")
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
@@ -22,11 +71,91 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     known = [field.name for field in fields(config)]
     for name in settings:
         if name not in known:
-            raise ValueError(f"unknown argument {name!r}{closest(name, known) or f'; there are {known}'}")
+            raise ValueError(f"unknown argument {name!r}{_closest(name, known) or f'; there are {known}'}")
     return replace(config, **settings)
 
 
-def closest(value: object, allowed: Iterable[object]) -> str:
-    """ "; did you mean 'x'?" with the string of `allowed` that is most like `value`; "" where none is like it."""
-    found = difflib.get_close_matches(str(value), [str(one) for one in allowed], 1) if isinstance(value, str) else []
+def _closest(value: object, allowed: Iterable[object]) -> str:
+    """The question whether the string of `allowed` that is most like `value` was meant; "" where none is like it."""
+    strings = [one for one in allowed if isinstance(one, str)]
+    found = difflib.get_close_matches(value, strings, 1) if isinstance(value, str) else []
     return f"; did you mean {found[0]!r}?" if found else ""
+
+
+@cache
+def _types(config: type) -> dict[str, Any]:
+    hints = get_type_hints(config)
+    return {field.name: hints[field.name] for field in fields(config)}
+
+
+def _misfit(value: Any, kind: Any) -> str | None:
+    """What a value of this type must be, if `value` is something else; None: it fits.
+
+    A list that the type allows is judged by its first wrong item.
+    """
+    if _fits(value, kind):
+        return None
+    for one in _options(kind):
+        if isinstance(value, list) and get_origin(one) is list:
+            (item,) = get_args(one)
+            wrong = next(part for part in value if not _fits(part, item))
+            return f"each must be {_text(item)}{_closest(wrong, _choices(item))}"
+    return f"must be {_text(kind)}{_closest(value, _choices(kind))}"
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        return isinstance(value, str | int) and value in parts and not isinstance(value, bool)
+    if origin is tuple:
+        kinds = [parts[0]] * len(value) if isinstance(value, tuple) and Ellipsis in parts else parts
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items())
+    if kind is int:
+        return isinstance(value, Integral) and not isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) if isinstance(kind, type) else True
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _choices(kind: Any) -> list[object]:
+    """The values of the Literal types in a type."""
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return [value for part in get_args(kind) for value in _choices(part)]
+
+
+def _text(kind: Any) -> str:
+    """A type in words."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(_text(part) for part in parts)
+    if origin is Literal:
+        return f"one of {_listed(parts)}"
+    if origin is tuple:
+        number = "" if Ellipsis in parts else f"{len(parts)} "
+        return f"a tuple of {number}{_text(parts[0]).removeprefix('a ')}s"
+    if origin is list:
+        return f"a list, each {_text(parts[0])}"
+    names = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a string", NoneType: "None"}
+    return names.get(kind, f"of type {getattr(kind, '__name__', kind)}")
+
+
+def _range_text(low: float, high: float) -> str:
+    if high == math.inf:
+        return "be positive" if low == ABOVE_0 else f"be at least {low:g}"
+    left = "(0" if low == ABOVE_0 else f"[{low:g}"
+    return f"lie in {left}, 1)" if high == BELOW_1 else f"lie in {left}, {high:g}]"
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(repr, values))
