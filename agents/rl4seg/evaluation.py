@@ -29,7 +29,8 @@ from ...evaluation.calibration import (
 )
 from ...evaluation.echo import dice_batch32, echo_cases, largest_heart, subject_validity
 from ...evaluation.echo_figures import EchoView, save_echo_figure
-from ...evaluation.results import Case, Result, count_origins, mean_metrics
+from ...evaluation.report import mean_metrics
+from ...evaluation.results import Case, Result, count_origins
 from ...rewards.echo_validity import valid_masks
 from ...rewards.reward_net import load_reward_net
 from ...segmenters.training import probabilities, segment
