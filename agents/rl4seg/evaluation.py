@@ -14,8 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...common.runs import Run, plain, slug
-from ...datasets.echo.images import BadImage, load_echo
+from ...datasets.echo.images import load_echo
 from ...datasets.images import ImagePool
+from ...datasets.sample import BadSample
 from ...envs.core import Frame
 from ...envs.rl4seg import DICE, EchoEnv
 from ...envs.rl4seg_config import OF_TRUTH
@@ -77,7 +78,7 @@ def evaluate(
     results: list[Result] = []
     skipped: list[str] = []
     for run, experiment in runs:
-        context, bad = _finished(run, experiment), list[BadImage]()
+        context, bad = _finished(run, experiment), list[BadSample]()
         target = context.experiment.target
         if cases is not None:
             split = ", ".join(cases) if len(cases) < 4 else f"{cases[0]} ... {cases[-1]}"
