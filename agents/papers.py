@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..evaluation.report import table
+from ..evaluation import echo
+from ..evaluation.report import Column, column, table
 from ..evaluation.results import Result
 from .rl4seg import (
     baselines as rl4seg_methods,
@@ -36,21 +37,21 @@ class Paper:
     """(runs, *, command, split, cases, skip_bad) -> results, and the bad files that were skipped."""
     render: Callable[..., Any]
     """(run, experiment, *, case, seed) -> frames, and a sentence on how the episode went."""
-    metrics: tuple[str, ...]
-    """Columns of the table of results."""
+    metrics: tuple[Column | str, ...]
+    """Columns of the table of results, the first of which is tested against the baseline."""
     baseline: str
     """The method with which the others are compared."""
-    more_metrics: tuple[str, ...] = ()
+    more_metrics: tuple[Column | str, ...] = ()
     """Columns of a second table, of the results that have the first of them."""
     frame_ms: int = 125
     """Time that each frame of an episode is shown."""
 
     def tables(self, results: Sequence[Result]) -> list[str]:
         """The tables of these results, in Markdown; without comparison where some images have no truth."""
-        judged = all(self.metrics[0] in result.metrics for result in results)  # images without truth can only be valid
+        judged = all(column(self.metrics[0]).name in result.metrics for result in results)  # no truth, no overlap
         known = judged and any(result.method == self.baseline for result in results)
         first = table(results, self.metrics, baseline=self.baseline if known else None)
-        more = [result for result in results if self.more_metrics and self.more_metrics[0] in result.metrics]
+        more = [r for r in results if self.more_metrics and column(self.more_metrics[0]).name in r.metrics]
         return [first, *([table(more, self.more_metrics)] if more else [])]
 
 
@@ -61,7 +62,14 @@ PAPERS = {
         spars.resume,
         spars_evaluation.evaluate,
         spars_evaluation.render,
-        metrics=("dice", "dice_at_0.5", "hd95_mm", "lesion_recall", "terminal_hit", "steps"),
+        metrics=(
+            "dice",
+            spars_evaluation.COLUMNS["dice_at_0.5"],
+            "hd95_mm",
+            "lesion_recall",
+            spars_evaluation.COLUMNS["terminal_hit"],
+            spars_evaluation.COLUMNS["steps"],
+        ),
         baseline="score map (mean)",
     ),
     "rl4seg": Paper(
@@ -70,9 +78,12 @@ PAPERS = {
         rl4seg.resume,
         rl4seg_evaluation.evaluate,
         rl4seg_evaluation.render,
-        metrics=("dice_avg", "dice_endo", "dice_myo", "dice_epi", "hd_endo_mm", "hd_epi_mm", "valid"),
+        metrics=tuple(
+            echo.COLUMNS[name]
+            for name in ("dice_avg", "dice_endo", "dice_myo", "dice_epi", "hd_endo_mm", "hd_epi_mm", "valid")
+        ),
         baseline=rl4seg_methods.SOURCE_ONLY,
-        more_metrics=("error_auroc", "ece", "dice_avg"),
+        more_metrics=("error_auroc", "ece", echo.COLUMNS["dice_avg"]),
         frame_ms=1000,
     ),
 }

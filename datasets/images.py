@@ -14,7 +14,11 @@ from .sample import Origin
 
 @dataclass(frozen=True)
 class ImagePool:
-    """N images of one size."""
+    """N images of one size, N at least 1: echocardiograms, radiographs, scenes, slices of a CT.
+
+    Raises:
+        ValueError: fields of another type or shape than stated, or of different lengths.
+    """
 
     images: Tensor
     """uint8 [N, C, H, W]; 255 stands for 1.0."""
@@ -27,8 +31,27 @@ class ImagePool:
     tags: dict[str, list[str]]
     """What else is known of each image, by name: view and instant of an echocardiogram, say."""
     spacing_mm: Tensor
-    """float64 [N, 2], (y, x), of the pixels of `images`."""
+    """float64 [N, 2], (y, x), of the pixels of `images`; NaN where it is not known (photographs). On the CPU."""
     origin: Origin
+
+    def __post_init__(self) -> None:
+        images, labels, spacing = self.images, self.labels, self.spacing_mm
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.numel() == 0:
+            shape = tuple(images.shape)
+            raise ValueError(f"images are {images.dtype} {shape} but must be uint8 [N, C, H, W], N at least 1")
+        number, shape = len(images), (len(images), *images.shape[2:])
+        if labels is not None and (labels.dtype != torch.uint8 or labels.shape != shape):
+            raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)} but must be uint8 {shape}")
+        if labels is not None and labels.device != images.device:
+            raise ValueError(f"labels lie on {labels.device} but images on {images.device}; use ImagePool.to")
+        for name, values in {"ids": self.ids, "groups": self.groups, **self.tags}.items():
+            if len(values) != number:
+                raise ValueError(f"{name} has {len(values)} entries but there are {number} images; give one for each")
+        if spacing.dtype != torch.float64 or spacing.shape != (number, 2):
+            given = f"{spacing.dtype} {tuple(spacing.shape)}"
+            raise ValueError(f"spacing_mm is {given} but must be float64 {(number, 2)}, (y, x) of each image")
+        if bool(((spacing <= 0) | spacing.isinf()).any()):
+            raise ValueError("spacing_mm has lengths that are not positive; write NaN where a spacing is not known")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -36,6 +59,18 @@ class ImagePool:
     def at(self, rows: Tensor) -> Tensor:
         """Images float32 [K, C, H, W] in [0, 1] of the rows int64 [K], on the device of `images`."""
         return self.images[rows].float() / 255
+
+    def checked(self, *, channels: int, classes: int) -> "ImagePool":
+        """The pool itself, if its images have so many channels and its labels, where there are any, so many classes.
+
+        Raises:
+            ValueError: another number of channels, or a label outside 0..classes-1.
+        """
+        if (found := self.images.shape[1]) != channels:
+            raise ValueError(f"images have {found} channels but {channels} is needed; convert them first")
+        if self.labels is not None and (highest := int(self.labels.max())) >= classes:
+            raise ValueError(f"labels reach {highest} but must be 0..{classes - 1}; map or remove the others")
+        return self
 
     def take(self, rows: Sequence[int]) -> "ImagePool":
         """These rows only, in this order."""
@@ -59,7 +94,14 @@ class ImagePool:
 
     @classmethod
     def concatenate(cls, parts: Sequence["ImagePool"]) -> "ImagePool":
-        """All images of the parts, which are of one size, origin and set of tags; labelled if all parts are."""
+        """All images of the parts in their order; labelled if all parts are.
+
+        Raises:
+            ValueError: no parts, or parts of different size, origin or tags.
+        """
+        kinds = {(part.images.shape[1:], part.origin, tuple(sorted(part.tags))) for part in parts}
+        if len(kinds) != 1:
+            raise ValueError(f"pools of one size, origin and set of tags can be joined, got {sorted(map(str, kinds))}")
         labels = [part.labels for part in parts if part.labels is not None]
         return replace(
             parts[0],

@@ -18,6 +18,7 @@ from ..datasets.echo.images import LV, MYO
 from ..datasets.images import ImagePool
 from ..rewards.echo_validity import valid_masks
 from ..rewards.morphology import biggest_components
+from .report import Column
 from .results import Case
 
 Floats = npt.NDArray[np.float64]
@@ -25,6 +26,21 @@ Pixels = npt.NDArray[np.bool_]
 
 STRUCTURES = ("endo", "myo", "epi")
 PAPER_BATCH = 32
+COLUMNS = {
+    one.name: one
+    for one in (
+        Column("dice_endo", "Dice ENDO", "%", 100, 1),
+        Column("dice_myo", "Dice MYO", "%", 100, 1),
+        Column("dice_epi", "Dice EPI", "%", 100, 1),
+        Column("dice_avg", "Dice, ENDO and EPI", "%", 100, 1),
+        Column("hd_endo_mm", "HD ENDO", "mm", 1, 1),
+        Column("hd_myo_mm", "HD MYO", "mm", 1, 1),
+        Column("hd_epi_mm", "HD EPI", "mm", 1, 1),
+        Column("valid", "Anatomically valid", "%", 100, 1),
+        Column("empty", "LV or MYO missing", "%", 100, 1),
+    )
+}
+"""How a table shows the metrics of `echo_metrics`, by name."""
 
 
 def largest_heart(masks: Tensor) -> Tensor:
@@ -88,15 +104,14 @@ def echo_cases(images: ImagePool, preds: Tensor) -> list[Case]:
     truths = images.labels
     _check(preds, truths)
     values = echo_metrics(largest_heart(preds.to(truths.device)), truths, images.spacing_mm)
-    columns = {name: column.tolist() for name, column in values.items()}
+    metrics = {name: of_images.tolist() for name, of_images in values.items()}
     return [
         {
             "case_id": images.ids[n],
             "origin": images.origin,
             "patient": images.groups[n],
-            "view": images.tags["view"][n],
-            "instant": images.tags["instant"][n],
-            **{name: column[n] for name, column in columns.items()},
+            **{name: values[n] for name, values in images.tags.items()},
+            **{name: of_images[n] for name, of_images in metrics.items()},
         }
         for n in range(len(images))
     ]

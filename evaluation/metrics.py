@@ -1,7 +1,7 @@
 """How good a mask or a classifier is (papers: SPARS section 7, RL4Seg section 7).
 
-Masks are boolean tensors [*spatial] of equal shape; surface and lesion metrics take two or three axes. What is said of
-an empty mask is one table, so that no case drops out of a mean without a word:
+Masks are boolean tensors [*spatial] of equal shape; surface and lesion metrics take two or three axes. The values for
+empty masks stand in one table, so that no case drops out of a mean unnoticed:
 
 | truth | prediction | dice, iou, precision, recall, nsd, lesion_* | hd95_mm               | false_positive_ml        |
 |-------|------------|---------------------------------------------|-----------------------|--------------------------|
@@ -9,9 +9,9 @@ an empty mask is one table, so that no case drops out of a mean without a word:
 | empty | not empty  | 0                                           | diagonal of the image | volume of the prediction |
 | not   | empty      | 0                                           | diagonal of the image | 0                        |
 
-The diagonal (in mm, outer edge to outer edge) is the largest distance that the image allows: a missed tumour costs the
-worst value instead of a NaN that a mean would skip. Cases without a target say nothing about overlap, so reports leave
-them out of the means of `NEEDS_TARGET` and show their false-positive volume and specificity instead.
+The diagonal (in mm, outer edge to outer edge) is the largest distance that the image allows: a missed target costs the
+worst value instead of a NaN that a mean would skip. Cases with an empty target say nothing about overlap, so reports
+leave them out of the means of `NEEDS_TARGET` and show their false-positive volume and specificity instead.
 """
 
 import math
@@ -27,9 +27,6 @@ from torch import Tensor
 NEEDS_TARGET = frozenset(
     {
         "dice",
-        "dice_at_0.5",
-        "success",
-        "terminal_hit",
         "iou",
         "precision",
         "recall",
@@ -208,7 +205,7 @@ def segmentation_metrics(
 ) -> dict[str, float]:
     """Every metric of one case by name; `false_positive_ml` in volumes only. Bool masks [X, Y] or [X, Y, Z].
 
-    `label_voxels` and `pred_voxels` come along, so that a report can tell the cases without a target.
+    `label_voxels` and `pred_voxels` come along, so that a report can tell the cases with an empty target.
 
     Raises:
         ValueError: masks that do not match or are not bool; a spacing that does not fit them; a negative tolerance.

@@ -1,149 +1,152 @@
-"""Tables of results in Markdown, which a terminal shows as well, and comparisons with a baseline.
+"""Means, p-values and Markdown tables of results.
 
-Every number is a mean over cases. Cases without a target are left out of Dice and its kin (`metrics.NEEDS_TARGET`) and
-get columns of their own: the volume that was painted on them, and the share of them on which nothing was. Where cases
-name their `patient`, intervals and p-values are over patients: images of one heart are not independent.
+Every number is a mean over cases. Cases with an empty target (nothing to find in the truth) are left out of overlap and
+distance metrics (`Column.needs_target`) and get columns of their own: the volume that was painted on them, and the
+share of them on which nothing was. Where cases name their `patient`, intervals and p-values are over patients: images
+of one patient are not independent.
 """
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from .results import Case, Result, metric_values, tumour_free
-from .statistics import Interval, bootstrap_interval, cluster_means, paired_wilcoxon
+from .metrics import NEEDS_TARGET
+from .results import Case, Result, empty_target
+from .statistics import bootstrap_interval, cluster_means, paired_wilcoxon
 
 Floats = npt.NDArray[np.float64]
-Spread = Literal["interval", "std"]
 
 
 class Column(NamedTuple):
-    """How a metric is shown: its values times `scale` are in `unit`."""
+    """A metric and how a table shows it: its values times `scale` are in `unit`."""
 
+    name: str
+    """Of the metric, as in the cases of a result."""
     title: str
     unit: str = ""
     scale: float = 1.0
     digits: int = 3
+    needs_target: bool = False
+    """Whether its mean leaves out the cases with an empty target."""
 
 
-COLUMNS = {
-    "dice": Column("Dice", "%", 100, 1),
-    "dice_at_0.5": Column("Dice, θ = 0.5", "%", 100, 1),
-    "terminal_hit": Column("Episodes ended on tumour", "%", 100, 1),
-    "steps": Column("Steps", "", 1, 1),
-    "success": Column("Tumour touched", "%", 100, 1),
-    "iou": Column("IoU", "%", 100, 1),
-    "precision": Column("Precision", "%", 100, 1),
-    "recall": Column("Recall", "%", 100, 1),
-    "hd95_mm": Column("HD95", "mm", 1, 1),
-    "nsd": Column("NSD", "%", 100, 1),
-    "lesion_recall": Column("Lesion recall", "%", 100, 1),
-    "lesion_precision": Column("Lesion precision", "%", 100, 1),
-    "lesion_recall_iou": Column("Lesion recall, IoU > 0.1", "%", 100, 1),
-    "lesion_precision_iou": Column("Lesion precision, IoU > 0.1", "%", 100, 1),
-    "false_positive_ml": Column("False positive", "ml", 1, 1),
-    "dice_endo": Column("Dice ENDO", "%", 100, 1),
-    "dice_myo": Column("Dice MYO", "%", 100, 1),
-    "dice_epi": Column("Dice EPI", "%", 100, 1),
-    "dice_avg": Column("Dice, ENDO and EPI", "%", 100, 1),
-    "hd_endo_mm": Column("HD ENDO", "mm", 1, 1),
-    "hd_myo_mm": Column("HD MYO", "mm", 1, 1),
-    "hd_epi_mm": Column("HD EPI", "mm", 1, 1),
-    "valid": Column("Anatomically valid", "%", 100, 1),
-    "empty": Column("LV or MYO missing", "%", 100, 1),
-    "error_auroc": Column("Error AUROC"),
-    "ece": Column("ECE"),
-    "pixel_accuracy": Column("Pixel accuracy", "%", 100, 1),
+STANDARD = {
+    one.name: one._replace(needs_target=one.name in NEEDS_TARGET)
+    for one in (
+        Column("dice", "Dice", "%", 100, 1),
+        Column("iou", "IoU", "%", 100, 1),
+        Column("precision", "Precision", "%", 100, 1),
+        Column("recall", "Recall", "%", 100, 1),
+        Column("hd95_mm", "HD95", "mm", 1, 1),
+        Column("nsd", "NSD", "%", 100, 1),
+        Column("lesion_recall", "Lesion recall", "%", 100, 1),
+        Column("lesion_precision", "Lesion precision", "%", 100, 1),
+        Column("lesion_recall_iou", "Lesion recall, IoU > 0.1", "%", 100, 1),
+        Column("lesion_precision_iou", "Lesion precision, IoU > 0.1", "%", 100, 1),
+        Column("false_positive_ml", "False positive", "ml", 1, 1),
+        Column("pixel_accuracy", "Pixel accuracy", "%", 100, 1),
+        Column("auroc", "AUROC"),
+        Column("error_auroc", "Error AUROC"),
+        Column("ece", "ECE"),
+    )
 }
-"""Metrics with a unit; any other is shown as it is, with three digits."""
+"""Columns of the metrics that all papers share, by name. Any other metric is shown as it is, with three digits, unless
+the caller hands over its `Column`."""
 
 
-class Comparison(NamedTuple):
-    """A method against a baseline on the same cases."""
-
-    difference: Interval
-    """Method minus baseline, in the unit of the metric."""
-    p_value: float
-    """Two-sided paired Wilcoxon test over cases, or over the means of patients where the cases name them; seeds
-    averaged, not corrected for several methods."""
-    cases: int
+def column(metric: Column | str) -> Column:
+    """The column of a metric that is named, or `metric` itself."""
+    return metric if isinstance(metric, Column) else STANDARD.get(metric, Column(metric, metric))
 
 
-def table(
-    results: Sequence[Result],
-    metrics: Sequence[str] = ("dice", "hd95_mm", "nsd", "lesion_recall", "lesion_precision"),
-    *,
-    baseline: str | None = None,
-    spread: Spread = "interval",
-) -> str:
-    """A Markdown table with one row per method, in the order in which the results name them.
+def mean_metrics(cases: Sequence[Case], columns: Iterable[Column] = ()) -> dict[str, float]:
+    """Mean of each metric over the cases, by name; NaN where it is undefined.
 
-    Results of one method that differ in the seed become one row. A cell is "mean [low, high]" with the 95 % bootstrap
-    interval over cases (or patients) and seeds, or "mean ± std" with the population standard deviation over cases
-    (seeds averaged) for `spread` "std"; "–" where the metric is undefined for one of its cases. With a `baseline` the
-    last column holds the p-value of the first metric against that method. The lines below the table say what the
-    numbers rest on.
+    A metric that one of its cases lacks is undefined, not averaged over the others. columns: those of metrics that are
+    not in `STANDARD`, which say whether they need a target.
 
     Raises:
-        ValueError: no results or no metrics, results of different environments, data sets or splits, methods or seeds
+        ValueError: no cases.
+    """
+    if not cases:
+        raise ValueError("no cases to average")
+    known = {one.name: one for one in columns}
+    names = dict.fromkeys(name for case in cases for name, value in case.items() if not isinstance(value, str))
+    values = {name: _by_case(cases, known.get(name, column(name))).values() for name in names}
+    return {name: sum(found) / len(found) if found else math.nan for name, found in values.items()}
+
+
+def table(results: Sequence[Result], columns: Sequence[Column | str], *, baseline: str | None = None) -> str:
+    """A Markdown table with one row per method, in the order in which the results name them.
+
+    columns: what is shown; a name stands for a column of `STANDARD`. Results of one method that differ in the seed
+    become one row. A cell is "mean [low, high]" with the 95 % bootstrap interval over cases (or patients) and seeds;
+    "–" where the metric is undefined for one of its cases. With a `baseline` the last column holds the p-value of the
+    first metric against that method. The lines below the table say what the numbers rest on.
+
+    Raises:
+        ValueError: no results or no columns, results of different environments, data sets or splits, methods or seeds
             with different cases, one seed twice, a patient named by some cases only, or a baseline that is not among
             the methods.
     """
-    if not metrics:
-        raise ValueError("metrics is empty: name at least one")
+    if not columns:
+        raise ValueError("columns is empty: name at least one metric")
+    shown = [column(metric) for metric in columns]
     methods = _by_method(results)
     cases = results[0].cases
     patient_of = _patient_of(cases)
-    meant = {name: list(metric_values(cases, name)) for name in metrics}
-    free = [case["case_id"] for case in cases if tumour_free(case)]
-    header = ["Method", "Supervision", "Mode", "Seeds", *(_heading(name) for name in metrics)]
-    if free:
-        header += ["False positive (ml), tumour-free", "Specificity (%)"]
+    meant = [list(_by_case(cases, one)) for one in shown]
+    empty = [case["case_id"] for case in cases if empty_target(case)]
+    header = ["Method", "Supervision", "Mode", "Seeds", *map(_heading, shown)]
+    if empty:
+        header += ["False positive (ml), empty target", "Specificity (%)"]
     if baseline is not None:
-        header.append(f"p ({_column(metrics[0]).title} vs {baseline})")
-        against = compare(results, baseline, metrics[0])
+        header.append(f"p ({shown[0].title} vs {baseline})")
+        p_value = p_values(results, baseline, shown[0])
     rows = []
     for method, runs in methods.items():
         row = [method, runs[0].supervision, runs[0].mode, str(len(runs))]
-        for name in metrics:
-            values, of_cases = _values(runs, name, meant[name]), _patients(patient_of, meant[name])
-            row.append(_cell(values, _column(name), spread, of_cases))
-        if free:
-            painted, volume = _values(runs, "pred_voxels", free), _values(runs, "false_positive_ml", free)
-            empty, of_free = np.where(np.isnan(painted), np.nan, painted == 0), _patients(patient_of, free)
-            row.append(_cell(volume, COLUMNS["false_positive_ml"], spread, of_free))
-            row.append(_cell(empty, Column("", "%", 100, 1), spread, of_free))
+        for one, case_ids in zip(shown, meant, strict=True):
+            row.append(_cell(_values(runs, one, case_ids), one, _patients(patient_of, case_ids)))
+        if empty:
+            of_empty = _patients(patient_of, empty)
+            volume = column("false_positive_ml")
+            row.append(_cell(_values(runs, volume, empty), volume, of_empty))
+            painted = _values(runs, column("pred_voxels"), empty)
+            specific = np.where(np.isnan(painted), np.nan, painted == 0)
+            row.append(_cell(specific, Column("specificity", "Specificity", "%", 100, 1), of_empty))
         if baseline is not None:
-            row.append("–" if method == baseline else f"{against[method].p_value:.2g}")
+            row.append("–" if method == baseline else f"{p_value[method]:.2g}")
         rows.append(row)
-    return "\n".join([*_markdown(header, rows), "", *_footer(results, len(free), spread)])
+    return "\n".join([*_markdown(header, rows), "", *_footer(results, len(empty))])
 
 
-def compare(results: Sequence[Result], baseline: str, metric: str = "dice") -> dict[str, Comparison]:
-    """Every other method against `baseline` on the same cases, seeds averaged per case; by method.
+def p_values(results: Sequence[Result], baseline: str, metric: Column | str) -> dict[str, float]:
+    """p-value of every other method against `baseline` on the same cases, by method.
+
+    Two-sided paired Wilcoxon test over cases, or over the means of patients where the cases name them; seeds are
+    averaged per case. Not corrected for several methods.
 
     Raises:
         ValueError: as `table`; or a metric that a case lacks, or that has a meaning on none of the cases.
     """
+    one = column(metric)
     methods = _by_method(results)
     if baseline not in methods:
         raise ValueError(f"baseline is {baseline!r} but the methods are {list(methods)}")
-    case_ids = list(metric_values(results[0].cases, metric))  # one order for all methods, or the pairs would not match
-    per_case = {method: _values(runs, metric, case_ids).mean(axis=0) for method, runs in methods.items()}
+    case_ids = list(_by_case(results[0].cases, one))  # one order for all methods, or the pairs would not match
+    per_case = {method: _values(runs, one, case_ids).mean(axis=0) for method, runs in methods.items()}
     undefined = [method for method, values in per_case.items() if not values.size or np.isnan(values).any()]
     if undefined:
-        raise ValueError(f"metric {metric!r} is missing or undefined for cases of {undefined}")
-    reference = per_case.pop(baseline)
+        raise ValueError(f"metric {one.name!r} is missing or undefined for cases of {undefined}")
     patients = _patients(_patient_of(results[0].cases), case_ids)
-    found = {}
-    for method, values in per_case.items():
-        pairs = (values, reference)
-        if patients is not None:
-            pairs = (cluster_means(values, patients), cluster_means(reference, patients))
-        interval = bootstrap_interval(values - reference, clusters=patients)
-        found[method] = Comparison(interval, paired_wilcoxon(*pairs), len(reference))
-    return found
+    if patients is not None:
+        per_case = {method: cluster_means(values, patients) for method, values in per_case.items()}
+    reference = per_case.pop(baseline)
+    return {method: paired_wilcoxon(values, reference) for method, values in per_case.items()}
 
 
 def _by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -156,7 +159,7 @@ def _by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
     methods: dict[str, list[Result]] = {}
     for result in results:
         methods.setdefault(result.method, []).append(result)
-    expected = {case["case_id"]: (tumour_free(case), case.get("patient")) for case in results[0].cases}
+    expected = {case["case_id"]: (empty_target(case), case.get("patient")) for case in results[0].cases}
     for method, runs in methods.items():
         seeds = [run.seed for run in runs]
         if len(set(seeds)) < len(seeds):
@@ -164,16 +167,23 @@ def _by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
         if len({(run.supervision, run.mode) for run in runs}) > 1:
             raise ValueError(f"method {method!r} mixes kinds of supervision or modes; give them names of their own")
         for run in runs:
-            found = {case["case_id"]: (tumour_free(case), case.get("patient")) for case in run.cases}
+            found = {case["case_id"]: (empty_target(case), case.get("patient")) for case in run.cases}
             if not found or found != expected:
                 differ = sorted(dict(found.items() ^ expected.items()))
                 raise ValueError(f"result {run.id!r} and {results[0].id!r} differ in the cases {differ}, or have none")
     return methods
 
 
-def _values(runs: Sequence[Result], metric: str, case_ids: Sequence[str]) -> Floats:
+def _by_case(cases: Sequence[Case], metric: Column) -> dict[str, float]:
+    """The metric by case_id, without the cases on which it has no meaning; NaN where it is missing or undefined."""
+    relevant = (case for case in cases if not (metric.needs_target and empty_target(case)))
+    values = {case["case_id"]: case.get(metric.name) for case in relevant}
+    return {case_id: math.nan if value is None else float(value) for case_id, value in values.items()}
+
+
+def _values(runs: Sequence[Result], metric: Column, case_ids: Sequence[str]) -> Floats:
     """The metric [seeds, cases] on these cases, in this order."""
-    by_seed = [metric_values(run.cases, metric) for run in runs]
+    by_seed = [_by_case(run.cases, metric) for run in runs]
     return np.array([[values[case_id] for case_id in case_ids] for values in by_seed], dtype=np.float64)
 
 
@@ -191,22 +201,16 @@ def _patients(patient_of: dict[str, str] | None, case_ids: Sequence[str]) -> lis
     return None if patient_of is None else [patient_of[case_id] for case_id in case_ids]
 
 
-def _column(metric: str) -> Column:
-    return COLUMNS.get(metric, Column(metric))
+def _heading(one: Column) -> str:
+    return f"{one.title} ({one.unit})" if one.unit else one.title
 
 
-def _heading(metric: str) -> str:
-    column = _column(metric)
-    return f"{column.title} ({column.unit})" if column.unit else column.title
-
-
-def _cell(values: Floats, column: Column, spread: Spread, patients: Sequence[str] | None) -> str:
+def _cell(values: Floats, one: Column, patients: Sequence[str] | None) -> str:
+    """ "mean [low, high]" of the values [seeds, cases]; "–" where one is NaN, or there are none."""
     if values.size == 0 or np.isnan(values).any():
         return "–"
-    values, digits = values * column.scale, column.digits
-    if spread == "std":
-        return f"{values.mean():.{digits}f} ± {values.mean(axis=0).std():.{digits}f}"
-    mean, low, high = bootstrap_interval(values, clusters=patients)
+    digits = one.digits
+    mean, low, high = bootstrap_interval(values * one.scale, clusters=patients)
     return f"{mean:.{digits}f} [–]" if np.isnan(low) else f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
@@ -218,25 +222,22 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
     return ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
 
 
-def _footer(results: Sequence[Result], free: int, spread: Spread) -> list[str]:
+def _footer(results: Sequence[Result], empty: int) -> list[str]:
     first = results[0]
     cases: Sequence[Case] = first.cases
     seeds = sorted({result.seed for result in results})
     patients = set((_patient_of(cases) or {}).values())
     of_patients, units = (f" of {len(patients)} patients", "patients") if patients else ("", "cases")
     origins = ", ".join(f"{first.origins.get(origin, 0)} {origin}" for origin in ("phantom", "implanted", "real"))
-    meaning = {
-        "interval": f"mean [95 % bootstrap interval over {units} and, where there are several, seeds]",
-        "std": "mean ± population standard deviation over cases, seeds averaged",
-    }
     lines = [
         f"{first.env}, {first.data}, split {first.split}: {len(cases)} cases{of_patients} ({origins}); seeds {seeds}.",
-        f"Cells: {meaning[spread]}. Supervision: the labels a method learned from. "
+        f"Cells: mean [95 % bootstrap interval over {units} and, where there are several, seeds]. "
+        "Supervision: the labels a method learned from. "
         "Transductive: it saw the test images, unlabelled, while learning.",
     ]
-    if free:
+    if empty:
         lines.append(
-            f"{free} tumour-free cases are left out of overlap, surface and lesion metrics; for them the table gives "
-            "the volume of the mask and the share of cases with an empty mask (specificity)."
+            f"{empty} cases with an empty target are left out of overlap, surface and lesion metrics; for them the "
+            "table gives the volume of the mask and the share of cases with an empty mask (specificity)."
         )
     return lines

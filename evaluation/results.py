@@ -12,15 +12,13 @@ from typing import Any, Literal, get_args
 from ..common.files import replacing
 from ..datasets.sample import Origin
 from .machine import describe_machine, git_revision
-from .metrics import NEEDS_TARGET
 
 Case = dict[str, Any]
-"""`case_id`, `origin`, and metric values by name (None: undefined).
+"""`case_id` and `origin`, and by name whatever else is known of the case: text is a tag (the view, say), a number is a
+metric, None a metric that is undefined.
 
-Where several cases may be of one patient they name their `patient` too, and echocardiograms their `view` and `instant`.
+Where several cases may be of one patient they name their `patient`.
 """
-NO_METRICS = frozenset({"case_id", "origin", "patient", "view", "instant"})
-"""What a case says of itself, next to its metrics."""
 Mode = Literal["transductive", "inductive"]
 """Whether the method saw the evaluated images, without their labels, while it learned."""
 
@@ -48,7 +46,7 @@ class Result:
     origins: dict[str, int]
     """Number of phantom, implanted and real cases; see `count_origins`."""
     metrics: dict[str, float | None]
-    """Means over the cases; see `mean_metrics`."""
+    """Means over the cases; see `report.mean_metrics`."""
     cases: list[Case]
     settings: dict[str, Any]
     """What decides the numbers: rollouts, mask_threshold and how it was chosen, tolerance_mm, ..."""
@@ -96,39 +94,14 @@ def read_results(where: str | Path | Iterable[str | Path]) -> list[Result]:
     return [_read(path) for path in paths]
 
 
-def tumour_free(case: Mapping[str, Any]) -> bool:
-    """Whether the case is known to have an empty truth, so that no overlap can be measured."""
+def empty_target(case: Mapping[str, Any]) -> bool:
+    """Whether the case is known to have nothing to find in its truth, so that no overlap can be measured."""
     return case.get("label_voxels") == 0
-
-
-def mean_metrics(cases: Sequence[Case]) -> dict[str, float]:
-    """Mean of each metric over the cases; metrics of `NEEDS_TARGET` over those with a target. NaN: undefined.
-
-    A metric that one of its cases lacks is undefined, not averaged over the others.
-
-    Raises:
-        ValueError: no cases.
-    """
-    if not cases:
-        raise ValueError("no cases to average")
-    names = dict.fromkeys(name for case in cases for name in case if name not in NO_METRICS)
-    return {name: _mean(metric_values(cases, name)) for name in names}
-
-
-def metric_values(cases: Sequence[Case], name: str) -> dict[str, float]:
-    """The metric by case_id, without the cases on which it has no meaning; NaN where it is missing or undefined."""
-    relevant = (case for case in cases if not (name in NEEDS_TARGET and tumour_free(case)))
-    values = {case["case_id"]: case.get(name) for case in relevant}
-    return {case_id: math.nan if value is None else float(value) for case_id, value in values.items()}
 
 
 def count_origins(cases: Sequence[Case]) -> dict[str, int]:
     """Number of cases of each origin that occurs."""
     return dict(Counter(str(case["origin"]) for case in cases))
-
-
-def _mean(values: Mapping[str, float]) -> float:
-    return sum(values.values()) / len(values) if values else math.nan
 
 
 def _finite(value: Any) -> Any:

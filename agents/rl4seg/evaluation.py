@@ -14,8 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...common.runs import Run, plain, slug
-from ...datasets.echo.images import BadImage, load_echo
+from ...datasets.echo.images import load_echo
 from ...datasets.images import ImagePool
+from ...datasets.sample import BadSample
 from ...envs.core import Frame
 from ...envs.rl4seg import DICE, EchoEnv
 from ...envs.rl4seg_config import OF_TRUTH
@@ -29,7 +30,8 @@ from ...evaluation.calibration import (
 )
 from ...evaluation.echo import dice_batch32, echo_cases, largest_heart, subject_validity
 from ...evaluation.echo_figures import EchoView, save_echo_figure
-from ...evaluation.results import Case, Result, count_origins, mean_metrics
+from ...evaluation.report import mean_metrics
+from ...evaluation.results import Case, Result, count_origins
 from ...rewards.echo_validity import valid_masks
 from ...rewards.reward_net import load_reward_net
 from ...segmenters.training import probabilities, segment
@@ -76,7 +78,7 @@ def evaluate(
     results: list[Result] = []
     skipped: list[str] = []
     for run, experiment in runs:
-        context, bad = _finished(run, experiment), list[BadImage]()
+        context, bad = _finished(run, experiment), list[BadSample]()
         target = context.experiment.target
         if cases is not None:
             split = ", ".join(cases) if len(cases) < 4 else f"{cases[0]} ... {cases[-1]}"

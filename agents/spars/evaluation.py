@@ -23,12 +23,24 @@ from ...envs.spars import RULES, SparsEnv
 from ...envs.spars_config import SparsConfig
 from ...evaluation.figures import CaseView, save_case_figure
 from ...evaluation.metrics import dice, segmentation_metrics
-from ...evaluation.results import Case, Result, count_origins, mean_metrics
+from ...evaluation.report import Column, mean_metrics
+from ...evaluation.results import Case, Result, count_origins
 from .rollouts import PAPER_THRESHOLD, Maps, choose_threshold, roll_out, score_map
 from .rules import BfsToTau
 from .training import TRAIN, CaseChoice, EvaluationConfig, SparsExperiment, env_of, load_policies
 
 log = logging.getLogger(__name__)
+
+COLUMNS = {
+    one.name: one
+    for one in (
+        Column("dice_at_0.5", "Dice, θ = 0.5", "%", 100, 1, needs_target=True),
+        Column("success", "Tumour touched", "%", 100, 1, needs_target=True),
+        Column("terminal_hit", "Episodes ended on tumour", "%", 100, 1, needs_target=True),
+        Column("steps", "Steps", "", 1, 1),
+    )
+}
+"""How a table shows the metrics that only SPARS has, by name."""
 
 
 def evaluate(
@@ -182,7 +194,7 @@ def _result(
         supervision="voxel" if experiment.env.score_source == "oracle_fraction" else "window",
         mode="transductive" if seen & {base(case["case_id"]) for case in cases} else "inductive",
         origins=count_origins(cases),
-        metrics=dict(mean_metrics(cases)),
+        metrics=dict(mean_metrics(cases, COLUMNS.values())),
         cases=cases,
         settings={
             "mask_threshold": theta,

@@ -10,10 +10,10 @@ Finding reads names and lists only, so that a bad file is met where its image is
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..selection import one_split_each
 from .phantom import INSTANTS, VIEWS
 
 SUBGROUPS = {"train": "subgroup_training.txt", "val": "subgroup_validation.txt", "test": "subgroup_testing.txt"}
@@ -148,19 +148,3 @@ def _prepared(table: Path) -> EchoFolder:
     splits = {split: list(dict.fromkeys(patients)) for split, patients in splits.items()}
     one_split_each(splits, str(table))
     return EchoFolder(list(files.values()), splits, prepared=True)
-
-
-def one_split_each(splits: Mapping[str, Sequence[str]], where: str) -> None:
-    """Check that nobody is in two splits.
-
-    Raises:
-        ValueError: a patient in two splits of `where`.
-    """
-    place: dict[str, str] = {}
-    for split, patients in splits.items():
-        for patient in patients:
-            if place.setdefault(patient, split) != split:
-                raise ValueError(
-                    f"{where}: {patient} is in {place[patient]} and in {split}, but images of one patient must not lie "
-                    "on both sides of a test; take one of them away"
-                )

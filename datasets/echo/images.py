@@ -4,10 +4,8 @@ Axes are (y, x) everywhere: rows grow with depth, columns to the right of the pi
 """
 
 import logging
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,8 +16,10 @@ from torch import Tensor
 from ...common.files import file_digest
 from ..cache import cached
 from ..images import ImagePool
+from ..sample import BadSample, load_each
+from ..selection import Catalogue, PhantomNames, one_split_each
 from . import phantom as echo_phantom
-from .camus import EchoFiles, find_echo, one_split_each
+from .camus import EchoFiles, find_echo
 from .files import read_image, read_mask, stored_in
 from .preparation import Acquisition, acquired, resized, resized_mask, sector, to_bytes
 
@@ -105,15 +105,7 @@ class EchoDataConfig:
         return self.vendor or "a"
 
 
-@dataclass(frozen=True)
-class BadImage:
-    """An image that could not be loaded, and why."""
-
-    id: str
-    reason: str
-
-
-def load_echo(config: EchoDataConfig, split: str, on_bad: Callable[[BadImage], object] | None = None) -> ImagePool:
+def load_echo(config: EchoDataConfig, split: str, on_bad: Callable[[BadSample], object] | None = None) -> ImagePool:
     """The images of one split on the CPU, in the order of its patients.
 
     Phantoms have train, val, test and pred; a folder has what its lists name (CAMUS: train, val, test) or
@@ -130,18 +122,10 @@ def load_echo(config: EchoDataConfig, split: str, on_bad: Callable[[BadImage], o
     if config.data == "phantom":
         return _phantoms(config, split)
     folder = find_echo(Path(config.data))
-    everybody = list(dict.fromkeys(files.patient for files in folder.files))
-    place = {patient: n for n, patient in enumerate(_chosen(config, split, everybody, folder.splits))}
+    patients = _chosen(config, split, [files.patient for files in folder.files], folder.splits)
+    place = {patient: n for n, patient in enumerate(patients)}
     wanted = sorted((f for f in folder.files if f.patient in place), key=lambda files: place[files.patient])
-    loaded: dict[EchoFiles, dict[str, Tensor]] = {}
-    for files in wanted:
-        try:
-            loaded[files] = _load(files, config, folder.prepared)
-        except (FileNotFoundError, ValueError) as error:
-            if on_bad is None:
-                raise
-            log.warning("skipping %s: %s", files.id, error)
-            on_bad(BadImage(files.id, str(error)))
+    loaded = dict(load_each(wanted, lambda files: _load(files, config, folder.prepared), on_bad))
     if not loaded:
         raise ValueError(f"none of the {len(wanted)} images of split {split!r} in {config.data!r} can be used")
     labels = [tensors["label"] for tensors in loaded.values() if "label" in tensors]
@@ -161,43 +145,16 @@ def load_echo(config: EchoDataConfig, split: str, on_bad: Callable[[BadImage], o
 
 
 def _chosen(
-    config: EchoDataConfig, split: str, everybody: Sequence[str], own: Mapping[str, Sequence[str]]
-) -> Sequence[str]:
+    config: EchoDataConfig, split: str, everybody: Iterable[str], own: Mapping[str, Sequence[str]]
+) -> list[str]:
     """The patients of a split, whom the configuration names or, without that, the data set's own lists."""
-    if split == "all":
-        return everybody
-    splits = own
-    if config.patients is not None:
-        splits = {name: _fitting(patterns, everybody, config.data) for name, patterns in config.patients.items()}
+    hint = f"name its patients: patients={{{split}: [...]}}"
+    catalogue = Catalogue(config.data, {patient: patient for patient in everybody}, own, "patient", hint)
+    if config.patients is not None and split != "all":
+        splits = {name: catalogue.named(patterns) for name, patterns in config.patients.items()}
         one_split_each(splits, "patients")
-    if split not in splits:
-        known = ", ".join([*splits, "all"])
-        raise ValueError(
-            f"split is {split!r} but {config.data!r} has {known}; name its patients: patients={{{split}: [...]}}"
-        )
-    here = set(everybody)
-    chosen = [patient for patient in splits[split] if patient in here]
-    if not chosen:
-        raise ValueError(
-            f"split {split!r} of {config.data!r} has no patient that is there; there are {_listed(everybody)}; "
-            f"choose among them: patients={{{split}: [...]}}"
-        )
-    return chosen
-
-
-def _fitting(patterns: Sequence[str], everybody: Sequence[str], data: str) -> list[str]:
-    """Who fits one of the patterns."""
-    chosen: dict[str, None] = {}
-    for pattern in patterns:
-        found = [patient for patient in everybody if fnmatchcase(patient, pattern)]
-        if not found:
-            raise ValueError(f"no patient in {data!r} is called {pattern!r}; it has {_listed(everybody)}")
-        chosen |= dict.fromkeys(found)
-    return list(chosen)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])}, ... {names[-1]} ({len(names)} patients)"
+        catalogue = replace(catalogue, splits=splits)
+    return catalogue.in_split(split)
 
 
 def _load(files: EchoFiles, config: EchoDataConfig, prepared: bool) -> dict[str, Tensor]:
@@ -238,21 +195,24 @@ def _load(files: EchoFiles, config: EchoDataConfig, prepared: bool) -> dict[str,
 
 
 def _phantoms(config: EchoDataConfig, split: str) -> ImagePool:
-    splits = {
-        name: [f"phantom_{config.scanner}_{FIRST_PHANTOM[name] + n:06d}" for n in range(number)]
-        for name, number in asdict(config.phantom_patients).items()
-    }
-    everybody = [patient for names in splits.values() for patient in names]
-    for names in (config.patients or {}).values():  # phantoms beyond these numbers exist as soon as they are named
-        everybody += [name for name in names if re.fullmatch(rf"phantom_{config.scanner}_\d{{6}}", name)]
-    patients = _chosen(config, split, list(dict.fromkeys(everybody)), splits)
+    phantoms = PhantomNames(f"phantom_{config.scanner}_", digits=6)
+    numbers, splits = dict[str, int](), dict[str, list[str]]()
+    for name, number in asdict(config.phantom_patients).items():
+        of_split = {phantoms.name(n): n for n in range(FIRST_PHANTOM[name], FIRST_PHANTOM[name] + number)}
+        splits[name] = list(of_split)
+        numbers |= of_split
+    if config.patients is not None:
+        named = {name: phantoms.in_full(patterns) for name, patterns in config.patients.items()}
+        numbers |= phantoms.numbers(pattern for patterns in named.values() for pattern in patterns)
+        config = replace(config, patients=named)
+    patients = _chosen(config, split, numbers, splits)
     kinds = [(view, instant) for view in echo_phantom.VIEWS for instant in echo_phantom.INSTANTS]
     rows = [(patient, view, instant) for patient in patients for view, instant in kinds]
     clahe = config.clahe is not False
 
     def build() -> dict[str, Tensor]:
         drawn = [
-            echo_phantom.echo_phantom(config.scanner, int(patient[-6:]), view, instant, config.size)
+            echo_phantom.echo_phantom(config.scanner, numbers[patient], view, instant, config.size)
             for patient, view, instant in rows
         ]
         return {
@@ -264,7 +224,7 @@ def _phantoms(config: EchoDataConfig, split: str) -> ImagePool:
     key = {
         "preparation": PREPARATION,
         "phantom": file_digest(Path(echo_phantom.__file__)),  # other code draws other hearts
-        "patients": list(patients),
+        "patients": patients,
         "size": config.size,
         "clahe": clahe,
     }

@@ -7,11 +7,8 @@ it came from. Volumes from files are prepared once and cached by content.
 import functools
 import hashlib
 import json
-import logging
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -25,13 +22,12 @@ from ...common.files import file_digest
 from ..cache import cached
 from ..msd import CaseFiles, find_cases, read_sample
 from ..nifti import Frame, read_frame, write_mask
-from ..sample import Origin, Sample
+from ..sample import BadSample, Origin, Sample, load_each
+from ..selection import Catalogue, PhantomNames
 from .grid import GridFrame, around_body, scale_hu, stretched
 from .lattice import Triple
 from .lesions import LesionConfig, implant_lesions
 from .phantom import AFFINE, SHAPE, liver_phantom
-
-log = logging.getLogger(__name__)
 
 CLASSES = 3
 HU_WINDOW = (-17.0, 201.0)
@@ -43,7 +39,7 @@ PHANTOM_SPLITS = {
     "rl_pool": range(2000, 2016),
     "test": range(3000, 3040),
 }
-PHANTOM_NAME = re.compile(r"^phantom_(\d+)$")
+PHANTOMS = PhantomNames("phantom_", digits=5)
 PREPARATION = 1
 """Part of every cache key: raise it when the same file and settings shall give other tensors."""
 
@@ -128,14 +124,6 @@ class LiverCase:
         write_mask(self.to_native(mask), self.frame.file, path)
 
 
-@dataclass(frozen=True)
-class BadCase:
-    """A case that could not be loaded, and why."""
-
-    id: str
-    reason: str
-
-
 def load_liver_cases(config: LiverDataConfig) -> list[LiverCase]:
     """All cases that the configuration names; a bad one raises (see `iter_liver_cases`)."""
     return list(iter_liver_cases(config))
@@ -151,7 +139,9 @@ def liver_case_ids(config: LiverDataConfig) -> list[str]:
     return [source.id for source in _sources(config)]
 
 
-def iter_liver_cases(config: LiverDataConfig, on_bad: Callable[[BadCase], object] | None = None) -> Iterator[LiverCase]:
+def iter_liver_cases(
+    config: LiverDataConfig, on_bad: Callable[[BadSample], object] | None = None
+) -> Iterator[LiverCase]:
     """The cases that the configuration names, one at a time.
 
     on_bad: by default a bad case raises. Otherwise it is logged, handed to `on_bad` (`bad.append`, say) and left out.
@@ -161,7 +151,9 @@ def iter_liver_cases(config: LiverDataConfig, on_bad: Callable[[BadCase], object
         FileNotFoundError: a missing folder or file.
         ValueError: an unknown split or case, a bad file, or a liver too small for the lesions asked for.
     """
-    return _load_each(_sources(config), config, on_bad)
+    read = functools.lru_cache(maxsize=1)(functools.partial(read_sample, classes=CLASSES))  # copies share one reading
+    loaded = load_each(_sources(config), lambda source: _load(source, config, read), on_bad)
+    return (case for _, case in loaded)
 
 
 # -- which cases ---------------------------------------------------------------------------------------------------
@@ -185,82 +177,42 @@ def _sources(config: LiverDataConfig) -> list[_Source]:
     origins: dict[str, int | CaseFiles]
     patterns = config.cases
     if config.data == "phantom":
-        numbers = [number for split in PHANTOM_SPLITS.values() for number in split]
-        if patterns is not None:  # any number may be named, with or without leading zeros
-            numbers += [int(match[1]) for pattern in patterns if (match := PHANTOM_NAME.fullmatch(pattern))]
-            patterns = [PHANTOM_NAME.sub(lambda match: _phantom_id(int(match[1])), pattern) for pattern in patterns]
-        origins = {_phantom_id(number): number for number in numbers}
-        splits = {name: [_phantom_id(number) for number in split] for name, split in PHANTOM_SPLITS.items()}
+        origins = {PHANTOMS.name(number): number for split in PHANTOM_SPLITS.values() for number in split}
+        if patterns is not None:
+            patterns = PHANTOMS.in_full(patterns)
+            origins |= PHANTOMS.numbers(patterns)
+        splits = {name: [PHANTOMS.name(number) for number in split] for name, split in PHANTOM_SPLITS.items()}
     else:
         origins = {files.id: files for files in find_cases(Path(config.data))}
         splits = json.loads((resources.files(__package__) / "splits" / "spars_v1.json").read_text(encoding="utf-8"))
     seeds = [None] if config.implant_lesions is None else range(config.copies)
-    sources = [_Source(base, origin, seed) for base, origin in origins.items() for seed in seeds]
-    return _in_split(sources, splits, config) if patterns is None else _named(sources, patterns, config.data)
+    sources = {s.id: s for s in (_Source(base, origin, seed) for base, origin in origins.items() for seed in seeds)}
+    hint = f"name cases (--env.cases '[{next(iter(origins))}]') or take all (--env.split all)"
+    catalogue = Catalogue(config.data, {i: source.base for i, source in sources.items()}, splits, hint=hint)
+    if patterns is None:
+        _check_known(sources.values(), catalogue, config.split)
+        chosen = catalogue.in_split(config.split)
+    else:
+        chosen = catalogue.named(patterns)
+        if not chosen:
+            listed = catalogue.listed(sources)
+            raise ValueError(f"cases is empty; name some of {listed}, or leave it out to use a split")
+    return [sources[i] for i in chosen]
 
 
-def _phantom_id(number: int) -> str:
-    return f"phantom_{number:05d}"
-
-
-def _named(sources: Sequence[_Source], patterns: Sequence[str], data: str) -> list[_Source]:
-    chosen: dict[str, _Source] = {}
-    for pattern in patterns:
-        found = [s for s in sources if fnmatchcase(s.id, pattern) or fnmatchcase(s.base, pattern)]
-        if not found:
-            raise ValueError(f"no case in {data!r} is called {pattern!r}; it has {_listed(sources)}")
-        chosen.update((source.id, source) for source in found)
-    if not chosen:
-        raise ValueError(f"cases is empty; name some of {_listed(sources)}, or leave it out to use a split")
-    return list(chosen.values())
-
-
-def _in_split(sources: list[_Source], splits: dict[str, list[str]], config: LiverDataConfig) -> list[_Source]:
-    if config.split == "all":
-        return sources
-    if config.split not in splits:
-        raise ValueError(f"split is {config.split!r} but must be one of {', '.join(splits)} or all")
-    place = {name: number for number, name in enumerate(splits[config.split])}
-    known = {name for names in splits.values() for name in names}
-    strangers = [s for s in sources if s.base not in known and not _is_unlabelled(s)]
-    chosen = [s for s in sources if s.base in place]
-    if strangers or not chosen:
-        problem = f"no split knows its {_listed(strangers)}" if strangers else "it holds no case of this split"
+def _check_known(sources: Collection[_Source], catalogue: Catalogue, split: str) -> None:
+    """Check that the folder is the Decathlon's, whose labelled cases all stand in a split."""
+    known = {base for bases in catalogue.splits.values() for base in bases}
+    unlabelled = {s.id for s in sources if isinstance(s.origin, CaseFiles) and s.origin.label is None}
+    strangers = [s.id for s in sources if s.base not in known and s.id not in unlabelled]
+    if split in catalogue.splits and strangers:
         raise ValueError(
-            f"split {config.split!r} cannot be taken from {config.data!r}: {problem}; splits are "
-            f"{', '.join(splits)} and all, cases are {_listed(sources)}. Name cases "
-            f"(--env.cases '[{sources[0].base}]') or take all (--env.split all)"
+            f"split {split!r} cannot be taken from {catalogue.data!r}: no split knows its "
+            f"{catalogue.listed(strangers)}; {catalogue.hint}"
         )
-    return sorted(chosen, key=lambda source: place[source.base])
-
-
-def _is_unlabelled(source: _Source) -> bool:
-    """The Decathlon's own test cases, which belong to no split."""
-    return isinstance(source.origin, CaseFiles) and source.origin.label is None
-
-
-def _listed(sources: Sequence[_Source]) -> str:
-    ids = [source.id for source in sources]
-    return ", ".join(ids) if len(ids) <= 6 else f"{', '.join(ids[:5])}, ... {ids[-1]} ({len(ids)} cases)"
 
 
 # -- one case ------------------------------------------------------------------------------------------------------
-
-
-def _load_each(
-    sources: list[_Source], config: LiverDataConfig, on_bad: Callable[[BadCase], object] | None
-) -> Iterator[LiverCase]:
-    read = functools.lru_cache(maxsize=1)(functools.partial(read_sample, classes=CLASSES))  # copies share one reading
-    for source in sources:
-        try:
-            case = _load(source, config, read)
-        except (FileNotFoundError, ValueError) as error:
-            if on_bad is None:
-                raise
-            log.warning("skipping %s: %s", source.id, error)
-            on_bad(BadCase(source.id, str(error)))
-        else:
-            yield case
 
 
 def _load(source: _Source, config: LiverDataConfig, read: Callable[[CaseFiles], Sample]) -> LiverCase:

@@ -11,6 +11,7 @@ from segarena.datasets.echo.phantom import VENDORS, echo_phantom
 from segarena.datasets.images import ImagePool
 from segarena.evaluation import metrics as m
 from segarena.evaluation.echo import (
+    COLUMNS,
     dice_batch32,
     echo_case_metrics,
     echo_cases,
@@ -20,12 +21,12 @@ from segarena.evaluation.echo import (
     subject_validity,
 )
 from segarena.evaluation.echo_figures import PREDICTION, TRUTH, EchoView, echo_panel, save_echo_figure
-from segarena.evaluation.report import compare, table
-from segarena.evaluation.results import Result, count_origins, mean_metrics
+from segarena.evaluation.report import mean_metrics, p_values, table
+from segarena.evaluation.results import Result, count_origins
 from segarena.evaluation.statistics import bootstrap_interval, cluster_means, paired_wilcoxon
 
 SPACING = (0.5, 0.3)
-SHOWN = ("dice_endo", "dice_myo", "dice_epi", "hd_endo_mm", "hd_epi_mm", "valid")
+SHOWN = [COLUMNS[name] for name in ("dice_endo", "dice_myo", "dice_epi", "hd_endo_mm", "hd_epi_mm", "valid")]
 
 
 def heart(lv_from: int = 3) -> torch.Tensor:
@@ -281,12 +282,9 @@ def test_methods_are_compared_over_patients():
     patients = [f"p{n}" for n in range(6)]
     theirs = [case(p, i, 0.5) for p in patients for i, _ in instants]
     ours = [case(p, i, 0.5 + 0.01 * (n + 1) + d) for n, p in enumerate(patients) for i, d in instants]
-    found = compare([result("ppo", ours), result("source only", theirs)], "source only", "dice_endo")["ppo"]
-    assert found.p_value == pytest.approx(2 / 64)
-    assert found.cases == 12
-    over_patients = bootstrap_interval(np.arange(1, 7) / 100)
-    assert found.difference == pytest.approx(over_patients)
-    assert found.p_value != paired_wilcoxon([c["dice_endo"] for c in ours], [c["dice_endo"] for c in theirs])
+    found = p_values([result("ppo", ours), result("source only", theirs)], "source only", "dice_endo")["ppo"]
+    assert found == pytest.approx(2 / 64)
+    assert found != paired_wilcoxon([c["dice_endo"] for c in ours], [c["dice_endo"] for c in theirs])
 
 
 def test_the_table_shows_echo_metrics_and_counts_patients():

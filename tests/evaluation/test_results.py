@@ -10,17 +10,19 @@ import pytest
 import torch
 from segarena.evaluation import machine
 from segarena.evaluation.metrics import segmentation_metrics
-from segarena.evaluation.report import compare, table
-from segarena.evaluation.results import Result, count_origins, mean_metrics, read_results
+from segarena.evaluation.report import Column, mean_metrics, p_values, table
+from segarena.evaluation.results import Result, count_origins, read_results
 from segarena.evaluation.statistics import bootstrap_interval, paired_wilcoxon
 
+SHOWN = ("dice", "hd95_mm", "nsd", "lesion_recall", "lesion_precision")
 
-def case(number: int, dice: float, *, tumour: bool = True, painted: bool = True, origin: str = "phantom"):
+
+def case(number: int, dice: float, *, target: bool = True, painted: bool = True, origin: str = "phantom"):
     return {
         "case_id": f"case_{number}",
         "origin": origin,
         "dice": dice,
-        "label_voxels": 100.0 * tumour,
+        "label_voxels": 100.0 * target,
         "pred_voxels": 50.0 * painted,
         "false_positive_ml": 1.5 * painted,
     }
@@ -137,11 +139,30 @@ def test_contradictory_results_are_rejected(changes, message):
         replace(result(), **changes)
 
 
-def test_means_leave_out_tumour_free_cases_only_where_overlap_is_meant():
-    means = mean_metrics([case(0, 0.4), case(1, 0.6), case(2, 0.0, tumour=False)])
+def test_means_leave_out_empty_targets_only_where_overlap_is_meant():
+    means = mean_metrics([case(0, 0.4), case(1, 0.6), case(2, 0.0, target=False)])
     assert means["dice"] == pytest.approx(0.5)
     assert means["false_positive_ml"] == 1.5
-    assert math.isnan(mean_metrics([case(2, 0.0, tumour=False)])["dice"])
+    assert math.isnan(mean_metrics([case(2, 0.0, target=False)])["dice"])
+
+
+@pytest.mark.parametrize(("needs_target", "mean"), [(True, 0.5), (False, 0.75)])
+def test_a_column_says_whether_empty_targets_count(needs_target, mean):
+    hits = Column("hit", "Hit", "%", 100, 0, needs_target)
+    cases = [case(0, 0.4) | {"hit": 0.5}, case(1, 0.0, target=False) | {"hit": 1.0}]
+    assert mean_metrics(cases, [hits])["hit"] == mean
+    assert row(table([result(cases=cases)], [hits]), "ppo")[4].split()[0] == f"{100 * mean:.0f}"
+
+
+def test_text_of_a_case_is_a_tag_and_no_metric():
+    assert mean_metrics([{"case_id": "a", "origin": "real", "scanner": "b", "dice": 1.0}]) == {"dice": 1.0}
+
+
+def test_a_metric_is_shown_as_its_column_says_or_under_its_own_name():
+    cases = [case(i, 0.5) | {"duration": 0.25} for i in range(2)]
+    text = table([result(cases=cases)], [Column("duration", "Duration", "ms", 1000, 0), "duration"])
+    assert [cell.strip() for cell in text.splitlines()[0].strip("|").split("|")][4:] == ["Duration (ms)", "duration"]
+    assert row(text, "ppo")[4:] == ["250 [250, 250]", "0.250 [0.250, 0.250]"]
 
 
 def test_a_metric_that_one_case_lacks_is_undefined_not_averaged_over_the_rest():
@@ -177,7 +198,6 @@ def test_a_cell_is_the_mean_and_interval_in_percent():
         "1",
         f"{mean:.1f} [{low:.1f}, {high:.1f}]",
     ]
-    assert row(table([result()], ["dice"], spread="std"), "ppo")[-1] == "70.0 ± 16.3"  # sqrt((20² + 20²) / 3)
 
 
 def test_seeds_of_a_method_become_one_row_and_methods_keep_their_order():
@@ -187,15 +207,14 @@ def test_seeds_of_a_method_become_one_row_and_methods_keep_their_order():
     assert [line.split()[1] for line in text.splitlines()[2:5]] == ["sweep", "ppo", "greedy"]
     mean, low, high = bootstrap_interval([[50.0, 70.0, 90.0], [60.0, 80.0, 100.0]])
     assert row(text, "ppo")[3:] == ["2", f"{mean:.1f} [{low:.1f}, {high:.1f}]"]
-    assert row(table(runs, ["dice"], spread="std"), "ppo")[-1] == "75.0 ± 16.3"  # over cases, not over seeds too
 
 
-def test_tumour_free_cases_get_columns_of_their_own():
-    cases = [case(0, 0.5), case(1, 0.7), case(2, 0.0, tumour=False), case(3, 1.0, tumour=False, painted=False)]
-    text = table([result(cases=cases)], ["dice"], spread="std")
-    assert row(text, "ppo")[4:] == ["60.0 ± 10.0", "0.8 ± 0.8", "50.0 ± 50.0"]  # Python rounds 0.75 to even
-    assert "2 tumour-free cases are left out" in text
-    assert "tumour-free" not in table([result()], ["dice"])
+def test_cases_with_an_empty_target_get_columns_of_their_own():
+    cases = [case(0, 0.5), case(1, 0.7), case(2, 0.0, target=False), case(3, 1.0, target=False, painted=False)]
+    text = table([result(cases=cases)], ["dice"])
+    assert row(text, "ppo")[4:] == ["60.0 [50.0, 70.0]", "0.8 [0.0, 1.5]", "50.0 [0.0, 100.0]"]  # 0.75 to even
+    assert "2 cases with an empty target are left out" in text
+    assert "empty target" not in table([result()], ["dice"])
 
 
 def test_the_footer_says_what_the_numbers_rest_on():
@@ -211,7 +230,7 @@ def test_undefined_metrics_and_single_cases_show_no_false_precision():
 
 
 def test_the_table_is_padded_to_straight_columns():
-    lines = [line for line in table([result("a"), result("a long name")]).splitlines() if line.startswith("|")]
+    lines = [line for line in table([result("a"), result("a long name")], SHOWN).splitlines() if line.startswith("|")]
     assert len({len(line) for line in lines}) == 1
     assert "Dice (%)" in lines[0]
     assert "HD95 (mm)" in lines[0]
@@ -222,12 +241,9 @@ def test_methods_are_compared_on_paired_cases_with_seeds_averaged():
     ours = [result("ppo", s, [case(i, b + g + d) for i, (b, g) in enumerate(zip(base, gains, strict=True))])
             for s, d in ((0, -0.005), (1, 0.005))]  # fmt: skip
     theirs = result("sweep", 0, [case(i, b) for i, b in reversed(list(enumerate(base)))])
-    found = compare([*ours, theirs], "sweep")
-    assert list(found) == ["ppo"]
-    assert found["ppo"].cases == 8
-    assert found["ppo"].p_value == pytest.approx(2 / 256)
-    assert found["ppo"].difference == pytest.approx(bootstrap_interval(gains))
-    assert found["ppo"].p_value == paired_wilcoxon(gains, np.zeros(8))
+    found = p_values([*ours, theirs], "sweep", "dice")
+    assert found == {"ppo": pytest.approx(2 / 256)}
+    assert found["ppo"] == paired_wilcoxon(gains, np.zeros(8))
     text = table([*ours, theirs], ["dice"], baseline="sweep")
     assert (row(text, "ppo")[-1], row(text, "sweep")[-1]) == ("0.0078", "–")
 
@@ -244,18 +260,18 @@ def test_methods_are_compared_on_paired_cases_with_seeds_averaged():
 )
 def test_results_that_do_not_belong_in_one_table_are_rejected(others, message):
     with pytest.raises(ValueError, match=message):
-        table([result("ppo", 0), *others])
+        table([result("ppo", 0), *others], SHOWN)
 
 
 def test_empty_reports_unknown_baselines_and_missing_metrics_are_rejected():
     with pytest.raises(ValueError, match="no results"):
-        table([])
-    with pytest.raises(ValueError, match="metrics is empty"):
+        table([], SHOWN)
+    with pytest.raises(ValueError, match="columns is empty"):
         table([result()], [])
     with pytest.raises(ValueError, match="baseline is 'oracle'"):
-        compare([result()], "oracle")
+        p_values([result()], "oracle", "dice")
     with pytest.raises(ValueError, match="'nsd' is missing or undefined"):
-        compare([result(), replace(result(), method="b")], "b", "nsd")
+        p_values([result(), replace(result(), method="b")], "b", "nsd")
 
 
 def test_the_metrics_of_a_case_go_into_a_report_as_they_are():
@@ -265,6 +281,6 @@ def test_the_metrics_of_a_case_go_into_a_report_as_they_are():
         {"case_id": str(i), "origin": "real", **segmentation_metrics(mask, label, (1, 1, 2))}
         for i, mask in enumerate((label, label.roll(1, 0), ~label))
     ]
-    cells = row(table([result(cases=cases)]), "ppo")
+    cells = row(table([result(cases=cases)], SHOWN), "ppo")
     assert len(cells) == 9
     assert "–" not in cells

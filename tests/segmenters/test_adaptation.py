@@ -433,7 +433,7 @@ by_method = pytest.mark.parametrize("method", SHORT)
 
 @by_method
 def test_no_label_of_the_target_is_read_and_the_seed_decides(source_net, tmp_path, method):
-    lying = dataclasses.replace(OTHERS, labels=torch.full_like(OTHERS.images, 77))
+    lying = dataclasses.replace(OTHERS, labels=torch.full_like(OTHERS.images[:, 0], 77))
     nets = [
         adapt(method, tmp_path / str(number), source_net, target=target, seed=seed)
         for number, (target, seed) in enumerate([(OTHERS, 0), (lying, 0), (OTHERS, 1)])

@@ -200,8 +200,8 @@ def test_a_folder_is_split_in_the_order_of_the_official_file(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"split": "train"}, "'train' but must be one of classifier_train, classifier_val, rl_pool, test or all"),
-        ({"split": "rl_pool"}, r"holds no case of this split; splits are .* cases are liver_3\. .*--env\.cases"),
+        ({"split": "train"}, "is 'train' but .* has classifier_train, classifier_val, rl_pool, test, all; name cases"),
+        ({"split": "rl_pool"}, r"has no case that is there; there are liver_3; name cases .*--env\.cases"),
         ({"cases": ["liver_4"]}, "'liver_4'; it has liver_3"),
         ({"cases": []}, "cases is empty"),
     ],
