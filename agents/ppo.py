@@ -94,7 +94,8 @@ def learn(
     if checkpoint:
         for name, value in checkpoint.state["unwritten"].items():
             model.logger.record(name, value)
-        restore_random_state(checkpoint.state["random"])  # last: networks that are built on the way draw from it
+        # last: networks that are built on the way draw from it
+        restore_random_state(checkpoint.state["random"], model.device)
     keep = _KeepCheckpoints(run, checkpoint_every, extra_state, checkpoint.step if checkpoint else None)
     model.learn(
         total_timesteps - model.num_timesteps,
@@ -114,7 +115,7 @@ def state_of(model: PPO) -> dict[str, Any]:
         "env": model.env.state(),
         "episodes": list(model.ep_info_buffer),
         "unwritten": {name: float(value) for name, value in model.logger.name_to_value.items()},  # of the last update
-        "random": random_state(),
+        "random": random_state(model.device),
     }
 
 

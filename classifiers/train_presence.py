@@ -11,17 +11,18 @@ weaker supervision than voxels and stronger than image-level labels.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from tqdm import tqdm
 
-from ..common.checkpoints import load_into
+from ..common.device import forked_rng
+from ..common.fitting import Scalars, descend, fit
 from ..common.runs import Run
+from ..common.workers import ONE_PROCESS, Workers
 from ..datasets.liver.cases import HU_WINDOW, LiverCase
 from ..datasets.liver.lattice import Triple, WindowLattice
 from ..datasets.liver.lesions import TUMOUR
@@ -29,7 +30,14 @@ from .presence import DensePresenceNet, gather_crops, save_presence
 
 Metrics = Callable[[Tensor, Tensor], Mapping[str, float]]
 """What is watched, of scores in [0, 1] and bool labels; it must name "auroc"."""
-SHORT = {"accuracy": "acc", "auroc": "auc", "sensitivity": "sens", "specificity": "spec"}
+SHORT = {
+    "accuracy": "acc",
+    "auroc": "auc",
+    "auroc_lattice": "auc_lattice",
+    "sensitivity": "sens",
+    "specificity": "spec",
+}
+"""Names of the curves of some metrics; the others keep theirs."""
 VALIDATION_SEED = 0
 """The validation windows are the same whatever the seed of the training is, so that trainings can be compared."""
 
@@ -164,6 +172,7 @@ def train_presence(
     *,
     metrics: Metrics,
     hu_window: tuple[float, float] = HU_WINDOW,
+    workers: Workers = ONE_PROCESS,
 ) -> DensePresenceNet:
     """The classifier with the best validation AUC, frozen; also written to presence.safetensors in the run's folder.
 
@@ -175,11 +184,12 @@ def train_presence(
         window_size: window in voxels.
         step: lattice step in voxels, for batch=dense and the lattice AUC.
         config: see there.
-        run: receives scalars `classifier/*` (x axis: epochs) and a checkpoint per epoch.
+        run: the stage: receives scalars `classifier/*` (x axis: epochs) and checkpoints.
         device: where it is computed.
         seed: of weights, windows and augmentation.
         metrics: computes what is watched; handed in, because `evaluation` stands above this package.
         hu_window: HU that the bytes 0 and 255 of the cases stand for.
+        workers: the processes that train together; each draws its own batches.
 
     Raises:
         ValueError: cases that cannot be learned from, or a loss that is no longer finite.
@@ -187,73 +197,55 @@ def train_presence(
     train = WindowPool(train_cases, window_size, config.min_tumour_voxels, device)
     val = WindowPool(val_cases, window_size, config.min_tumour_voxels, device)
     val_windows = val.draw(config.validation_windows, Generator().manual_seed(VALIDATION_SEED))
-    with torch.random.fork_rng(devices=[]):
+    with forked_rng(device):
         torch.manual_seed(seed)
         net = DensePresenceNet(hu_window, window_size).to(device)
-    generator = Generator().manual_seed(seed)
     optimizer = AdamW(net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    scheduler = CosineAnnealingLR(optimizer, T_max=config.epochs * config.batches_per_epoch)
-    best: dict[str, Any] = {"auroc": -math.inf}
-    done = 0
-    if checkpoint := run.resume():
-        load_into(net, checkpoint.weights, f"the checkpoint of {run.folder}")
-        optimizer.load_state_dict(checkpoint.state["optimizer"])
-        scheduler.load_state_dict(checkpoint.state["scheduler"])
-        generator.set_state(checkpoint.state["generator"])
-        best, done = checkpoint.state["best"], checkpoint.step
+    schedule = CosineAnnealingLR(optimizer, T_max=config.epochs * config.batches_per_epoch)
 
-    def one_batch() -> Tensor:
-        if config.batch == "windows":
-            logits, labels = windows_batch(net, train, config, generator)
-        else:
-            logits, labels = dense_batch(net, train, step, config, generator)
-        loss = balanced_cross_entropy(logits, labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        scheduler.step()
-        return loss.detach()
+    def train_epoch(net: DensePresenceNet, generator: Generator) -> Scalars:
+        total = torch.zeros((), device=device)
+        for _ in range(config.batches_per_epoch):
+            if config.batch == "windows":
+                logits, labels = windows_batch(net, train, config, generator)
+            else:
+                logits, labels = dense_batch(net, train, step, config, generator)
+            loss = balanced_cross_entropy(logits, labels)
+            descend(optimizer, loss, workers)
+            schedule.step()
+            total += loss.detach() / (config.batches_per_epoch * workers.world_size)
+        return {"loss": total}
 
-    total = config.epochs * config.batches_per_epoch
-    with tqdm(total=total, initial=done * config.batches_per_epoch, desc="classifier") as bar:
-        for epoch in range(done + 1, config.epochs + 1):
-            net.train()
-            loss = torch.zeros((), device=device)
-            for _ in range(config.batches_per_epoch):
-                loss += one_batch() / config.batches_per_epoch
-                bar.update()
-            if not math.isfinite(float(loss)):
-                raise ValueError(
-                    f"the classifier's loss is {float(loss)} in epoch {epoch}; lower learning_rate "
-                    f"({config.learning_rate}) or look for bad cases"
-                )
-            watched = dict(metrics(*window_scores(net.eval(), val, val_windows)))
-            lattice_auc = metrics(*lattice_scores(net, val, step))["auroc"]
-            scalars = {f"classifier/{SHORT.get(name, name)}": value for name, value in watched.items()}
-            run.log(epoch, {"classifier/loss": float(loss), **scalars, "classifier/auc_lattice": lattice_auc})
-            bar.set_postfix(loss=f"{float(loss):.3f}", auc=f"{watched['auroc']:.3f}")
-            if watched["auroc"] > best["auroc"]:
-                weights = {name: value.detach().cpu().clone() for name, value in net.state_dict().items()}
-                best = {**watched, "auroc_lattice": lattice_auc, "epoch": epoch, "weights": weights}
-            state = {
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
-                "generator": generator.get_state(),
-                "best": best,
-            }
-            run.save(epoch, net.state_dict(), state)
+    def validate(net: DensePresenceNet) -> tuple[float, Scalars]:
+        judged = dict(metrics(*window_scores(net, val, val_windows)))
+        if not math.isnan(auroc := metrics(*lattice_scores(net, val, step))["auroc"]):  # nan: windows of one class only
+            judged["auroc_lattice"] = auroc
+        return judged["auroc"], {SHORT.get(name, name): value for name, value in judged.items()}
 
-    net.load_state_dict(best["weights"])
+    best = fit(
+        run,
+        net,
+        optimizer,
+        name="classifier",
+        epochs=config.epochs,
+        seed=seed,
+        train_epoch=train_epoch,
+        validate=validate,
+        state={"schedule": schedule},
+        workers=workers,
+    )
+    long = {short: name for name, short in SHORT.items()}
     summary = {
         "supervision": "window",
         "cases": len(train_cases),
         "origins": sorted({case.origin for case in train_cases}),
         "seed": seed,
         "config": asdict(config),
-        "validation": {name: value for name, value in best.items() if name != "weights"},
+        "validation": {long.get(name, name): value for name, value in best.items() if name != "loss"},
     }
-    save_presence(run.folder / "presence.safetensors", net, summary)
-    return net.eval().requires_grad_(False)
+    if workers.is_main:
+        save_presence(run.folder / "presence.safetensors", net, summary)
+    return net.requires_grad_(False)
 
 
 # -- one batch -----------------------------------------------------------------------------------------------------

@@ -143,26 +143,42 @@ def _manifest(folder: Path, step: int) -> dict[str, Any]:
     return {"step": step, "sha256": {name: file_digest(folder / name) for name in ("state.pt", "weights.safetensors")}}
 
 
-def random_state() -> dict[str, Any]:
-    """State of the global generators (Python, NumPy, PyTorch), as tensors and numbers."""
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 (SB3 draws from it)
-    version, internal, gauss = random.getstate()
-    state = {
-        "torch": torch.get_rng_state(),
-        "numpy": [str(kind), torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],
-        "python": [version, list(internal), gauss],
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+def torch_state(device: torch.device) -> dict[str, Tensor]:
+    """State of PyTorch's generators that a run on `device` draws from: "cpu" and, on CUDA, "cuda"."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Continue every global generator where `random_state` found it."""
-    torch.set_rng_state(state["torch"])
+def restore_torch_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Continue PyTorch's generators where `torch_state` found them, on another GPU too.
+
+    Between CPU and CUDA what is drawn on the device cannot be continued: it is left as it is, with a warning.
+    """
+    torch.set_rng_state(state["cpu"])
+    if ("cuda" in state) != (device.type == "cuda"):
+        made = "cuda" if "cuda" in state else "cpu"
+        log.warning("the checkpoint was made on %s: on %s the run goes on with other random numbers", made, device)
+    elif device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """State of the global generators (Python, NumPy, PyTorch's) of a run on `device`, as tensors and numbers."""
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 (SB3 draws from it)
+    version, internal, gauss = random.getstate()
+    return {
+        "torch": torch_state(device),
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],
+        "python": [version, list(internal), gauss],
+    }
+
+
+def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Continue every global generator where `random_state` found it; see `restore_torch_state`."""
+    restore_torch_state(state["torch"], device)
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -40,7 +40,7 @@ def check(config: Any, section: str = "", **ranges: Range) -> None:
     Raises:
         ValueError: names section, field, value and what is allowed.
     """
-    for name, kind in _types(type(config)).items():
+    for name, kind in _types(config.__class__).items():
         wrong = _misfit(getattr(config, name), kind)
         if wrong is not None:
             raise ValueError(f"{section}{name} is {getattr(config, name)!r} but {wrong}")

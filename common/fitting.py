@@ -1,40 +1,51 @@
-"""Training of one network by epochs inside a run's stage: log, keep the best, resume exactly, finish once."""
+"""Training of one network by epochs in a stage of a run: log, keep the best, resume exactly, alone or with others."""
 
-import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
-from .checkpoints import load_into
+from .checkpoints import load_into, restore_torch_state, torch_state
+from .device import forked_rng
 from .runs import Run
+from .workers import ONE_PROCESS, Workers
 
-log = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 20.0
 """Time between two checkpoints; when they are taken changes no number."""
 
+Net = TypeVar("Net", bound=nn.Module)
 Scalars = Mapping[str, float | Tensor]
+
+
+class Stateful(Protocol):
+    """Whatever a training changes beside weights: schedulers, controllers, moving averages."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """All of its state: tensors, numbers and text, nested."""
+
+    def load_state_dict(self, state_dict: Any, /) -> object:
+        """Take over a state that `state_dict` gave."""
 
 
 def fit(
     run: Run,
-    net: nn.Module,
+    net: Net,
     optimizer: Optimizer,
     *,
     name: str,
     epochs: int,
     seed: int,
-    train_epoch: Callable[[Generator], Scalars],
-    validate: Callable[[], tuple[float | None, Scalars]],
-    plateau: ReduceLROnPlateau | None = None,
+    train_epoch: Callable[[Net, Generator], Scalars],
+    validate: Callable[[Net], tuple[float | None, Scalars]],
+    state: Mapping[str, Stateful] | None = None,
     patience: int | None = None,
     stop: Callable[[Mapping[str, float]], bool] | None = None,
+    workers: Workers = ONE_PROCESS,
 ) -> dict[str, float]:
     """Train `net`, which then holds the weights of its best epoch, in eval mode; returns that epoch's scalars.
 
@@ -47,65 +58,116 @@ def fit(
         name: prefix of the scalars, and of the progress bar.
         epochs: at most so many; 0 leaves the network as it is.
         seed: of the generator that `train_epoch` is given and, within the stage, of PyTorch's own.
-        train_epoch: one epoch in train mode; returns what is to be logged.
-        validate: in eval mode; returns the score that decides which epoch is best (higher is better; None: the last
-            one, where nothing may choose) and what is to be logged.
-        plateau: a schedule that is stepped with the score.
+        train_epoch: one epoch in train mode; returns what is to be logged: with several workers, each one's part of
+            the sum.
+        validate: in eval mode, without gradients; returns the score that decides which epoch is best (higher is better;
+            None: the last one, where nothing may choose) and what is to be logged: with several workers, the mean
+            counts. Each of them validates with all data.
+        state: by name, what else the two functions change and a checkpoint must hold.
         patience: stop after so many epochs without a better score; None: never.
         stop: stop after an epoch with these scalars.
+        workers: the processes that train together.
 
     Raises:
-        ValueError: a logged scalar is not finite.
+        ValueError: a logged scalar, or the score, is not finite.
     """
+    device, state = next(net.parameters()).device, state or {}
     best: dict[str, Any] = {"score": -math.inf, "epoch": 0, "scalars": {}}
-    generator, done, scalars = Generator().manual_seed(seed), 0, dict[str, float]()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        if checkpoint := run.resume():
+    generator, done, scalars = Generator().manual_seed(seed + workers.rank), 0, dict[str, float]()
+    workers.share_weights(net)
+    with forked_rng(device):
+        torch.manual_seed(seed + workers.rank)
+        if checkpoint := workers.broadcast(run.resume() if workers.is_main else None):
             load_into(net, checkpoint.weights, f"the checkpoint of {run.folder}")
-            state = checkpoint.state
-            optimizer.load_state_dict(state["optimizer"])
-            if plateau:
-                plateau.load_state_dict(state["plateau"])
-            generator.set_state(state["generator"])
-            torch.set_rng_state(state["torch"])
-            best, done, scalars = state["best"], checkpoint.step, state["scalars"]
+            kept = checkpoint.state
+            optimizer.load_state_dict(kept["optimizer"])
+            for key, part in state.items():
+                part.load_state_dict(kept["state"][key])
+            best, done, scalars = kept["best"], checkpoint.step, kept["scalars"]
+            if workers.rank < len(kept["random"]):  # a worker more than before begins with its seed
+                random = kept["random"][workers.rank]
+                generator.set_state(random["generator"])
+                restore_torch_state(random["torch"], device)
         saved = time.monotonic()
-        with tqdm(total=epochs, initial=done, desc=name, unit="epoch") as bar:
+        with tqdm(total=epochs, initial=done, desc=name, unit="epoch", disable=not workers.is_main) as bar:
             for epoch in range(done + 1, epochs + 1):
                 if patience is not None and epoch - 1 - best["epoch"] >= patience:
                     break
                 if stop and scalars and stop(scalars):
                     break
                 net.train()
-                trained = train_epoch(generator)
+                trained = workers.sum(_numbers(train_epoch(net, generator)))
+                _check(trained, name, epoch)
+                workers.share_weights(net)  # running statistics of batch normalisation
                 net.eval()
                 with torch.no_grad():
-                    judge, judged = validate()
+                    judge, judged = validate(net)
                 score = float(epoch) if judge is None else judge
-                scalars = {key: float(value) for key, value in {**trained, **judged}.items()}
-                if bad := sorted(key for key, value in {**scalars, "score": score}.items() if not math.isfinite(value)):
-                    raise ValueError(f"{name}: {', '.join(bad)} is no longer finite in epoch {epoch}; lower the lr")
-                run.log(epoch, {f"{name}/{key}": value for key, value in scalars.items()})
-                if plateau:
-                    plateau.step(score)
+                validated = workers.mean(_numbers({**judged, "score": score}))
+                _check(validated, name, epoch)
+                score = validated.pop("score")
+                scalars = {**trained, **validated}
+                if workers.is_main:
+                    run.log(epoch, {f"{name}/{key}": value for key, value in scalars.items()})
                 if score > best["score"]:
-                    weights = {key: value.detach().cpu().clone() for key, value in net.state_dict().items()}
+                    weights = {key: value.detach().clone() for key, value in net.state_dict().items()}
                     best = {"score": score, "epoch": epoch, "scalars": scalars, "weights": weights}
-                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                if workers.broadcast(time.monotonic() - saved > CHECKPOINT_SECONDS):
                     saved = time.monotonic()
-                    state = {
+                    random = {"generator": generator.get_state(), "torch": torch_state(device)}
+                    kept = {
                         "optimizer": optimizer.state_dict(),
-                        "plateau": plateau.state_dict() if plateau else {},
-                        "generator": generator.get_state(),
-                        "torch": torch.get_rng_state(),
+                        "state": {key: part.state_dict() for key, part in state.items()},
+                        "random": workers.gather(random),
                         "best": best,
                         "scalars": scalars,
                     }
-                    run.save(epoch, net.state_dict(), state)
+                    if workers.is_main:
+                        run.save(epoch, net.state_dict(), kept)
                 bar.set_postfix({key: f"{value:.3g}" for key, value in scalars.items()})
                 bar.update()
     if "weights" in best:
         net.load_state_dict(best["weights"])
     net.eval()
     return {"epoch": best["epoch"], **best["scalars"]}
+
+
+def shuffled_rows(
+    number: int, batch_size: int, generator: Generator, device: torch.device, workers: Workers = ONE_PROCESS
+) -> Sequence[Tensor]:
+    """This worker's rows of each batch: 0..number-1 in random order, in as few batches as `batch_size` permits.
+
+    The batches are of nearly equal sizes, because a last one of one image of 32 x 32 has one value per map at the
+    lowest level, and no variance. Rank 0's generator decides the order.
+
+    Args:
+        number: of rows.
+        batch_size: rows per batch and worker, at most.
+        generator: of the order.
+        device: where the rows are wanted.
+        workers: among whom each batch is divided.
+    """
+    order = workers.broadcast(torch.randperm(number, generator=generator)).to(device)
+    batches = order.tensor_split(math.ceil(number / (batch_size * workers.world_size)))
+    return [workers.shard(rows) for rows in batches]
+
+
+def descend(optimizer: Optimizer, loss: Tensor, workers: Workers = ONE_PROCESS, rows: int = 1) -> None:
+    """One step down the gradient of `loss`, the mean over this worker's `rows`, or of all workers' together."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    workers.average_gradients((p for group in optimizer.param_groups for p in group["params"]), rows)
+    optimizer.step()
+
+
+def _numbers(scalars: Scalars) -> dict[str, float]:
+    return {key: float(value) for key, value in scalars.items()}
+
+
+def _check(scalars: Mapping[str, float], name: str, epoch: int) -> None:
+    """Raises ValueError: a scalar is not finite."""
+    if bad := [f"{key} is {value}" for key, value in scalars.items() if not math.isfinite(value)]:
+        raise ValueError(
+            f"{name}: {', '.join(bad)} in epoch {epoch}; lower the learning rate, or look for bad values in the "
+            f"training data"
+        )

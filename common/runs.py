@@ -7,12 +7,12 @@ tensorboard/        the same scalars, and images
 checkpoints/        step_<n>/, see checkpoints.py
 media/              pictures
 <stage>/            the same layout again, for a run that has stages (a classifier before its agent, say)
-manifest.json       of a stage: it is finished, with what configuration, and the checksums of what it made
+manifest.json       of a finished stage: the settings that it depends on, and the checksums of its files
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from .checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from .files import file_digest, replacing
+from .workers import ONE_PROCESS, Workers
 
 
 class Run:
@@ -110,7 +111,7 @@ class Run:
 
     def log_hparams(self, settings: Mapping[str, Any], outcome: Mapping[str, float]) -> None:
         """Show the settings (a nested mapping) beside what came of them in TensorBoard's table of runs."""
-        for summary in hparams(dict(_flat(settings)), dict(outcome)):  # type: ignore[no-untyped-call]
+        for summary in hparams(flat(settings), dict(outcome)):  # type: ignore[no-untyped-call]
             self._tensorboard._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
 
     def metrics(self) -> list[dict[str, float]]:
@@ -153,35 +154,55 @@ class Run:
         self._purge_step = checkpoint.step + 1 if checkpoint else 0
         return checkpoint
 
-    def finish(self, config: Mapping[str, Any], files: Sequence[str]) -> None:
-        """Mark this stage as finished: `files` of its folder were made as `config` says."""
-        made = {"config": plain(config), "sha256": {name: file_digest(self.folder / name) for name in files}}
+    def complete(
+        self,
+        settings: Mapping[str, Any],
+        make: Callable[["Run"], Sequence[str]],
+        *,
+        after: Sequence[Path] = (),
+        workers: Workers = ONE_PROCESS,
+    ) -> Path:
+        """The folder of this stage, finished: made by `make` now, unless it was finished before.
+
+        Args:
+            settings: the part of the configuration that the stage depends on, and nothing else.
+            make: makes the stage, from its checkpoint where there is one, and returns the names of its files.
+            after: folders of the finished stages that it builds on: it depends on all that they depend on.
+            workers: the processes that make it together; rank 0 alone marks it as finished.
+
+        Raises:
+            ValueError: as `finished`; or a stage that it builds on is not finished.
+        """
+        settings = {key: value for folder in after for key, value in Run(folder).made_with.items()} | flat(settings)
+        if not workers.broadcast(workers.is_main and self.finished(settings)):
+            files = make(self)
+            if workers.is_main:
+                self.finish(settings, files)
+            workers.broadcast(None)  # until the files are there
+        return self.folder
+
+    def finish(self, settings: Mapping[str, Any], files: Sequence[str]) -> None:
+        """Mark this stage as finished: `files` of its folder were made with these settings."""
+        made = {"config": flat(settings), "sha256": {name: file_digest(self.folder / name) for name in files}}
         _write(self.folder / "manifest.json", json.dumps(made, indent=1) + "\n")
         self.close()
 
-    def finished(self, config: Mapping[str, Any]) -> bool:
+    def finished(self, settings: Mapping[str, Any]) -> bool:
         """Whether this stage is finished.
 
         Raises:
-            ValueError: it was finished with another configuration (names the first key that differs), or one of its
-                files is missing or was changed since.
+            ValueError: it was finished with other settings (names the first key that differs), or one of its files is
+                missing or was changed since.
         """
-        path = self.folder / "manifest.json"
-        try:
-            made = json.loads(path.read_text(encoding="utf-8"))
-            then, sums = dict(_flat(made["config"])), dict(made["sha256"])
-        except FileNotFoundError:
+        manifest = self._manifest()
+        if manifest is None:
             return False
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"{path} is no manifest ({error!r}); delete {self.folder} to make the stage anew"
-            ) from error
-        now = dict(_flat(plain(config)))
+        (then, sums), now = manifest, flat(settings)
         for key in sorted({*then, *now}):
             if then.get(key) != now.get(key):
                 raise ValueError(
-                    f"{path} was made with {key} = {then.get(key, 'absent')!r} but the run has "
-                    f"{now.get(key, 'absent')!r}; put it back, or start a new run with another --out"
+                    f"{self.folder / 'manifest.json'} was made with {key} = {then.get(key, 'absent')!r} but the run "
+                    f"has {now.get(key, 'absent')!r}; put it back, or start a new run with another --out"
                 )
         for name, digest in sums.items():
             if not (self.folder / name).is_file() or file_digest(self.folder / name) != digest:
@@ -191,6 +212,31 @@ class Run:
                 )
         return True
 
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """The settings that this finished stage and those before it depend on, flat: {"ppo.epochs": 5}.
+
+        Raises:
+            ValueError: the stage is not finished.
+        """
+        manifest = self._manifest()
+        if manifest is None:
+            raise ValueError(f"stage {str(self.folder)!r} is not finished, but another one builds on it; make it first")
+        return manifest[0]
+
+    def _manifest(self) -> tuple[dict[str, Any], dict[str, str]] | None:
+        """Settings and checksums of a finished stage."""
+        path = self.folder / "manifest.json"
+        try:
+            made = json.loads(path.read_text(encoding="utf-8"))
+            return dict(made["config"].items()), dict(made["sha256"].items())
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is no manifest ({error!r}); delete {self.folder} to make the stage anew"
+            ) from error
+
     def close(self) -> None:
         """Close the files that are open."""
         if "_tensorboard" in self.__dict__:
@@ -198,12 +244,30 @@ class Run:
             del self.__dict__["_tensorboard"]
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+def flat(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """A nested configuration as {"ppo.epochs": 5, ...}; lists, tuples and None as text."""
+    found: dict[str, bool | int | float | str] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            found |= {f"{name}.{key}": item for key, item in flat(value).items()}
         else:
-            yield prefix + name, value if isinstance(value, bool | int | float | str) else str(value)
+            found[name] = value if isinstance(value, bool | int | float | str) else str(plain(value))
+    return found
+
+
+def chosen(settings: Mapping[str, Any], keys: Iterable[str]) -> dict[str, bool | int | float | str]:
+    """The part of a configuration below `keys` ("seed", "ppo", "network.norm_mode"), as `flat` gives it.
+
+    Raises:
+        KeyError: there is nothing below a key.
+    """
+    everything, found = flat(settings), dict[str, bool | int | float | str]()
+    for key in keys:
+        below = {name: value for name, value in everything.items() if name == key or name.startswith(f"{key}.")}
+        if not below:
+            raise KeyError(key)
+        found |= below
+    return found
 
 
 def slug(name: str) -> str:

@@ -5,7 +5,6 @@ e = error target 1[a_bad = a_ref].
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -18,11 +17,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ..common.checkpoints import load_into, load_weights, save_weights
 from ..common.device import bfloat16_on_cuda
-from ..common.fitting import fit
+from ..common.fitting import Scalars, descend, fit, shuffled_rows
 from ..common.runs import Run
+from ..common.workers import ONE_PROCESS, Workers
 from ..datasets.echo.images import CLASSES
 from ..datasets.images import ImagePool
-from ..segmenters.training import check_schedule, descend, shuffled_rows
+from ..segmenters.training import check_schedule
 from ..segmenters.unet import Norm, UNet
 from .reward_data import Triplets
 
@@ -176,6 +176,8 @@ def train_reward_net(
     config: RewardNetConfig,
     run: Run,
     seed: int,
+    *,
+    workers: Workers = ONE_PROCESS,
 ) -> dict[str, float]:
     """Train `net`, which then holds its best weights and the T that fits them; returns the scalars of that epoch.
 
@@ -187,6 +189,7 @@ def train_reward_net(
         config: see there.
         run: the stage; receives `reward_net/*` per epoch.
         seed: of the order of the triplets.
+        workers: the processes that train together.
 
     Raises:
         ValueError: too few triplets, or a loss that is no longer finite.
@@ -205,20 +208,22 @@ def train_reward_net(
         threshold=-1e-4,  # of a negative score: an improvement by less than 1e-4 of the BCE counts as none
     )
 
-    def train_epoch(generator: Generator) -> dict[str, Tensor]:
+    def train_epoch(net: RewardNet, generator: Generator) -> Scalars:
         device = triplets.images.device
         total = torch.zeros((), device=device)
-        for rows in shuffled_rows(len(triplets), config.batch_size, generator, device):
+        for rows in shuffled_rows(len(triplets), config.batch_size, generator, device, workers):
             loss = F.binary_cross_entropy_with_logits(*error_logits(net, images, triplets.take(rows)))
-            descend(optimizer, loss)
+            descend(optimizer, loss, workers, len(rows))
             total += loss.detach() * len(rows) / len(triplets)
         return {"loss": total}
 
-    def validate() -> tuple[float, Mapping[str, float | Tensor]]:
+    def validate(net: RewardNet) -> tuple[float, Scalars]:
         judged = reward_scores(net, val, images, config.batch_size)
         lr = optimizer.param_groups[0]["lr"]
         counts = {"n_triplets": len(triplets), "n_triplets_val": len(val), "lr": lr}
-        return -float(judged["bce"]), {**{f"val_{key}": value for key, value in judged.items()}, **counts}
+        score = workers.mean({"score": -judged["bce"]})["score"]  # so that all workers lower the learning rate together
+        plateau.step(score)
+        return score, {**{f"val_{key}": value for key, value in judged.items()}, **counts}
 
     best = fit(
         run,
@@ -229,8 +234,9 @@ def train_reward_net(
         seed=seed,
         train_epoch=train_epoch,
         validate=validate,
-        plateau=plateau,
+        state={"plateau": plateau},
         patience=config.early_stop,
+        workers=workers,
     )
     net.temperature.fill_(fit_temperature(*_some_pixels(net, val, images, config.batch_size, seed)))
     return {**best, "temperature": float(net.temperature)}

@@ -17,10 +17,12 @@ from torch import Generator, Tensor, nn
 from torch.optim import Adam
 
 from ..common.checkpoints import load_into, load_weights, save_weights
-from ..common.fitting import fit
+from ..common.device import forked_rng
+from ..common.fitting import Scalars, descend, fit, shuffled_rows
 from ..common.runs import Run
+from ..common.workers import ONE_PROCESS, Workers
 from ..datasets.echo.images import CLASSES
-from ..segmenters.training import class_dice, descend, device_of, shuffled_rows
+from ..segmenters.training import class_dice, device_of
 from .morphology import clean_masks
 from .shape_attributes import ATTRIBUTES, attributes
 
@@ -210,7 +212,9 @@ def weighted(terms: Mapping[str, Tensor], config: ShapePriorConfig) -> Tensor:
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
 
-def train_shape_prior(masks: Tensor, val: Tensor, config: ShapePriorConfig, run: Run, seed: int) -> ARVAE:
+def train_shape_prior(
+    masks: Tensor, val: Tensor, config: ShapePriorConfig, run: Run, seed: int, *, workers: Workers = ONE_PROCESS
+) -> ARVAE:
     """The shape prior of some masks, in eval mode, frozen, with the weights that reconstruct `val` best.
 
     Args:
@@ -219,6 +223,7 @@ def train_shape_prior(masks: Tensor, val: Tensor, config: ShapePriorConfig, run:
         config: see there.
         run: the stage; receives `shape_prior/*` per epoch.
         seed: of weights, order, codes and augmentation.
+        workers: the processes that train together.
 
     Raises:
         ValueError: too few masks, or a loss that is no longer finite.
@@ -226,26 +231,26 @@ def train_shape_prior(masks: Tensor, val: Tensor, config: ShapePriorConfig, run:
     if len(masks) < 2 or not len(val):
         raise ValueError(f"the shape prior has {len(masks)} masks and {len(val)} for validation but needs 2 and 1")
     height, width = masks.shape[1:]
-    with torch.random.fork_rng(devices=[]):
+    with forked_rng(masks.device):
         torch.manual_seed(seed)
         net = ARVAE((height, width), init_channels=config.init_channels, latent=config.latent).to(masks.device)
     optimizer = Adam(net.parameters(), lr=config.learning_rate)
 
-    def train_epoch(generator: Generator) -> dict[str, Tensor]:
+    def train_epoch(net: ARVAE, generator: Generator) -> Scalars:
         totals: dict[str, Tensor] = {}
-        for rows in shuffled_rows(len(masks), config.batch_size, generator, masks.device):
+        for rows in shuffled_rows(len(masks), config.batch_size, generator, masks.device, workers):
             batch = moved(masks[rows], config, generator)
             mu, logvar = net.encode(batch)
             noise = torch.randn(mu.shape, generator=generator).to(mu.device)
             z = mu + noise * (0.5 * logvar).exp()
             terms = loss_terms(net.decode(z), batch, mu, logvar, z, config.delta)
             loss = weighted(terms, config)
-            descend(optimizer, loss)
+            descend(optimizer, loss, workers, len(rows))
             for name, value in {"loss": loss, **terms}.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() * len(rows) / len(masks)
         return totals
 
-    def validate() -> tuple[float, dict[str, Tensor]]:
+    def validate(net: ARVAE) -> tuple[float, Scalars]:
         dice = torch.cat(
             [class_dice(net.masks(net.encode(part)[0]), part) for part in torch.split(val, config.batch_size)]
         )
@@ -261,6 +266,7 @@ def train_shape_prior(masks: Tensor, val: Tensor, config: ShapePriorConfig, run:
         seed=seed,
         train_epoch=train_epoch,
         validate=validate,
+        workers=workers,
     )
     return net.requires_grad_(False)
 

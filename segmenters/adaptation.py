@@ -5,20 +5,19 @@ even to choose an epoch: entropy minimisation keeps its last one. Symbols: H(p) 
 """
 
 import copy
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Adam
 
-from ..common.checkpoints import load_into, load_weights, save_weights
-from ..common.fitting import Scalars, fit
+from ..common.fitting import Scalars, descend, fit, shuffled_rows
 from ..common.runs import Run
+from ..common.workers import ONE_PROCESS, Workers
 from ..datasets.images import ImagePool
 from .norms import adapt_batchnorm, set_norm_mode, statistics_kept
-from .training import check_schedule, descend, device_of, image_batches, logits_of, shuffled_rows
+from .training import check_schedule, device_of, image_batches, logits_of
 from .unet import UNet
 
 
@@ -48,7 +47,9 @@ def adabn(net: UNet, target: ImagePool, *, batch_size: int = 64) -> UNet:
     return adapted
 
 
-def minimise_entropy(net: UNet, target: ImagePool, config: EntropyConfig, run: Run, seed: int) -> UNet:
+def minimise_entropy(
+    net: UNet, target: ImagePool, config: EntropyConfig, run: Run, seed: int, *, workers: Workers = ONE_PROCESS
+) -> UNet:
     """A copy of `net`, in eval mode, that is more certain on the target: gradient descent on the mean of H(p).
 
     Batch normalisation uses the batch's statistics in training; at the end of each epoch the running ones become those
@@ -61,6 +62,7 @@ def minimise_entropy(net: UNet, target: ImagePool, config: EntropyConfig, run: R
         run: the stage: receives `entropy/loss` (nats per pixel, with the batch's statistics) and `entropy/entropy` (the
             same of the network as it is kept).
         seed: of the order of the images.
+        workers: the processes that train together.
     """
     device = device_of(net)
     net, target = copy.deepcopy(net), target.to(device)
@@ -70,25 +72,33 @@ def minimise_entropy(net: UNet, target: ImagePool, config: EntropyConfig, run: R
             layer.requires_grad_(True)
     optimizer = Adam([p for p in net.parameters() if p.requires_grad], lr=config.learning_rate)
 
-    def train_epoch(generator: Generator) -> Scalars:
+    def train_epoch(net: UNet, generator: Generator) -> Scalars:
         total = torch.zeros((), device=device)
         set_norm_mode(net, net.norm, training=False)  # no dropout: its noise would be taken for uncertainty
-        for rows in shuffled_rows(len(target), config.batch_size, generator, device):
+        for rows in shuffled_rows(len(target), config.batch_size, generator, device, workers):
             with statistics_kept(net):
                 loss = entropy(logits_of(net, target.at(rows))).mean()
-            descend(optimizer, loss)
+            descend(optimizer, loss, workers, len(rows))
             total += loss.detach() * len(rows) / len(target)
         adapt_batchnorm(net, image_batches(target.images, config.batch_size, device))
         return {"loss": total}
 
-    def validate() -> tuple[float | None, Scalars]:
+    def validate(net: UNet) -> tuple[float | None, Scalars]:
         total = torch.zeros((), device=device)
         for x in image_batches(target.images, config.batch_size, device):
             total += entropy(logits_of(net, x)).mean() * len(x) / len(target)
         return None, {"entropy": total}
 
     fit(
-        run, net, optimizer, name="entropy", epochs=config.epochs, seed=seed, train_epoch=train_epoch, validate=validate
+        run,
+        net,
+        optimizer,
+        name="entropy",
+        epochs=config.epochs,
+        seed=seed,
+        train_epoch=train_epoch,
+        validate=validate,
+        workers=workers,
     )
     return net.requires_grad_(True)
 
@@ -97,19 +107,3 @@ def entropy(logits: Tensor) -> Tensor:
     """H = -sum_c p_c ln p_c, nats [B, H, W] from 0 to ln K, of logits [B, K, H, W]."""
     log_p = logits.log_softmax(dim=1)
     return -(log_p.exp() * log_p).sum(dim=1)
-
-
-def once(stage: Run, config: Mapping[str, Any], net: nn.Module, train: Callable[[], object]) -> None:
-    """Leave `net` as `train`, which trains it in `stage`, leaves it; where the stage is finished, read it instead.
-
-    Raises:
-        ValueError: the stage was finished with another configuration, or its file was changed since.
-    """
-    path = stage.folder / "weights.safetensors"
-    if stage.finished(config):
-        load_into(net, load_weights(path)[0], str(path))
-        net.eval()
-    else:
-        train()
-        save_weights(path, net.state_dict())
-        stage.finish(config, [path.name])

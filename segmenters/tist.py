@@ -14,21 +14,20 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from ..common.fitting import Scalars, fit
+from ..common.checkpoints import load_into, load_weights, save_weights
+from ..common.fitting import Scalars, descend, fit, shuffled_rows
 from ..common.runs import Run
+from ..common.workers import ONE_PROCESS, Workers
 from ..datasets.echo.images import CLASSES, LV, MYO
 from ..datasets.images import ImagePool
-from .adaptation import once
 from .norms import adapt_batchnorm, statistics_kept
 from .training import (
     check_schedule,
     class_dice,
-    descend,
     device_of,
     image_batches,
     logits_of,
     segment,
-    shuffled_rows,
     truth_of,
 )
 from .unet import UNet
@@ -40,6 +39,8 @@ JITTER = 0.6
 BLUR_SIGMA = (0.1, 2.0)
 """Width in pixels of the 5 x 5 Gaussian (torchvision's default; the paper names the 5 x 5 only)."""
 SHARPNESS = 1.5
+WEIGHTS = "weights.safetensors"
+"""File of each network in its stage."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ def train_tist(
     config: TistConfig,
     run: Run,
     seed: int,
+    *,
+    workers: Workers = ONE_PROCESS,
 ) -> UNet | BinaryPair:
     """A segmenter of three classes, in eval mode, trained from scratch on the source and, later, on the target too.
 
@@ -111,16 +114,24 @@ def train_tist(
         run: the stage; below `lv` and `myo`, or `multi`, it receives the scalars `tist/source`, `tist/target` (the two
             terms), `tist/weight` (lambda), `tist/trusted` (share of pixels with m = 1) and `tist/dice` (on `val`).
         seed: of order, jitter and dropout.
+        workers: the processes that train together.
 
     Raises:
         ValueError: source images without labels, or a loss that is no longer finite.
     """
 
     def one(name: str, label: int | None) -> UNet:
-        net, stage = fresh(len(CLASSES) if label is None else 1), run.stage(name)
-        settings = {**asdict(config), "seed": seed}
-        once(stage, settings, net, lambda: _train_one(net, label, source, val, target, config, stage, seed))
-        return net
+        net = fresh(len(CLASSES) if label is None else 1)
+
+        def make(stage: Run) -> list[str]:
+            _train_one(net, label, source, val, target, config, stage, seed, workers)
+            if workers.is_main:
+                save_weights(stage.folder / WEIGHTS, net.state_dict())
+            return [WEIGHTS]
+
+        path = run.stage(name).complete({"tist": asdict(config), "seed": seed}, make, workers=workers) / WEIGHTS
+        load_into(net, load_weights(path)[0], str(path))
+        return net.eval()
 
     if config.nets == "multi":
         return one("multi", None)
@@ -171,6 +182,7 @@ def _train_one(
     config: TistConfig,
     stage: Run,
     seed: int,
+    workers: Workers,
 ) -> None:
     """Train `net` for one class against the rest, or (label None) for all."""
     device = device_of(net)
@@ -179,14 +191,15 @@ def _train_one(
     if label is not None:
         truth, val_truth = ((labels == label).to(torch.uint8) for labels in (truth, val_truth))
     classes = (LV, MYO) if label is None else (1,)
-    updates = math.ceil(len(source) / config.batch_size)
+    updates = math.ceil(len(source) / (config.batch_size * workers.world_size))
     optimizer = Adam(net.parameters(), lr=config.learning_rate)
 
-    def train_epoch(generator: Generator) -> Scalars:
+    def train_epoch(net: UNet, generator: Generator) -> Scalars:
         weight = tist_weight(updates_done(optimizer) // updates, config.epochs)
         sums = torch.zeros(3, device=device)
-        there = cycled_rows(len(target), len(source), generator).to(device).tensor_split(updates)
-        here = shuffled_rows(len(source), config.batch_size, generator, device)
+        cycled = workers.broadcast(cycled_rows(len(target), len(source), generator)).to(device)
+        there = [workers.shard(rows) for rows in cycled.tensor_split(updates)]
+        here = shuffled_rows(len(source), config.batch_size, generator, device, workers)
         for rows, target_rows in zip(here, there, strict=True):
             loss = first = source_term(logits_of(net, source.at(rows)), truth[rows])
             second = trusted = torch.zeros((), device=device)
@@ -197,16 +210,27 @@ def _train_one(
                         clean = logits_of(net, x)
                     second, trusted = target_term(logits_of(net, jitter(x, generator)), clean)
                 loss = first + weight * second
-            descend(optimizer, loss)
+            descend(optimizer, loss, workers, len(rows))
             sums += torch.stack([first, second, trusted]).detach() * len(rows) / len(source)
-        return {"weight": weight, **dict(zip(("source", "target", "trusted"), sums, strict=True))}
+        return dict(zip(("source", "target", "trusted"), sums, strict=True))
 
-    def validate() -> tuple[float, Scalars]:
+    def validate(net: UNet) -> tuple[float, Scalars]:
         dice = float(class_dice(segment(net, val.images), val_truth, classes).mean())
-        adapting = tist_weight(updates_done(optimizer) // updates - 1, config.epochs) > 0
-        return dice + adapting, {"dice": dice}  # an epoch without the target is never better than one with it
+        weight = tist_weight(updates_done(optimizer) // updates - 1, config.epochs)
+        score = dice + (weight > 0)  # an epoch without the target is never better than one with it
+        return score, {"weight": weight, "dice": dice}
 
-    fit(stage, net, optimizer, name="tist", epochs=config.epochs, seed=seed, train_epoch=train_epoch, validate=validate)
+    fit(
+        stage,
+        net,
+        optimizer,
+        name="tist",
+        epochs=config.epochs,
+        seed=seed,
+        train_epoch=train_epoch,
+        validate=validate,
+        workers=workers,
+    )
     adapt_batchnorm(net, image_batches(target.images, config.batch_size, device))
 
 

@@ -13,12 +13,13 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam
 
 from ..common.checkpoints import load_into, load_weights, save_weights
 from ..common.device import bfloat16_on_cuda
-from ..common.fitting import Scalars, fit
+from ..common.fitting import Scalars, descend, fit, shuffled_rows
 from ..common.runs import Run
+from ..common.workers import ONE_PROCESS, Workers
 from ..datasets.echo.images import CLASSES, LV, MYO
 from ..datasets.images import ImagePool
 from .norms import modes_kept
@@ -62,7 +63,14 @@ def check_schedule(section: str, epochs: int, learning_rate: float, batch_size: 
 
 
 def train_segmenter(
-    net: UNet, train: ImagePool, val: ImagePool | None, config: SupervisedConfig, run: Run, seed: int
+    net: UNet,
+    train: ImagePool,
+    val: ImagePool | None,
+    config: SupervisedConfig,
+    run: Run,
+    seed: int,
+    *,
+    workers: Workers = ONE_PROCESS,
 ) -> dict[str, float]:
     """Train `net`, which then holds its best epoch, in eval mode; returns that epoch's scalars.
 
@@ -74,6 +82,7 @@ def train_segmenter(
         config: see there.
         run: the stage: receives `segmenter/loss`, `segmenter/dice`, `segmenter/dice_lv`, `segmenter/dice_myo`.
         seed: of the order of the images, and of dropout.
+        workers: the processes that train together.
 
     Raises:
         ValueError: images without labels, or a loss that is no longer finite.
@@ -84,15 +93,15 @@ def train_segmenter(
     val_truth = truth_of(val, net.out_channels) if val else None
     optimizer = Adam(net.parameters(), lr=config.learning_rate)
 
-    def train_epoch(generator: Generator) -> Scalars:
+    def train_epoch(net: UNet, generator: Generator) -> Scalars:
         total = torch.zeros((), device=device)
-        for rows in shuffled_rows(len(train), config.batch_size, generator, device):
+        for rows in shuffled_rows(len(train), config.batch_size, generator, device, workers):
             loss = supervised_loss(logits_of(net, train.at(rows)), truth[rows], config)
-            descend(optimizer, loss)
+            descend(optimizer, loss, workers, len(rows))
             total += loss.detach() * len(rows) / len(train)
         return {"loss": total}
 
-    def validate() -> tuple[float | None, Scalars]:
+    def validate(net: UNet) -> tuple[float | None, Scalars]:
         if val is None or val_truth is None:
             return None, {}
         scalars = dice_scalars(segment(net, val.images), val_truth)
@@ -107,6 +116,7 @@ def train_segmenter(
         seed=seed,
         train_epoch=train_epoch,
         validate=validate,
+        workers=workers,
     )
 
 
@@ -222,22 +232,6 @@ def truth_of(images: ImagePool, classes: int) -> Tensor:
     if (highest := int(images.labels.max())) >= classes:
         raise ValueError(f"labels go up to {highest} but the network has the classes 0..{classes - 1}")
     return images.labels
-
-
-def shuffled_rows(number: int, batch_size: int, generator: Generator, device: torch.device) -> Sequence[Tensor]:
-    """The rows 0..number-1 in random order, in as few batches as `batch_size` permits, of nearly equal sizes.
-
-    Equal, because a last batch of one image of 32 x 32 has one value per map at the lowest level, and no variance.
-    """
-    order = torch.randperm(number, generator=generator).to(device)
-    return order.tensor_split(math.ceil(number / batch_size))
-
-
-def descend(optimizer: Optimizer, loss: Tensor) -> None:
-    """One step down the gradient of `loss`."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
 
 
 def device_of(net: nn.Module) -> torch.device:

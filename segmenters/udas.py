@@ -13,23 +13,27 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.optim import Adam
 
-from ..common.device import bfloat16_on_cuda
-from ..common.fitting import Scalars, fit
-from ..common.runs import Run
+from ..common.checkpoints import load_into, load_weights, save_weights
+from ..common.device import bfloat16_on_cuda, forked_rng
+from ..common.fitting import Scalars, descend, fit, shuffled_rows
+from ..common.runs import Run, chosen
+from ..common.workers import ONE_PROCESS, Workers
 from ..datasets.images import ImagePool
-from .adaptation import once
 from .training import (
     check_schedule,
     class_dice,
-    descend,
     device_of,
     dice_scalars,
     image_batches,
     labels_of,
-    shuffled_rows,
     truth_of,
 )
 from .unet import UNet
+
+HEAD = "weights.safetensors"
+"""File of the head in its stage."""
+HEAD_KEYS = ("seed", "udas.head_epochs", "udas.head_learning_rate", "udas.batch_size")
+"""Settings that the head depends on."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,15 @@ class UdasConfig:
 
 
 def train_udas(
-    net: UNet, source: ImagePool, val: ImagePool, target: ImagePool, config: UdasConfig, run: Run, seed: int
+    net: UNet,
+    source: ImagePool,
+    val: ImagePool,
+    target: ImagePool,
+    config: UdasConfig,
+    run: Run,
+    seed: int,
+    *,
+    workers: Workers = ONE_PROCESS,
 ) -> UNet:
     """A copy of `net`, in eval mode, whose first block (batch-normalisation statistics included) fits the target.
 
@@ -72,6 +84,7 @@ def train_udas(
         run: the stage; receives below `head` the scalars `udas_head/loss`, `udas_head/dice*`, and below `early`
             `udas/loss`, `udas/agreement` (Dice between head and teacher) and its `udas/change`.
         seed: of the head's weights and of the order of the images.
+        workers: the processes that train together.
 
     Raises:
         ValueError: source images without labels, or a loss that is no longer finite.
@@ -79,14 +92,21 @@ def train_udas(
     device = device_of(net)
     net = copy.deepcopy(net).eval().requires_grad_(False)
     source, val, target = source.to(device), val.to(device), target.to(device)
-    with torch.random.fork_rng(devices=[]):
+    with forked_rng(device):
         torch.manual_seed(seed)
         head = early_head(net).to(device)
-    stage = run.stage("head")
-    settings = {**asdict(config), "seed": seed}
-    once(stage, settings, head, lambda: _train_head(net, head, source, val, config, stage, seed))
-    head.requires_grad_(False)
-    _train_early(net, head, target, config, run.stage("early"), seed)
+
+    def make(stage: Run) -> list[str]:
+        _train_head(net, head, source, val, config, stage, seed, workers)
+        if workers.is_main:
+            save_weights(stage.folder / HEAD, head.state_dict())
+        return [HEAD]
+
+    settings = chosen({"udas": asdict(config), "seed": seed}, HEAD_KEYS)
+    path = run.stage("head").complete(settings, make, workers=workers) / HEAD
+    load_into(head, load_weights(path)[0], str(path))
+    head.eval().requires_grad_(False)
+    _train_early(net, head, target, config, run.stage("early"), seed, workers)
     return net.requires_grad_(True)
 
 
@@ -127,28 +147,35 @@ def agreement(net: UNet, head: nn.Module, target: ImagePool, batch_size: int) ->
 
 
 def _train_head(
-    net: UNet, head: nn.Module, source: ImagePool, val: ImagePool, config: UdasConfig, stage: Run, seed: int
+    net: UNet,
+    head: nn.Sequential,
+    source: ImagePool,
+    val: ImagePool,
+    config: UdasConfig,
+    stage: Run,
+    seed: int,
+    workers: Workers,
 ) -> None:
     """Train `head` on the features of the frozen network."""
     device = device_of(net)
     truth, val_truth = truth_of(source, net.out_channels), truth_of(val, net.out_channels)
     optimizer = Adam(head.parameters(), lr=config.head_learning_rate)
 
-    def logits(x: Tensor) -> Tensor:
+    def logits(head: nn.Module, x: Tensor) -> Tensor:
         with bfloat16_on_cuda(device):
             h: Tensor = head(net.early(x))
         return h.float()
 
-    def train_epoch(generator: Generator) -> Scalars:
+    def train_epoch(head: nn.Sequential, generator: Generator) -> Scalars:
         total = torch.zeros((), device=device)
-        for rows in shuffled_rows(len(source), config.batch_size, generator, device):
-            loss = F.cross_entropy(logits(source.at(rows)), truth[rows].long())
-            descend(optimizer, loss)
+        for rows in shuffled_rows(len(source), config.batch_size, generator, device, workers):
+            loss = F.cross_entropy(logits(head, source.at(rows)), truth[rows].long())
+            descend(optimizer, loss, workers, len(rows))
             total += loss.detach() * len(rows) / len(source)
         return {"loss": total}
 
-    def validate() -> tuple[float | None, Scalars]:
-        labels = [labels_of(logits(x)) for x in image_batches(val.images, config.batch_size, device)]
+    def validate(head: nn.Sequential) -> tuple[float | None, Scalars]:
+        labels = [labels_of(logits(head, x)) for x in image_batches(val.images, config.batch_size, device)]
         scalars = dice_scalars(torch.cat(labels), val_truth)
         return scalars["dice"], scalars
 
@@ -161,29 +188,32 @@ def _train_head(
         seed=seed,
         train_epoch=train_epoch,
         validate=validate,
+        workers=workers,
     )
 
 
-def _train_early(net: UNet, head: nn.Module, target: ImagePool, config: UdasConfig, stage: Run, seed: int) -> None:
+def _train_early(
+    net: UNet, head: nn.Module, target: ImagePool, config: UdasConfig, stage: Run, seed: int, workers: Workers
+) -> None:
     """Train the first block of `net` until head and teacher agree no better."""
     device = device_of(net)
     net.early.requires_grad_(True)
     optimizer = Adam(net.early.parameters(), lr=config.learning_rate)
     agreed: list[float] = []
 
-    def train_epoch(generator: Generator) -> Scalars:
+    def train_epoch(net: UNet, generator: Generator) -> Scalars:
         net.eval()
         if not agreed:  # before the first epoch, or that of a resumed run
             agreed.append(agreement(net, head, target, config.batch_size))
         net.early.train()  # all that follows stays as the source made it
         total = torch.zeros((), device=device)
-        for rows in shuffled_rows(len(target), config.batch_size, generator, device):
+        for rows in shuffled_rows(len(target), config.batch_size, generator, device, workers):
             loss = self_training_loss(*both_logits(net, head, target.at(rows)))
-            descend(optimizer, loss)
+            descend(optimizer, loss, workers, len(rows))
             total += loss.detach() * len(rows) / len(target)
         return {"loss": total}
 
-    def validate() -> tuple[float | None, Scalars]:
+    def validate(net: UNet) -> tuple[float | None, Scalars]:
         agreed.append(agreement(net, head, target, config.batch_size))
         change = agreed[-1] - agreed[-2]
         return None, {"agreement": agreed[-1], "change": change}
@@ -198,4 +228,5 @@ def _train_early(net: UNet, head: nn.Module, target: ImagePool, config: UdasConf
         train_epoch=train_epoch,
         validate=validate,
         stop=lambda scalars: abs(scalars["change"]) < config.tolerance,
+        workers=workers,
     )

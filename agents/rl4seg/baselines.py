@@ -5,7 +5,7 @@ none chooses anything by labels of the target but those that are named for it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +20,9 @@ from ...segmenters.udas import train_udas
 from ...segmenters.unet import UNet
 from ..dense_ppo.ppo import DensePPOConfig
 from .config import Method
-from .context import SEGMENTER, Context
+from .context import SEGMENTER, SOURCE, TARGET, UNET, Context
 from .policies import train_policy
-from .stages import gold_of, reward_function, source_net, start_net
+from .stages import CORRECTION, gold_of, reward_function, shape_prior, source_net, start_net
 
 SOURCE_ONLY, ADABN, CORRECTOR, AUGMENTED = OTHERS = ("source only", "AdaBN", "corrector", "test-time augmentation")
 """What tables call the answers that need no training of their own."""
@@ -52,24 +52,27 @@ def supervision(method: Method) -> str:
     return "source and target" if method == "oracle_rl" else "source"
 
 
-def _stage(context: Context, name: str, make: Callable[[Run], UNet]) -> Path:
-    """The finished stage of a method that leaves one U-Net."""
+def _stage(
+    context: Context, name: str, make: Callable[[Run], UNet], *, keys: Iterable[str], after: Sequence[Path] = ()
+) -> Path:
+    """The finished stage of a method that leaves one U-Net; keys, after: see `Context.stage`."""
 
     def files(stage: Run) -> list[str]:
         save_segmenter(stage.folder / SEGMENTER, make(stage), {"stage": name})
         return [SEGMENTER]
 
-    return context.stage(f"methods/{name}", files)
+    return context.stage(f"methods/{name}", files, keys=keys, after=after)
 
 
 def entropy(context: Context) -> nn.Module:
     """Entropy minimisation from the source network."""
+    source = source_net(context)
 
     def make(stage: Run) -> UNet:
-        net = context.load(source_net(context))
+        net = context.load(source)
         return minimise_entropy(net, context.target, context.experiment.entropy, stage, context.seed("entropy"))
 
-    return context.load(_stage(context, "entropy", make))
+    return context.load(_stage(context, "entropy", make, keys=(*TARGET, "entropy"), after=[source]))
 
 
 def learners(context: Context) -> list[DensePPOConfig]:
@@ -101,22 +104,23 @@ def _gradient_steps(config: DensePPOConfig) -> int:
 
 def _self_training(context: Context, name: str, *, corrected: bool) -> nn.Module:
     experiment = context.experiment
-    steps = sum(_gradient_steps(one) for one in learners(context))
+    start = start_net(context)
 
     def make(stage: Run) -> UNet:
-        net = context.load(start_net(context))
+        net = context.load(start)
         gold = gold_of(context, net, context.rows(0), corrected=corrected)
         if not len(gold.rows):
             raise ValueError(f"{name}: none of the first policy's masks can be used; lower reward_data.sim_threshold")
         images = replace(context.target.take(gold.rows.tolist()), labels=gold.masks)
-        batch = experiment.supervised.batch_size
+        batch, steps = experiment.supervised.batch_size, sum(_gradient_steps(one) for one in learners(context))
         epochs = math.ceil(steps / math.ceil(len(images) / batch))
         config = SupervisedConfig(epochs=epochs, learning_rate=experiment.ppo.learner.actor_lr, batch_size=batch)
         train_segmenter(net, images, None, config, stage, context.seed(name))
         context.adapt(net, 0)
         return net
 
-    return context.load(_stage(context, name, make))
+    keys = (*TARGET, *CORRECTION, "reward_data", "supervised.batch_size", "ppo", "network.norm_mode")
+    return context.load(_stage(context, name, make, keys=keys, after=[start, shape_prior(context)]))
 
 
 def tist(context: Context) -> nn.Module:
@@ -135,17 +139,19 @@ def tist(context: Context) -> nn.Module:
         trained(stage)
         return sorted(str(path.relative_to(stage.folder)) for path in stage.folder.glob("*/weights.safetensors"))
 
-    return trained(Run(context.stage("methods/tist", make)))  # its networks are stages of their own, now finished
+    folder = context.stage("methods/tist", make, keys=(*SOURCE, *TARGET, *UNET, "tist"))
+    return trained(Run(folder))  # its networks are stages of their own, now finished
 
 
 def udas(context: Context) -> nn.Module:
     """UDAS, from the source network."""
+    source = source_net(context)
 
     def make(stage: Run) -> UNet:
-        net, config = context.load(source_net(context)), context.experiment.udas
+        net, config = context.load(source), context.experiment.udas
         return train_udas(net, context.source, context.source_val, context.target, config, stage, context.seed("udas"))
 
-    return context.load(_stage(context, "udas", make))
+    return context.load(_stage(context, "udas", make, keys=(*SOURCE, *TARGET, "udas"), after=[source]))
 
 
 def policy_gradient(context: Context) -> nn.Module:
@@ -168,18 +174,19 @@ def _at_length(context: Context) -> DensePPOConfig:
 
 def _by_rl(context: Context, name: str, config: DensePPOConfig, *, learned: bool) -> nn.Module:
     start, last = start_net(context), context.experiment.iterations
+    after = [start, context.run.stage(f"iteration_{last}/reward_net").folder] if learned else [start]
 
     def make(stage: Run) -> list[str]:
         reward = reward_function(context, last) if learned else "pixel_accuracy"
         nets = (context.load(start), context.load(start))
         return train_policy(context, stage, i=0, start=nets[0], reference=nets[1], reward=reward, config=config)
 
-    return context.load(context.stage(f"methods/{name}", make))
+    return context.load(context.stage(f"methods/{name}", make, keys=(*TARGET, *UNET, "ppo"), after=after))
 
 
 def target_supervised(context: Context) -> nn.Module:
     """The source network's training, on the target with its labels: an upper bound."""
-    return _supervised(context, "target_supervised", context.target_all, context.target_val)
+    return _supervised(context, "target_supervised", context.target_all, context.target_val, keys=TARGET)
 
 
 def ensemble(context: Context) -> list[nn.Module]:
@@ -187,23 +194,25 @@ def ensemble(context: Context) -> list[nn.Module]:
     names = [f"ensemble/{k}" for k in range(1, context.experiment.evaluation.ensemble)]
     return [
         context.load(source_net(context)),
-        *(_supervised(context, n, context.source, context.source_val) for n in names),
+        *(_supervised(context, n, context.source, context.source_val, keys=SOURCE) for n in names),
     ]
 
 
 def mc_dropout(context: Context) -> nn.Module:
     """The source network's training, with dropout."""
-    dropout = context.experiment.network.dropout
-    return _supervised(context, "mc_dropout", context.source, context.source_val, dropout=dropout)
+    dropout, keys = context.experiment.network.dropout, (*SOURCE, "network.dropout")
+    return _supervised(context, "mc_dropout", context.source, context.source_val, dropout=dropout, keys=keys)
 
 
-def _supervised(context: Context, name: str, train: ImagePool, val: ImagePool, dropout: float = 0.0) -> nn.Module:
+def _supervised(
+    context: Context, name: str, train: ImagePool, val: ImagePool, *, keys: Sequence[str], dropout: float = 0.0
+) -> nn.Module:
     def make(stage: Run) -> UNet:
         net = context.segmenter(context.seed(name), dropout=dropout)
         train_segmenter(net, train, val, context.experiment.supervised, stage, context.seed(name))
         return net
 
-    return context.load(_stage(context, name, make))
+    return context.load(_stage(context, name, make, keys=(*keys, *UNET, "supervised")))
 
 
 METHODS: dict[Method, Callable[[Context], nn.Module | list[nn.Module]]] = {

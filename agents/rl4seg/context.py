@@ -1,12 +1,12 @@
 """What the stages of one RL4Seg run share: folders, data, networks, seeds (paper: RL4Seg, section 5).
 
-A stage is a folder of the run. A finished one has a manifest, with the configuration that made it and checksums of its
+A stage is a folder of the run. A finished one has a manifest, with the settings that it depends on and checksums of its
 files, and is not made again; an unfinished one continues from its checkpoint.
 """
 
 import logging
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ...common.checkpoints import load_weights, save_weights
-from ...common.device import resolve_device
-from ...common.runs import Run, plain
+from ...common.device import forked_rng, resolve_device
+from ...common.runs import Run, chosen
 from ...datasets.echo.images import CLASSES, load_echo
 from ...datasets.images import ImagePool
 from ...envs.rl4seg import RewardFunction
@@ -30,8 +30,12 @@ log = logging.getLogger(__name__)
 SEGMENTER, CRITIC, PRIOR = "segmenter.safetensors", "critic.safetensors", "shape_prior.safetensors"
 REWARD_NET, TRIPLETS = "reward_net.safetensors", "triplets.safetensors"
 GOLD, CORRECTED = "gold.safetensors", "corrected.safetensors"
-NOT_MADE_BY = ("name", "device", "methods", "evaluation")
-"""Parts of the configuration that no stage depends on."""
+SOURCE = ("source",)
+"""Keys of the configuration that decide the source images."""
+TARGET = ("seed", "target", "pool", "initial_images", "new_images", "iterations")
+"""Keys that decide the target images and the order in which the loop deals them."""
+UNET = ("seed", "network.init_channels", "network.norm_mode")
+"""Keys that decide a fresh network."""
 AT_ONCE = 64
 """Images per forward pass without gradients."""
 
@@ -65,27 +69,35 @@ class Context:
     def __init__(self, experiment: RL4SegExperiment, run: Run, *, trains: bool) -> None:
         self.experiment, self.run, self.device = experiment, run, resolve_device(experiment.device)
         self.trains = trains
-        settings = plain(asdict(experiment))
-        self.made_by = {name: value for name, value in settings.items() if name not in NOT_MADE_BY}
+        self.settings = asdict(experiment)
 
     def seed(self, purpose: str) -> int:
         """A seed for one purpose, so that no stage depends on what another one has drawn."""
         return zlib.crc32(f"{self.experiment.seed}/{purpose}".encode())
 
-    def stage(self, name: str, make: Callable[[Run], list[str]]) -> Path:
+    def stage(
+        self, name: str, make: Callable[[Run], list[str]], *, keys: Iterable[str], after: Sequence[Path] = ()
+    ) -> Path:
         """The folder of a finished stage; `make` makes it, and returns its files, unless it was made before.
 
+        Args:
+            name: of its folder, below the run's.
+            make: trains it, from its checkpoint where there is one.
+            keys: of the configuration that `make` reads itself: "seed", "ppo", "network.norm_mode".
+            after: folders of the stages whose files `make` reads; what they depend on, this one depends on.
+
         Raises:
-            ValueError: it is not finished, and this context does not train.
+            ValueError: it is not finished, and this context does not train; or it was made with other settings.
         """
-        stage = self.run.stage(name)
-        if not stage.finished(self.made_by):
+
+        def train(stage: Run) -> list[str]:
             if not self.trains:
                 folder = str(self.run.folder)
                 raise ValueError(f"run {folder!r} is not finished: it lacks {name}; train it further with --resume")
             log.info("stage %s", name)
-            stage.finish(self.made_by, make(stage))
-        return stage.folder
+            return make(stage)
+
+        return self.run.stage(name).complete(chosen(self.settings, keys), train, after=after)
 
     # -- data ------------------------------------------------------------------------------------------------------
 
@@ -141,7 +153,7 @@ class Context:
     def segmenter(self, seed: int, *, out: int = len(CLASSES), dropout: float = 0.0) -> UNet:
         """A fresh U-Net 1 -> out."""
         network = self.experiment.network
-        with torch.random.fork_rng():
+        with forked_rng(self.device):
             torch.manual_seed(seed)
             norm, channels = norm_of(network.norm_mode), network.init_channels
             return UNet(1, out, init_channels=channels, norm=norm, dropout=dropout).to(self.device)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
+from ...common.device import forked_rng
 from ...common.runs import Run
 from ...envs.rl4seg import RewardFunction
 from ...evaluation.calibration import calibration
@@ -21,8 +22,27 @@ from ...segmenters.adaptation import adabn
 from ...segmenters.norms import norm_of, shrink_perturb
 from ...segmenters.training import load_segmenter, save_segmenter, segment, train_segmenter
 from ...segmenters.unet import UNet
-from .context import AT_ONCE, CORRECTED, CRITIC, GOLD, PRIOR, REWARD_NET, SEGMENTER, TRIPLETS, Context, Gold
+from .context import (
+    AT_ONCE,
+    CORRECTED,
+    CRITIC,
+    GOLD,
+    PRIOR,
+    REWARD_NET,
+    SEGMENTER,
+    SOURCE,
+    TARGET,
+    TRIPLETS,
+    UNET,
+    Context,
+    Gold,
+)
 from .policies import train_policy
+
+CORRECTION = (*SOURCE, "projection", "border_policy")
+"""Keys of the configuration that decide the corrector, beside those of the shape prior."""
+POLICY = (*TARGET, *UNET, "ppo", "reward", "gold", "warm_start")
+"""Keys that decide the PPO of an iteration, beside those of the stages before it."""
 
 # -- stage 0 -------------------------------------------------------------------------------------------------------
 
@@ -38,18 +58,19 @@ def source_net(context: Context) -> Path:
         save_segmenter(stage.folder / SEGMENTER, net, {"stage": "supervised"})
         return [SEGMENTER]
 
-    return context.stage("supervised", make)
+    return context.stage("supervised", make, keys=(*SOURCE, *UNET, "supervised"))
 
 
 def adabn_net(context: Context) -> Path:
     """π_0 with the batch statistics of all target images."""
+    source = source_net(context)
 
     def make(stage: Run) -> list[str]:
-        net = adabn(context.load(source_net(context)), context.target, batch_size=AT_ONCE)
+        net = adabn(context.load(source), context.target, batch_size=AT_ONCE)
         save_segmenter(stage.folder / SEGMENTER, net, {"stage": "adabn"})
         return [SEGMENTER]
 
-    return context.stage("adabn", make)
+    return context.stage("adabn", make, keys=TARGET, after=[source])
 
 
 def start_net(context: Context) -> Path:
@@ -68,7 +89,7 @@ def shape_prior(context: Context) -> Path:
         save_shape_prior(stage.folder / PRIOR, prior)
         return [PRIOR]
 
-    return context.stage("shape_prior", make)
+    return context.stage("shape_prior", make, keys=(*SOURCE, "seed", "shape_prior"))
 
 
 def corrector(context: Context) -> Corrector:
@@ -107,10 +128,25 @@ def reward_function(context: Context, i: int) -> RewardFunction | str:
 
 def iterate(context: Context, i: int) -> None:
     """π_{i-1} -> π_i."""
-    if context.experiment.reward == "reward_net":
-        context.stage(f"iteration_{i}/reward_data", partial(_reward_data, context, i))
-        context.stage(f"iteration_{i}/reward_net", partial(_reward_net, context, i))
-    context.stage(f"iteration_{i}/ppo", partial(_ppo, context, i))
+    experiment, run = context.experiment, context.run
+    after = [start_net(context), policy_folder(context, i - 1)]
+    if experiment.reward == "reward_net":
+        seen = [run.stage(f"iteration_{i - 1}/reward_data").folder] if i > 1 else []
+        data = context.stage(
+            f"iteration_{i}/reward_data",
+            partial(_reward_data, context, i),
+            keys=(*TARGET, *CORRECTION, "reward_data", "gold.refresh"),
+            after=[policy_folder(context, i - 1), shape_prior(context), *seen],
+        )
+        warm = [run.stage(f"iteration_{i - 1}/reward_net").folder] if i > 1 and experiment.reward_net.warm_start else []
+        reward = context.stage(
+            f"iteration_{i}/reward_net",
+            partial(_reward_net, context, i),
+            keys=(*TARGET, *UNET, "reward_net"),
+            after=[data, *warm],
+        )
+        after.append(reward)
+    context.stage(f"iteration_{i}/ppo", partial(_ppo, context, i), keys=POLICY, after=after)
 
 
 def _reward_data(context: Context, i: int, stage: Run) -> list[str]:
@@ -170,7 +206,7 @@ def _reward_net(context: Context, i: int, stage: Run) -> list[str]:
     """r_i."""
     experiment, seed = context.experiment, context.seed(f"reward_net/{i}")
     config, norm = experiment.reward_net, norm_of(experiment.network.norm_mode)
-    with torch.random.fork_rng():
+    with forked_rng(context.device):
         torch.manual_seed(seed)
         net = RewardNet(encoding=config.action_encoding, init_channels=experiment.network.init_channels, norm=norm)
     if config.warm_start and i > 1:

@@ -3,7 +3,8 @@
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -17,8 +18,8 @@ from ...classifiers.train_presence import PresenceTrainingConfig, train_presence
 from ...common.checkpoints import load_into
 from ...common.device import resolve_device
 from ...common.files import replacing
-from ...common.runs import Run, plain
-from ...datasets.liver.cases import HU_WINDOW, iter_liver_cases, liver_case_ids, load_liver_cases
+from ...common.runs import Run, chosen, plain
+from ...datasets.liver.cases import HU_WINDOW, LiverDataConfig, iter_liver_cases, liver_case_ids, load_liver_cases
 from ...envs.adapters import LearnerEnv
 from ...envs.spars import SparsEnv
 from ...envs.spars_config import SparsConfig
@@ -32,6 +33,13 @@ log = logging.getLogger(__name__)
 
 TRAIN = "train"
 """As `env.classifier`: train one in the run before the agent."""
+CLASSIFIER = "presence.safetensors"
+"""File of the classifier in its stage."""
+CLASSIFIER_KEYS = (
+    *("seed", "presence", "classifier_train", "validation", "env.window_size", "env.step"),
+    *(f"env.{field.name}" for field in fields(LiverDataConfig) if field.name not in ("split", "cases", "cache_dir")),
+)
+"""Keys of the configuration that the classifier's training depends on."""
 
 
 @dataclass(frozen=True)
@@ -200,9 +208,9 @@ def _check(experiment: SparsExperiment) -> None:
 
 
 def _train(experiment: SparsExperiment, run: Run, sb3_zip: str | Path | None) -> Run:
-    classifier = trained_classifier(experiment, run)
-    if experiment.env.classifier == TRAIN and not classifier.exists():
-        _train_classifier(experiment, run)
+    if experiment.env.classifier == TRAIN:
+        settings = chosen(asdict(experiment), CLASSIFIER_KEYS)
+        run.stage("classifier").complete(settings, partial(_train_classifier, experiment))
     if experiment.ppo.total_timesteps:
         model = _train_agent(experiment, run)
         if sb3_zip is not None:
@@ -214,13 +222,12 @@ def _train(experiment: SparsExperiment, run: Run, sb3_zip: str | Path | None) ->
 
 def trained_classifier(experiment: SparsExperiment, run: Run) -> Path:
     """Where a run keeps the classifier that it trained."""
-    return run.stage("classifier").folder / "presence.safetensors"
+    return run.stage("classifier").folder / CLASSIFIER
 
 
-def _train_classifier(experiment: SparsExperiment, run: Run) -> None:
+def _train_classifier(experiment: SparsExperiment, stage: Run) -> list[str]:
     env = experiment.env
     assert env.window_size is not None
-    stage = run.stage("classifier")
     train_presence(
         load_liver_cases(experiment.classifier_train.of(env)),
         load_liver_cases(experiment.validation.of(env)),
@@ -233,7 +240,7 @@ def _train_classifier(experiment: SparsExperiment, run: Run) -> None:
         metrics=classification_metrics,
         hu_window=env.hu_window or HU_WINDOW,
     )
-    stage.close()
+    return [CLASSIFIER]
 
 
 def env_of(experiment: SparsExperiment, run: Run, config: SparsConfig | None = None, **settings: Any) -> SparsEnv:

@@ -1,13 +1,11 @@
-"""The one epoch loop of all networks, and the manifest that says that a stage is done."""
+"""The one epoch loop of all networks."""
 
-import json
 import math
-import os
 
 import pytest
 import torch
 from segarena.common import fitting
-from segarena.common.fitting import fit
+from segarena.common.fitting import descend, fit
 from segarena.common.runs import Run
 from torch import Generator, nn
 from torch.optim import SGD, Adam
@@ -42,26 +40,26 @@ class Toy:
             seed=7,
             train_epoch=self.train_epoch,
             validate=self.validate,
-            plateau=self.plateau,
+            state={"plateau": self.plateau},
             **more,
         )
 
-    def train_epoch(self, generator: Generator):
+    def train_epoch(self, net, generator: Generator):
         self.modes.append(self.net.training)
         x = torch.randn(8, 3, generator=generator)
-        loss = (self.net(x) - x.sum(dim=1, keepdim=True)).square().mean()
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        loss = (net(x) - x.sum(dim=1, keepdim=True)).square().mean()
+        descend(self.optimizer, loss)
         self.epochs_made += 1
         return {"loss": loss.detach()}
 
-    def validate(self):
-        self.modes.append(self.net.training)
+    def validate(self, net):
+        self.modes.append(net.training)
         x = torch.linspace(-1, 1, 12).view(4, 3)
-        error = (self.net(x) - x.sum(dim=1, keepdim=True)).square().mean()
+        error = (net(x) - x.sum(dim=1, keepdim=True)).square().mean()
         score = -float(error) if self.scores is None else self.scores[self.epochs_made - 1]
-        return score, {"error": error, "lr": self.optimizer.param_groups[0]["lr"]}
+        lr = self.optimizer.param_groups[0]["lr"]
+        self.plateau.step(score)
+        return score, {"error": error, "lr": lr}
 
     def weights(self):
         return {name: value.clone() for name, value in self.net.state_dict().items()}
@@ -77,7 +75,7 @@ def same(one, other):
 def test_the_best_epoch_is_kept_not_the_last(tmp_path):
     toy, seen = Toy(tmp_path, scores=[0.1, 0.5, 0.3, 0.5]), []
     validate = toy.validate
-    toy.validate = lambda: (seen.append(toy.weights()), validate())[1]
+    toy.validate = lambda net: (seen.append(toy.weights()), validate(net))[1]
     best = toy.fit(epochs=4)
     assert best["epoch"] == 2, "of equals, the first"
     assert best["error"] == toy.run.metrics()[1]["toy/error"]
@@ -90,9 +88,9 @@ def test_an_epoch_trains_in_train_mode_and_is_judged_in_eval_mode_without_gradie
     toy = Toy(tmp_path)
     validate = toy.validate
 
-    def judge():
+    def judge(net):
         assert not torch.is_grad_enabled()
-        return validate()
+        return validate(net)
 
     toy.validate = judge
     toy.fit(epochs=2)
@@ -121,7 +119,7 @@ def test_patience_counts_epochs_without_a_better_score(tmp_path):
     assert toy.epochs_made == 4
 
 
-def test_the_schedule_sees_the_score(tmp_path):
+def test_a_schedule_that_is_stepped_with_the_score_acts_on_the_next_epoch(tmp_path):
     toy = Toy(tmp_path, scores=[0.5, 0.4, 0.3, 0.2, 0.1, 0.0])
     toy.fit()
     rates = [line["toy/lr"] for line in toy.run.metrics()]
@@ -144,14 +142,18 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_al
 def test_a_number_that_is_not_finite_ends_the_training_and_is_named(tmp_path, bad):
     toy = Toy(tmp_path)
     train_epoch = toy.train_epoch
-    toy.train_epoch = lambda generator: train_epoch(generator) | ({"loss": bad} if toy.epochs_made == 3 else {})
-    with pytest.raises(ValueError, match="toy: loss is no longer finite in epoch 3; lower the lr"):
+    toy.train_epoch = lambda net, generator: (
+        train_epoch(net, generator) | ({"loss": bad} if toy.epochs_made == 3 else {})
+    )
+    with pytest.raises(
+        ValueError, match=f"toy: loss is {bad} in epoch 3; lower the learning rate, or look for bad values"
+    ):
         toy.fit()
     assert len(toy.run.metrics()) == 2
 
 
 def test_a_score_that_is_not_finite_ends_the_training(tmp_path):
-    with pytest.raises(ValueError, match="toy: score is no longer finite in epoch 2"):
+    with pytest.raises(ValueError, match="toy: score is nan in epoch 2"):
         Toy(tmp_path, scores=[0.1, math.nan]).fit(epochs=2)
 
 
@@ -199,6 +201,43 @@ def test_a_training_that_was_stopped_goes_on_bit_for_bit(tmp_path, whole, place,
     assert resumed.run.metrics() == whole.run.metrics()
 
 
+class Counter:
+    """Anything with a state; `fit` asks no more of it."""
+
+    def __init__(self):
+        self.number, self.history = 0, torch.zeros(0)
+
+    def count(self):
+        self.number += 1
+        self.history = torch.cat([self.history, torch.tensor([float(self.number)])])
+
+    def state_dict(self):
+        return {"number": self.number, "nested": {"history": self.history}}
+
+    def load_state_dict(self, state):
+        self.number, self.history = state["number"], state["nested"]["history"]
+
+
+def test_whatever_has_a_state_goes_on_where_it_was(tmp_path, kept_often):
+    for epochs in (2, 5):
+        toy, counter = Toy(tmp_path), Counter()
+        train_epoch = toy.train_epoch
+        toy.train_epoch = lambda *given, counter=counter, train=train_epoch: (counter.count(), train(*given))[1]
+        fit(
+            toy.run,
+            toy.net,
+            toy.optimizer,
+            name="toy",
+            epochs=epochs,
+            seed=7,
+            train_epoch=toy.train_epoch,
+            validate=toy.validate,
+            state={"plateau": toy.plateau, "counter": counter},
+        )
+    assert toy.epochs_made == 3
+    assert (counter.number, counter.history.tolist()) == (5, [1.0, 2.0, 3.0, 4.0, 5.0])
+
+
 def test_patience_outlives_a_stop(tmp_path, kept_often):
     scores = [0.1, 0.5, 0.3, 0.2, 0.9, 0.9]
     first = Toy(tmp_path, scores)
@@ -233,83 +272,3 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, kept_often):
     other.optimizer = SGD(other.net.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"the checkpoint of .* is a checkpoint of another architecture"):
         other.fit(epochs=2)
-
-
-# -- manifests -----------------------------------------------------------------------------------------------------
-
-CONFIG = {"seed": 3, "net": {"channels": 8, "sizes": (32, 32), "norm": None}, "rates": [0.1, 0.2]}
-
-
-@pytest.fixture
-def stage(tmp_path):
-    """A finished stage of two files."""
-    stage = Run(tmp_path / "run").stage("deep/stage")
-    (stage.folder / "lv").mkdir(parents=True)
-    (stage.folder / "a.safetensors").write_bytes(b"weights")
-    (stage.folder / "lv" / "b.safetensors").write_bytes(b"more")
-    stage.finish(CONFIG, ["a.safetensors", "lv/b.safetensors"])
-    return stage
-
-
-def test_a_stage_is_finished_once_its_manifest_is_there(stage):
-    assert stage.finished(CONFIG)
-    assert Run(stage.folder).finished(json.loads(json.dumps(CONFIG))), "lists are tuples that were read from JSON"
-    (stage.folder / "manifest.json").unlink()
-    assert not stage.finished(CONFIG)
-    assert not Run(stage.folder / "nothing").finished(CONFIG)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"seed": 4}, r"seed = 3 but the run has 4"),
-        ({"net": {**CONFIG["net"], "channels": 16}}, r"net\.channels = 8 but the run has 16"),
-        ({"net": {**CONFIG["net"], "norm": "batch"}}, r"net\.norm = 'None' but the run has 'batch'"),
-        ({"rates": [0.1]}, r"rates = '\[0.1, 0.2\]' but the run has '\[0.1\]'"),
-        ({"new": True}, r"new = 'absent' but the run has True"),
-    ],
-)
-def test_a_stage_of_another_configuration_names_the_key_that_differs(stage, change, said):
-    with pytest.raises(ValueError, match=rf"manifest.json was made with {said}; put it back, or start a new run"):
-        stage.finished({**CONFIG, **change})
-
-
-def test_a_key_that_the_configuration_lost_is_named(stage):
-    with pytest.raises(ValueError, match="made with seed = 3 but the run has 'absent'"):
-        stage.finished({name: value for name, value in CONFIG.items() if name != "seed"})
-
-
-@pytest.mark.parametrize("name", ["a.safetensors", "lv/b.safetensors"])
-@pytest.mark.parametrize("harm", [os.unlink, lambda file: os.truncate(file, 3), lambda file: file.write_bytes(b"else")])
-def test_a_file_that_is_missing_or_changed_is_named_with_the_way_out(stage, name, harm):
-    harm(stage.folder / name)
-    with pytest.raises(ValueError, match=rf"{name} is missing or differs from its manifest; delete .*deep/stage to"):
-        stage.finished(CONFIG)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "7", '"x"', "{}", '{"config": 3, "sha256": {}}', '{"config": {}, "sha256": 3}', "\xff"]
-)
-def test_a_manifest_that_is_none_is_refused_with_the_way_out(stage, text):
-    (stage.folder / "manifest.json").write_text(text, encoding="latin-1")
-    with pytest.raises(ValueError, match=r"manifest.json is no manifest .*; delete .* to make the stage anew"):
-        stage.finished(CONFIG)
-
-
-def test_a_stage_without_its_files_is_not_marked(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        Run(tmp_path).finish(CONFIG, ["gone.safetensors"])
-    assert not (tmp_path / "manifest.json").exists()
-
-
-def test_a_manifest_is_written_whole_or_not_at_all(stage, monkeypatch):
-    before = (stage.folder / "manifest.json").read_bytes()
-
-    def full(*arguments):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="no space left"):
-        stage.finish({"seed": 9}, ["a.safetensors"])
-    assert (stage.folder / "manifest.json").read_bytes() == before
-    assert sorted(path.name for path in stage.folder.iterdir()) == ["a.safetensors", "lv", "manifest.json"]

@@ -1,284 +1,24 @@
-"""Runs, checkpoints and weights on disk: what is read back, what is refused, and what is passed over."""
+"""A run on disk: what is logged and kept, and the manifest that says that a stage is finished."""
 
-import hashlib
 import json
-import logging
 import os
-import pickle
-import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from segarena.common.checkpoints import (
-    KEPT,
-    latest_checkpoint,
-    load_into,
-    load_weights,
-    random_state,
-    restore_random_state,
-    save_checkpoint,
-    save_weights,
-)
-from segarena.common.runs import Run
-from torch import nn
-
-
-class Bomb:
-    """An object whose unpickling makes a folder."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
+from segarena.common.runs import Run, chosen, flat
 
 
 def weights(value=0.0):
     return {"a": torch.full((2, 3), value), "b": torch.arange(4)}
 
 
-def steps_in(folder):
-    return sorted(int(path.name.removeprefix("step_")) for path in folder.glob("step_*"))
-
-
-# -- weights -------------------------------------------------------------------------------------------------------
-
-
-def test_weights_are_read_back_bit_for_bit_with_their_metadata(tmp_path):
-    stored = {
-        "bf16": torch.randn(3, 4).bfloat16(),
-        "strided": torch.randn(4, 6).T[::2],
-        "scalar": torch.tensor(7),
-        "empty": torch.zeros(0, 3),
-        "nan": torch.tensor([float("nan"), float("-inf"), -0.0]),
-    }
-    save_weights(tmp_path / "net.safetensors", stored, {"unit": "HU"})
-    read, metadata = load_weights(tmp_path / "net.safetensors")
-    assert metadata == {"unit": "HU"}
-    assert read.keys() == stored.keys()
-    for name, value in stored.items():
-        assert read[name].dtype == value.dtype
-        np.testing.assert_array_equal(read[name].float(), value.float())
-
-
-def test_tensors_that_share_memory_are_all_written(tmp_path):
-    base = torch.randn(8)
-    save_weights(tmp_path / "net.safetensors", {"all": base, "same": base, "half": base[:4], "other": base[4:]})
-    read, _ = load_weights(tmp_path / "net.safetensors")
-    assert torch.equal(read["all"], read["same"])
-    assert torch.equal(torch.cat((read["half"], read["other"])), base)
-
-
-def test_parameters_are_written_without_their_gradients(tmp_path):
-    net = nn.Linear(2, 2)
-    save_weights(tmp_path / "net.safetensors", dict(net.named_parameters()))
-    read, _ = load_weights(tmp_path / "net.safetensors")
-    assert not any(value.requires_grad for value in read.values())
-    load_into(nn.Linear(2, 2), read, "test")
-
-
-def test_a_failed_write_leaves_the_old_weights(tmp_path):
-    path = tmp_path / "net.safetensors"
-    save_weights(path, weights(1.0))
-    with pytest.raises(TypeError):
-        save_weights(path, weights(2.0), {"number": 3})
-    assert torch.equal(load_weights(path)[0]["a"], weights(1.0)["a"])
-    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
-
-
-def test_a_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"gone.safetensors' does not exist; it must be a .safetensors file"):
-        load_weights(tmp_path / "gone.safetensors")
-
-
-@pytest.mark.parametrize("protocol", [0, 2, pickle.HIGHEST_PROTOCOL])
-def test_a_pickle_in_place_of_weights_is_refused_and_not_executed(tmp_path, protocol):
-    (tmp_path / "net.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "executed"), protocol))
-    with pytest.raises(ValueError, match=r"no whole safetensors file .* pickled checkpoints are not read"):
-        load_weights(tmp_path / "net.safetensors")
-    assert not (tmp_path / "executed").exists()
-
-
-def test_a_checkpoint_of_pytorch_in_place_of_weights_is_refused_and_not_executed(tmp_path):
-    torch.save({"weight": torch.zeros(1), "bomb": Bomb(tmp_path / "executed")}, tmp_path / "net.pt")
-    with pytest.raises(ValueError, match="save weights with safetensors"):
-        load_weights(tmp_path / "net.pt")
-    assert not (tmp_path / "executed").exists()
-
-
-@pytest.mark.parametrize("kept", [0, 4, 20, -1])
-def test_truncated_weights_are_refused(tmp_path, kept):
-    path = tmp_path / "net.safetensors"
-    save_weights(path, weights())
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match="no whole safetensors file"):
-        load_weights(path)
-
-
-def net(width):
-    return nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, width), nn.Linear(width, 1))
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (
-            lambda given: given | net(5).state_dict(),
-            r"parameter '2.weight' is \[5, 4\] there but \[3, 4\] in Sequential",
-        ),
-        (lambda given: {k: v for k, v in given.items() if k != "2.bias"}, "parameter '2.bias' is absent there"),
-        (lambda given: given | {"extra": torch.zeros(2)}, r"parameter 'extra' is \[2\] there but absent in"),
-    ],
-)
-def test_a_checkpoint_of_another_architecture_names_the_first_difference(change, said):
-    module = net(3)
-    before = {name: value.clone() for name, value in module.state_dict().items()}
-    with pytest.raises(ValueError, match=f"old.safetensors is a checkpoint of another architecture: {said}"):
-        load_into(module, change(net(3).state_dict()), "old.safetensors")
-    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
-
-
-def test_weights_of_the_same_architecture_are_loaded():
-    source, module = net(3), net(3)
-    load_into(module, source.state_dict(), "test")
-    assert all(torch.equal(one, other) for one, other in zip(source.parameters(), module.parameters(), strict=True))
-
-
-# -- checkpoints ---------------------------------------------------------------------------------------------------
-
-
-def test_the_last_checkpoints_stay_and_the_newest_is_read(tmp_path):
-    for step in (5, 20, 100, 1000):
-        save_checkpoint(tmp_path, step, weights(step), {"step": step, "nested": [{"x": torch.ones(2), "s": "text"}]})
-    assert steps_in(tmp_path) == [100, 1000][-KEPT:]
-    assert len(list(tmp_path.iterdir())) == KEPT
-    newest = latest_checkpoint(tmp_path)
-    assert newest.step == 1000
-    assert torch.equal(newest.weights["a"], weights(1000)["a"])
-    assert newest.state["nested"][0]["s"] == "text"
-    assert torch.equal(newest.state["nested"][0]["x"], torch.ones(2))
-
-
-def test_a_checkpoint_can_be_written_again(tmp_path):
-    save_checkpoint(tmp_path, 5, weights(1.0), {})
-    save_checkpoint(tmp_path, 5, weights(2.0), {})
-    assert torch.equal(latest_checkpoint(tmp_path).weights["a"], weights(2.0)["a"])
-
-
-def test_a_half_written_checkpoint_is_ignored_and_then_replaced(tmp_path):
-    save_checkpoint(tmp_path, 5, weights(5), {})
-    half = tmp_path / ".step_000000000010.tmp"
-    half.mkdir()
-    (half / "weights.safetensors").write_bytes(b"half")
-    assert latest_checkpoint(tmp_path).step == 5
-    save_checkpoint(tmp_path, 10, weights(10), {})
-    assert latest_checkpoint(tmp_path).step == 10
-    assert not half.exists()
-
-
 def flip(file):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-
-
-HARMS = {
-    "one bit is flipped": flip,
-    "it is missing": Path.unlink,
-    "it is truncated": lambda file: file.write_bytes(file.read_bytes()[:-7]),
-    "it is empty": lambda file: file.write_bytes(b""),
-}
-
-
-@pytest.mark.parametrize("harm", HARMS)
-@pytest.mark.parametrize("file", ["weights.safetensors", "state.pt", "manifest.json"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before_it_and_says_so(tmp_path, caplog, file, harm):
-    save_checkpoint(tmp_path, 5, weights(5), {"x": 5})
-    last = save_checkpoint(tmp_path, 10, weights(10), {"x": 10})
-    HARMS[harm](last / file)
-    with caplog.at_level(logging.WARNING):
-        found = latest_checkpoint(tmp_path)
-    assert (found.step, found.state["x"]) == (5, 5)
-    assert "checkpoint step_000000000010 is damaged" in caplog.text
-
-
-@pytest.mark.parametrize(
-    "manifest", ["[]", "{}", '"text"', "{", '{"step": 10, "sha256": []}', '{"step": 10, "sha256": {}}']
-)
-def test_a_manifest_that_says_something_else_is_damage(tmp_path, caplog, manifest):
-    save_checkpoint(tmp_path, 5, weights(5), {})
-    last = save_checkpoint(tmp_path, 10, weights(10), {})
-    (last / "manifest.json").write_text(manifest)
-    assert latest_checkpoint(tmp_path).step == 5
-    assert "is damaged" in caplog.text
-
-
-def test_a_manifest_covers_every_file(tmp_path):
-    save_checkpoint(tmp_path, 5, weights(5), {})
-    last = save_checkpoint(tmp_path, 10, weights(10), {})
-    manifest = json.loads((last / "manifest.json").read_text())
-    del manifest["sha256"]["state.pt"]
-    (last / "manifest.json").write_text(json.dumps(manifest))
-    assert latest_checkpoint(tmp_path).step == 5
-
-
-@pytest.mark.parametrize("write", [torch.save, lambda bomb, path: path.write_bytes(pickle.dumps(bomb, 2))])
-def test_a_pickle_in_place_of_a_state_is_refused_and_not_executed(tmp_path, write):
-    last = save_checkpoint(tmp_path, 10, weights(10), {})
-    write(Bomb(tmp_path / "executed"), last / "state.pt")
-    manifest = json.loads((last / "manifest.json").read_text())
-    manifest["sha256"]["state.pt"] = hashlib.sha256((last / "state.pt").read_bytes()).hexdigest()
-    (last / "manifest.json").write_text(json.dumps(manifest))  # whoever wrote the pickle made its checksum too
-    with pytest.raises(ValueError, match=r"state.pt holds more than tensors, numbers and text"):
-        latest_checkpoint(tmp_path)
-    assert not (tmp_path / "executed").exists()
-
-
-def test_a_new_checkpoint_outlives_damaged_ones_of_later_steps(tmp_path):
-    """As when all were damaged, and the run began anew."""
-    for step in (10, 20):
-        flip(save_checkpoint(tmp_path, step, weights(), {}) / "weights.safetensors")
-    save_checkpoint(tmp_path, 5, weights(5), {})
-    assert steps_in(tmp_path) == [5]
-    assert latest_checkpoint(tmp_path).step == 5
-
-
-def test_without_a_whole_checkpoint_there_is_none(tmp_path):
-    assert latest_checkpoint(tmp_path / "nothing") is None
-    for step in (5, 10):
-        flip(save_checkpoint(tmp_path, step, weights(), {}) / "weights.safetensors")
-    assert latest_checkpoint(tmp_path) is None
-    run = Run(tmp_path / "run")
-    with pytest.raises(ValueError, match="has no whole checkpoint yet; train it further with --resume"):
-        run.checkpoint()
-
-
-# -- random numbers ------------------------------------------------------------------------------------------------
-
-
-def draw():
-    """Numbers of every global generator; an odd number of NumPy's normals leaves one of a pair for later."""
-    return [
-        random.random(),
-        random.gauss(0, 1),
-        np.random.standard_normal(3).tolist(),  # noqa: NPY002 (the generator that SB3 draws from)
-        np.random.permutation(5).tolist(),  # noqa: NPY002
-        torch.rand(3).tolist(),
-        torch.randn(5).tolist(),
-    ]
-
-
-@pytest.mark.parametrize("before", range(3))
-def test_every_global_generator_continues_where_it_was(tmp_path, before):
-    for _ in range(before):
-        draw()
-    save_checkpoint(tmp_path, 1, weights(), {"random": random_state()})
-    expected = [draw() for _ in range(3)]
-    restore_random_state(latest_checkpoint(tmp_path).state["random"])
-    assert [draw() for _ in range(3)] == expected
 
 
 # -- runs ----------------------------------------------------------------------------------------------------------
@@ -393,3 +133,151 @@ def test_a_stage_is_a_run_in_the_run(tmp_path):
         "a",
         "b",
     }
+
+
+# -- manifests -----------------------------------------------------------------------------------------------------
+
+SETTINGS = {"seed": 3, "net": {"channels": 8, "sizes": (32, 32), "norm": None}, "rates": [0.1, 0.2]}
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """A finished stage of two files."""
+    stage = Run(tmp_path / "run").stage("deep/stage")
+    (stage.folder / "lv").mkdir(parents=True)
+    (stage.folder / "a.safetensors").write_bytes(b"weights")
+    (stage.folder / "lv" / "b.safetensors").write_bytes(b"more")
+    stage.finish(SETTINGS, ["a.safetensors", "lv/b.safetensors"])
+    return stage
+
+
+def test_a_stage_is_finished_once_its_manifest_is_there(stage):
+    assert stage.finished(SETTINGS)
+    assert Run(stage.folder).finished(json.loads(json.dumps(SETTINGS))), "lists are tuples that were read from JSON"
+    (stage.folder / "manifest.json").unlink()
+    assert not stage.finished(SETTINGS)
+    assert not Run(stage.folder / "nothing").finished(SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 4}, r"seed = 3 but the run has 4"),
+        ({"net": {**SETTINGS["net"], "channels": 16}}, r"net\.channels = 8 but the run has 16"),
+        ({"net": {**SETTINGS["net"], "norm": "batch"}}, r"net\.norm = 'None' but the run has 'batch'"),
+        ({"rates": [0.1]}, r"rates = '\[0.1, 0.2\]' but the run has '\[0.1\]'"),
+        ({"new": True}, r"new = 'absent' but the run has True"),
+    ],
+)
+def test_a_stage_of_another_configuration_names_the_key_that_differs(stage, change, said):
+    with pytest.raises(ValueError, match=rf"manifest.json was made with {said}; put it back, or start a new run"):
+        stage.finished({**SETTINGS, **change})
+
+
+def test_a_key_that_the_configuration_lost_is_named(stage):
+    with pytest.raises(ValueError, match="made with seed = 3 but the run has 'absent'"):
+        stage.finished({name: value for name, value in SETTINGS.items() if name != "seed"})
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "lv/b.safetensors"])
+@pytest.mark.parametrize("harm", [os.unlink, lambda file: os.truncate(file, 3), lambda file: file.write_bytes(b"else")])
+def test_a_file_that_is_missing_or_changed_is_named_with_the_way_out(stage, name, harm):
+    harm(stage.folder / name)
+    with pytest.raises(ValueError, match=rf"{name} is missing or differs from its manifest; delete .*deep/stage to"):
+        stage.finished(SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "7", '"x"', "{}", '{"config": 3, "sha256": {}}', '{"config": {}, "sha256": 3}', "\xff"]
+)
+def test_a_manifest_that_is_none_is_refused_with_the_way_out(stage, text):
+    (stage.folder / "manifest.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"manifest.json is no manifest .*; delete .* to make the stage anew"):
+        stage.finished(SETTINGS)
+
+
+def test_a_stage_without_its_files_is_not_marked(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Run(tmp_path).finish(SETTINGS, ["gone.safetensors"])
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_manifest_is_written_whole_or_not_at_all(stage, monkeypatch):
+    before = (stage.folder / "manifest.json").read_bytes()
+
+    def full(*arguments):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="no space left"):
+        stage.finish({"seed": 9}, ["a.safetensors"])
+    assert (stage.folder / "manifest.json").read_bytes() == before
+    assert sorted(path.name for path in stage.folder.iterdir()) == ["a.safetensors", "lv", "manifest.json"]
+
+
+# -- stages that build on each other -------------------------------------------------------------------------------
+
+WHOLE = {"seed": 3, "source": {"epochs": 5, "lr": 0.1}, "target": {"epochs": 2}, "name": None}
+
+
+def test_the_chosen_part_of_a_configuration_is_flat():
+    assert flat(WHOLE) == {"seed": 3, "source.epochs": 5, "source.lr": 0.1, "target.epochs": 2, "name": "None"}
+    assert chosen(WHOLE, ("seed", "source.lr", "target")) == {"seed": 3, "source.lr": 0.1, "target.epochs": 2}
+    for key in ("sour", "source.l", "seeds"):
+        with pytest.raises(KeyError, match=key):
+            chosen(WHOLE, (key,))
+
+
+def chain(folder, made, **changes):
+    """Two stages, the second on the first; `made` hears which are made."""
+    whole = {**WHOLE, **changes}
+
+    def make(stage):
+        made.append(stage.folder.name)
+        (stage.folder / "net").write_text(stage.folder.name)
+        return ["net"]
+
+    for name in ("one", "two"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    first = Run(folder / "one").complete(chosen(whole, ("seed", "source")), make)
+    return Run(folder / "two").complete(chosen(whole, ("target",)), make, after=[first])
+
+
+def test_a_finished_stage_is_not_made_again(tmp_path):
+    made = []
+    assert chain(tmp_path, made) == chain(tmp_path, made) == tmp_path / "two"
+    assert made == ["one", "two"]
+    assert Run(tmp_path / "one").made_with == {"seed": 3, "source.epochs": 5, "source.lr": 0.1}
+    assert Run(tmp_path / "two").made_with == {"seed": 3, "source.epochs": 5, "source.lr": 0.1, "target.epochs": 2}
+
+
+def test_a_key_that_no_stage_depends_on_may_change(tmp_path):
+    made = []
+    chain(tmp_path, made)
+    chain(tmp_path, made, name="other")
+    assert made == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage", "said"),
+    [
+        ({"target": {"epochs": 3}}, "two", "target.epochs = 2 but the run has 3"),
+        ({"source": {"epochs": 5, "lr": 0.2}}, "one", "source.lr = 0.1 but the run has 0.2"),
+    ],
+)
+def test_a_changed_key_is_refused_by_the_first_stage_that_depends_on_it(tmp_path, changes, stage, said):
+    chain(tmp_path, [])
+    with pytest.raises(ValueError, match=rf"{stage}/manifest.json was made with {said}"):
+        chain(tmp_path, [], **changes)
+
+
+def test_a_stage_that_was_made_again_with_another_setting_makes_those_after_it_stale(tmp_path):
+    chain(tmp_path, [])
+    (tmp_path / "one" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"two/manifest.json was made with seed = 3 but the run has 4"):
+        chain(tmp_path, [], seed=4)
+
+
+def test_a_stage_cannot_build_on_one_that_is_not_finished(tmp_path):
+    with pytest.raises(ValueError, match="'one' is not finished, but another one builds on it; make it first"):
+        Run(tmp_path).complete({}, lambda stage: [], after=[Path("one")])
