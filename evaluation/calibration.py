@@ -7,19 +7,14 @@ uncertainties are treated as in random order, so that no number depends on the o
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..common.files import replacing
 from .metrics import auroc, bin_gaps, ece, equal_width_bin
 
 Floats = npt.NDArray[np.float64]
@@ -243,59 +238,6 @@ def uncertainty_report(uncertainty: Tensor, pred: Tensor, truth: Tensor, dice: T
         "correlation_foreground": pearson(dice, of_image["per_foreground"]),
     }
     return UncertaintyReport(metrics, calibrated, pixels, images)
-
-
-def save_reliability_figure(
-    path: str | Path,
-    methods: Mapping[str, Calibration],
-    *,
-    title: str,
-    risk: Mapping[str, RiskCoverage] | None = None,
-    risk_name: str = "risk",
-) -> None:
-    """Writes a PNG to `path`: reliability of each method with its pixels per bin below, and risk-coverage beside it.
-
-    `risk` holds curves of the same or other methods; a method has one colour in the whole figure.
-
-    Raises:
-        ValueError: no methods.
-    """
-    if not methods:
-        raise ValueError("no methods to draw")
-    risk = risk or {}
-    colour = {name: f"C{number % 10}" for number, name in enumerate(dict.fromkeys([*methods, *risk]))}
-    figure = Figure(figsize=(11 if risk else 5.8, 5.6), dpi=150, layout="constrained")
-    figure.suptitle(title, fontsize=13)
-    grid = figure.add_gridspec(2, 2 if risk else 1, height_ratios=(4, 1))
-    top = figure.add_subplot(grid[0, 0])
-    below = figure.add_subplot(grid[1, 0], sharex=top)
-    top.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
-    for name, one in methods.items():
-        _draw_reliability(top, below, one, label=f"{name}, ECE {one.ece:.3f}", colour=colour[name])
-    top.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
-    top.tick_params(labelbottom=False)
-    top.legend(frameon=False, loc="upper left", fontsize=9)
-    below.set(xlabel="confidence", ylabel="share of pixels", yscale="log")
-    if risk:
-        beside = figure.add_subplot(grid[:, 1])
-        for name, curve in risk.items():
-            label = f"{name}, AURC {curve.aurc:.4f}"
-            beside.plot(curve.coverage, curve.risk, color=colour[name], label=label)
-        beside.set(
-            xlim=(0, 1), ylim=(0, None), xlabel="coverage (share that is kept)", ylabel=f"{risk_name} of the kept"
-        )
-        beside.legend(frameon=False, loc="upper left", fontsize=9)
-    for ax in figure.axes:
-        ax.spines[["top", "right"]].set_visible(False)
-    with replacing(Path(path)) as unfinished:
-        figure.savefig(unfinished, format="png")
-
-
-def _draw_reliability(top: Axes, below: Axes, of: Calibration, *, label: str, colour: str) -> None:
-    held = of.count > 0
-    top.plot(of.confidence[held], of.accuracy[held], color=colour, marker="o", markersize=4, label=label)
-    edges = np.linspace(0, 1, len(of.count) + 1)
-    below.stairs(of.count / of.count.sum(), edges, color=colour, linewidth=1.5)
 
 
 def _ties(values: Tensor, weights: Tensor) -> _Ties:

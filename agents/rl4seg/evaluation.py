@@ -25,9 +25,9 @@ from ...evaluation.calibration import (
     RiskCoverage,
     calibration,
     error_detection,
-    save_reliability_figure,
     uncertainty_report,
 )
+from ...evaluation.calibration_figures import save_reliability_figure
 from ...evaluation.echo import METRICS, dice_batch32, echo_cases, largest_heart, subject_validity
 from ...evaluation.echo_figures import EchoView, save_echo_figure
 from ...evaluation.report import mean_metrics

@@ -21,10 +21,10 @@ from ...datasets.liver.lesions import TUMOUR
 from ...envs.core import Frame
 from ...envs.spars import RULES, SparsEnv
 from ...envs.spars_config import SparsConfig
-from ...evaluation.figures import CaseView, save_case_figure
 from ...evaluation.metrics import dice, segmentation_metrics
 from ...evaluation.report import Column, mean_metrics
 from ...evaluation.results import Case, Result, count_origins
+from ...evaluation.volume_figures import CaseView, save_case_figure
 from .rollouts import PAPER_THRESHOLD, Maps, choose_threshold, roll_out, score_map
 from .rules import BfsToTau
 from .training import TRAIN, CaseChoice, EvaluationConfig, SparsExperiment, env_of, load_policies

@@ -16,11 +16,12 @@ from segarena.evaluation.echo import (
     echo_case_metrics,
     echo_cases,
     echo_metrics,
-    hausdorff_mm,
     largest_heart,
     subject_validity,
 )
-from segarena.evaluation.echo_figures import PREDICTION, TRUTH, EchoView, echo_panel, save_echo_figure
+from segarena.evaluation.echo_figures import EchoView, save_echo_figure
+from segarena.evaluation.echo_pictures import PREDICTION, TRUTH, echo_panel
+from segarena.evaluation.hausdorff import hausdorff_mm
 from segarena.evaluation.report import mean_metrics, p_values, table
 from segarena.evaluation.results import Result, count_origins
 from segarena.evaluation.statistics import bootstrap_interval, cluster_means, paired_wilcoxon

@@ -3,8 +3,9 @@
 import imageio.v3 as imageio
 import numpy as np
 import pytest
-from segarena.evaluation.figures import CaseView, save_case_figure
-from segarena.evaluation.pictures import GAP_PX, orthogonal_slices
+from segarena.evaluation.drawing import GAP_PX
+from segarena.evaluation.volume_figures import CaseView, save_case_figure
+from segarena.evaluation.volume_pictures import orthogonal_slices
 
 SHAPE = (32, 32, 32)
 BLACK = np.zeros(SHAPE, np.uint8)
