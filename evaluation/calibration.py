@@ -53,12 +53,12 @@ class RiskCoverage(NamedTuple):
 
 
 class _Ties(NamedTuple):
-    """What stands at each different value, in rising order; float64 [values]."""
+    """The different values in rising order, how often each stands, and the weight there; float64 [values]."""
 
     value: Tensor
     times: Tensor
     total: Tensor
-    """Sum of a weight over the places where the value stands."""
+    """Sum of the weights over the places where the value stands."""
 
 
 def calibration(confidence: Tensor, correct: Tensor, *, bins: int = BINS) -> Calibration:
@@ -198,14 +198,13 @@ class UncertaintyReport(NamedTuple):
     metrics: dict[str, float]
     calibration: Calibration
     pixels: RiskCoverage
-    images: RiskCoverage
 
 
 def uncertainty_report(uncertainty: Tensor, pred: Tensor, truth: Tensor, dice: Tensor) -> UncertaintyReport:
     """All of the above by name, for maps u in [0, 1], predictions and truths [N, H, W] and the Dice [N] of the images.
 
-    ece, mce, ace, error_auroc, error_auprc and aurc_pixel speak of the pixels that prediction or truth calls
-    foreground: the rest is background that nobody doubts. mi and nmi speak of whole images; aurc_image ranks by
+    ece, mce, ace, error_auroc, error_auprc and aurc_pixel are over the pixels that prediction or truth calls
+    foreground: the rest is easy background. mi and nmi are over whole images; aurc_image ranks by
     Σ u / #foreground with risk 1 - Dice; correlation_mean and correlation_foreground are Pearson's, of Dice with
     `image_uncertainty` (negative is good).
 
@@ -215,15 +214,15 @@ def uncertainty_report(uncertainty: Tensor, pred: Tensor, truth: Tensor, dice: T
     if not uncertainty.shape == pred.shape == truth.shape or pred.ndim != 3 or dice.shape != pred.shape[:1]:
         shapes = [list(x.shape) for x in (uncertainty, pred, truth, dice)]
         raise ValueError(f"uncertainty, pred and truth must be [N, H, W] and dice [N], got {shapes}")
-    heart, wrong = (pred | truth) != 0, pred != truth
-    if not bool(heart.any()):
+    foreground, wrong = (pred | truth) != 0, pred != truth
+    if not bool(foreground.any()):
         raise ValueError("neither the predictions nor the truths hold any foreground to measure uncertainty on")
-    u, error = uncertainty.detach()[heart], wrong[heart]
+    u, error = uncertainty.detach()[foreground], wrong[foreground]
     calibrated = calibration(1 - u, ~error)
     found, precise = error_detection(u, error)
     mutual, normalised = mutual_information(wrong, uncertainty)
     of_image, dice = image_uncertainty(uncertainty, pred), dice.to(uncertainty.device)
-    pixels, images = risk_coverage(u, error), risk_coverage(of_image["per_foreground"], 1 - dice)
+    pixels = risk_coverage(u, error)
     metrics = {
         "ece": calibrated.ece,
         "mce": calibrated.mce,
@@ -231,13 +230,13 @@ def uncertainty_report(uncertainty: Tensor, pred: Tensor, truth: Tensor, dice: T
         "error_auroc": found,
         "error_auprc": precise,
         "aurc_pixel": pixels.aurc,
-        "aurc_image": images.aurc,
+        "aurc_image": risk_coverage(of_image["per_foreground"], 1 - dice).aurc,
         "mi": float(mutual.mean()),
         "nmi": float(normalised.mean()),
         "correlation_mean": pearson(dice, of_image["mean"]),
         "correlation_foreground": pearson(dice, of_image["per_foreground"]),
     }
-    return UncertaintyReport(metrics, calibrated, pixels, images)
+    return UncertaintyReport(metrics, calibrated, pixels)
 
 
 def _ties(values: Tensor, weights: Tensor) -> _Ties:

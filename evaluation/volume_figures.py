@@ -48,7 +48,7 @@ class CaseView:
         """Dice of the whole volume in %, or the false-positive volume where there is no truth."""
         if self.label.any():
             return f"Dice {100 * dice(torch.from_numpy(self.pred), torch.from_numpy(self.label)):.1f} % (whole volume)"
-        return f"no tumour; {self.pred.sum() * np.prod(self.spacing_mm) / 1000:.1f} ml painted"
+        return f"empty target; {self.pred.sum() * np.prod(self.spacing_mm) / 1000:.1f} ml painted"
 
 
 def save_case_figure(path: str | Path, cases: Sequence[CaseView], *, title: str, heat_name: str = "score") -> None:

@@ -176,7 +176,7 @@ def test_a_case_shows_its_largest_slice_and_its_dice():
     assert view().slice_k == 9
     assert view().verdict == f"Dice {100 * 2 * 256 / (512 + 548):.1f} % (whole volume)"
     assert view(tumour=False).slice_k == 8
-    assert view(tumour=False).verdict == "no tumour; 1.0 ml painted"
+    assert view(tumour=False).verdict == "empty target; 1.0 ml painted"
     assert view(tumour=False, painted=False).slice_k == 16
 
 
