@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..evaluation import echo
 from ..evaluation.report import Column, column, table
 from ..evaluation.results import Result
 from .rl4seg import (
@@ -62,14 +61,7 @@ PAPERS = {
         spars.resume,
         spars_evaluation.evaluate,
         spars_evaluation.render,
-        metrics=(
-            "dice",
-            spars_evaluation.COLUMNS["dice_at_0.5"],
-            "hd95_mm",
-            "lesion_recall",
-            spars_evaluation.COLUMNS["terminal_hit"],
-            spars_evaluation.COLUMNS["steps"],
-        ),
+        metrics=spars_evaluation.COLUMNS,
         baseline="score map (mean)",
     ),
     "rl4seg": Paper(
@@ -78,12 +70,9 @@ PAPERS = {
         rl4seg.resume,
         rl4seg_evaluation.evaluate,
         rl4seg_evaluation.render,
-        metrics=tuple(
-            echo.COLUMNS[name]
-            for name in ("dice_avg", "dice_endo", "dice_myo", "dice_epi", "hd_endo_mm", "hd_epi_mm", "valid")
-        ),
+        metrics=rl4seg_evaluation.COLUMNS,
         baseline=rl4seg_methods.SOURCE_ONLY,
-        more_metrics=("error_auroc", "ece", echo.COLUMNS["dice_avg"]),
+        more_metrics=rl4seg_evaluation.UNCERTAINTY_COLUMNS,
         frame_ms=1000,
     ),
 }

@@ -19,7 +19,6 @@ import numpy.typing as npt
 from nibabel import affines, orientations
 
 from ..common.files import replacing
-from .liver.lattice import Triple
 
 Dtype = TypeVar("Dtype", bound=np.generic)
 DAMAGE = (OSError, EOFError, ValueError, zlib.error)
@@ -30,12 +29,12 @@ DAMAGE = (OSError, EOFError, ValueError, zlib.error)
 class Frame:
     """How a file stores its voxels: in which order, and where they lie in the patient."""
 
-    shape: Triple
+    shape: tuple[int, int, int]
     affine: npt.NDArray[np.float64]
     """Voxel index of the file to patient coordinates in mm (RAS+)."""
 
     @property
-    def ras_shape(self) -> Triple:
+    def ras_shape(self) -> tuple[int, int, int]:
         """The file's shape in RAS+ order."""
         x, y, z = (self.shape[int(axis)] for axis in self._from_ras[:, 0])
         return x, y, z

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ..datasets.echo.images import CLASSES, load_echo
 from ..datasets.images import ImagePool
-from ..evaluation.echo_figures import PREDICTION, TRUTH, echo_panel
-from ..evaluation.pictures import GAP_GREY, GAP_PX
+from ..evaluation.drawing import GAP_GREY, GAP_PX
+from ..evaluation.echo_pictures import PREDICTION, TRUTH, echo_panel
 from ..rewards.echo_validity import anatomical_reward, valid_masks
 from ..rewards.reward_net import load_reward_net
 from ..rewards.segmentation import RewardMap, accuracy, accuracy_map, dice_map, min_fusion, pixel_accuracy

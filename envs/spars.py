@@ -24,7 +24,7 @@ from ..classifiers.presence import PresenceNet, load_presence
 from ..datasets.liver.cases import HU_WINDOW, load_liver_cases
 from ..datasets.liver.lattice import WindowLattice, centred_start
 from ..datasets.liver.lesions import TUMOUR
-from ..evaluation.pictures import orthogonal_slices
+from ..evaluation.volume_pictures import orthogonal_slices
 from ..rewards.presence import ScoreFunction, ScoreTable
 from .core import BatchedEnv, Frame, Obs
 from .spars_config import MOVES, SparsConfig

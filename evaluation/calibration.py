@@ -7,19 +7,14 @@ uncertainties are treated as in random order, so that no number depends on the o
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..common.files import replacing
 from .metrics import auroc, bin_gaps, ece, equal_width_bin
 
 Floats = npt.NDArray[np.float64]
@@ -58,12 +53,12 @@ class RiskCoverage(NamedTuple):
 
 
 class _Ties(NamedTuple):
-    """What stands at each different value, in rising order; float64 [values]."""
+    """The different values in rising order, how often each stands, and the weight there; float64 [values]."""
 
     value: Tensor
     times: Tensor
     total: Tensor
-    """Sum of a weight over the places where the value stands."""
+    """Sum of the weights over the places where the value stands."""
 
 
 def calibration(confidence: Tensor, correct: Tensor, *, bins: int = BINS) -> Calibration:
@@ -203,14 +198,13 @@ class UncertaintyReport(NamedTuple):
     metrics: dict[str, float]
     calibration: Calibration
     pixels: RiskCoverage
-    images: RiskCoverage
 
 
 def uncertainty_report(uncertainty: Tensor, pred: Tensor, truth: Tensor, dice: Tensor) -> UncertaintyReport:
     """All of the above by name, for maps u in [0, 1], predictions and truths [N, H, W] and the Dice [N] of the images.
 
-    ece, mce, ace, error_auroc, error_auprc and aurc_pixel speak of the pixels that prediction or truth calls
-    foreground: the rest is background that nobody doubts. mi and nmi speak of whole images; aurc_image ranks by
+    ece, mce, ace, error_auroc, error_auprc and aurc_pixel are over the pixels that prediction or truth calls
+    foreground: the rest is easy background. mi and nmi are over whole images; aurc_image ranks by
     Σ u / #foreground with risk 1 - Dice; correlation_mean and correlation_foreground are Pearson's, of Dice with
     `image_uncertainty` (negative is good).
 
@@ -220,15 +214,15 @@ def uncertainty_report(uncertainty: Tensor, pred: Tensor, truth: Tensor, dice: T
     if not uncertainty.shape == pred.shape == truth.shape or pred.ndim != 3 or dice.shape != pred.shape[:1]:
         shapes = [list(x.shape) for x in (uncertainty, pred, truth, dice)]
         raise ValueError(f"uncertainty, pred and truth must be [N, H, W] and dice [N], got {shapes}")
-    heart, wrong = (pred | truth) != 0, pred != truth
-    if not bool(heart.any()):
+    foreground, wrong = (pred | truth) != 0, pred != truth
+    if not bool(foreground.any()):
         raise ValueError("neither the predictions nor the truths hold any foreground to measure uncertainty on")
-    u, error = uncertainty.detach()[heart], wrong[heart]
+    u, error = uncertainty.detach()[foreground], wrong[foreground]
     calibrated = calibration(1 - u, ~error)
     found, precise = error_detection(u, error)
     mutual, normalised = mutual_information(wrong, uncertainty)
     of_image, dice = image_uncertainty(uncertainty, pred), dice.to(uncertainty.device)
-    pixels, images = risk_coverage(u, error), risk_coverage(of_image["per_foreground"], 1 - dice)
+    pixels = risk_coverage(u, error)
     metrics = {
         "ece": calibrated.ece,
         "mce": calibrated.mce,
@@ -236,66 +230,13 @@ def uncertainty_report(uncertainty: Tensor, pred: Tensor, truth: Tensor, dice: T
         "error_auroc": found,
         "error_auprc": precise,
         "aurc_pixel": pixels.aurc,
-        "aurc_image": images.aurc,
+        "aurc_image": risk_coverage(of_image["per_foreground"], 1 - dice).aurc,
         "mi": float(mutual.mean()),
         "nmi": float(normalised.mean()),
         "correlation_mean": pearson(dice, of_image["mean"]),
         "correlation_foreground": pearson(dice, of_image["per_foreground"]),
     }
-    return UncertaintyReport(metrics, calibrated, pixels, images)
-
-
-def save_reliability_figure(
-    path: str | Path,
-    methods: Mapping[str, Calibration],
-    *,
-    title: str,
-    risk: Mapping[str, RiskCoverage] | None = None,
-    risk_name: str = "risk",
-) -> None:
-    """Writes a PNG to `path`: reliability of each method with its pixels per bin below, and risk-coverage beside it.
-
-    `risk` holds curves of the same or other methods; a method has one colour in the whole figure.
-
-    Raises:
-        ValueError: no methods.
-    """
-    if not methods:
-        raise ValueError("no methods to draw")
-    risk = risk or {}
-    colour = {name: f"C{number % 10}" for number, name in enumerate(dict.fromkeys([*methods, *risk]))}
-    figure = Figure(figsize=(11 if risk else 5.8, 5.6), dpi=150, layout="constrained")
-    figure.suptitle(title, fontsize=13)
-    grid = figure.add_gridspec(2, 2 if risk else 1, height_ratios=(4, 1))
-    top = figure.add_subplot(grid[0, 0])
-    below = figure.add_subplot(grid[1, 0], sharex=top)
-    top.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
-    for name, one in methods.items():
-        _draw_reliability(top, below, one, label=f"{name}, ECE {one.ece:.3f}", colour=colour[name])
-    top.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
-    top.tick_params(labelbottom=False)
-    top.legend(frameon=False, loc="upper left", fontsize=9)
-    below.set(xlabel="confidence", ylabel="share of pixels", yscale="log")
-    if risk:
-        beside = figure.add_subplot(grid[:, 1])
-        for name, curve in risk.items():
-            label = f"{name}, AURC {curve.aurc:.4f}"
-            beside.plot(curve.coverage, curve.risk, color=colour[name], label=label)
-        beside.set(
-            xlim=(0, 1), ylim=(0, None), xlabel="coverage (share that is kept)", ylabel=f"{risk_name} of the kept"
-        )
-        beside.legend(frameon=False, loc="upper left", fontsize=9)
-    for ax in figure.axes:
-        ax.spines[["top", "right"]].set_visible(False)
-    with replacing(Path(path)) as unfinished:
-        figure.savefig(unfinished, format="png")
-
-
-def _draw_reliability(top: Axes, below: Axes, of: Calibration, *, label: str, colour: str) -> None:
-    held = of.count > 0
-    top.plot(of.confidence[held], of.accuracy[held], color=colour, marker="o", markersize=4, label=label)
-    edges = np.linspace(0, 1, len(of.count) + 1)
-    below.stairs(of.count / of.count.sum(), edges, color=colour, linewidth=1.5)
+    return UncertaintyReport(metrics, calibrated, pixels)
 
 
 def _ties(values: Tensor, weights: Tensor) -> _Ties:

@@ -5,28 +5,22 @@ Structures: ENDO = LV (the cavity), MYO = the myocardium, EPI = LV and MYO toget
 neither mask Dice is 1 and the distance 0; where it is in one, Dice is 0 and the distance the image's diagonal.
 """
 
-import math
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from scipy.spatial import KDTree
 from torch import Tensor
 
 from ..datasets.echo.images import LV, MYO
 from ..datasets.images import ImagePool
 from ..rewards.echo_validity import valid_masks
 from ..rewards.morphology import biggest_components
+from .hausdorff import hausdorff_mm
 from .report import Column
 from .results import Case
 
-Floats = npt.NDArray[np.float64]
-Pixels = npt.NDArray[np.bool_]
-
 STRUCTURES = ("endo", "myo", "epi")
 PAPER_BATCH = 32
-COLUMNS = {
+METRICS = {
     one.name: one
     for one in (
         Column("dice_endo", "Dice ENDO", "%", 100, 1),
@@ -40,7 +34,7 @@ COLUMNS = {
         Column("empty", "LV or MYO missing", "%", 100, 1),
     )
 }
-"""How a table shows the metrics of `echo_metrics`, by name."""
+"""Columns of `echo_metrics` that `report.STANDARD` lacks, by name."""
 
 
 def largest_heart(masks: Tensor) -> Tensor:
@@ -152,33 +146,6 @@ def dice_batch32(preds: Tensor, truths: Tensor) -> dict[str, float]:
     return {"dice_batch32": mean, **values}
 
 
-def hausdorff_mm(preds: Tensor, truths: Tensor, spacing_mm: Tensor) -> Tensor:
-    """Largest distance in mm from the boundary of one mask to that of the other, float64 [N], on the CPU.
-
-    Equals `metrics.hd95_mm` with percentile 100, many times as fast. preds, truths: bool [N, H, W]; spacing_mm: [N, 2].
-
-    Raises:
-        ValueError: masks that are not bool [N, H, W] of one shape, or spacings that are not N positive pairs.
-    """
-    if preds.shape != truths.shape or preds.ndim != 3 or not preds.dtype == truths.dtype == torch.bool:
-        raise ValueError(f"masks must be bool [N, H, W], got {preds.dtype} {[*preds.shape]}, {[*truths.shape]}")
-    spacing = spacing_mm.double().cpu().numpy()
-    if spacing.shape != (len(preds), 2) or not (np.isfinite(spacing) & (spacing > 0)).all():
-        raise ValueError(f"spacing_mm is {spacing.tolist()} but must be {len(preds)} pairs of positive lengths")
-    edges = [_edges(mask.cpu().numpy()) for mask in (preds, truths)]
-    points = [_points(edge, spacing) for edge in edges]
-    apart = [_points(here & ~there, spacing) for here, there in (edges, edges[::-1])]  # the others have distance 0
-    extent = spacing * preds.shape[1:]
-    distances = np.zeros(len(preds))
-    for n, (p, g) in enumerate(zip(*points, strict=True)):
-        if len(p) and len(g):
-            directed = ((apart[0][n], g), (apart[1][n], p))
-            distances[n] = max(float(KDTree(to).query(of)[0].max()) if len(of) else 0.0 for of, to in directed)
-        elif len(p) or len(g):
-            distances[n] = math.hypot(*extent[n])
-    return torch.from_numpy(distances)
-
-
 # -- helpers -------------------------------------------------------------------------------------------------------
 
 
@@ -191,20 +158,6 @@ def _dice(both: Tensor, in_pred: Tensor, in_truth: Tensor) -> Tensor:
     """Dice from numbers of pixels, float64."""
     total = in_pred + in_truth
     return torch.where(total > 0, 2 * both.double() / total.clamp(min=1), 1.0)
-
-
-def _edges(masks: Pixels) -> Pixels:
-    """The pixels of the masks [N, H, W] with a neighbour by a side outside; the image border is outside."""
-    framed = np.pad(masks, ((0, 0), (1, 1), (1, 1)))
-    rows, cols = framed[:, :, 1:-1], framed[:, 1:-1]
-    return masks & ~(rows[:, :-2] & rows[:, 2:] & cols[:, :, :-2] & cols[:, :, 2:])
-
-
-def _points(edges: Pixels, spacing: Floats) -> list[Floats]:
-    """Positions in mm, [points, 2], of the pixels of each image."""
-    image, y, x = np.nonzero(edges)
-    at = np.stack([y, x], axis=1) * spacing[image]
-    return np.split(at, np.searchsorted(image, np.arange(1, len(edges))))
 
 
 def _check(*masks: Tensor) -> None:

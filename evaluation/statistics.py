@@ -34,8 +34,8 @@ def bootstrap_interval(
     Applied Statistics 1(2), 2007). Drawing seeds afresh for every case would hide the luck of a seed, and so would
     averaging the seeds first.
 
-    clusters: [cases], whom each case is of, where cases of one patient are alike. Patients are drawn then, each with
-    all of their cases; a case counts the same whoever it is of, so the mean stays that of the cases.
+    clusters: [cases], the patient of each case, where cases of one patient are alike. Patients are drawn then, each
+    with all of their cases; every case counts the same, so the mean stays that of the cases.
 
     With a single case (or cluster) the interval is (NaN, NaN): nothing is known about other cases. With a single seed
     the interval speaks of cases only.

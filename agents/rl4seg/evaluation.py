@@ -25,10 +25,10 @@ from ...evaluation.calibration import (
     RiskCoverage,
     calibration,
     error_detection,
-    save_reliability_figure,
     uncertainty_report,
 )
-from ...evaluation.echo import dice_batch32, echo_cases, largest_heart, subject_validity
+from ...evaluation.calibration_figures import save_reliability_figure
+from ...evaluation.echo import METRICS, dice_batch32, echo_cases, largest_heart, subject_validity
 from ...evaluation.echo_figures import EchoView, save_echo_figure
 from ...evaluation.report import mean_metrics
 from ...evaluation.results import Case, Result, count_origins
@@ -42,6 +42,13 @@ from .context import AT_ONCE, REWARD_NET, Context
 from .stages import adabn_net, corrector, loop, policy_folder, reward_function, source_net
 
 log = logging.getLogger(__name__)
+
+COLUMNS = tuple(
+    METRICS[name] for name in ("dice_avg", "dice_endo", "dice_myo", "dice_epi", "hd_endo_mm", "hd_epi_mm", "valid")
+)
+"""The table of results."""
+UNCERTAINTY_COLUMNS = ("error_auroc", "ece", METRICS["dice_avg"])
+"""The table of the results that say how sure they are."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ...datasets.images import ImagePool
 from ...envs.adapters import LearnerEnv
 from ...envs.rl4seg import EchoEnv, RewardFunction
 from ...evaluation.echo import echo_metrics, largest_heart
-from ...evaluation.echo_figures import PREDICTION, TRUTH, echo_panel
+from ...evaluation.echo_pictures import PREDICTION, TRUTH, echo_panel
 from ...rewards.echo_validity import valid_masks
 from ...segmenters.training import save_segmenter, segment
 from ...segmenters.unet import UNet

@@ -7,7 +7,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from ...common.runs import Run
 from ...datasets.liver.lesions import TUMOUR
 from ...envs.spars import SparsEnv
-from ...evaluation.pictures import orthogonal_slices
+from ...evaluation.volume_pictures import orthogonal_slices
 from .rollouts import roll_out
 from .self_play import SelfPlay, Snapshot
 

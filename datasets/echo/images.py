@@ -29,7 +29,7 @@ CLASSES = ("background", "LV", "MYO")
 """Label values 0, 1, 2: background, left ventricle's cavity, myocardium."""
 BACKGROUND, LV, MYO = range(3)
 ATRIUM = 3
-"""In the files of CAMUS; background here."""
+"""Left atrium in the files of CAMUS; background here."""
 FIRST_PHANTOM = {"train": 0, "val": 100_000, "test": 200_000, "pred": 300_000}
 """Number of the first phantom patient of each split."""
 PREPARATION = 1
@@ -45,13 +45,13 @@ class PhantomPatients:
     """
 
     train: int = 50
-    """Of the supervised network, and labelled."""
+    """Patients whose images the supervised network learns from, with labels."""
     val: int = 10
-    """Choose a checkpoint."""
+    """Patients whose images choose a checkpoint."""
     test: int = 50
-    """Judge the result."""
+    """Patients whose images a result is computed on."""
     pred: int = 200
-    """The pool of images that reinforcement learning adapts to."""
+    """Patients whose images reinforcement learning adapts to, without labels."""
 
     def __post_init__(self) -> None:
         for split, number in asdict(self).items():
@@ -73,7 +73,7 @@ class EchoDataConfig:
     """"phantom" (procedural, no files), or a folder: CAMUS v1 or v2, or a prepared set (img/, gt/ and a CSV; of
     several CSVs, name one: FOLDER/NAME.csv)."""
     vendor: Literal["a", "b"] | None = None
-    """Whose scanner made the phantoms: a or b; default: a, but b for the target of an experiment."""
+    """Scanner of the phantoms, a or b; default: a, but b for the target of an experiment."""
     size: int = 64
     """Height and width in pixels; 256 in the paper. The aspect is not kept, the spacing follows."""
     clahe: bool | None = None
@@ -101,7 +101,7 @@ class EchoDataConfig:
 
     @property
     def scanner(self) -> str:
-        """The phantoms' vendor."""
+        """Vendor of the phantoms."""
         return self.vendor or "a"
 
 

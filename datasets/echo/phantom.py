@@ -32,13 +32,13 @@ class Vendor(NamedTuple):
     dynamic_range_db: Range
     """From black to white: the log compression. Less of it is more contrast."""
     gamma: float
-    """Of the grey curve after the log compression."""
+    """Exponent of the grey curve after the log compression."""
     axial_mm: float
     """Standard deviation of the point spread along the beam: the length of the speckle."""
     lateral_deg: float
     """The same across the beams: the width of the speckle, which grows with depth."""
     attenuation_db: Range
-    """What the deepest echo has lost more than the nearest, after the scanner's own compensation."""
+    """Loss of the deepest echo against the nearest, after the scanner's own compensation."""
     clutter_db: Range
     """Level of the reverberations before the probe."""
     haze_db: Range
@@ -46,7 +46,7 @@ class Vendor(NamedTuple):
     wedges: tuple[int, int]
     """Number of dropout wedges: beams that lie behind a rib or lung."""
     wedge_db: Range
-    """What is lost in the middle of a wedge."""
+    """Loss in the middle of a wedge."""
     gaps: tuple[int, int]
     """Number of places where a wall gives no echo."""
 
@@ -170,26 +170,26 @@ class _Heart:
     view: str
     depth_mm: float
     half_angle: float
-    """Of the sector."""
+    """Half the opening angle of the sector."""
     apex: tuple[float, float]
     """(y, x) of the tip of the cavity."""
     tilt: float
     bend_mm: float
     length: float
-    """Of the cavity from its apex to the mitral valve."""
+    """Length of the cavity from its apex to the mitral valve."""
     long: float
     """Semi-axis of the cavity's ellipse along u; the ellipse is cut off at u = length, beyond its middle."""
     short: float
-    """Semi-axis across."""
+    """Semi-axis of the ellipse along v."""
     wall_mm: float
     wall_at_apex: float
-    """Thickness there, as a share of wall_mm."""
+    """Thickness of the wall at the apex, as a share of wall_mm."""
     lopsided: float
     """Share by which the wall on one side is thicker, and on the other thinner."""
 
     @property
     def width_mm(self) -> float:
-        """Of the sector at its widest, and so of the picture."""
+        """Width of the sector at its widest, and so of the picture."""
         return 2 * self.depth_mm * math.sin(self.half_angle)
 
     def pixels(self, size: int) -> tuple[FloatArray, FloatArray]:
@@ -271,7 +271,7 @@ def _echoes(heart: _Heart, scanner: Vendor, recording: np.random.Generator, fram
 
 
 def _reflectivity(heart: _Heart, place: _Place, scanner: Vendor, rng: np.random.Generator) -> FloatArray:
-    """What the tissues answer, dB [depth, angle]: bright tissue near -15, blood near -45."""
+    """Echo level of the tissues, dB [depth, angle]: bright tissue near -15, blood near -45."""
     u, v, inner, outer, cavity, wall = place
     texture = _clouds(rng, 6)
     blood = rng.uniform(-50, -42)
@@ -319,7 +319,7 @@ def _chamber(db: FloatArray, u: FloatArray, v: FloatArray, radii: Range, blood: 
 
 
 def _wedges(heart: _Heart, scanner: Vendor, rng: np.random.Generator, r: FloatArray, theta: FloatArray) -> FloatArray:
-    """What is lost behind ribs and lung, dB >= 0, [depth, angle]."""
+    """Loss behind ribs and lung, dB >= 0, [depth, angle]."""
     lost = np.zeros(np.broadcast_shapes(r.shape, theta.shape), np.float32)
     for _ in range(rng.integers(*scanner.wedges, endpoint=True)):
         middle, width = rng.uniform(-0.95, 0.95) * heart.half_angle, math.radians(rng.uniform(2.5, 8))

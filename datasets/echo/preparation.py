@@ -32,7 +32,7 @@ class Acquisition:
     speckle: float = 0.0
     """Standard deviation of the added speckle as a share of the grey value; 0 or more."""
     speckle_mm: float = 1.5
-    """Size of its grains; above 0."""
+    """Size of the grains of the speckle in mm; above 0."""
     wedges: int = 0
     """Number of dropout wedges, beams from the probe that ribs or lung shadow."""
     wedge_loss: float = 0.5

@@ -42,6 +42,8 @@ PHANTOM_SPLITS = {
 PHANTOMS = PhantomNames("phantom_", digits=5)
 PREPARATION = 1
 """Part of every cache key: raise it when the same file and settings shall give other tensors."""
+_drawn_phantom = functools.lru_cache(maxsize=64)(liver_phantom)
+"""Phantoms, each drawn once per process for all environments; the last 64 are kept, 1 MB each."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ def _load(source: _Source, config: LiverDataConfig, read: Callable[[CaseFiles], 
     origin: Origin
     if isinstance(files, int):
         origin, file = "phantom", Frame(SHAPE, AFFINE)
-        tensors = _to_grid(liver_phantom(files), file, config)
+        tensors = _to_grid(_drawn_phantom(files), file, config)
     else:
         origin, file = "real" if source.seed is None else "implanted", read_frame(files.image)
         selection = {"data": "", "split": "", "cases": None, "copies": 1, "cache_dir": None}  # what changes no voxel

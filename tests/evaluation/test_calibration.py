@@ -16,9 +16,9 @@ from segarena.evaluation.calibration import (
     mutual_information,
     pearson,
     risk_coverage,
-    save_reliability_figure,
     uncertainty_report,
 )
+from segarena.evaluation.calibration_figures import save_reliability_figure
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 CONFIDENCE = torch.tensor([0.05, 0.15, 0.55, 0.65, 0.95, 0.95, 0.85, 0.45], dtype=torch.float64)

@@ -3,8 +3,9 @@
 import imageio.v3 as imageio
 import numpy as np
 import pytest
-from segarena.evaluation.figures import CaseView, save_case_figure
-from segarena.evaluation.pictures import GAP_PX, orthogonal_slices
+from segarena.evaluation.drawing import GAP_PX
+from segarena.evaluation.volume_figures import CaseView, save_case_figure
+from segarena.evaluation.volume_pictures import orthogonal_slices
 
 SHAPE = (32, 32, 32)
 BLACK = np.zeros(SHAPE, np.uint8)
@@ -175,7 +176,7 @@ def test_a_case_shows_its_largest_slice_and_its_dice():
     assert view().slice_k == 9
     assert view().verdict == f"Dice {100 * 2 * 256 / (512 + 548):.1f} % (whole volume)"
     assert view(tumour=False).slice_k == 8
-    assert view(tumour=False).verdict == "no tumour; 1.0 ml painted"
+    assert view(tumour=False).verdict == "empty target; 1.0 ml painted"
     assert view(tumour=False, painted=False).slice_k == 16
 
 

@@ -129,6 +129,19 @@ def test_a_phantom_is_its_sample_in_eight_bits():
     assert np.array_equal(case.to_native(case.label), sample.label)
 
 
+def test_a_phantom_is_drawn_once_and_every_case_of_it_is_its_own():
+    config = LiverDataConfig(cases=["phantom_4321"])
+    (first,) = load_liver_cases(config)
+    drawn = liver_ct._drawn_phantom.cache_info().misses
+    truth = first.label.clone()
+    first.label.zero_()
+    first.image.zero_()
+    (again,) = load_liver_cases(config)
+    assert liver_ct._drawn_phantom.cache_info().misses == drawn
+    assert torch.equal(again.label, truth)
+    assert again.image.any()
+
+
 def test_raw_hu_is_kept_when_there_is_no_window():
     windowed, raw = (
         load_liver_cases(LiverDataConfig(cases=["phantom_3"], hu_window=window))[0] for window in ((-17.0, 201.0), None)

@@ -1,4 +1,4 @@
-"""The figure of an evaluation: one row per case, with truth, score map and prediction side by side."""
+"""The figure of an evaluation on volumes: one row per case, with truth, score map and prediction side by side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,15 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ..common.files import replacing
+from .drawing import Bytes, Colour, Heat, Mask, blend, heat_bar, save_png, scale_bar, unit_rgb
 from .metrics import dice
-from .pictures import Bytes, Colour, Heat, Mask, View, blend, heat_table
+from .volume_pictures import View
 
 # close to Okabe and Ito's colours: told apart by colour-blind readers too
 TRUTH: Colour = (0, 200, 120)
@@ -50,7 +48,7 @@ class CaseView:
         """Dice of the whole volume in %, or the false-positive volume where there is no truth."""
         if self.label.any():
             return f"Dice {100 * dice(torch.from_numpy(self.pred), torch.from_numpy(self.label)):.1f} % (whole volume)"
-        return f"no tumour; {self.pred.sum() * np.prod(self.spacing_mm) / 1000:.1f} ml painted"
+        return f"empty target; {self.pred.sum() * np.prod(self.spacing_mm) / 1000:.1f} ml painted"
 
 
 def save_case_figure(path: str | Path, cases: Sequence[CaseView], *, title: str, heat_name: str = "score") -> None:
@@ -71,8 +69,7 @@ def save_case_figure(path: str | Path, cases: Sequence[CaseView], *, title: str,
         _draw_case(row, case)
     for ax, name in zip(axes[0], ("truth", heat_name, "prediction"), strict=True):
         ax.set_title(name, fontsize=11)
-    colours = ScalarMappable(cmap=ListedColormap(heat_table()[0] / 255))
-    figure.colorbar(colours, ax=axes, label=heat_name, fraction=0.02, aspect=14 * len(cases), shrink=0.7)
+    heat_bar(figure, axes, heat_name, aspect=14 * len(cases))
     figure.legend(
         handles=[
             Line2D([], [], color=unit_rgb(TRUTH), label="contour of the truth"),
@@ -84,8 +81,7 @@ def save_case_figure(path: str | Path, cases: Sequence[CaseView], *, title: str,
         ncols=4,
         frameon=False,
     )
-    with replacing(Path(path)) as unfinished:
-        figure.savefig(unfinished, format="png")
+    save_png(figure, path)
 
 
 def _draw_case(row: Sequence[Axes], case: CaseView) -> None:
@@ -106,17 +102,3 @@ def _draw_case(row: Sequence[Axes], case: CaseView) -> None:
     for letter, x in (("R", width / 30), ("L", width * 29 / 30)):
         row[0].text(x, height / 2, letter, color="white", fontsize=8, ha="center", va="center")
     scale_bar(row[0], PANEL_PX / height_mm, PANEL_PX)
-
-
-def scale_bar(ax: Axes, px_per_mm: float, height_px: float) -> None:
-    """A bar of a round length, at most a quarter of the picture's height, in its lower left corner."""
-    length_mm = max((mm for mm in (1, 2, 5, 10, 20, 50, 100) if mm * px_per_mm <= height_px / 4), default=1)
-    x, y = height_px / 24, height_px * 23 / 24
-    ax.plot([x, x + length_mm * px_per_mm], [y, y], color="white", linewidth=2.5, solid_capstyle="butt")
-    ax.text(x, y - height_px / 60, f"{length_mm} mm", color="white", fontsize=8, va="bottom")
-
-
-def unit_rgb(colour: Colour) -> tuple[float, float, float]:
-    """The colour in 0..1, as matplotlib wants it."""
-    red, green, blue = colour
-    return red / 255, green / 255, blue / 255

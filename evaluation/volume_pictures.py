@@ -7,21 +7,16 @@ left. All panels have one scale in mm.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-Bytes = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
-Heat = npt.NDArray[np.floating[Any]]
+from .drawing import GAP_GREY, GAP_PX, Bytes, Colour, Heat, Mask, blend, blend_heat
+
 Index = npt.NDArray[np.intp]
 Scalar = TypeVar("Scalar", bound=np.generic)
-Colour = tuple[int, int, int]
-"""Red, green, blue in 0..255."""
 Box = tuple[Sequence[int], Sequence[int], Colour]
 """Lower corner and size in voxels, and the colour of the outline."""
 PlaneName = Literal["axial", "coronal", "sagittal"]
@@ -32,7 +27,6 @@ PLANES: dict[PlaneName, tuple[int, int, int, str]] = {
     "coronal": (1, 0, 2, "RLSI"),
     "sagittal": (0, 1, 2, "APSI"),
 }
-GAP_PX, GAP_GREY = 4, 48
 LINE_PX = 2
 GLYPHS = {  # 5 rows of 4 pixels
     "R": ("###.", "#..#", "###.", "#.#.", "#..#"),
@@ -118,13 +112,7 @@ class View:
         """The slice of `image` with heat, contours and boxes over it: uint8 [H, W, 3]; arguments as above."""
         picture = np.repeat(self.sample(image)[..., None], 3, axis=-1)
         if heat is not None:
-            values = self.sample(heat)
-            if not (values.min() >= 0 and values.max() <= 1):
-                raise ValueError(f"heat lies in [{values.min()}, {values.max()}] but must lie in [0, 1], without NaN")
-            warm = values > 0
-            level = np.ceil(values[warm] * 255).astype(np.uint8)
-            colour, opacity = heat_table()
-            blend(picture, warm, colour[level], opacity[level])
+            blend_heat(picture, self.sample(heat))
         for low, size, rgb in boxes:
             self._outline(picture, low, size, rgb)
         for mask, rgb in contours:
@@ -144,15 +132,6 @@ class View:
             blend(picture, line & ((x + y) // 5 % 2 == 0), rgb, 0.6)
 
 
-def blend(picture: Bytes, where: Mask, colour: npt.ArrayLike, opacity: npt.ArrayLike) -> None:
-    """Lays `colour` [n, 3] or [3] over the n pixels of the picture [H, W, 3] in `where` [H, W], in place.
-
-    opacity: [n] or a number, in 0..1.
-    """
-    under = picture[where].astype(np.float32)
-    picture[where] = np.rint(under + (np.asarray(colour) - under) * np.asarray(opacity)[..., None])
-
-
 def _nearest(voxels: int, pixels: int) -> Index:
     """For each pixel the voxel that its middle lies in, from the last voxel (left or top) to the first."""
     return voxels - 1 - (2 * np.arange(pixels) + 1) * voxels // (2 * pixels)
@@ -164,15 +143,6 @@ def _shrink(inside: Mask, by: int) -> Mask:
     shrunk = np.zeros_like(inside)
     shrunk[where[by : max(by, len(where) - by)]] = True
     return shrunk
-
-
-@lru_cache(maxsize=1)
-def heat_table() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Colours [256, 3] in 0..255 and opacities [256] of heat above 0: the stronger, the more opaque."""
-    level = np.linspace(0, 1, 256)
-    colour = matplotlib.colormaps["inferno"](0.15 + 0.85 * level)[:, :3] * 255  # its black end would read as tissue
-    opacity = 0.35 + 0.4 * level
-    return colour.astype(np.float32), opacity.astype(np.float32)
 
 
 def _letter(panel: Bytes, letters: str, zoom: int) -> None:
