@@ -7,7 +7,7 @@ files, and is not made again; an unfinished one continues from its checkpoint.
 import logging
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from ...common.checkpoints import load_weights, save_weights
 from ...common.device import forked_rng, resolve_device
 from ...common.runs import Run, chosen
-from ...datasets.echo.images import CLASSES, load_echo
+from ...datasets.echo.images import CLASSES, EchoDataConfig, load_echo
 from ...datasets.images import ImagePool
 from ...envs.rl4seg import RewardFunction
 from ...envs.rl4seg_config import OF_TRUTH
@@ -30,9 +30,10 @@ log = logging.getLogger(__name__)
 SEGMENTER, CRITIC, PRIOR = "segmenter.safetensors", "critic.safetensors", "shape_prior.safetensors"
 REWARD_NET, TRIPLETS = "reward_net.safetensors", "triplets.safetensors"
 GOLD, CORRECTED = "gold.safetensors", "corrected.safetensors"
-SOURCE = ("source",)
+_DATA = [field.name for field in fields(EchoDataConfig) if field.name != "cache_dir"]
+SOURCE = tuple(f"source.{name}" for name in _DATA)
 """Keys of the configuration that decide the source images."""
-TARGET = ("seed", "target", "pool", "initial_images", "new_images", "iterations")
+TARGET = ("seed", *(f"target.{name}" for name in _DATA), "pool", "initial_images", "new_images", "iterations")
 """Keys that decide the target images and the order in which the loop deals them."""
 UNET = ("seed", "network.init_channels", "network.norm_mode")
 """Keys that decide a fresh network."""

@@ -123,7 +123,7 @@ REFUSED = {
     ),
     "an unknown split": (
         ["--env.cases", "null", "--env.split", "tset"],
-        "split is 'tset' but must be one of classifier_train, classifier_val, rl_pool, test or all",
+        "split is 'tset' but 'phantom' has classifier_train, classifier_val, rl_pool, test, all; name cases",
     ),
     "an unknown case": (["--env.cases", "[liver_7]"], "no case in 'phantom' is called 'liver_7'; it has phantom_00000"),
     "an unknown validation case": (["--validation.cases", "[liver_7]"], "is called 'liver_7'"),
@@ -502,7 +502,7 @@ def test_an_episode_is_rendered(run, capsys):
         (["evaluate", "--run", "gone"], "'gone' is no run: it has no config.yaml"),
         (["evaluate", "--run", "run", "--on_error", "ignore"], "on_error is 'ignore' but must be 'stop' or 'skip'"),
         (["evaluate", "--run", "run", "--cases", "[liver_7]"], "no case in 'phantom' is called 'liver_7'"),
-        (["evaluate", "--run", "run", "--split", "tset"], "split is 'tset' but must be one of"),
+        (["evaluate", "--run", "run", "--split", "tset"], "split is 'tset' but 'phantom' has"),
         (["render", "--run", "gone"], "'gone' is no run"),
         (["render", "--run", "run", "--case", "liver_7"], "'liver_7'"),
         (["render", "--run", "run", "--out", "config.yaml/episode.gif"], "config.yaml"),

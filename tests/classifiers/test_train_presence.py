@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from segarena.classifiers import train_presence as training
 from segarena.classifiers.presence import DensePresenceNet, load_presence
 from segarena.classifiers.train_presence import PresenceTrainingConfig, WindowPool, train_presence
+from segarena.common import fitting
 from segarena.common.checkpoints import latest_checkpoint, load_weights
 from segarena.common.runs import Run
 from segarena.datasets.liver.cases import LiverCase
@@ -21,6 +22,12 @@ HU_WINDOW = (-17.0, 201.0)
 TINY = PresenceTrainingConfig(
     windows_per_batch=8, volumes_per_batch=1, batches_per_epoch=2, epochs=3, validation_windows=16
 )
+
+
+@pytest.fixture
+def kept_often(monkeypatch):
+    """A checkpoint after every epoch."""
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", -1.0)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -226,7 +233,7 @@ def test_the_classifier_learns_where_the_tumour_is(tmp_path, settings):
     assert classification_metrics(*unseen)["auroc"] > 0.9
 
 
-def test_a_run_leaves_curves_checkpoints_and_a_classifier(tmp_path):
+def test_a_run_leaves_curves_checkpoints_and_a_classifier(tmp_path, kept_often):
     net = train(tmp_path)
     lines = Run(tmp_path).metrics()
     assert [line["step"] for line in lines] == [1, 2, 3]
@@ -237,12 +244,12 @@ def test_a_run_leaves_curves_checkpoints_and_a_classifier(tmp_path):
     assert latest_checkpoint(tmp_path / "checkpoints").step == 3
 
 
-def test_the_best_epoch_is_returned_and_the_last_is_kept(tmp_path):
+def test_the_best_epoch_is_returned_and_the_last_is_kept(tmp_path, kept_often):
     aucs = iter([0.5, 0.5, 0.9, 0.5, 0.7, 0.5])  # of the windows and of the lattice in turn
     net = train(tmp_path, metrics=lambda scores, labels: {"auroc": next(aucs)})
     checkpoint = latest_checkpoint(tmp_path / "checkpoints")
     best = checkpoint.state["best"]
-    assert (best["epoch"], best["auroc"]) == (2, 0.9)
+    assert (best["epoch"], best["score"], best["scalars"]["auc"]) == (2, 0.9, 0.9)
     assert all(torch.equal(value, best["weights"][name]) for name, value in net.state_dict().items())
     assert any(not torch.equal(value, best["weights"][name]) for name, value in checkpoint.weights.items())
 
@@ -268,7 +275,7 @@ def killed_in(method, epoch):
 
 @pytest.mark.parametrize("batch", ["windows", "dense"])
 @pytest.mark.parametrize(("method", "epoch"), [("log", 1), ("save", 1), ("log", 3), ("save", 3)])
-def test_a_run_killed_at_any_moment_and_resumed_ends_with_the_same_weights(tmp_path, batch, method, epoch):
+def test_a_run_killed_at_any_moment_and_resumed_ends_with_the_same_weights(tmp_path, kept_often, batch, method, epoch):
     config = dataclasses.replace(TINY, batch=batch)
     whole = train(tmp_path / "whole", config)
     with pytest.raises(KilledError):
@@ -289,7 +296,7 @@ def test_the_seed_decides_and_nothing_else_does(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
-    with pytest.raises(ValueError, match="loss is nan in epoch 1; lower learning_rate"):
+    with pytest.raises(ValueError, match="classifier: loss is nan in epoch 1; lower the learning rate"):
         train(tmp_path, dataclasses.replace(TINY, learning_rate=1e30, batches_per_epoch=4))
     assert latest_checkpoint(tmp_path / "checkpoints") is None
 

@@ -347,7 +347,7 @@ def test_a_binary_network_is_trained_for_each_class_and_a_finished_one_is_read(t
     again = train_by_tist(tmp_path, config=config)
     assert not changed(state_of(pair), again)
     assert not again.training
-    with pytest.raises(ValueError, match="made with batch_size = 16"):
+    with pytest.raises(ValueError, match=r"lv/manifest.json was made with tist\.batch_size = 16 but the run has 8"):
         train_by_tist(tmp_path, config=dataclasses.replace(config, batch_size=8))
 
 

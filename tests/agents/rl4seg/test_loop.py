@@ -447,7 +447,12 @@ def test_a_stage_whose_manifest_is_lost_is_made_the_same_again(copied, tiny):
 @pytest.mark.parametrize(
     ("command", "key", "value", "said"),
     [
-        (["train", "--resume"], "ppo.epochs", 7, "supervised/manifest.json was made with ppo.epochs = 2 but the run "),
+        (
+            ["train", "--resume"],
+            "ppo.epochs",
+            7,
+            "iteration_1/ppo/manifest.json was made with ppo.epochs = 2 but the run ",
+        ),
         (["evaluate", "--run"], "target.phantom_patients.pred", 9, "target.phantom_patients.pred = 5 but the run has "),
         (["render", "--run"], "gold.fraction", 0.5, "made with gold.fraction = 1.0 but the run has 0.5"),
     ],
