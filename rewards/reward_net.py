@@ -17,12 +17,13 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ..common.checkpoints import load_into, load_weights, save_weights
+from ..common.checks import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, check, check_choice
 from ..common.device import bfloat16_on_cuda
 from ..common.fitting import fit
 from ..common.runs import Run
 from ..datasets.echo.images import CLASSES
 from ..datasets.images import ImagePool
-from ..segmenters.training import check_schedule, descend, shuffled_rows
+from ..segmenters.training import descend, shuffled_rows
 from ..segmenters.unet import Norm, UNet
 from .reward_data import Triplets
 
@@ -60,14 +61,9 @@ class RewardNetConfig:
     """Start from the reward network of the iteration before instead of from scratch."""
 
     def __post_init__(self) -> None:
-        if self.action_encoding not in get_args(ActionEncoding):
-            raise ValueError(f"reward_net.action_encoding is {self.action_encoding!r} but must be 'raw' or 'onehot'")
-        check_schedule("reward_net.", self.epochs, self.learning_rate, self.batch_size)
-        for name, least in (("plateau_patience", 0), ("early_stop", 1)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ValueError(f"reward_net.{name} is {value} but must be at least {least}")
-        if not 0 < self.plateau_factor < 1:
-            raise ValueError(f"reward_net.plateau_factor is {self.plateau_factor} but must lie between 0 and 1")
+        check(self, "reward_net.", epochs=AT_LEAST_0, learning_rate=POSITIVE, batch_size=AT_LEAST_1)
+        check(self, "reward_net.", plateau_factor=(ABOVE_0, BELOW_1), plateau_patience=AT_LEAST_0)
+        check(self, "reward_net.", early_stop=AT_LEAST_1)
 
 
 class RewardNet(nn.Module):
@@ -96,8 +92,7 @@ class RewardNet(nn.Module):
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        if encoding not in get_args(ActionEncoding):
-            raise ValueError(f"encoding is {encoding!r} but must be 'raw' or 'onehot'")
+        check_choice("encoding", encoding, get_args(ActionEncoding))
         self.classes, self.encoding = classes, encoding
         self.unet = UNet(2 if encoding == "raw" else 1 + classes, 1, init_channels=init_channels, norm=norm)
         self.register_buffer("temperature", torch.ones(()))

@@ -17,6 +17,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import Adam
 
 from ..common.checkpoints import load_into, load_weights, save_weights
+from ..common.checks import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, check, check_choice
 from ..common.fitting import fit
 from ..common.runs import Run
 from ..datasets.echo.images import CLASSES
@@ -167,17 +168,11 @@ class ShapePriorConfig:
     """Augmentation: masks turn by up to this angle, in degrees."""
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 0), ("batch_size", 2), ("init_channels", 1), ("latent", len(ATTRIBUTES))):
-            if getattr(self, name) < least:
-                raise ValueError(f"shape_prior.{name} is {getattr(self, name)} but must be at least {least}")
-        for name in ("dice_weight", "ce_weight", "kl_weight", "attribute_weight", "shift", "scale", "rotation_deg"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"shape_prior.{name} is {getattr(self, name)} but must not be negative")
-        for name in ("learning_rate", "delta"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"shape_prior.{name} is {getattr(self, name)} but must be positive")
-        if self.shift >= 1 or self.scale >= 1:
-            raise ValueError(f"shape_prior.shift is {self.shift} and scale {self.scale} but both are shares below 1")
+        check(self, "shape_prior.", epochs=AT_LEAST_0, learning_rate=POSITIVE, batch_size=(2, math.inf), delta=POSITIVE)
+        check(self, "shape_prior.", init_channels=AT_LEAST_1, latent=(len(ATTRIBUTES), math.inf))
+        check(self, "shape_prior.", dice_weight=AT_LEAST_0, ce_weight=AT_LEAST_0, kl_weight=AT_LEAST_0)
+        check(self, "shape_prior.", attribute_weight=AT_LEAST_0, rotation_deg=AT_LEAST_0)
+        check(self, "shape_prior.", shift=(0, BELOW_1), scale=(0, BELOW_1))
 
 
 def loss_terms(logits: Tensor, masks: Tensor, mu: Tensor, logvar: Tensor, z: Tensor, delta: float) -> dict[str, Tensor]:
@@ -307,8 +302,7 @@ class Corrector:
         masks: Tensor | None = None,
         valid: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        if projection not in get_args(Projection):
-            raise ValueError(f"projection is {projection!r} but must be one of {get_args(Projection)}")
+        check_choice("projection", projection, get_args(Projection))
         self._prior, self._device = prior.eval(), device_of(prior)
         self._valid = None
         if projection == "nearest_valid":

@@ -14,11 +14,12 @@ from torch import Generator, Tensor, nn
 from torch.optim import Adam
 
 from ..common.checkpoints import load_into, load_weights, save_weights
+from ..common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, check
 from ..common.fitting import Scalars, fit
 from ..common.runs import Run
 from ..datasets.images import ImagePool
 from .norms import adapt_batchnorm, set_norm_mode, statistics_kept
-from .training import check_schedule, descend, device_of, image_batches, logits_of, shuffled_rows
+from .training import descend, device_of, image_batches, logits_of, shuffled_rows
 from .unet import UNet
 
 
@@ -36,9 +37,7 @@ class EntropyConfig:
     """norm: gains and biases of the normalisation only, as Tent does. all: every weight, which collapses sooner."""
 
     def __post_init__(self) -> None:
-        check_schedule("entropy.", self.epochs, self.learning_rate, self.batch_size)
-        if self.parameters not in ("norm", "all"):
-            raise ValueError(f"entropy.parameters is {self.parameters!r} but must be 'norm' or 'all'")
+        check(self, "entropy.", epochs=AT_LEAST_0, learning_rate=POSITIVE, batch_size=AT_LEAST_1)
 
 
 def adabn(net: UNet, target: ImagePool, *, batch_size: int = 64) -> UNet:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from ..common.checkpoints import load_into, load_weights, save_weights
+from ..common.checks import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, check
 from ..common.device import bfloat16_on_cuda
 from ..common.fitting import Scalars, fit
 from ..common.runs import Run
@@ -44,21 +45,8 @@ class SupervisedConfig:
     """Share of the truth that is spread over all classes, in [0, 1)."""
 
     def __post_init__(self) -> None:
-        check_schedule("supervised.", self.epochs, self.learning_rate, self.batch_size)
-        if self.loss not in get_args(Loss):
-            raise ValueError(f"supervised.loss is {self.loss!r} but must be one of {get_args(Loss)}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"supervised.label_smoothing is {self.label_smoothing} but must lie in [0, 1)")
-
-
-def check_schedule(section: str, epochs: int, learning_rate: float, batch_size: int) -> None:
-    """Raises ValueError: one of them cannot be trained with; section: of the configuration, with its dot."""
-    if epochs < 0:
-        raise ValueError(f"{section}epochs is {epochs} but must not be negative")
-    if not 0 < learning_rate < math.inf:
-        raise ValueError(f"{section}learning_rate is {learning_rate} but must be positive and finite")
-    if batch_size < 1:
-        raise ValueError(f"{section}batch_size is {batch_size} but must be at least 1")
+        check(self, "supervised.", epochs=AT_LEAST_0, learning_rate=POSITIVE, batch_size=AT_LEAST_1)
+        check(self, "supervised.", label_smoothing=(0, BELOW_1))
 
 
 def train_segmenter(

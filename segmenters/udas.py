@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.optim import Adam
 
+from ..common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, SHARE, check
 from ..common.device import bfloat16_on_cuda
 from ..common.fitting import Scalars, fit
 from ..common.runs import Run
 from ..datasets.images import ImagePool
 from .adaptation import once
 from .training import (
-    check_schedule,
     class_dice,
     descend,
     device_of,
@@ -50,10 +50,8 @@ class UdasConfig:
     """Stop after an epoch that changes the Dice between head and teacher by less."""
 
     def __post_init__(self) -> None:
-        check_schedule("udas.head_", self.head_epochs, self.head_learning_rate, self.batch_size)
-        check_schedule("udas.", self.epochs, self.learning_rate, self.batch_size)
-        if not 0 <= self.tolerance <= 1:
-            raise ValueError(f"udas.tolerance is {self.tolerance} but a Dice changes by 0 to 1")
+        check(self, "udas.", head_epochs=AT_LEAST_0, head_learning_rate=POSITIVE, batch_size=AT_LEAST_1)
+        check(self, "udas.", epochs=AT_LEAST_0, learning_rate=POSITIVE, tolerance=SHARE)
 
 
 def train_udas(

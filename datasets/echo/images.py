@@ -4,6 +4,7 @@ Axes are (y, x) everywhere: rows grow with depth, columns to the right of the pi
 """
 
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...common.checks import check
 from ...common.files import file_digest
 from ..cache import cached
 from ..images import ImagePool
@@ -54,9 +56,8 @@ class PhantomPatients:
     """The pool of images that reinforcement learning adapts to."""
 
     def __post_init__(self) -> None:
-        for split, number in asdict(self).items():
-            if not 0 <= number <= 100_000:
-                raise ValueError(f"phantom_patients.{split} is {number} but must lie in 0..100000")
+        most = (0, 100_000)  # the numbers of the next split's patients follow
+        check(self, "phantom_patients.", train=most, val=most, test=most, pred=most)
         if not any(asdict(self).values()):
             raise ValueError("phantom_patients has nobody in any split; give one of them at least 1 patient")
 
@@ -90,10 +91,7 @@ class EchoDataConfig:
     """Folder for prepared images; default $SEGARENA_CACHE, else ~/.cache/segarena."""
 
     def __post_init__(self) -> None:
-        if self.vendor not in (None, *echo_phantom.VENDORS):
-            raise ValueError(f"vendor is {self.vendor!r} but must be one of {', '.join(echo_phantom.VENDORS)}")
-        if self.size < 16:
-            raise ValueError(f"size is {self.size} but must be at least 16 pixels")
+        check(self, size=(16, math.inf))
         if self.data == "phantom" and self.acquisition != Acquisition():
             raise ValueError("acquisition changes recorded images; for phantoms of another scanner set vendor to b")
         if self.data != "phantom" and self.vendor is not None:

@@ -453,7 +453,10 @@ def test_the_truth_can_be_kept_to_oneself():
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"reward": "accurracy"}, "reward has 'accurracy'"),
+        (
+            {"reward": "accurracy"},
+            "reward is 'accurracy' but must be one of .*'anatomical' or a list of them; did you mean 'accuracy'",
+        ),
         ({"reward": []}, "reward is empty"),
         ({"deck": "mine"}, "deck is 'mine'"),
         ({"group": 0}, "group is 0"),

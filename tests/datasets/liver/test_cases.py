@@ -200,7 +200,10 @@ def test_a_folder_is_split_in_the_order_of_the_official_file(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"split": "train"}, "'train' but must be one of classifier_train, classifier_val, rl_pool, test or all"),
+        (
+            {"split": "train"},
+            "'train' but must be one of 'classifier_train', 'classifier_val', 'rl_pool', 'test', 'all'",
+        ),
         ({"split": "rl_pool"}, r"holds no case of this split; splits are .* cases are liver_3\. .*--env\.cases"),
         ({"cases": ["liver_4"]}, "'liver_4'; it has liver_3"),
         ({"cases": []}, "cases is empty"),
