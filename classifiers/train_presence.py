@@ -22,11 +22,12 @@ from tqdm import tqdm
 
 from ..common.checkpoints import load_into
 from ..common.checks import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, SHARE, check
+from ..common.networks import save_network
 from ..common.runs import Run
 from ..datasets.liver.cases import HU_WINDOW, LiverCase
 from ..datasets.liver.lattice import Triple, WindowLattice
 from ..datasets.liver.lesions import TUMOUR
-from .presence import DensePresenceNet, gather_crops, save_presence
+from .presence import DensePresenceNet, gather_crops
 
 Metrics = Callable[[Tensor, Tensor], Mapping[str, float]]
 """What is watched, of scores in [0, 1] and bool labels; it must name "auroc"."""
@@ -240,7 +241,7 @@ def train_presence(
         "config": asdict(config),
         "validation": {name: value for name, value in best.items() if name != "weights"},
     }
-    save_presence(run.folder / "presence.safetensors", net, summary)
+    save_network(run.folder / "presence.safetensors", net, {"training": summary})
     return net.eval().requires_grad_(False)
 
 

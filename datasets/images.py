@@ -28,6 +28,8 @@ class ImagePool:
     """What else is known of each image, by name: view and instant of an echocardiogram, say."""
     spacing_mm: Tensor
     """float64 [N, 2], (y, x), of the pixels of `images`."""
+    classes: tuple[str, ...]
+    """Name of each label value; 0 is the background."""
     origin: Origin
 
     def __len__(self) -> int:
@@ -59,7 +61,7 @@ class ImagePool:
 
     @classmethod
     def concatenate(cls, parts: Sequence["ImagePool"]) -> "ImagePool":
-        """All images of the parts, which are of one size, origin and set of tags; labelled if all parts are."""
+        """All images of the parts, of one size, origin, set of tags and classes; labelled if all parts are."""
         labels = [part.labels for part in parts if part.labels is not None]
         return replace(
             parts[0],

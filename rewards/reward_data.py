@@ -22,10 +22,11 @@ from torch.func import functional_call
 from ..common.checkpoints import load_weights, save_weights
 from ..common.checks import AT_LEAST_1, BELOW_1, POSITIVE, SHARE, check
 from ..common.device import bfloat16_on_cuda
-from ..datasets.echo.images import BACKGROUND
+from ..common.overlap import class_dice
+from ..datasets.echo.images import BACKGROUND, LV, MYO
 from ..datasets.images import ImagePool
+from ..segmenters.inference import labels_of, logits_of
 from ..segmenters.norms import modes_kept
-from ..segmenters.training import class_dice, labels_of, logits_of
 
 KINDS = ("swap", "weights", "contrast", "noise", "correction", "identity", "sampled", "argmax")
 """How a bad mask was made; `Triplets.kind` counts them from 0."""
@@ -268,7 +269,7 @@ def build_reward_data(
 
 def similarity(a: Tensor, c: Tensor, kind: Literal["mean", "last_label"]) -> Tensor:
     """Dice [N] of masks uint8 [N, H, W]: mean of LV and MYO, or that of MYO; a class absent from both counts 1."""
-    dice = class_dice(a, c)
+    dice = class_dice(a, c, (LV, MYO))
     return dice.mean(dim=1) if kind == "mean" else dice[:, -1]
 
 

@@ -18,8 +18,9 @@ from ..common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, check
 from ..common.fitting import Scalars, fit
 from ..common.runs import Run
 from ..datasets.images import ImagePool
+from .inference import device_of, image_batches, logits_of
 from .norms import adapt_batchnorm, set_norm_mode, statistics_kept
-from .training import descend, device_of, image_batches, logits_of, shuffled_rows
+from .training import descend, shuffled_rows
 from .unet import UNet
 
 

@@ -16,21 +16,14 @@ from torch.optim import Adam, Optimizer
 
 from ..common.checks import AT_LEAST_1, POSITIVE, check
 from ..common.fitting import Scalars, fit
+from ..common.overlap import class_dice
 from ..common.runs import Run
 from ..datasets.echo.images import CLASSES, LV, MYO
 from ..datasets.images import ImagePool
 from .adaptation import once
+from .inference import device_of, image_batches, logits_of, segment
 from .norms import adapt_batchnorm, statistics_kept
-from .training import (
-    class_dice,
-    descend,
-    device_of,
-    image_batches,
-    logits_of,
-    segment,
-    shuffled_rows,
-    truth_of,
-)
+from .training import descend, shuffled_rows, truth_of
 from .unet import UNet
 
 SURE = 0.85

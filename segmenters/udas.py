@@ -16,19 +16,12 @@ from torch.optim import Adam
 from ..common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, SHARE, check
 from ..common.device import bfloat16_on_cuda
 from ..common.fitting import Scalars, fit
+from ..common.overlap import class_dice
 from ..common.runs import Run
 from ..datasets.images import ImagePool
 from .adaptation import once
-from .training import (
-    class_dice,
-    descend,
-    device_of,
-    dice_scalars,
-    image_batches,
-    labels_of,
-    shuffled_rows,
-    truth_of,
-)
+from .inference import device_of, image_batches, labels_of
+from .training import descend, dice_scalars, shuffled_rows, truth_of
 from .unet import UNet
 
 
@@ -147,7 +140,7 @@ def _train_head(
 
     def validate() -> tuple[float | None, Scalars]:
         labels = [labels_of(logits(x)) for x in image_batches(val.images, config.batch_size, device)]
-        scalars = dice_scalars(torch.cat(labels), val_truth)
+        scalars = dice_scalars(torch.cat(labels), val_truth, val.classes)
         return scalars["dice"], scalars
 
     fit(

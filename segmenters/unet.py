@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..common.checks import check_choice
+from ..common.networks import Network
 
 Norm = Literal["batch", "group"]
 LEVELS = 6
@@ -20,7 +21,7 @@ SMALLEST = 2 ** (LEVELS - 1)
 """Rows and columns that the lowest level needs to keep one pixel."""
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """Six levels, two 3x3 convolutions each, transposed convolutions upwards, no activation at the end.
 
     Args:

@@ -9,10 +9,11 @@ from ...common.checks import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, SHARE, ch
 from ...common.device import resolve_device
 from ...datasets.echo.images import EchoDataConfig
 from ...envs.rl4seg_config import RewardName
+from ...rewards.corrector import Projection
 from ...rewards.echo_validity import BorderPolicy
 from ...rewards.reward_data import RewardDataConfig
 from ...rewards.reward_net import RewardNetConfig
-from ...rewards.shape_prior import SHRINK, Projection, ShapePriorConfig
+from ...rewards.shape_prior import SHRINK, ShapePriorConfig
 from ...segmenters.adaptation import EntropyConfig
 from ...segmenters.norms import NormMode
 from ...segmenters.tist import TistConfig

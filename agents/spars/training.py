@@ -11,12 +11,13 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from ...classifiers.presence import CELL, DensePresenceNet, save_presence
+from ...classifiers.presence import CELL, DensePresenceNet
 from ...classifiers.train_presence import PresenceTrainingConfig, train_presence
 from ...common.checkpoints import load_into
 from ...common.checks import AT_LEAST_0, AT_LEAST_1, check
 from ...common.device import resolve_device
 from ...common.files import replacing
+from ...common.networks import save_network
 from ...common.runs import Run, plain
 from ...datasets.liver.cases import HU_WINDOW, iter_liver_cases, liver_case_ids, load_liver_cases
 from ...envs.adapters import LearnerEnv
@@ -190,7 +191,7 @@ def _check(experiment: SparsExperiment) -> None:
         if is_trained:  # an untrained one has the same shapes
             assert settings.window_size is not None
             net = DensePresenceNet(settings.hu_window or HU_WINDOW, settings.window_size)
-            save_presence(trained_classifier(experiment, trial), net, {})
+            save_network(trained_classifier(experiment, trial), net)
         if settings.score_source == "classifier":
             settings = replace(settings, score_engine="lazy")  # scores a few windows only
         env = env_of(experiment, trial, settings)

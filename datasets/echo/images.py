@@ -27,8 +27,8 @@ from .preparation import Acquisition, acquired, resized, resized_mask, sector, t
 
 log = logging.getLogger(__name__)
 
-CLASSES = ("background", "LV", "MYO")
-"""Label values 0, 1, 2: background, left ventricle's cavity, myocardium."""
+CLASSES = ("background", "lv", "myo")
+"""Label values 0, 1, 2: background, cavity of the left ventricle (LV), myocardium (MYO)."""
 BACKGROUND, LV, MYO = range(3)
 ATRIUM = 3
 """In the files of CAMUS; background here."""
@@ -154,6 +154,7 @@ def load_echo(config: EchoDataConfig, split: str, on_bad: Callable[[BadImage], o
         groups=[files.patient for files in loaded],
         tags={"view": [files.view for files in loaded], "instant": [files.instant for files in loaded]},
         spacing_mm=torch.stack([tensors["spacing_mm"] for tensors in loaded.values()]),
+        classes=CLASSES,
         origin="real",
     )
 
@@ -274,5 +275,6 @@ def _phantoms(config: EchoDataConfig, split: str) -> ImagePool:
         groups=[patient for patient, _, _ in rows],
         tags={"view": [view for _, view, _ in rows], "instant": [instant for _, _, instant in rows]},
         spacing_mm=tensors["spacing_mm"],
+        classes=CLASSES,
         origin="phantom",
     )

@@ -37,12 +37,14 @@ from segarena.agents.rl4seg import training as rl4seg
 from segarena.agents.rl4seg.config import RL4SegExperiment
 from segarena.agents.rl4seg.context import Context
 from segarena.common import checkpoints, fitting
+from segarena.common.networks import load_network, save_network
 from segarena.common.runs import Run
 from segarena.datasets.echo.phantom import echo_phantom
 from segarena.evaluation.results import read_results
+from segarena.rewards.corrector import Corrector
 from segarena.rewards.echo_validity import valid_masks
-from segarena.rewards.shape_prior import Corrector
-from segarena.segmenters.training import load_segmenter, save_segmenter, segment
+from segarena.segmenters.inference import segment
+from segarena.segmenters.unet import UNet
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 TINY = {
@@ -667,7 +669,7 @@ def test_a_policy_that_collapses_in_ppo_ends_the_next_iteration_with_advice(tmp_
 
     def learn_badly(context, stage, **settings):
         files = learn(context, stage, **settings)
-        save_segmenter(stage.folder / files[0], collapsed(context.load(stage.folder)), {})
+        save_network(stage.folder / files[0], collapsed(context.load(stage.folder)))
         return files
 
     monkeypatch.setattr(rl4seg_stages, "train_policy", learn_badly)
@@ -871,7 +873,7 @@ def test_a_variant_runs_and_acts_from_its_stage_on(tmp_path, all_valid, quick, c
     for stage in order:
         acts = order.index(stage) >= order.index(first_changed)
         assert differ(weights(quick, stage), weights(run, stage)) == acts, stage
-    reference = load_segmenter(run / "supervised" / "segmenter.safetensors")
+    reference = load_network(run / "supervised" / "segmenter.safetensors", UNet)
     assert reference.norm == ("group" if changes.get("network.norm_mode") == "group" else "batch")
     assert (run / "iteration_2/ppo/critic.safetensors").exists() == ("ppo.learner.group_size" not in changes)
 
