@@ -11,21 +11,9 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from tqdm import tqdm
 
 from ..common.checkpoints import Checkpoint, load_into, random_state, restore_random_state
+from ..common.checks import AT_LEAST_0, AT_LEAST_1, SHARE, check
 from ..common.runs import Run
 from ..envs.adapters import LearnerEnv
-
-
-def require(section: str, config: object, **ranges: tuple[float, float]) -> None:
-    """Checks that numbers of a configuration are finite and in their closed ranges.
-
-    Raises:
-        ValueError: names section, field, value and range.
-    """
-    for name, (low, high) in ranges.items():
-        value = getattr(config, name)
-        if not (low <= value <= high and math.isfinite(value)):
-            allowed = f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
-            raise ValueError(f"{section}{name} is {value!r} but must be {allowed}")
 
 
 @dataclass(frozen=True)
@@ -58,11 +46,10 @@ class PPOConfig:
     """Gradients are clipped to this norm."""
 
     def __post_init__(self) -> None:
-        least_zero, least_one, least_two, share = (0, math.inf), (1, math.inf), (2, math.inf), (0, 1)
-        require("ppo.", self, total_timesteps=least_zero, num_envs=least_one, n_steps=least_one, n_epochs=least_one)
-        require("ppo.", self, batch_size=least_two)  # advantages are normalised over a batch
-        require("ppo.", self, learning_rate=share, gamma=share, gae_lambda=share, clip_range=share)
-        require("ppo.", self, ent_coef=least_zero, vf_coef=least_zero, max_grad_norm=least_zero)
+        check(self, "ppo.", total_timesteps=AT_LEAST_0, num_envs=AT_LEAST_1, n_steps=AT_LEAST_1, n_epochs=AT_LEAST_1)
+        check(self, "ppo.", batch_size=(2, math.inf))  # advantages are normalised over a batch
+        check(self, "ppo.", learning_rate=SHARE, gamma=SHARE, gae_lambda=SHARE, clip_range=SHARE)
+        check(self, "ppo.", ent_coef=AT_LEAST_0, vf_coef=AT_LEAST_0, max_grad_norm=AT_LEAST_0)
         if self.num_envs * self.n_steps % self.batch_size:
             raise ValueError(
                 f"ppo.batch_size is {self.batch_size} but must divide a rollout of num_envs x n_steps = "

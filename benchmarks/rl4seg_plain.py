@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from measuring import Parts
 from segarena.agents.dense_ppo.ppo import DensePPOConfig
 from segarena.common.device import bfloat16_on_cuda
+from segarena.common.overlap import class_dice
+from segarena.datasets.echo.images import LV, MYO
 from segarena.rewards.reward_data import RewardDataConfig, contrasted, noised
-from segarena.segmenters.training import class_dice
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
@@ -135,7 +136,7 @@ class PlainRewardData:
             one = x[row : row + 1]
             c = self.corrector(a[row : row + 1])
             valid, _ = self.valid(a[row]), self.valid(c[0])  # both are judged, whatever the first verdict
-            if not valid or class_dice(a[row : row + 1], c).mean() <= self.config.sim_threshold:
+            if not valid or class_dice(a[row : row + 1], c, (LV, MYO)).mean() <= self.config.sim_threshold:
                 raise ValueError(f"image {row} is not gold, but only gold ones are measured")
             for a_bad in (a_s[torch.randint(len(x), ())], *self._perturbed(one)):
                 with self.parts("files"):

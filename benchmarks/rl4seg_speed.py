@@ -26,10 +26,11 @@ from segarena.datasets.echo.images import CLASSES, EchoDataConfig, PhantomPatien
 from segarena.datasets.images import ImagePool
 from segarena.envs.adapters import LearnerEnv
 from segarena.envs.rl4seg import EchoEnv, RewardFunction
+from segarena.rewards.corrector import Corrector
 from segarena.rewards.echo_validity import valid_masks
 from segarena.rewards.reward_data import RewardDataConfig, build_reward_data
 from segarena.rewards.reward_net import RewardNet
-from segarena.rewards.shape_prior import ARVAE, Corrector
+from segarena.rewards.shape_prior import ARVAE
 from segarena.segmenters.unet import UNet
 from stable_baselines3.common.distributions import MultiCategoricalDistribution
 from torch import Tensor, nn
@@ -127,7 +128,7 @@ class Bench:
         sizes, device = self.sizes, self.device
         config = DensePPOConfig(num_envs=sizes.batch)
         torch.manual_seed(0)
-        reward = RewardNet(init_channels=sizes.init_channels).to(device).requires_grad_(False)
+        reward = RewardNet(classes=len(CLASSES), init_channels=sizes.init_channels).to(device).requires_grad_(False)
         images = self.phantoms(4 * sizes.batch, sizes.size)
         model = learner(images, lambda x, a, rows: reward(x, a), config, sizes.init_channels, device)
         steps = sizes.iterations * sizes.batch

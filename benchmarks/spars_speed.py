@@ -35,7 +35,8 @@ from measuring import (
 from segarena.agents.ppo import PPOConfig
 from segarena.agents.spars.policies import PolicyName, policy_arguments
 from segarena.agents.spars.self_play import SelfPlay
-from segarena.classifiers.presence import PACKAGED, DensePresenceNet, load_presence, save_presence
+from segarena.classifiers.presence import PACKAGED, DensePresenceNet, load_presence
+from segarena.common.networks import save_network
 from segarena.datasets.liver.cases import HU_WINDOW, LiverDataConfig, load_liver_cases
 from segarena.datasets.liver.lattice import Triple, WindowLattice
 from segarena.datasets.liver.lesions import TUMOUR
@@ -106,7 +107,7 @@ class Bench:
         weights = Path(self.folder) / f"{grid.name}.safetensors"
         if not weights.exists():
             torch.manual_seed(0)
-            save_presence(weights, DensePresenceNet(HU_WINDOW, grid.window), {})
+            save_network(weights, DensePresenceNet(HU_WINDOW, grid.window))
         chosen = {
             "cases": ["phantom_02000", "phantom_02001"],
             "grid_shape": grid.shape,

@@ -6,20 +6,17 @@ the forward of each crop, because a crop carries the `HALO` voxels that the conv
 """
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from itertools import pairwise
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..common.checkpoints import load_into, load_weights, save_weights
+from ..common.networks import Network, load_network
 from ..datasets.liver.lattice import Triple, WindowLattice
 
 HALO = 9
@@ -34,7 +31,7 @@ CHUNK_VOXELS = 2**23
 PACKAGED = Path(__file__).parent / "weights" / "presence_phantom.safetensors"
 
 
-class PresenceNet(nn.Module, ABC):
+class PresenceNet(Network, ABC):
     """A network that scores windows of volumes; frozen (eval mode) wherever it is used as f.
 
     Volumes are uint8 (HU window over 0..255). Scores are f, float32; pooled features are what the head reads.
@@ -234,37 +231,11 @@ def gather_crops(volumes: Tensor, case: Tensor, corners: Tensor, window: Triple)
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
-def save_presence(path: Path, net: DensePresenceNet, training: Mapping[str, Any]) -> None:
-    """Write the weights with what a user must know of them; `training` is a summary that JSON can hold."""
-    metadata = {
-        "architecture": type(net).__name__,
-        "hu_window": json.dumps(net.hu_window),
-        "window_size": json.dumps(net.window_size),
-        "training": json.dumps(dict(training)),
-    }
-    save_weights(path, net.state_dict(), metadata)
-
-
 def load_presence(checkpoint: str | Path = "packaged") -> DensePresenceNet:
     """The classifier in the file `checkpoint`, frozen, in eval mode, on the CPU; "packaged" was trained on phantoms.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, no safetensors file, or holds another architecture.
+        ValueError: the file is damaged, no safetensors file, or holds another network.
     """
-    path = PACKAGED if checkpoint == "packaged" else Path(checkpoint)
-    weights, metadata = load_weights(path)
-    architecture = metadata.get("architecture", "unknown")
-    if architecture != DensePresenceNet.__name__:
-        raise ValueError(
-            f"checkpoint {str(path)!r} holds the architecture {architecture!r} but a presence classifier must be "
-            f"{DensePresenceNet.__name__!r}; train one with `run_rl.py train --config configs/spars/...`"
-        )
-    for name in ("hu_window", "window_size"):
-        if name not in metadata:
-            raise ValueError(f"checkpoint {str(path)!r} has no {name} in its metadata; write it with save_presence")
-    low, high = json.loads(metadata["hu_window"])
-    x, y, z = json.loads(metadata["window_size"])
-    net = DensePresenceNet((low, high), (x, y, z))
-    load_into(net, weights, f"checkpoint {str(path)!r}")
-    return net.eval().requires_grad_(False)
+    return load_network(PACKAGED if checkpoint == "packaged" else checkpoint, DensePresenceNet).requires_grad_(False)

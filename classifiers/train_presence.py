@@ -19,14 +19,16 @@ from torch import Generator, Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from ..common.checks import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, SHARE, check
 from ..common.device import forked_rng
 from ..common.fitting import Scalars, descend, fit
+from ..common.networks import save_network
 from ..common.runs import Run
 from ..common.workers import ONE_PROCESS, Workers
 from ..datasets.liver.cases import HU_WINDOW, LiverCase
 from ..datasets.liver.lattice import Triple, WindowLattice
 from ..datasets.liver.lesions import TUMOUR
-from .presence import DensePresenceNet, gather_crops, save_presence
+from .presence import DensePresenceNet, gather_crops
 
 Metrics = Callable[[Tensor, Tensor], Mapping[str, float]]
 """What is watched, of scores in [0, 1] and bool labels; it must name "auroc"."""
@@ -77,24 +79,11 @@ class PresenceTrainingConfig:
     """Windows of the fixed validation set, half of them with tumour (reference: 160, drawn anew each epoch)."""
 
     def __post_init__(self) -> None:
-        if self.batch not in ("windows", "dense"):
-            raise ValueError(f"batch is {self.batch!r} but must be 'windows' or 'dense'")
-        for name in ("windows_per_batch", "validation_windows"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name} is {getattr(self, name)} but must be at least 2, one window of each label")
-        for name in ("volumes_per_batch", "batches_per_epoch", "epochs", "min_tumour_voxels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
-        if not (0 <= self.flip_probability <= 1 and 0 <= self.hu_scale < 1 and self.hu_shift >= 0):
-            raise ValueError(
-                f"flip_probability {self.flip_probability} must lie in [0, 1], hu_scale {self.hu_scale} in [0, 1), "
-                f"and hu_shift {self.hu_shift} HU must not be negative"
-            )
-        if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf):
-            raise ValueError(
-                f"learning_rate is {self.learning_rate} but must be positive, and weight_decay {self.weight_decay} "
-                f"must not be negative"
-            )
+        least_two = (2, math.inf)  # one window of each label
+        check(self, "presence.", windows_per_batch=least_two, validation_windows=least_two)
+        check(self, "presence.", volumes_per_batch=AT_LEAST_1, batches_per_epoch=AT_LEAST_1, epochs=AT_LEAST_1)
+        check(self, "presence.", learning_rate=POSITIVE, weight_decay=AT_LEAST_0, min_tumour_voxels=AT_LEAST_1)
+        check(self, "presence.", flip_probability=SHARE, hu_shift=AT_LEAST_0, hu_scale=(0, BELOW_1))
 
 
 class WindowPool:
@@ -244,7 +233,7 @@ def train_presence(
         "validation": {long.get(name, name): value for name, value in best.items() if name != "loss"},
     }
     if workers.is_main:
-        save_presence(run.folder / "presence.safetensors", net, summary)
+        save_network(run.folder / "presence.safetensors", net, {"training": summary})
     return net.requires_grad_(False)
 
 

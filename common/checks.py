@@ -4,8 +4,8 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
-from functools import cache
 from numbers import Integral, Real
+from os import PathLike
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -23,6 +23,7 @@ ABOVE_0, BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
 AT_LEAST_0: Range = (0, math.inf)
 AT_LEAST_1: Range = (1, math.inf)
 POSITIVE: Range = (ABOVE_0, math.inf)
+NEGATIVE: Range = (-math.inf, -ABOVE_0)
 SHARE: Range = (0, 1)
 
 
@@ -82,8 +83,7 @@ def _closest(value: object, allowed: Iterable[object]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
-@cache
-def _types(config: type) -> dict[str, Any]:
+def _types(config: Any) -> dict[str, Any]:
     hints = get_type_hints(config)
     return {field.name: hints[field.name] for field in fields(config)}
 
@@ -120,6 +120,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, Integral) and not isinstance(value, bool)
     if kind is float:
         return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is str:
+        return isinstance(value, str | PathLike)  # a path does where a text names a file
     return isinstance(value, kind) if isinstance(kind, type) else True
 
 
@@ -138,7 +140,8 @@ def _text(kind: Any) -> str:
     """A type in words."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        return " or ".join(_text(part) for part in parts)
+        lists = [part for part in parts if get_origin(part) is list and get_args(part)[0] in parts]
+        return " or ".join("a list of them" if part in lists else _text(part) for part in parts)
     if origin is Literal:
         return f"one of {_listed(parts)}"
     if origin is tuple:
@@ -151,10 +154,12 @@ def _text(kind: Any) -> str:
 
 
 def _range_text(low: float, high: float) -> str:
+    if (low, high) == NEGATIVE:
+        return "be negative"
     if high == math.inf:
-        return "be positive" if low == ABOVE_0 else f"be at least {low:g}"
-    left = "(0" if low == ABOVE_0 else f"[{low:g}"
-    return f"lie in {left}, 1)" if high == BELOW_1 else f"lie in {left}, {high:g}]"
+        return "be positive" if low == ABOVE_0 else f"be at least {low:.12g}"
+    left = "(0" if low == ABOVE_0 else f"[{low:.12g}"
+    return f"lie in {left}, 1)" if high == BELOW_1 else f"lie in {left}, {high:.12g}]"
 
 
 def _listed(values: Iterable[object]) -> str:

@@ -32,6 +32,8 @@ class ImagePool:
     """What else is known of each image, by name: view and instant of an echocardiogram, say."""
     spacing_mm: Tensor
     """float64 [N, 2], (y, x), of the pixels of `images`; NaN where it is not known (photographs). On the CPU."""
+    classes: tuple[str, ...]
+    """Name of each label value; 0 is the background."""
     origin: Origin
 
     def __post_init__(self) -> None:
@@ -97,11 +99,13 @@ class ImagePool:
         """All images of the parts in their order; labelled if all parts are.
 
         Raises:
-            ValueError: no parts, or parts of different size, origin or tags.
+            ValueError: no parts, or parts of different size, origin, tags or classes.
         """
-        kinds = {(part.images.shape[1:], part.origin, tuple(sorted(part.tags))) for part in parts}
+        kinds = {(part.images.shape[1:], part.origin, tuple(sorted(part.tags)), part.classes) for part in parts}
         if len(kinds) != 1:
-            raise ValueError(f"pools of one size, origin and set of tags can be joined, got {sorted(map(str, kinds))}")
+            raise ValueError(
+                f"pools of one size, origin, set of tags and classes can be joined, got {sorted(map(str, kinds))}"
+            )
         labels = [part.labels for part in parts if part.labels is not None]
         return replace(
             parts[0],

@@ -18,14 +18,15 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ..datasets.echo.images import CLASSES, load_echo
+from ..common.networks import load_network
+from ..common.overlap import class_dice
+from ..datasets.echo.images import CLASSES, LV, MYO, load_echo
 from ..datasets.images import ImagePool
 from ..evaluation.drawing import GAP_GREY, GAP_PX
 from ..evaluation.echo_pictures import PREDICTION, TRUTH, echo_panel
 from ..rewards.echo_validity import anatomical_reward, valid_masks
-from ..rewards.reward_net import load_reward_net
+from ..rewards.reward_net import RewardNet
 from ..rewards.segmentation import RewardMap, accuracy, accuracy_map, dice_map, min_fusion, pixel_accuracy
-from ..segmenters.training import class_dice
 from .core import BatchedEnv, Frame, Obs
 from .rl4seg_config import EchoEnvConfig
 from .samplers import OwnDecks, SharedDeck
@@ -39,7 +40,7 @@ TRUTH_REWARDS: dict[str, RewardMap] = {
     "pixel_accuracy": pixel_accuracy,
     "accuracy_map": accuracy_map,
     "accuracy": accuracy,
-    "dice": dice_map,
+    "dice": partial(dice_map, classes=(LV, MYO)),
 }
 """R of masks and labels (section 2.3)."""
 STATE = ("index", "mask", "pixel_reward", "is_valid")
@@ -157,7 +158,8 @@ class EchoEnv(BatchedEnv):
             return lambda images, masks, rows: anatomical_reward(masks)
         if name == "reward_net":
             assert self.config.reward_net is not None
-            net = load_reward_net(self.config.reward_net, classes=len(CLASSES)).to(self.device)
+            net = load_network(self.config.reward_net, RewardNet, classes=len(CLASSES))
+            net = net.requires_grad_(False).to(self.device)
             return lambda images, masks, rows: net(images, masks)
         labels = self.pool.labels
         if labels is None:
@@ -341,7 +343,7 @@ class EchoEnv(BatchedEnv):
 
 def structure_dice(masks: Tensor, labels: Tensor) -> Tensor:
     """Dice of LV, MYO and both as one (EPI), float32 [K, 3], of masks and labels uint8 [K, H, W]; both empty: 1."""
-    return torch.cat((class_dice(masks, labels), class_dice(masks > 0, labels > 0, (1,))), dim=1)
+    return torch.cat((class_dice(masks, labels, (LV, MYO)), class_dice(masks > 0, labels > 0, (1,))), dim=1)
 
 
 def _by_truth(reward: RewardMap, labels: Tensor, images: Tensor, masks: Tensor, rows: Tensor) -> Tensor:

@@ -38,9 +38,6 @@ class EchoEnvConfig(EchoDataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in self.rewards:
-            if name not in REWARDS:
-                raise ValueError(f"reward has {name!r} but each must be one of {', '.join(map(repr, REWARDS))}")
         if not self.rewards:
             raise ValueError(f"reward is empty but needs at least one of {', '.join(map(repr, REWARDS))}")
         if ("reward_net" in self.rewards) != (self.reward_net is not None):
@@ -48,8 +45,6 @@ class EchoEnvConfig(EchoDataConfig):
                 f"reward is {self.reward!r} and reward_net is {self.reward_net!r}: reward='reward_net' needs "
                 f"reward_net=<weights.safetensors> of a trained reward network, and no other reward takes one"
             )
-        if self.deck not in ("own", "shared"):
-            raise ValueError(f"deck is {self.deck!r} but must be 'own' or 'shared'")
         if self.group < 1 or (self.group > 1 and self.deck == "own"):
             raise ValueError(f"group is {self.group!r} but must be 1, or more than 1 together with deck='shared'")
 

@@ -4,8 +4,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal
 
-import numpy as np
-
+from ..common.checks import AT_LEAST_0, AT_LEAST_1, SHARE, check
 from ..datasets.liver.cases import LiverDataConfig
 from ..datasets.liver.lattice import Triple
 
@@ -19,7 +18,6 @@ MOVES: dict[str, list[Triple]] = {
     "multidiscrete3": _CUBE,
 }
 """Displacement of each action in lattice cells (x, y, z), one cell = `step` voxels; section 2.2."""
-OPPONENTS = ("snapshot", "random", "constant0", "greedy")
 
 PROFILES: dict[str, dict[str, Any]] = {
     "default": {
@@ -55,7 +53,7 @@ class SparsConfig(LiverDataConfig):
     """Profile default: two_window; paper: own_window."""
     obs_size: Triple | None = None
     """Size in voxels to which own_window observations are resized (nearest). None: window_size."""
-    score_source: str = "classifier"
+    score_source: Literal["classifier", "oracle_fraction"] = "classifier"
     """classifier, or oracle_fraction: the share of the tumour inside the window (uses labels: for tests only)."""
     classifier: str | None = None
     """Weights (.safetensors) of the presence classifier, or "packaged": the one made for phantoms, their default."""
@@ -77,7 +75,7 @@ class SparsConfig(LiverDataConfig):
     """Added, with the sign of s1 - s2, when a score exceeds τ. Profile default: 10; paper: 0."""
     n_agents: Literal[1, 2] = 2
     """1: nobody competes; s2 counts as -1 in comparisons and is not observed."""
-    opponent: str = "snapshot"
+    opponent: Literal["snapshot", "random", "constant0", "greedy"] = "snapshot"
     """random, constant0 (always +z), greedy, or snapshot: the policy given to set_opponent, random before that."""
     start: Literal["centre", "corner_paper", "random_lattice"] | None = None
     """centre: window centred; corner_paper: lower corner at half the grid; random_lattice: each agent anywhere that τ
@@ -96,13 +94,18 @@ class SparsConfig(LiverDataConfig):
     eval_dice: bool = True
     """Give n_painted_blocks and, where there is a label, dice, precision and recall at the end of an episode."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, threshold=SHARE, gamma=SHARE, mask_threshold=AT_LEAST_0, lesion_rounds=AT_LEAST_1)
+        check(self, window_size=AT_LEAST_1, obs_size=AT_LEAST_1, step=AT_LEAST_1, horizon=AT_LEAST_1)
+
     def resolved(self) -> "SparsConfig":
         """The same with every None of profile and data filled in.
 
         Raises:
             ValueError: a value outside its range.
         """
-        profile = PROFILES[self._one_of("profile", self.profile, PROFILES)]
+        profile = PROFILES[self.profile]
         phantom = self.data == "phantom"
         done = replace(
             self,
@@ -116,35 +119,8 @@ class SparsConfig(LiverDataConfig):
             reward=self.reward or ("sign" if self.n_agents == 2 else "shaped"),
             classifier=self.classifier or ("packaged" if phantom else None),
         )
-        for name, allowed in (
-            ("action_set", MOVES),
-            ("obs_mode", ("own_window", "two_window", "features")),
-            ("score_source", ("classifier", "oracle_fraction")),
-            ("score_engine", ("auto", "dense", "lazy")),
-            ("reward", ("sign", "diff", "score", "shaped")),
-            ("n_agents", (1, 2)),
-            ("opponent", OPPONENTS),
-            ("start", ("centre", "corner_paper", "random_lattice")),
-            ("accumulate", ("learner", "both")),
-            ("reduce", ("sum", "mean", "max")),
-        ):
-            self._one_of(name, getattr(done, name), allowed)
         if done.n_agents == 1 and done.reward in ("sign", "diff"):
             raise ValueError(f"reward is {done.reward!r} but nobody competes with n_agents=1; use 'score' or 'shaped'")
-        if not 0.0 <= done.threshold <= 1.0:
-            raise ValueError(f"threshold is {done.threshold!r} but must lie in [0, 1]; 1 disables termination")
-        if not 0.0 <= done.gamma <= 1.0:
-            raise ValueError(f"gamma is {done.gamma!r} but must lie in [0, 1]")
-        if not (done.mask_threshold >= 0.0 and np.isfinite(done.mask_threshold)):
-            raise ValueError(f"mask_threshold is {done.mask_threshold!r} but must be finite and at least 0")
-        if done.lesion_rounds < 1:
-            raise ValueError(f"lesion_rounds is {done.lesion_rounds!r} but must be at least 1")
-        if done.obs_size is not None and (done.obs_mode != "own_window" or min(done.obs_size) < 1):
-            raise ValueError(f"obs_size is {done.obs_size!r} but needs obs_mode='own_window' and positive sizes")
+        if done.obs_size is not None and done.obs_mode != "own_window":
+            raise ValueError(f"obs_size is {done.obs_size!r} but needs obs_mode='own_window'")
         return done
-
-    @staticmethod
-    def _one_of(name: str, value: Any, allowed: Any) -> Any:
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r} but must be one of {', '.join(map(repr, allowed))}")
-        return value

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..common.checks import check_choice
 from ..common.files import replacing
 from ..datasets.sample import Origin
 from .machine import describe_machine, git_revision
@@ -56,8 +57,7 @@ class Result:
     date: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     def __post_init__(self) -> None:
-        if self.mode not in get_args(Mode):
-            raise ValueError(f"mode is {self.mode!r} but must be one of {get_args(Mode)}")
+        check_choice("mode", self.mode, get_args(Mode))
         if unknown := set(self.origins) - set(get_args(Origin)):
             raise ValueError(f"origins has {sorted(unknown)} but allowed are {get_args(Origin)}")
         for case in self.cases:

@@ -18,6 +18,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from ..common.checks import check_choice
 from ..datasets.echo.images import BACKGROUND, CLASSES, LV, MYO
 
 BorderPolicy = Literal["vital", "padded"]
@@ -305,8 +306,7 @@ def _bounds(structure: Mask | Pixels, axis: int) -> tuple[int, int]:
 
 
 def _check_masks(masks: Mask, rank: int, border_policy: str) -> None:
-    if border_policy not in get_args(BorderPolicy):
-        raise ValueError(f"border_policy is {border_policy!r} but must be 'vital' or 'padded'")
+    check_choice("border_policy", border_policy, get_args(BorderPolicy))
     if not isinstance(masks, np.ndarray) or masks.dtype != np.uint8:
         raise ValueError(f"masks are {getattr(masks, 'dtype', type(masks).__name__)} but must be uint8 arrays")
     if masks.ndim != rank or 0 in masks.shape[-2:]:

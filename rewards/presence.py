@@ -6,13 +6,14 @@ positions. `ScoreTable` holds the C·L scores on one device; a step of the envir
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..classifiers.presence import PresenceNet
+from ..common.checks import check_choice
 from ..datasets.cache import cached
 from ..datasets.liver.cases import LiverCase
 from ..datasets.liver.lattice import WindowLattice
@@ -69,8 +70,7 @@ class ScoreTable:
                 raise ValueError("features come from a classifier; with another scorer use features=False")
             shares_work = scorer == "oracle_fraction"
             self._function = _function(scorer, lattice)
-        if engine not in ("auto", "dense", "lazy"):
-            raise ValueError(f"score_engine is {engine!r} but must be 'auto', 'dense' or 'lazy'")
+        check_choice("score_engine", engine, get_args(Engine))
         self._lazy = engine == "lazy" or (engine == "auto" and not shares_work)
         self._asked = self._evaluated = 0
 

@@ -20,11 +20,13 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from ..common.checkpoints import load_weights, save_weights
+from ..common.checks import AT_LEAST_1, BELOW_1, POSITIVE, SHARE, check
 from ..common.device import bfloat16_on_cuda
-from ..datasets.echo.images import BACKGROUND
+from ..common.overlap import class_dice
+from ..datasets.echo.images import BACKGROUND, LV, MYO
 from ..datasets.images import ImagePool
+from ..segmenters.inference import labels_of, logits_of
 from ..segmenters.norms import modes_kept
-from ..segmenters.training import class_dice, labels_of, logits_of
 
 KINDS = ("swap", "weights", "contrast", "noise", "correction", "identity", "sampled", "argmax")
 """How a bad mask was made; `Triplets.kind` counts them from 0."""
@@ -82,17 +84,8 @@ class RewardDataConfig:
     """Images per forward; swaps and the noise on weights are shared within it."""
 
     def __post_init__(self) -> None:
-        if self.similarity not in ("mean", "last_label"):
-            raise ValueError(f"reward_data.similarity is {self.similarity!r} but must be 'mean' or 'last_label'")
-        for name in ("weight_noise", "noise"):
-            if any(value <= 0 for value in getattr(self, name)):
-                raise ValueError(f"reward_data.{name} is {getattr(self, name)} but must be positive; or empty it")
-        if not all(0 <= factor < 1 for factor in self.contrast):
-            raise ValueError(f"reward_data.contrast is {self.contrast} but its factors must lie in [0, 1)")
-        if not 0 <= self.sim_threshold <= 1:
-            raise ValueError(f"reward_data.sim_threshold is {self.sim_threshold} but must lie in [0, 1]")
-        if self.batch_size < 1:
-            raise ValueError(f"reward_data.batch_size is {self.batch_size} but must be at least 1")
+        check(self, "reward_data.", weight_noise=POSITIVE, noise=POSITIVE, contrast=(0, BELOW_1))
+        check(self, "reward_data.", sim_threshold=SHARE, batch_size=AT_LEAST_1)
 
 
 @dataclass(frozen=True)
@@ -276,7 +269,7 @@ def build_reward_data(
 
 def similarity(a: Tensor, c: Tensor, kind: Literal["mean", "last_label"]) -> Tensor:
     """Dice [N] of masks uint8 [N, H, W]: mean of LV and MYO, or that of MYO; a class absent from both counts 1."""
-    dice = class_dice(a, c)
+    dice = class_dice(a, c, (LV, MYO))
     return dice.mean(dim=1) if kind == "mean" else dice[:, -1]
 
 

@@ -6,23 +6,21 @@ e = error target 1[a_bad = a_ref].
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.optim import Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ..common.checkpoints import load_into, load_weights, save_weights
+from ..common.checks import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, check, check_choice
 from ..common.device import bfloat16_on_cuda
 from ..common.fitting import Scalars, descend, fit, shuffled_rows
+from ..common.networks import Network
 from ..common.runs import Run
 from ..common.workers import ONE_PROCESS, Workers
-from ..datasets.echo.images import CLASSES
 from ..datasets.images import ImagePool
-from ..segmenters.training import check_schedule
 from ..segmenters.unet import Norm, UNet
 from .reward_data import Triplets
 
@@ -60,17 +58,12 @@ class RewardNetConfig:
     """Start from the reward network of the iteration before instead of from scratch."""
 
     def __post_init__(self) -> None:
-        if self.action_encoding not in get_args(ActionEncoding):
-            raise ValueError(f"reward_net.action_encoding is {self.action_encoding!r} but must be 'raw' or 'onehot'")
-        check_schedule("reward_net.", self.epochs, self.learning_rate, self.batch_size)
-        for name, least in (("plateau_patience", 0), ("early_stop", 1)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ValueError(f"reward_net.{name} is {value} but must be at least {least}")
-        if not 0 < self.plateau_factor < 1:
-            raise ValueError(f"reward_net.plateau_factor is {self.plateau_factor} but must lie between 0 and 1")
+        check(self, "reward_net.", epochs=AT_LEAST_0, learning_rate=POSITIVE, batch_size=AT_LEAST_1)
+        check(self, "reward_net.", plateau_factor=(ABOVE_0, BELOW_1), plateau_patience=AT_LEAST_0)
+        check(self, "reward_net.", early_stop=AT_LEAST_1)
 
 
-class RewardNet(nn.Module):
+class RewardNet(Network):
     """A U-Net that reads an image and its label map and says of each pixel whether the label is right.
 
     It is made in eval mode, and is used in it: the paper's program never switched, so that the reward of an image
@@ -90,15 +83,14 @@ class RewardNet(nn.Module):
     def __init__(
         self,
         *,
-        classes: int = len(CLASSES),
+        classes: int,
         encoding: ActionEncoding = "raw",
         init_channels: int = 32,
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        if encoding not in get_args(ActionEncoding):
-            raise ValueError(f"encoding is {encoding!r} but must be 'raw' or 'onehot'")
-        self.classes, self.encoding = classes, encoding
+        check_choice("encoding", encoding, get_args(ActionEncoding))
+        self.classes, self.encoding, self.init_channels, self.norm = classes, encoding, init_channels, norm
         self.unet = UNet(2 if encoding == "raw" else 1 + classes, 1, init_channels=init_channels, norm=norm)
         self.register_buffer("temperature", torch.ones(()))
         self.register_buffer("_labels", torch.arange(classes, dtype=torch.uint8).view(1, -1, 1, 1), persistent=False)
@@ -119,50 +111,6 @@ class RewardNet(nn.Module):
         """
         z = self.logits(images, actions)
         return torch.sigmoid(z / self.temperature if calibrated else z)
-
-
-def save_reward_net(path: Path, net: RewardNet) -> None:
-    """Write the weights and T, with what is needed to build the network again."""
-    metadata = {
-        "architecture": RewardNet.__name__,
-        "classes": str(net.classes),
-        "encoding": net.encoding,
-        "init_channels": str(net.unet.init_channels),
-        "norm": net.unet.norm,
-    }
-    save_weights(path, net.state_dict(), metadata)
-
-
-def load_reward_net(path: str | Path, classes: int = len(CLASSES)) -> RewardNet:
-    """The reward network in the file, frozen, in eval mode, on the CPU.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, holds another architecture, or judges masks of another number of classes.
-    """
-    weights, metadata = load_weights(path)
-    try:
-        if metadata.get("architecture") != RewardNet.__name__:
-            raise KeyError("architecture")
-        trained_for = int(metadata["classes"])
-        net = RewardNet(
-            classes=trained_for,
-            encoding=cast(ActionEncoding, metadata["encoding"]),
-            init_channels=int(metadata["init_channels"]),
-            norm=cast(Norm, metadata["norm"]),
-        )
-    except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint {str(path)!r} is no reward network (metadata: {metadata or 'none'}); name a file that "
-            f"save_reward_net wrote"
-        ) from error
-    if trained_for != classes:
-        raise ValueError(
-            f"checkpoint {str(path)!r} judges masks of {trained_for} classes but the masks here have {classes}; train "
-            f"a reward network on this data"
-        )
-    load_into(net, weights, f"checkpoint {str(path)!r}")
-    return net.requires_grad_(False)
 
 
 # -- training ------------------------------------------------------------------------------------------------------

@@ -1,15 +1,15 @@
-"""Rewards that know the true labels, one value per pixel (paper: RL4Seg, section 2.3).
+"""Rewards from the true labels, one value per pixel (paper: RL4Seg, section 2.3).
 
-Each takes actions and labels, both uint8 [B, H, W], and gives float32 in [0, 1]: [B, H, W], but for `accuracy`.
+Each takes actions and labels, both integers [B, H, W], and gives float32 in [0, 1]: [B, H, W], but for `accuracy`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 
 import torch
 from torch import Tensor
 
-from ..segmenters.training import class_dice
+from ..common.overlap import class_dice
 
 RewardMap = Callable[[Tensor, Tensor], Tensor]
 
@@ -29,10 +29,10 @@ def accuracy_map(actions: Tensor, labels: Tensor) -> Tensor:
     return accuracy(actions, labels).expand(actions.shape)
 
 
-def dice_map(actions: Tensor, labels: Tensor) -> Tensor:
-    """Mean Dice of LV and MYO of the image at every pixel, [B, H, W]; a class absent from both masks counts 1."""
+def dice_map(actions: Tensor, labels: Tensor, classes: Sequence[int]) -> Tensor:
+    """The image's Dice at every pixel, the mean over `classes`, [B, H, W]; a class absent from both masks counts 1."""
     _correct(actions, labels)
-    return class_dice(actions, labels).float().mean(dim=1)[:, None, None].expand(actions.shape)
+    return class_dice(actions, labels, classes).float().mean(dim=1)[:, None, None].expand(actions.shape)
 
 
 def min_fusion(*maps: Tensor) -> Tensor:

@@ -1,43 +1,35 @@
-"""What a heart may look like: an auto-encoder of masks, and the corrector built on it (paper: RL4Seg, section 3.4).
+"""The shape prior: a variational auto-encoder of masks, and its training (paper: RL4Seg, section 3.4).
 
-Symbols: z = latent code, (mu, logvar) = its posterior, t_k = attribute k of a mask, which z_k is made to grow with,
-g(a) = corrected mask. The prior learns from masks of the source domain only.
+Symbols: z = latent code, (mu, logvar) = its posterior, t_k = attribute k of a mask, which z_k is made to grow with.
+The prior learns from masks of the source domain only.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.optim import Adam
 
-from ..common.checkpoints import load_into, load_weights, save_weights
+from ..common.checks import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, check
 from ..common.device import forked_rng
 from ..common.fitting import Scalars, descend, fit, shuffled_rows
+from ..common.networks import Network
+from ..common.overlap import class_dice
 from ..common.runs import Run
 from ..common.workers import ONE_PROCESS, Workers
-from ..datasets.echo.images import CLASSES
-from ..segmenters.training import class_dice, device_of
-from .morphology import clean_masks
+from ..datasets.echo.images import CLASSES, LV, MYO
 from .shape_attributes import ATTRIBUTES, attributes
 
 BLOCKS = 4
 SHRINK = 2 ** (BLOCKS + 1)
 """One pixel of the bottleneck is so many of the image."""
-AT_ONCE = 64
-"""Masks that the corrector holds at once."""
-LINE_STEPS = 8
-"""Steps of the line search between two codes."""
-
-Projection = Literal["decode", "nearest_valid"]
 
 
-class ARVAE(nn.Module):
+class ARVAE(Network):
     """Attribute-regularised variational auto-encoder of label maps; 5 194 019 parameters with the defaults.
 
     Args:
@@ -99,36 +91,6 @@ def _layer(conv: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
     return [conv, nn.ELU(), nn.BatchNorm2d(conv.out_channels)]
 
 
-def save_shape_prior(path: Path, net: ARVAE) -> None:
-    """Write the weights, with what is needed to build the network again."""
-    height, width = net.size
-    settings = {"height": height, "width": width, "init_channels": net.init_channels, "latent": net.latent}
-    metadata = {"architecture": ARVAE.__name__} | {name: str(value) for name, value in settings.items()}
-    save_weights(path, net.state_dict(), metadata)
-
-
-def load_shape_prior(path: str | Path) -> ARVAE:
-    """The shape prior in the file, frozen, in eval mode, on the CPU.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or holds another architecture.
-    """
-    weights, metadata = load_weights(path)
-    try:
-        if metadata.get("architecture") != ARVAE.__name__:
-            raise KeyError("architecture")
-        height, width, maps, latent = (int(metadata[k]) for k in ("height", "width", "init_channels", "latent"))
-    except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint {str(path)!r} is no shape prior (metadata: {metadata or 'none'}); name a file that "
-            f"save_shape_prior wrote"
-        ) from error
-    net = ARVAE((height, width), init_channels=maps, latent=latent)
-    load_into(net, weights, f"checkpoint {str(path)!r}")
-    return net.eval().requires_grad_(False)
-
-
 # -- training ------------------------------------------------------------------------------------------------------
 
 
@@ -169,17 +131,11 @@ class ShapePriorConfig:
     """Augmentation: masks turn by up to this angle, in degrees."""
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 0), ("batch_size", 2), ("init_channels", 1), ("latent", len(ATTRIBUTES))):
-            if getattr(self, name) < least:
-                raise ValueError(f"shape_prior.{name} is {getattr(self, name)} but must be at least {least}")
-        for name in ("dice_weight", "ce_weight", "kl_weight", "attribute_weight", "shift", "scale", "rotation_deg"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"shape_prior.{name} is {getattr(self, name)} but must not be negative")
-        for name in ("learning_rate", "delta"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"shape_prior.{name} is {getattr(self, name)} but must be positive")
-        if self.shift >= 1 or self.scale >= 1:
-            raise ValueError(f"shape_prior.shift is {self.shift} and scale {self.scale} but both are shares below 1")
+        check(self, "shape_prior.", epochs=AT_LEAST_0, learning_rate=POSITIVE, batch_size=(2, math.inf), delta=POSITIVE)
+        check(self, "shape_prior.", init_channels=AT_LEAST_1, latent=(len(ATTRIBUTES), math.inf))
+        check(self, "shape_prior.", dice_weight=AT_LEAST_0, ce_weight=AT_LEAST_0, kl_weight=AT_LEAST_0)
+        check(self, "shape_prior.", attribute_weight=AT_LEAST_0, rotation_deg=AT_LEAST_0)
+        check(self, "shape_prior.", shift=(0, BELOW_1), scale=(0, BELOW_1))
 
 
 def loss_terms(logits: Tensor, masks: Tensor, mu: Tensor, logvar: Tensor, z: Tensor, delta: float) -> dict[str, Tensor]:
@@ -251,9 +207,8 @@ def train_shape_prior(
         return totals
 
     def validate(net: ARVAE) -> tuple[float, Scalars]:
-        dice = torch.cat(
-            [class_dice(net.masks(net.encode(part)[0]), part) for part in torch.split(val, config.batch_size)]
-        )
+        parts = torch.split(val, config.batch_size)
+        dice = torch.cat([class_dice(net.masks(net.encode(part)[0]), part, (LV, MYO)) for part in parts])
         lv, myo = dice.mean(dim=0)
         return float((lv + myo) / 2), {"val_dice_lv": lv, "val_dice_myo": myo}
 
@@ -284,87 +239,3 @@ def moved(masks: Tensor, config: ShapePriorConfig, generator: Generator) -> Tens
     turn = torch.stack([cos, sin * aspect, dx, -sin / aspect, cos, dy], dim=1).view(-1, 2, 3)
     grid = F.affine_grid(turn, [len(masks), 1, height, width], align_corners=False)
     return F.grid_sample(masks[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0].byte()
-
-
-# -- correction ----------------------------------------------------------------------------------------------------
-
-
-class Corrector:
-    """g: a mask's pieces and holes repaired, then what the shape prior makes of it.
-
-    Args:
-        prior: is put in eval mode; decides the device.
-        projection: "decode" is the paper's: the decoded code, valid or not. With "nearest_valid" an invalid result is
-            moved in latent space towards the nearest code of a valid training mask, until it is valid: it always is
-            in the end (ours).
-        masks: uint8 [N, H, W], the prior's training masks, for nearest_valid.
-        valid: masks uint8 [N, H, W] to bool [N], for nearest_valid.
-
-    Raises:
-        ValueError: an unknown projection; nearest_valid without masks or `valid`, or with none whose reconstruction is
-            valid.
-    """
-
-    def __init__(
-        self,
-        prior: ARVAE,
-        *,
-        projection: Projection = "decode",
-        masks: Tensor | None = None,
-        valid: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        if projection not in get_args(Projection):
-            raise ValueError(f"projection is {projection!r} but must be one of {get_args(Projection)}")
-        self._prior, self._device = prior.eval(), device_of(prior)
-        self._valid = None
-        if projection == "nearest_valid":
-            if masks is None or valid is None:
-                raise ValueError("projection 'nearest_valid' needs the training masks and what judges them")
-            self._valid = valid
-            with torch.no_grad():
-                codes = torch.cat([prior.encode(part.to(self._device))[0] for part in torch.split(masks, AT_ONCE)])
-                decoded = torch.cat([prior.masks(part) for part in torch.split(codes, AT_ONCE)])
-            good = valid(decoded).to(self._device)
-            if not good.any():
-                raise ValueError(
-                    f"none of the {len(masks)} masks is valid after reconstruction; train the shape prior longer"
-                )
-            self._codes, self._decoded = codes[good], decoded[good]
-
-    @torch.no_grad()
-    def __call__(self, masks: Tensor) -> Tensor:
-        """Corrected masks uint8 [N, H, W], on the device of `masks`, uint8 [N, H, W], of the prior's size.
-
-        Raises:
-            ValueError: masks of another type or size.
-        """
-        if masks.dtype != torch.uint8 or masks.shape[1:] != self._prior.size:
-            raise ValueError(
-                f"masks are {masks.dtype} {list(masks.shape)} but the shape prior was trained on uint8 [N, "
-                f"{self._prior.size[0]}, {self._prior.size[1]}]"
-            )
-        return torch.cat([self._corrected(part) for part in torch.split(masks, AT_ONCE)])
-
-    def _corrected(self, masks: Tensor) -> Tensor:
-        cleaned = torch.from_numpy(clean_masks(masks.cpu().numpy())).to(self._device)
-        z = self._prior.encode(cleaned)[0]
-        found = self._prior.masks(z)
-        if self._valid is not None:
-            found = self._moved_to_valid(z, found, self._valid)
-        return found.to(masks.device)
-
-    def _moved_to_valid(self, z: Tensor, found: Tensor, valid: Callable[[Tensor], Tensor]) -> Tensor:
-        """`found`, the masks of the codes z, with the invalid ones replaced by the first valid one on the way."""
-        rows = (~valid(found).to(self._device)).nonzero()[:, 0]
-        nearest = torch.cdist(z[rows], self._codes).argmin(dim=1)
-        for step in range(1, LINE_STEPS + 1):
-            if not len(rows):
-                break
-            if step < LINE_STEPS:
-                tried = self._prior.masks(torch.lerp(z[rows], self._codes[nearest], step / LINE_STEPS))
-                good = valid(tried).to(self._device)
-            else:
-                tried, good = self._decoded[nearest], torch.ones_like(rows, dtype=torch.bool)
-            found[rows[good]] = tried[good]
-            rows, nearest = rows[~good], nearest[~good]
-        return found

@@ -12,12 +12,13 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Adam
 
+from ..common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, check
 from ..common.fitting import Scalars, descend, fit, shuffled_rows
 from ..common.runs import Run
 from ..common.workers import ONE_PROCESS, Workers
 from ..datasets.images import ImagePool
+from .inference import device_of, image_batches, logits_of
 from .norms import adapt_batchnorm, set_norm_mode, statistics_kept
-from .training import check_schedule, device_of, image_batches, logits_of
 from .unet import UNet
 
 
@@ -35,9 +36,7 @@ class EntropyConfig:
     """norm: gains and biases of the normalisation only, as Tent does. all: every weight, which collapses sooner."""
 
     def __post_init__(self) -> None:
-        check_schedule("entropy.", self.epochs, self.learning_rate, self.batch_size)
-        if self.parameters not in ("norm", "all"):
-            raise ValueError(f"entropy.parameters is {self.parameters!r} but must be 'norm' or 'all'")
+        check(self, "entropy.", epochs=AT_LEAST_0, learning_rate=POSITIVE, batch_size=AT_LEAST_1)
 
 
 def adabn(net: UNet, target: ImagePool, *, batch_size: int = 64) -> UNet:

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Generator, Tensor, nn
 
+from ..common.checks import check_choice
 from ..common.device import bfloat16_on_cuda
 from .unet import Norm
 
@@ -37,8 +38,7 @@ def set_norm_mode(net: nn.Module, mode: NormMode, *, training: bool) -> None:
     Raises:
         ValueError: the network's normalisation is not of that kind.
     """
-    if mode not in get_args(NormMode):
-        raise ValueError(f"norm_mode is {mode!r} but must be one of {get_args(NormMode)}")
+    check_choice("norm_mode", mode, get_args(NormMode))
     layers = batchnorms(net)
     if (mode == "group") == bool(layers):
         has, fits = ("has", "'frozen' or 'batch'") if layers else ("has no", "'group'")

@@ -15,21 +15,16 @@ from torch import Generator, Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from ..common.checkpoints import load_into, load_weights, save_weights
+from ..common.checks import AT_LEAST_1, POSITIVE, check
 from ..common.fitting import Scalars, descend, fit, shuffled_rows
+from ..common.overlap import class_dice
 from ..common.runs import Run
 from ..common.workers import ONE_PROCESS, Workers
 from ..datasets.echo.images import CLASSES, LV, MYO
 from ..datasets.images import ImagePool
+from .inference import device_of, image_batches, logits_of, segment
 from .norms import adapt_batchnorm, statistics_kept
-from .training import (
-    check_schedule,
-    class_dice,
-    device_of,
-    image_batches,
-    logits_of,
-    segment,
-    truth_of,
-)
+from .training import truth_of
 from .unet import UNet
 
 SURE = 0.85
@@ -52,19 +47,14 @@ class TistConfig:
     overlap: Literal["lv", "myo"] = "lv"
     """Class of the pixels that both binary networks claim (the authors' figures: myo)."""
     epochs: int = 50
-    """Passes over the source images; the target acts in the second half of them."""
+    """Passes over the source images; at least 2: the target acts in the second half of them."""
     learning_rate: float = 1e-3
     """Step size of Adam."""
     batch_size: int = 32
     """Images of each domain per step, at most."""
 
     def __post_init__(self) -> None:
-        check_schedule("tist.", self.epochs, self.learning_rate, self.batch_size)
-        if self.epochs < 2:
-            raise ValueError(f"tist.epochs is {self.epochs} but must be at least 2: the target acts in the second half")
-        for name, allowed in (("nets", ("binary", "multi")), ("overlap", ("lv", "myo"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"tist.{name} is {getattr(self, name)!r} but must be one of {allowed}")
+        check(self, "tist.", epochs=(2, math.inf), learning_rate=POSITIVE, batch_size=AT_LEAST_1)  # two halves
 
 
 class BinaryPair(nn.Module):

@@ -14,20 +14,15 @@ from torch import Generator, Tensor, nn
 from torch.optim import Adam
 
 from ..common.checkpoints import load_into, load_weights, save_weights
+from ..common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, SHARE, check
 from ..common.device import bfloat16_on_cuda, forked_rng
 from ..common.fitting import Scalars, descend, fit, shuffled_rows
+from ..common.overlap import class_dice
 from ..common.runs import Run, chosen
 from ..common.workers import ONE_PROCESS, Workers
 from ..datasets.images import ImagePool
-from .training import (
-    check_schedule,
-    class_dice,
-    device_of,
-    dice_scalars,
-    image_batches,
-    labels_of,
-    truth_of,
-)
+from .inference import device_of, image_batches, labels_of
+from .training import dice_scalars, truth_of
 from .unet import UNet
 
 HEAD = "weights.safetensors"
@@ -54,10 +49,8 @@ class UdasConfig:
     """Stop after an epoch that changes the Dice between head and teacher by less."""
 
     def __post_init__(self) -> None:
-        check_schedule("udas.head_", self.head_epochs, self.head_learning_rate, self.batch_size)
-        check_schedule("udas.", self.epochs, self.learning_rate, self.batch_size)
-        if not 0 <= self.tolerance <= 1:
-            raise ValueError(f"udas.tolerance is {self.tolerance} but a Dice changes by 0 to 1")
+        check(self, "udas.", head_epochs=AT_LEAST_0, head_learning_rate=POSITIVE, batch_size=AT_LEAST_1)
+        check(self, "udas.", epochs=AT_LEAST_0, learning_rate=POSITIVE, tolerance=SHARE)
 
 
 def train_udas(
@@ -176,7 +169,7 @@ def _train_head(
 
     def validate(head: nn.Sequential) -> tuple[float | None, Scalars]:
         labels = [labels_of(logits(head, x)) for x in image_batches(val.images, config.batch_size, device)]
-        scalars = dice_scalars(torch.cat(labels), val_truth)
+        scalars = dice_scalars(torch.cat(labels), val_truth, val.classes)
         return scalars["dice"], scalars
 
     fit(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from .training import logits_of
+from .inference import logits_of
 
 MAX_SHIFT, MAX_ROTATION_DEG = 0.05, 10.0
 """Of test-time augmentation: translation as a share of the image's size, and rotation, each to both sides."""

@@ -5,11 +5,14 @@ Symbols: x = images [B, in, H, W]; maps of the first level = init_channels / 2, 
 
 import math
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..common.checks import check_choice
+from ..common.networks import Network
 
 Norm = Literal["batch", "group"]
 LEVELS = 6
@@ -18,7 +21,7 @@ SMALLEST = 2 ** (LEVELS - 1)
 """Rows and columns that the lowest level needs to keep one pixel."""
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """Six levels, two 3x3 convolutions each, transposed convolutions upwards, no activation at the end.
 
     Args:
@@ -47,8 +50,7 @@ class UNet(nn.Module):
             raise ValueError(f"in_channels {in_channels} and out_channels {out_channels} must be at least 1")
         if init_channels < 2 or init_channels % 2:
             raise ValueError(f"init_channels is {init_channels} but must be even and at least 2")
-        if norm not in ("batch", "group"):
-            raise ValueError(f"norm is {norm!r} but must be 'batch' or 'group'")
+        check_choice("norm", norm, get_args(Norm))
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout} but must lie in [0, 1)")
         self.in_channels, self.out_channels, self.init_channels = in_channels, out_channels, init_channels

@@ -93,7 +93,7 @@ def test_the_plain_ppo_has_the_losses_of_ours(rl4seg, as_released, monkeypatch, 
     """Given our rollout, and with gradients that nobody clips: the released program clips those of two networks."""
     data = EchoDataConfig(size=32, phantom_patients=PhantomPatients(1, 0, 0, 0), cache_dir=str(tmp_path))
     torch.manual_seed(0)
-    reward = RewardNet(init_channels=4).requires_grad_(False)
+    reward = RewardNet(classes=3, init_channels=4).requires_grad_(False)
     config = DensePPOConfig(num_envs=4, max_grad_norm=1e9)
     device, images = torch.device("cpu"), load_echo(data, "train")
     model = rl4seg.learner(images, lambda x, a, rows: reward(x, a), config, 4, device)

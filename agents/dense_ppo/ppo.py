@@ -20,9 +20,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
+from ...common.checks import AT_LEAST_0, AT_LEAST_1, SHARE, check
 from ...envs.adapters import LearnerEnv
 from ...envs.core import Advance
-from ..ppo import require
 from .buffer import DenseRolloutBuffer, Samples, said, stretched
 from .policy import Critic, DensePolicy, Exploration, Head, PixelCategorical, explore
 
@@ -84,15 +84,13 @@ class DensePPOConfig:
     """Stop the inner steps once the mean KL per pixel from the rollout's policy exceeds 1.5 times this; None: never."""
 
     def __post_init__(self) -> None:
-        least_zero, least_one, share = (0, math.inf), (1, math.inf), (0, 1)
-        require("", self, total_timesteps=least_zero, num_envs=least_one, n_steps=least_one, n_epochs=least_one)
-        require("", self, actor_lr=share, critic_lr=share, gamma=share, gae_lambda=share, clip_range=share)
-        require("", self, ent_coef=least_zero, kl_coef=least_zero, max_grad_norm=least_zero, group_size=least_one)
-        require("", self, exploration_scale=(1e-6, math.inf), exploration_sigma_px=(0.1, 1e3), eps_greedy=share)
-        if self.target_kl is not None:
-            require("", self, target_kl=least_zero)
+        check(self, "", total_timesteps=AT_LEAST_0, num_envs=AT_LEAST_1, n_steps=AT_LEAST_1, n_epochs=AT_LEAST_1)
+        check(self, "", actor_lr=SHARE, critic_lr=SHARE, gamma=SHARE, gae_lambda=SHARE, clip_range=SHARE)
+        check(self, "", ent_coef=AT_LEAST_0, kl_coef=AT_LEAST_0, max_grad_norm=AT_LEAST_0, group_size=AT_LEAST_1)
+        check(self, "", exploration_scale=(1e-6, math.inf), exploration_sigma_px=(0.1, 1e3), eps_greedy=SHARE)
+        check(self, "", target_kl=AT_LEAST_0, batch_size=AT_LEAST_1)
         rollout = self.num_envs * self.n_steps
-        if self.batch_size is not None and (self.batch_size < 1 or rollout % self.batch_size):
+        if self.batch_size is not None and rollout % self.batch_size:
             raise ValueError(f"batch_size is {self.batch_size} but must divide num_envs x n_steps = {rollout} images")
         if self.num_envs % self.group_size:
             raise ValueError(f"num_envs is {self.num_envs} but must be a multiple of group_size, {self.group_size}")

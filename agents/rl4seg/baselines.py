@@ -11,11 +11,12 @@ from pathlib import Path
 
 from torch import nn
 
+from ...common.networks import save_network
 from ...common.runs import Run
 from ...datasets.images import ImagePool
 from ...segmenters.adaptation import minimise_entropy
 from ...segmenters.tist import train_tist
-from ...segmenters.training import SupervisedConfig, save_segmenter, train_segmenter
+from ...segmenters.training import SupervisedConfig, train_segmenter
 from ...segmenters.udas import train_udas
 from ...segmenters.unet import UNet
 from ..dense_ppo.ppo import DensePPOConfig
@@ -58,7 +59,7 @@ def _stage(
     """The finished stage of a method that leaves one U-Net; keys, after: see `Context.stage`."""
 
     def files(stage: Run) -> list[str]:
-        save_segmenter(stage.folder / SEGMENTER, make(stage), {"stage": name})
+        save_network(stage.folder / SEGMENTER, make(stage))
         return [SEGMENTER]
 
     return context.stage(f"methods/{name}", files, keys=keys, after=after)

@@ -16,13 +16,15 @@ from torch import Generator, Tensor, nn
 
 from ...common.checkpoints import load_weights, save_weights
 from ...common.device import forked_rng, resolve_device
+from ...common.networks import load_network
 from ...common.runs import Run, chosen
 from ...datasets.echo.images import CLASSES, EchoDataConfig, load_echo
 from ...datasets.images import ImagePool
 from ...envs.rl4seg import RewardFunction
 from ...envs.rl4seg_config import OF_TRUTH
+from ...rewards.reward_net import RewardNet
+from ...segmenters.inference import image_batches
 from ...segmenters.norms import adapt_batchnorm, norm_of
-from ...segmenters.training import image_batches, load_segmenter
 from ...segmenters.unet import UNet
 from .config import RL4SegExperiment
 
@@ -161,7 +163,12 @@ class Context:
 
     def load(self, folder: Path) -> UNet:
         """The segmenter of a stage."""
-        return load_segmenter(folder / SEGMENTER).to(self.device)
+        return load_network(folder / SEGMENTER, UNet, in_channels=1, out_channels=len(CLASSES)).to(self.device)
+
+    def reward_net(self, i: int) -> RewardNet:
+        """The reward network of iteration i, frozen."""
+        path = self.run.stage(f"iteration_{i}/reward_net").folder / REWARD_NET
+        return load_network(path, RewardNet, classes=len(CLASSES)).requires_grad_(False).to(self.device)
 
     def gold(self, i: int, file: str = GOLD) -> Gold:
         """The gold images, or with CORRECTED the corrected ones, that were found up to iteration i."""

@@ -33,12 +33,11 @@ from ...evaluation.echo_figures import EchoView, save_echo_figure
 from ...evaluation.report import mean_metrics
 from ...evaluation.results import Case, Result, count_origins
 from ...rewards.echo_validity import valid_masks
-from ...rewards.reward_net import load_reward_net
-from ...segmenters.training import probabilities, segment
+from ...segmenters.inference import probabilities, segment
 from ...segmenters.uncertainty import augmented, ensemble, entropy_map, mc_dropout
 from .baselines import ADABN, AUGMENTED, CORRECTOR, METHODS, OTHERS, SOURCE_BOUND, SOURCE_ONLY, TITLES, supervision
 from .config import RL4SegExperiment
-from .context import AT_ONCE, REWARD_NET, Context
+from .context import AT_ONCE, Context
 from .stages import adabn_net, corrector, loop, policy_folder, reward_function, source_net
 
 log = logging.getLogger(__name__)
@@ -175,8 +174,7 @@ def _policy(context: Context, images: ImagePool) -> Iterator[Answer]:
     if experiment.reward != "reward_net":
         yield Answer(experiment.name, masks, supervision=supervision)
         return
-    judge_folder = context.run.stage(f"iteration_{experiment.iterations}/reward_net").folder
-    judge = load_reward_net(judge_folder / REWARD_NET).to(context.device)
+    judge = context.reward_net(experiment.iterations)
     with torch.no_grad():
         rows = torch.arange(len(images), device=context.device)
         trust = [judge(images.at(part), masks[part], calibrated=True) for part in torch.split(rows, AT_ONCE)]

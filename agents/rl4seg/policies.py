@@ -9,6 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor, nn
 
 from ...common.files import replacing
+from ...common.networks import save_network
 from ...common.runs import Run
 from ...datasets.images import ImagePool
 from ...envs.adapters import LearnerEnv
@@ -16,7 +17,7 @@ from ...envs.rl4seg import EchoEnv, RewardFunction
 from ...evaluation.echo import echo_metrics, largest_heart
 from ...evaluation.echo_pictures import PREDICTION, TRUTH, echo_panel
 from ...rewards.echo_validity import valid_masks
-from ...segmenters.training import save_segmenter, segment
+from ...segmenters.inference import segment
 from ...segmenters.unet import UNet
 from ..dense_ppo.buffer import stretched
 from ..dense_ppo.policy import DensePolicy, PixelCategorical
@@ -96,7 +97,7 @@ def train_policy(
     for name, net in files.items():
         if net is not None:
             assert isinstance(net, UNet)
-            save_segmenter(stage.folder / name, net, {"stage": stage.folder.name})
+            save_network(stage.folder / name, net)
     return [name for name, net in files.items() if net is not None]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...datasets.echo.images import BACKGROUND, CLASSES
 from ...envs.rl4seg import EchoEnv
-from ...segmenters.training import segment
+from ...segmenters.inference import segment
 
 Policy = Callable[[EchoEnv], Tensor]
 

@@ -11,16 +11,20 @@ import torch
 from torch import Generator, Tensor
 
 from ...common.device import forked_rng
+from ...common.networks import load_network, save_network
 from ...common.runs import Run
+from ...datasets.echo.images import CLASSES
 from ...envs.rl4seg import RewardFunction
 from ...evaluation.calibration import calibration
+from ...rewards.corrector import Corrector
 from ...rewards.echo_validity import valid_masks
 from ...rewards.reward_data import Built, RewardDataConfig, Triplets, build_reward_data
-from ...rewards.reward_net import RewardNet, load_reward_net, save_reward_net, train_reward_net
-from ...rewards.shape_prior import Corrector, load_shape_prior, save_shape_prior, train_shape_prior
+from ...rewards.reward_net import RewardNet, train_reward_net
+from ...rewards.shape_prior import ARVAE, train_shape_prior
 from ...segmenters.adaptation import adabn
+from ...segmenters.inference import segment
 from ...segmenters.norms import norm_of, shrink_perturb
-from ...segmenters.training import load_segmenter, save_segmenter, segment, train_segmenter
+from ...segmenters.training import train_segmenter
 from ...segmenters.unet import UNet
 from .context import (
     AT_ONCE,
@@ -55,7 +59,7 @@ def source_net(context: Context) -> Path:
         train_segmenter(
             net, context.source, context.source_val, context.experiment.supervised, stage, context.seed("supervised")
         )
-        save_segmenter(stage.folder / SEGMENTER, net, {"stage": "supervised"})
+        save_network(stage.folder / SEGMENTER, net)
         return [SEGMENTER]
 
     return context.stage("supervised", make, keys=(*SOURCE, *UNET, "supervised"))
@@ -67,7 +71,7 @@ def adabn_net(context: Context) -> Path:
 
     def make(stage: Run) -> list[str]:
         net = adabn(context.load(source), context.target, batch_size=AT_ONCE)
-        save_segmenter(stage.folder / SEGMENTER, net, {"stage": "adabn"})
+        save_network(stage.folder / SEGMENTER, net)
         return [SEGMENTER]
 
     return context.stage("adabn", make, keys=TARGET, after=[source])
@@ -86,7 +90,7 @@ def shape_prior(context: Context) -> Path:
         assert train is not None
         assert val is not None
         prior = train_shape_prior(train, val, context.experiment.shape_prior, stage, context.seed("shape_prior"))
-        save_shape_prior(stage.folder / PRIOR, prior)
+        save_network(stage.folder / PRIOR, prior)
         return [PRIOR]
 
     return context.stage("shape_prior", make, keys=(*SOURCE, "seed", "shape_prior"))
@@ -95,7 +99,7 @@ def shape_prior(context: Context) -> Path:
 def corrector(context: Context) -> Corrector:
     """The corrector g of section 3.4."""
     experiment = context.experiment
-    prior = load_shape_prior(shape_prior(context) / PRIOR).to(context.device)
+    prior = load_network(shape_prior(context) / PRIOR, ARVAE).requires_grad_(False).to(context.device)
     judge = partial(valid_masks, border_policy=experiment.border_policy)
     return Corrector(prior, projection=experiment.projection, masks=context.source.labels, valid=judge)
 
@@ -122,7 +126,7 @@ def reward_function(context: Context, i: int) -> RewardFunction | str:
     name = context.experiment.reward
     if name != "reward_net":
         return name
-    net = load_reward_net(context.run.stage(f"iteration_{i}/reward_net").folder / REWARD_NET).to(context.device)
+    net = context.reward_net(i)
     return lambda images, masks, rows: net(images, masks)
 
 
@@ -208,10 +212,10 @@ def _reward_net(context: Context, i: int, stage: Run) -> list[str]:
     config, norm = experiment.reward_net, norm_of(experiment.network.norm_mode)
     with forked_rng(context.device):
         torch.manual_seed(seed)
-        net = RewardNet(encoding=config.action_encoding, init_channels=experiment.network.init_channels, norm=norm)
+        channels = experiment.network.init_channels
+        net = RewardNet(classes=len(CLASSES), encoding=config.action_encoding, init_channels=channels, norm=norm)
     if config.warm_start and i > 1:
-        before = load_reward_net(context.run.stage(f"iteration_{i - 1}/reward_net").folder / REWARD_NET)
-        net.load_state_dict(before.state_dict())
+        net.load_state_dict(context.reward_net(i - 1).state_dict())
     train, val, test = triplets(context, i).split(context.target.groups, context.seed("triplets"))
     net = net.to(context.device)
     best = train_reward_net(net, train, val, context.target, config, stage, seed)
@@ -222,7 +226,7 @@ def _reward_net(context: Context, i: int, stage: Run) -> list[str]:
             "reward_net/ece": _ece(net, test if len(test) else val, context),
         },
     )
-    save_reward_net(stage.folder / REWARD_NET, net)
+    save_network(stage.folder / REWARD_NET, net)
     return [REWARD_NET]
 
 
@@ -240,7 +244,7 @@ def _ppo(context: Context, i: int, stage: Run) -> list[str]:
     before, warm = policy_folder(context, i - 1), context.experiment.warm_start
     start = context.load(before)
     has_critic = (before / CRITIC).is_file()
-    critic = load_segmenter(before / CRITIC, out_channels=1).to(context.device) if has_critic else None
+    critic = load_network(before / CRITIC, UNet, out_channels=1).to(context.device) if has_critic else None
     if i > 1 and warm.kind == "shrink_perturb" and context.experiment.ppo.epochs:
         generator = Generator().manual_seed(context.seed(f"perturb/{i}"))
         for net in (start, critic) if critic else (start,):
@@ -281,7 +285,7 @@ def _preferred(context: Context, i: int, policy: UNet, corrected: Gold) -> Gold:
     """The corrected masks with a higher mean r_i than the policy's own mask of that image."""
     if not len(corrected.rows):
         return corrected
-    judge = load_reward_net(context.run.stage(f"iteration_{i}/reward_net").folder / REWARD_NET).to(context.device)
+    judge = context.reward_net(i)
     own = segment(policy.eval(), context.target.images[corrected.rows])
     better: list[Tensor] = []
     for part in torch.split(torch.arange(len(own), device=context.device), AT_ONCE):

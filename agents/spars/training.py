@@ -1,7 +1,6 @@
 """Training SPARS: a presence classifier, then self-play PPO against it (paper: SPARS, section 5)."""
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -13,18 +12,20 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from ...classifiers.presence import CELL, DensePresenceNet, save_presence
+from ...classifiers.presence import CELL, DensePresenceNet
 from ...classifiers.train_presence import PresenceTrainingConfig, train_presence
 from ...common.checkpoints import load_into
+from ...common.checks import AT_LEAST_0, AT_LEAST_1, check
 from ...common.device import resolve_device
 from ...common.files import replacing
+from ...common.networks import save_network
 from ...common.runs import Run, chosen, plain
 from ...datasets.liver.cases import HU_WINDOW, LiverDataConfig, iter_liver_cases, liver_case_ids, load_liver_cases
 from ...envs.adapters import LearnerEnv
 from ...envs.spars import SparsEnv
 from ...envs.spars_config import SparsConfig
 from ...evaluation.metrics import classification_metrics
-from ..ppo import PPOConfig, learn, require, restore
+from ..ppo import PPOConfig, learn, restore
 from .callbacks import Examine, Watch
 from .policies import PolicyName, policy_arguments
 from .self_play import InitialOpponent, SelfPlay, Snapshot
@@ -66,7 +67,7 @@ class SelfPlayConfig:
     """Before the first refresh: the untrained learner, constant0 (always +z; paper) or random."""
 
     def __post_init__(self) -> None:
-        require("self_play.", self, refresh_every=(1, math.inf))
+        check(self, "self_play.", refresh_every=AT_LEAST_1)
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,8 @@ class EvaluationConfig:
     """Cases shown in each figure."""
 
     def __post_init__(self) -> None:
-        least_one, least_zero = (1, math.inf), (0, math.inf)
-        require("evaluation.", self, rollouts=least_one, pictures=least_one)
-        require("evaluation.", self, jitter_cells=least_zero, tolerance_mm=least_zero)
+        check(self, "evaluation.", rollouts=AT_LEAST_1, pictures=AT_LEAST_1)
+        check(self, "evaluation.", jitter_cells=AT_LEAST_0, tolerance_mm=AT_LEAST_0)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class SparsExperiment:
     choose nothing); 0: never."""
 
     def __post_init__(self) -> None:
-        require("", self, seed=(0, 2**32 - 1), checkpoint_every=(1, math.inf), examine_every=(0, math.inf))
+        check(self, seed=(0, 2**32 - 1), checkpoint_every=AT_LEAST_1, examine_every=AT_LEAST_0)
 
     def resolved(self) -> "SparsExperiment":
         """The same with nothing left open.
@@ -199,7 +199,7 @@ def _check(experiment: SparsExperiment) -> None:
         if is_trained:  # an untrained one has the same shapes
             assert settings.window_size is not None
             net = DensePresenceNet(settings.hu_window or HU_WINDOW, settings.window_size)
-            save_presence(trained_classifier(experiment, trial), net, {})
+            save_network(trained_classifier(experiment, trial), net)
         if settings.score_source == "classifier":
             settings = replace(settings, score_engine="lazy")  # scores a few windows only
         env = env_of(experiment, trial, settings)

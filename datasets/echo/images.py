@@ -4,6 +4,7 @@ Axes are (y, x) everywhere: rows grow with depth, columns to the right of the pi
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...common.checks import check
 from ...common.files import file_digest
 from ..cache import cached
 from ..images import ImagePool
@@ -25,8 +27,8 @@ from .preparation import Acquisition, acquired, resized, resized_mask, sector, t
 
 log = logging.getLogger(__name__)
 
-CLASSES = ("background", "LV", "MYO")
-"""Label values 0, 1, 2: background, left ventricle's cavity, myocardium."""
+CLASSES = ("background", "lv", "myo")
+"""Label values 0, 1, 2: background, cavity of the left ventricle (LV), myocardium (MYO)."""
 BACKGROUND, LV, MYO = range(3)
 ATRIUM = 3
 """Left atrium in the files of CAMUS; background here."""
@@ -54,9 +56,8 @@ class PhantomPatients:
     """Patients whose images reinforcement learning adapts to, without labels."""
 
     def __post_init__(self) -> None:
-        for split, number in asdict(self).items():
-            if not 0 <= number <= 100_000:
-                raise ValueError(f"phantom_patients.{split} is {number} but must lie in 0..100000")
+        most = (0, 100_000)  # the numbers of the next split's patients follow
+        check(self, "phantom_patients.", train=most, val=most, test=most, pred=most)
         if not any(asdict(self).values()):
             raise ValueError("phantom_patients has nobody in any split; give one of them at least 1 patient")
 
@@ -90,10 +91,7 @@ class EchoDataConfig:
     """Folder for prepared images; default $SEGARENA_CACHE, else ~/.cache/segarena."""
 
     def __post_init__(self) -> None:
-        if self.vendor not in (None, *echo_phantom.VENDORS):
-            raise ValueError(f"vendor is {self.vendor!r} but must be one of {', '.join(echo_phantom.VENDORS)}")
-        if self.size < 16:
-            raise ValueError(f"size is {self.size} but must be at least 16 pixels")
+        check(self, size=(16, math.inf))
         if self.data == "phantom" and self.acquisition != Acquisition():
             raise ValueError("acquisition changes recorded images; for phantoms of another scanner set vendor to b")
         if self.data != "phantom" and self.vendor is not None:
@@ -140,6 +138,7 @@ def load_echo(config: EchoDataConfig, split: str, on_bad: Callable[[BadSample], 
         groups=[files.patient for files in loaded],
         tags={"view": [files.view for files in loaded], "instant": [files.instant for files in loaded]},
         spacing_mm=torch.stack([tensors["spacing_mm"] for tensors in loaded.values()]),
+        classes=CLASSES,
         origin="real",
     )
 
@@ -236,5 +235,6 @@ def _phantoms(config: EchoDataConfig, split: str) -> ImagePool:
         groups=[patient for patient, _, _ in rows],
         tags={"view": [view for _, view, _ in rows], "instant": [instant for _, _, instant in rows]},
         spacing_mm=tensors["spacing_mm"],
+        classes=CLASSES,
         origin="phantom",
     )

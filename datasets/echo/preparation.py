@@ -13,6 +13,7 @@ from skimage.exposure import equalize_adapthist
 from skimage.morphology import convex_hull_image
 from skimage.transform import resize
 
+from ...common.checks import AT_LEAST_0, POSITIVE, SHARE, check
 from .files import FloatArray, Spacing
 
 CLIP_LIMIT = 0.01
@@ -45,18 +46,8 @@ class Acquisition:
     """Exponent of the grey curve; above 1 makes dark darker, below 1 brighter."""
 
     def __post_init__(self) -> None:
-        allowed = {
-            "speckle": (self.speckle >= 0, "0 or more"),
-            "speckle_mm": (self.speckle_mm > 0, "above 0 mm"),
-            "wedges": (self.wedges >= 0, "0 or more"),
-            "wedge_loss": (0 <= self.wedge_loss <= 1, "within 0..1"),
-            "attenuation": (0 <= self.attenuation <= 1, "within 0..1"),
-            "gain": (-1 <= self.gain <= 1, "within -1..1"),
-            "gamma": (self.gamma > 0, "above 0"),
-        }
-        for name, (fine, rule) in allowed.items():
-            if not fine:
-                raise ValueError(f"acquisition.{name} is {getattr(self, name)} but must be {rule}")
+        check(self, "acquisition.", speckle=AT_LEAST_0, speckle_mm=POSITIVE, wedges=AT_LEAST_0, wedge_loss=SHARE)
+        check(self, "acquisition.", attenuation=SHARE, gain=(-1, 1), gamma=POSITIVE)
 
 
 def sector(image: FloatArray) -> npt.NDArray[np.bool_]:

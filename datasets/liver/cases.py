@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ...common.checks import AT_LEAST_1, POSITIVE, check
 from ...common.files import file_digest
 from ..cache import cached
 from ..msd import CaseFiles, find_cases, read_sample
@@ -78,12 +79,7 @@ class LiverDataConfig:
     """Folder for prepared volumes; default $SEGARENA_CACHE, else ~/.cache/segarena."""
 
     def __post_init__(self) -> None:
-        if self.grid not in ("fixed_shape", "spacing"):
-            raise ValueError(f"grid is {self.grid!r} but must be 'fixed_shape' or 'spacing'")
-        if self.grid_shape is not None and min(self.grid_shape) < 1:
-            raise ValueError(f"grid_shape is {self.grid_shape} but needs at least 1 voxel along each axis")
-        if min(self.spacing_mm) <= 0:
-            raise ValueError(f"spacing_mm is {self.spacing_mm} but must be above 0 mm along each axis")
+        check(self, grid_shape=AT_LEAST_1, spacing_mm=POSITIVE)
         if self.hu_window is not None and self.hu_window[0] >= self.hu_window[1]:
             raise ValueError(f"hu_window is {self.hu_window} but must ascend, e.g. {HU_WINDOW}")
         if self.copies < 1 or (self.copies > 1 and self.implant_lesions is None):

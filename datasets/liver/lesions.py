@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage, special
 
+from ...common.checks import AT_LEAST_0, AT_LEAST_1, BELOW_1, NEGATIVE, POSITIVE, check
 from ..sample import Sample
 
 FloatArray = npt.NDArray[np.float32]
@@ -49,19 +50,13 @@ class LesionConfig:
     """Largest relative deviation of the radius from a ball, in [0, 1)."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.number[0] <= self.number[1]:
-            raise ValueError(f"number is {self.number} but must be an ascending range from 1 upwards")
-        if not 0 < self.diameter_mm[0] <= self.diameter_mm[1]:
-            raise ValueError(f"diameter_mm is {self.diameter_mm} but must be an ascending range above 0 mm")
-        if not self.contrast_hu[0] <= self.contrast_hu[1] < 0:
-            raise ValueError(f"contrast_hu is {self.contrast_hu} but must be an ascending range below 0 HU")
-        if self.edge_mm <= 0 or self.texture_mm <= 0 or self.texture_hu < 0:
-            raise ValueError(
-                f"edge_mm {self.edge_mm} and texture_mm {self.texture_mm} must be above 0 mm, "
-                f"texture_hu {self.texture_hu} must not be negative"
-            )
-        if not 0 <= self.irregularity < 1:
-            raise ValueError(f"irregularity is {self.irregularity} but must lie in [0, 1)")
+        check(self, "implant_lesions.", number=AT_LEAST_1, diameter_mm=POSITIVE, contrast_hu=NEGATIVE)
+        check(self, "implant_lesions.", edge_mm=POSITIVE, texture_hu=AT_LEAST_0, texture_mm=POSITIVE)
+        check(self, "implant_lesions.", irregularity=(0, BELOW_1))
+        for name in ("number", "diameter_mm", "contrast_hu"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"implant_lesions.{name} is {(low, high)} but must ascend")
 
 
 def implant_lesions(sample: Sample, config: LesionConfig, seed: int) -> Sample:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_what_the_types_and_ranges_allow_is_taken() -> None:
         noise=(),
         patients={"a": ["b"]},
     )
-    Toy(steps=np.int64(3), learning_rate=np.float32(0.5))
+    Toy(steps=np.int64(3), learning_rate=np.float32(0.5), device=Path("a"))
 
 
 @pytest.mark.parametrize(

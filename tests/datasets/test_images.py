@@ -16,6 +16,7 @@ def pool(number=4, height=3, width=5, channels=2, first=0, **changes):
         "groups": [f"patient{n // 2}" for n in count.tolist()],
         "tags": {"view": ["left", "right"] * (number // 2)},
         "spacing_mm": torch.full((number, 2), 0.5, dtype=torch.float64) + count[:, None],
+        "classes": ("background", "left", "right"),
         "origin": "real",
     }
     return ImagePool(**(fields | changes))

@@ -11,12 +11,13 @@ from segarena.agents.rl4seg.rules import (
     RandomPolicy,
     SourceOnlyPolicy,
 )
+from segarena.common.networks import save_network
 from segarena.datasets.echo.images import PhantomPatients
 from segarena.datasets.images import ImagePool
 from segarena.envs.adapters import LearnerEnv, make_single
 from segarena.envs.rl4seg import TRUTH_REWARDS, EchoEnv, structure_dice
 from segarena.envs.rl4seg_config import REWARDS, EchoEnvConfig
-from segarena.rewards.reward_net import RewardNet, save_reward_net
+from segarena.rewards.reward_net import RewardNet
 from segarena.segmenters.unet import UNet
 
 
@@ -33,6 +34,7 @@ def pool(number=5, size=8, *, labels=True, seed=0):
         groups=[name[:2] for name in names],
         tags={"view": ["2CH"] * number, "instant": ["ED"] * number},
         spacing_mm=torch.full((number, 2), 0.5, dtype=torch.float64),
+        classes=("background", "lv", "myo"),
         origin="phantom",
     )
 
@@ -103,7 +105,7 @@ def test_the_smallest_of_several_rewards_is_worth_at_most_each_of_them():
 
 
 def test_every_named_reward_lies_in_0_to_1_and_has_a_value_for_every_pixel(tmp_path):
-    save_reward_net(tmp_path / "r.safetensors", RewardNet(init_channels=2))
+    save_network(tmp_path / "r.safetensors", RewardNet(classes=3, init_channels=2))
     for name in REWARDS:
         env = begun(
             pool(3, 32),
@@ -121,8 +123,8 @@ def test_every_named_reward_lies_in_0_to_1_and_has_a_value_for_every_pixel(tmp_p
 
 def test_the_reward_network_judges_image_and_mask_without_truth(tmp_path):
     torch.manual_seed(0)
-    net, path = RewardNet(init_channels=2), tmp_path / "r.safetensors"
-    save_reward_net(path, net)
+    net, path = RewardNet(classes=3, init_channels=2), tmp_path / "r.safetensors"
+    save_network(path, net)
     env = begun(pool(3, 32, labels=False), num_envs=2, reward="reward_net", reward_net=str(path))
     mask, images = RandomPolicy(0)(env), env.observe()
     env.step(mask)
@@ -134,8 +136,8 @@ def test_the_reward_network_judges_image_and_mask_without_truth(tmp_path):
 
 def test_a_reward_network_for_other_classes_and_a_missing_one_are_refused(tmp_path):
     path = tmp_path / "four.safetensors"
-    save_reward_net(path, RewardNet(classes=4, init_channels=2))
-    with pytest.raises(ValueError, match="4 classes but the masks here have 3"):
+    save_network(path, RewardNet(classes=4, init_channels=2))
+    with pytest.raises(ValueError, match="RewardNet with classes = 4 but 3 is needed"):
         EchoEnv(images=pool(), reward="reward_net", reward_net=str(path))
     with pytest.raises(FileNotFoundError, match="does not exist"):
         EchoEnv(images=pool(), reward="reward_net", reward_net=str(tmp_path / "none"))
@@ -453,7 +455,10 @@ def test_the_truth_can_be_kept_to_oneself():
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"reward": "accurracy"}, "reward has 'accurracy'"),
+        (
+            {"reward": "accurracy"},
+            "reward is 'accurracy' but must be one of .*'anatomical' or a list of them; did you mean 'accuracy'",
+        ),
         ({"reward": []}, "reward is empty"),
         ({"deck": "mine"}, "deck is 'mine'"),
         ({"group": 0}, "group is 0"),
@@ -504,7 +509,7 @@ def test_the_data_of_a_split_and_a_scanner_can_be_chosen():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_step_on_the_device_never_waits_for_it(tmp_path):
-    save_reward_net(tmp_path / "r.safetensors", RewardNet(init_channels=2))
+    save_network(tmp_path / "r.safetensors", RewardNet(classes=3, init_channels=2))
     env = EchoEnv(
         images=pool(7, 32),
         device="cuda",

@@ -55,6 +55,7 @@ def images(labels: torch.Tensor, patients: list[str], instants: list[str]) -> Im
         groups=patients,
         tags={"view": ["2CH"] * n, "instant": instants},
         spacing_mm=torch.tensor([SPACING] * n, dtype=torch.float64),
+        classes=("background", "lv", "myo"),
         origin="phantom",
     )
 

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from segarena.common.checkpoints import save_weights
+from segarena.common.overlap import class_dice
 from segarena.datasets.images import ImagePool
 from segarena.rewards import reward_data as module
 from segarena.rewards.reward_data import (
@@ -21,7 +22,6 @@ from segarena.rewards.reward_data import (
     noisy_parameters,
     similarity,
 )
-from segarena.segmenters.training import class_dice
 from segarena.segmenters.unet import UNet
 from torch import nn
 from torch.func import functional_call
@@ -62,7 +62,8 @@ def pool_of(number=10, seed=0):
     images = (images + torch.randint(-30, 31, images.shape, generator=draw)).clamp(0, 255).byte()
     names = [f"case{row}" for row in range(number)]
     patients = [f"patient{row // 2}" for row in range(number)]
-    return ImagePool(images[:, None], None, names, patients, {}, torch.ones(number, 2).double(), "phantom")
+    classes = ("background", "lv", "myo")
+    return ImagePool(images[:, None], None, names, patients, {}, torch.ones(number, 2).double(), classes, "phantom")
 
 
 def corrector(masks):
@@ -385,7 +386,7 @@ def test_adaptive_strength_finds_masks_that_are_wrong_but_not_absurd(m, contrast
     config = dataclasses.replace(TINY, **NOTHING | {"model": True, "image": True}, **base)
     fixed, adaptive = (build(dataclasses.replace(config, adaptive=flag)).triplets for flag in (False, True))
     low, high = ADAPTIVE_DICE
-    inside = lambda t: (lambda d: ((d >= low) & (d <= high)).sum())(class_dice(t.a_bad, t.a_ref).mean(dim=1))  # noqa: E731
+    inside = lambda t: (lambda d: ((d >= low) & (d <= high)).sum())(class_dice(t.a_bad, t.a_ref, (1, 2)).mean(dim=1))  # noqa: E731
     assert len(adaptive) > 0
     assert int(inside(adaptive)) == len(adaptive)
     assert int(inside(adaptive)) > int(inside(fixed))

@@ -1,11 +1,12 @@
 """What a label is worth: rewards that know the truth, and the one that is learned."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from segarena.common.checkpoints import save_weights
+from segarena.common.networks import load_network, save_network
 from segarena.common.runs import Run
 from segarena.datasets.images import ImagePool
 from segarena.evaluation.metrics import classification_metrics
@@ -15,14 +16,13 @@ from segarena.rewards.reward_net import (
     RewardNet,
     RewardNetConfig,
     fit_temperature,
-    load_reward_net,
     reward_scores,
-    save_reward_net,
     train_reward_net,
 )
 from segarena.rewards.segmentation import accuracy, accuracy_map, dice_map, min_fusion, pixel_accuracy
 
 SIZE = 32
+DICE = partial(dice_map, classes=(1, 2))
 
 
 def generator(seed=0):
@@ -47,7 +47,8 @@ def hearts(number, seed=0):
 def pool_of(images):
     number = len(images)
     names = [f"case{row}" for row in range(number)]
-    return ImagePool(images[:, None], None, names, names, {}, torch.ones(number, 2).double(), "phantom")
+    classes = ("background", "lv", "myo")
+    return ImagePool(images[:, None], None, names, names, {}, torch.ones(number, 2).double(), classes, "phantom")
 
 
 def toy_triplets(number, seed=0):
@@ -61,7 +62,7 @@ def toy_triplets(number, seed=0):
 def small_net(seed=0, **settings):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return RewardNet(init_channels=8, **settings)
+        return RewardNet(classes=3, init_channels=8, **settings)
 
 
 def train(folder, seed=0, number=24, **settings):
@@ -81,7 +82,7 @@ def train(folder, seed=0, number=24, **settings):
 
 def test_the_oracle_earns_one_and_a_random_policy_one_third():
     labels = random_masks(40)
-    for reward in (pixel_accuracy, accuracy_map, accuracy, dice_map):
+    for reward in (pixel_accuracy, accuracy_map, accuracy, DICE):
         assert torch.equal(reward(labels, labels), torch.ones_like(reward(labels, labels)))
     for reward in (pixel_accuracy, accuracy_map, accuracy):
         assert float(reward(random_masks(40, seed=1), labels).mean()) == pytest.approx(1 / 3, abs=0.01)
@@ -94,20 +95,20 @@ def test_each_reward_has_its_known_answer():
     assert torch.equal(pixel_accuracy(actions, labels), right)
     torch.testing.assert_close(accuracy(actions, labels), torch.full((1, 1, 1), 4 / 6))
     torch.testing.assert_close(accuracy_map(actions, labels), torch.full((1, 2, 3), 4 / 6))
-    torch.testing.assert_close(dice_map(actions, labels), torch.full((1, 2, 3), 2 / 3))  # LV 2/3, MYO 4/6
+    torch.testing.assert_close(DICE(actions, labels), torch.full((1, 2, 3), 2 / 3))  # LV 2/3, MYO 4/6
     fused = min_fusion(right, accuracy(actions, labels), torch.full((1, 2, 3), 0.9))
     torch.testing.assert_close(fused, right * 4 / 6)
-    assert all(reward(actions, labels).dtype == torch.float32 for reward in (pixel_accuracy, accuracy, dice_map))
+    assert all(reward(actions, labels).dtype == torch.float32 for reward in (pixel_accuracy, accuracy, DICE))
 
 
 def test_the_maps_of_an_image_do_not_depend_on_the_others():
     actions, labels = random_masks(6), random_masks(6, seed=1)
-    for reward in (pixel_accuracy, accuracy_map, accuracy, dice_map):
+    for reward in (pixel_accuracy, accuracy_map, accuracy, DICE):
         torch.testing.assert_close(reward(actions, labels)[2:3], reward(actions[2:3], labels[2:3]))
 
 
 def test_masks_that_do_not_fit_are_refused():
-    for reward in (pixel_accuracy, accuracy_map, accuracy, dice_map):
+    for reward in (pixel_accuracy, accuracy_map, accuracy, DICE):
         with pytest.raises(ValueError, match=r"actions are \[2, 32, 32\] and labels \[3, 32, 32\]"):
             reward(random_masks(2), random_masks(3))
     with pytest.raises(ValueError, match="at least one"):
@@ -118,8 +119,8 @@ def test_masks_that_do_not_fit_are_refused():
 
 
 def test_the_networks_size_is_the_papers():
-    assert sum(p.numel() for p in RewardNet().parameters()) == 7_781_473
-    assert RewardNet(encoding="onehot").unet.in_channels == 4
+    assert sum(p.numel() for p in RewardNet(classes=3).parameters()) == 7_781_473
+    assert RewardNet(classes=3, encoding="onehot").unet.in_channels == 4
 
 
 @pytest.mark.parametrize("encoding", ["raw", "onehot"])
@@ -160,29 +161,11 @@ def test_the_temperature_counts_for_the_uncertainty_only():
 def test_a_network_comes_back_from_its_file(tmp_path):
     net = small_net(encoding="onehot", norm="group")
     net.temperature.fill_(2.5)
-    save_reward_net(tmp_path / "r.safetensors", net)
-    loaded = load_reward_net(tmp_path / "r.safetensors")
-    assert not loaded.training
-    assert not any(p.requires_grad for p in loaded.parameters())
+    save_network(tmp_path / "r.safetensors", net)
+    loaded = load_network(tmp_path / "r.safetensors", RewardNet, classes=3)
+    assert (loaded.encoding, loaded.unet.norm, loaded.training) == ("onehot", "group", False)
     x, a = torch.rand(1, 1, SIZE, SIZE), random_masks(1)
     assert torch.equal(loaded(x, a, calibrated=True), net(x, a, calibrated=True))
-
-
-def test_a_file_of_something_else_is_refused(tmp_path):
-    path = tmp_path / "r.safetensors"
-    save_reward_net(path, small_net(classes=4))
-    with pytest.raises(ValueError, match="judges masks of 4 classes but the masks here have 3"):
-        load_reward_net(path)
-    assert load_reward_net(path, classes=4).classes == 4
-    save_weights(path, small_net().state_dict(), {"architecture": "UNet"})
-    with pytest.raises(ValueError, match="no reward network"):
-        load_reward_net(path)
-    metadata = {"architecture": "RewardNet", "classes": "3", "encoding": "raw", "init_channels": "16", "norm": "batch"}
-    save_weights(path, small_net().state_dict(), metadata)
-    with pytest.raises(ValueError, match="another architecture"):
-        load_reward_net(path)
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        load_reward_net(tmp_path / "none.safetensors")
 
 
 # -- temperature ---------------------------------------------------------------------------------------------------
@@ -310,4 +293,4 @@ def test_bad_settings_are_refused_by_name(field, value):
         RewardNetConfig(**{field: value})
     if field == "action_encoding":
         with pytest.raises(ValueError, match=r"encoding is .embedding"):
-            RewardNet(encoding=value)
+            RewardNet(classes=3, encoding=value)

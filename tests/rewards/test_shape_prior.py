@@ -6,22 +6,20 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from segarena.common.checkpoints import save_weights
+from segarena.common.networks import load_network, save_network
+from segarena.common.overlap import class_dice
 from segarena.common.runs import Run
+from segarena.rewards.corrector import Corrector
 from segarena.rewards.morphology import biggest_components, clean_masks, fill_holes
 from segarena.rewards.shape_attributes import ATTRIBUTES, attributes
 from segarena.rewards.shape_prior import (
     ARVAE,
-    Corrector,
     ShapePriorConfig,
-    load_shape_prior,
     loss_terms,
     moved,
-    save_shape_prior,
     train_shape_prior,
     weighted,
 )
-from segarena.segmenters.training import class_dice
 
 SIZE = 32
 SMALL = {"init_channels": 8, "latent": 8}
@@ -90,17 +88,10 @@ def test_sizes_that_cannot_be_are_refused(settings):
 
 def test_a_prior_comes_back_from_its_file(tmp_path):
     net, path = new_prior(), tmp_path / "prior.safetensors"
-    save_shape_prior(path, net)
-    loaded = load_shape_prior(path)
+    save_network(path, net)
+    loaded = load_network(path, ARVAE)
     assert torch.equal(loaded.encode(hearts(2))[0], net.encode(hearts(2))[0])
     assert (loaded.size, loaded.training) == ((SIZE, SIZE), False)
-    save_weights(path, net.state_dict())
-    with pytest.raises(ValueError, match="no shape prior"):
-        load_shape_prior(path)
-    metadata = {"architecture": "ARVAE", "height": "64", "width": "32", "init_channels": "8", "latent": "8"}
-    save_weights(path, net.state_dict(), metadata)
-    with pytest.raises(ValueError, match="another architecture"):
-        load_shape_prior(path)
 
 
 # -- attributes ----------------------------------------------------------------------------------------------------
@@ -210,7 +201,7 @@ def test_the_seven_codes_grow_with_their_attributes(prior):
 
 def test_the_prior_learns_to_reconstruct_hearts(prior):
     masks = hearts(32, seed=9)
-    assert float(class_dice(prior.masks(prior.encode(masks)[0]), masks).mean()) > 0.8
+    assert float(class_dice(prior.masks(prior.encode(masks)[0]), masks, (1, 2)).mean()) > 0.8
     assert not prior.training
     assert not any(p.requires_grad for p in prior.parameters())
 
@@ -336,7 +327,7 @@ def test_the_corrector_is_cleaning_and_then_the_priors_reconstruction(prior):
 def test_the_corrector_gives_a_cavity_its_wall_back(prior):
     truth = hearts(32, seed=4)
     broken = truth * (truth == 1)
-    before, after = (class_dice(masks, truth).mean(dim=0) for masks in (broken, Corrector(prior)(broken)))
+    before, after = (class_dice(masks, truth, (1, 2)).mean(dim=0) for masks in (broken, Corrector(prior)(broken)))
     assert before.tolist() == [1, 0]
     assert bool((after > 0.5).all())
 

@@ -7,10 +7,12 @@ import pytest
 import segarena.common.fitting
 import torch
 import torch.nn.functional as F
+from segarena.common.overlap import class_dice
 from segarena.common.runs import Run
 from segarena.datasets.images import ImagePool
 from segarena.segmenters import tist, udas
 from segarena.segmenters.adaptation import EntropyConfig, adabn, entropy, minimise_entropy
+from segarena.segmenters.inference import probabilities, segment
 from segarena.segmenters.tist import (
     BinaryPair,
     TistConfig,
@@ -24,7 +26,7 @@ from segarena.segmenters.tist import (
     tist_weight,
     train_tist,
 )
-from segarena.segmenters.training import SupervisedConfig, class_dice, probabilities, segment, train_segmenter
+from segarena.segmenters.training import SupervisedConfig, train_segmenter
 from segarena.segmenters.udas import UdasConfig, both_logits, early_head, self_training_loss, train_udas
 from segarena.segmenters.unet import UNet
 from torch import nn
@@ -58,6 +60,7 @@ def echo(number, seed=0, *, gain=1.0, lift=0.0):
         groups=[f"toy{row}" for row in range(number)],
         tags={},
         spacing_mm=torch.full((number, 2), 0.5, dtype=torch.float64),
+        classes=("background", "lv", "myo"),
         origin="phantom",
     )
 
@@ -74,7 +77,7 @@ LABELS = echo(48, 200).labels
 
 def dice_of(net, images):
     """Mean Dice of LV and MYO on a target."""
-    return float(class_dice(segment(net, images.images), LABELS).mean())
+    return float(class_dice(segment(net, images.images), LABELS, (1, 2)).mean())
 
 
 def entropy_of(net, images):

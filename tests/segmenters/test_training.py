@@ -1,31 +1,20 @@
 """The U-Net, its normalisation, its supervised training, its use and its file."""
 
 import copy
-import json
 import math
 
 import pytest
 import segarena.common.fitting
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from segarena.common.checkpoints import save_weights
+from segarena.common.networks import load_network, save_network
+from segarena.common.overlap import class_dice
 from segarena.common.runs import Run
 from segarena.datasets.images import ImagePool
 from segarena.segmenters import training
+from segarena.segmenters.inference import image_batches, probabilities, segment
 from segarena.segmenters.norms import adapt_batchnorm, batchnorms, modes_kept, set_norm_mode, shrink_perturb
-from segarena.segmenters.training import (
-    SupervisedConfig,
-    class_dice,
-    image_batches,
-    load_segmenter,
-    probabilities,
-    save_segmenter,
-    segment,
-    supervised_loss,
-    train_segmenter,
-)
+from segarena.segmenters.training import SupervisedConfig, supervised_loss, train_segmenter
 from segarena.segmenters.unet import UNet
 from torch import nn
 
@@ -59,6 +48,7 @@ def echo(number, seed=0, labels=True):
         groups=[f"toy{row}" for row in range(number)],
         tags={},
         spacing_mm=torch.full((number, 2), 0.5, dtype=torch.float64),
+        classes=("background", "lv", "myo"),
         origin="phantom",
     )
 
@@ -291,26 +281,6 @@ def test_the_double_softmax_cannot_fall_to_zero_and_cross_entropy_can():
     assert float(smooth) == pytest.approx(9.0833e-5 + 0.2 * 10, rel=1e-4)  # 0.3 / 3 of the truth on each wrong class
 
 
-def test_dice_of_known_masks():
-    a = torch.tensor([[[1, 1, 0], [2, 2, 0]], [[0, 0, 0], [0, 0, 0]], [[1, 0, 0], [0, 0, 0]]], dtype=torch.uint8)
-    b = torch.tensor([[[1, 0, 0], [2, 2, 2]], [[0, 0, 0], [0, 0, 0]], [[0, 0, 0], [2, 0, 0]]])
-    torch.testing.assert_close(class_dice(a, b), torch.tensor([[2 / 3, 4 / 5], [1, 1], [0, 0]]))
-    torch.testing.assert_close(class_dice(a, b, classes=(0,)), torch.tensor([[1 / 2], [1], [4 / 5]]))
-    with pytest.raises(ValueError, match="label maps are"):
-        class_dice(a, b[:2])
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 10_000))
-def test_dice_is_symmetric_and_one_only_for_equal_masks(seed):
-    a, b = torch.randint(0, 3, (2, 4, 6, 5), generator=generator(seed), dtype=torch.uint8)
-    torch.testing.assert_close(class_dice(a, b), class_dice(b, a))
-    assert class_dice(a, a).eq(1).all()
-    for row in range(4):
-        same = [(a[row] == k).equal(b[row] == k) for k in (1, 2)]
-        assert class_dice(a, b)[row].eq(1).tolist() == same
-
-
 # -- use -----------------------------------------------------------------------------------------------------------
 
 
@@ -372,7 +342,7 @@ def test_a_segmenter_learns_rings_and_discs(tmp_path, loss):
     config = SupervisedConfig(epochs=12, batch_size=16, learning_rate=5e-3, loss=loss)
     net, scalars = train(tmp_path, config, images=64)
     unseen = echo(32, seed=100)
-    dice = class_dice(segment(net, unseen.images), unseen.labels).mean(dim=0)
+    dice = class_dice(segment(net, unseen.images), unseen.labels, (1, 2)).mean(dim=0)
     assert (dice > 0.75).all(), dice
     lines = Run(tmp_path).metrics()
     assert [line["step"] for line in lines] == list(range(1, 13))
@@ -387,7 +357,7 @@ def test_the_network_that_comes_back_is_that_of_the_best_epoch(tmp_path, monkeyp
     dice = iter([0.2, 0.9, 0.5])
     seen = []
 
-    def judged(labels, truth):
+    def judged(labels, truth, classes):
         seen.append(labels.clone())
         return {"dice": next(dice), "dice_lv": 0.0, "dice_myo": 0.0}
 
@@ -481,34 +451,18 @@ def test_bad_settings_are_refused_by_name(field, value):
 def test_a_saved_segmenter_comes_back_with_its_architecture_and_its_masks(tmp_path, settings):
     net, images = unet(**settings), echo(3).images
     adapt_batchnorm(net, image_batches(images, 3, CPU))
-    save_segmenter(tmp_path / "net.safetensors", net, {"stage": "test"})
-    loaded = load_segmenter(tmp_path / "net.safetensors")
+    save_network(tmp_path / "net.safetensors", net)
+    loaded = load_network(tmp_path / "net.safetensors", UNet)
     assert not changed(state_of(net), loaded)
     assert (loaded.norm, loaded.init_channels, loaded.dropout) == (net.norm, net.init_channels, net.dropout)
     assert not loaded.training
     assert torch.equal(segment(net, images), segment(loaded, images))
 
 
-def test_a_network_of_another_role_is_refused(tmp_path):
-    path = tmp_path / "net.safetensors"
-    save_segmenter(path, unet(2, 1), {})
-    with pytest.raises(ValueError, match=r"network of 2 -> 1 channels but one of 1 -> 3 is needed"):
-        load_segmenter(path)
-    assert load_segmenter(path, in_channels=2, out_channels=1).out_channels == 1
-
-
-def test_files_that_hold_no_segmenter_are_refused(tmp_path):
-    path, net = tmp_path / "net.safetensors", unet()
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        load_segmenter(path)
-    for metadata in ({}, {"unet": "{"}, {"unet": '{"depth": 3}'}, {"unet": "[]"}):
-        save_weights(path, net.state_dict(), metadata)
-        with pytest.raises(ValueError, match="holds no U-Net that can be built"):
-            load_segmenter(path)
-    wrong = {"in_channels": 1, "out_channels": 3, "init_channels": 16, "norm": "batch", "dropout": 0.0}
-    save_weights(path, net.state_dict(), {"unet": json.dumps(wrong)})
-    with pytest.raises(ValueError, match="another architecture"):
-        load_segmenter(path)
+def test_a_critic_is_refused_where_a_segmenter_is_needed(tmp_path):
+    save_network(tmp_path / "net.safetensors", unet(2, 1))
+    with pytest.raises(ValueError, match=r"holds a UNet with out_channels = 1 but 3 is needed"):
+        load_network(tmp_path / "net.safetensors", UNet, out_channels=3)
 
 
 def test_a_copy_trains_apart_from_its_original():

@@ -37,12 +37,14 @@ from segarena.agents.rl4seg import training as rl4seg
 from segarena.agents.rl4seg.config import RL4SegExperiment
 from segarena.agents.rl4seg.context import Context
 from segarena.common import checkpoints, fitting
+from segarena.common.networks import load_network, save_network
 from segarena.common.runs import Run
 from segarena.datasets.echo.phantom import echo_phantom
 from segarena.evaluation.results import read_results
+from segarena.rewards.corrector import Corrector
 from segarena.rewards.echo_validity import valid_masks
-from segarena.rewards.shape_prior import Corrector
-from segarena.segmenters.training import load_segmenter, save_segmenter, segment
+from segarena.segmenters.inference import segment
+from segarena.segmenters.unet import UNet
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 TINY = {
@@ -672,7 +674,7 @@ def test_a_policy_that_collapses_in_ppo_ends_the_next_iteration_with_advice(tmp_
 
     def learn_badly(context, stage, **settings):
         files = learn(context, stage, **settings)
-        save_segmenter(stage.folder / files[0], collapsed(context.load(stage.folder)), {})
+        save_network(stage.folder / files[0], collapsed(context.load(stage.folder)))
         return files
 
     monkeypatch.setattr(rl4seg_stages, "train_policy", learn_badly)
@@ -810,13 +812,13 @@ REFUSED = {
         {"ppo.learner.group_size": 2},
         "critic is 'unet' with objective 'ppo' and group_size 2",
     ),
-    "an odd number of maps": ({"network.init_channels": 3}, "init_channels is 3 but must be even and at least 2"),
-    "no dropout to draw": ({"network.dropout": 0.0}, "dropout is 0.0 but must lie between 0 and 1"),
+    "an odd number of maps": ({"network.init_channels": 3}, "init_channels is 3 but must be even"),
+    "no dropout to draw": ({"network.dropout": 0.0}, "dropout is 0.0 but must lie in (0, 1)"),
     "an empty pool": ({"pool": []}, "pool is [] but must name at least one split"),
     "a pool with images twice": ({"pool": ["train", "train"]}, "and each once"),
     "an unknown split": ({"pool": ["train", "prde"]}, "split is 'prde' but 'phantom' has"),
     "no validation images": ({"target.phantom_patients.val": 0}, "split 'val' of 'phantom' has no patient"),
-    "a fraction above 1": ({"gold.fraction": 1.5}, "gold.fraction is 1.5 but must be in [0, 1]"),
+    "a fraction above 1": ({"gold.fraction": 1.5}, "gold.fraction is 1.5 but must lie in [0, 1]"),
     "no images per iteration": ({"new_images": 0}, "new_images is 0 but must be at least 1"),
     "a network alone": ({"evaluation.ensemble": 1}, "evaluation.ensemble is 1 but must be at least 2"),
     "a missing folder": ({"target.data": "gone", "target.vendor": None}, "gone does not exist or is no folder"),
@@ -876,7 +878,7 @@ def test_a_variant_runs_and_acts_from_its_stage_on(tmp_path, all_valid, quick, c
     for stage in order:
         acts = order.index(stage) >= order.index(first_changed)
         assert differ(weights(quick, stage), weights(run, stage)) == acts, stage
-    reference = load_segmenter(run / "supervised" / "segmenter.safetensors")
+    reference = load_network(run / "supervised" / "segmenter.safetensors", UNet)
     assert reference.norm == ("group" if changes.get("network.norm_mode") == "group" else "batch")
     assert (run / "iteration_2/ppo/critic.safetensors").exists() == ("ppo.learner.group_size" not in changes)
 

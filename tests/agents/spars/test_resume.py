@@ -220,7 +220,7 @@ UPDATE = Moment("stable_baselines3.common.policies", "evaluate_actions", range(5
 MOMENTS = {
     "before anything was kept": Moment(TRAINING, "dense_batch", 1),
     "in the classifier's training": Moment(TRAINING, "dense_batch", range(3, 7)),
-    "after the last epoch of the classifier": Moment(TRAINING, "save_presence"),
+    "after the last epoch of the classifier": Moment(TRAINING, "save_network"),
     "between the classifier and the agent": Moment("segarena.agents.spars.training", "_train_agent"),
     "in the first rollout": Moment("segarena.envs.spars", "step", range(2, 17), owner="SparsEnv"),
     "in some rollout": STEP,

@@ -1,0 +1,72 @@
+"""Networks on disk: one safetensors file with the weights and with what is needed to build the network again."""
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from .checkpoints import load_into, load_weights, save_weights
+
+
+class Network(nn.Module):
+    """A network that can be built again: each argument of its constructor is kept as an attribute of the same name."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The arguments of its constructor, by name: numbers, strings and tuples of them."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+
+N = TypeVar("N", bound=Network)
+
+
+def save_network(path: Path, net: Network, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write weights, class and description of `net` into one file.
+
+    metadata: what else is to be known of it, by name; values that JSON can hold.
+    """
+    described = {"kind": type(net).__name__, "description": net.description, **(metadata or {})}
+    save_weights(path, net.state_dict(), {name: json.dumps(value) for name, value in described.items()})
+
+
+def load_network(path: str | Path, kind: type[N], **needed: object) -> N:
+    """The network that `save_network` wrote, in eval mode, on the CPU; its parameters want gradients.
+
+    Args:
+        path: the file.
+        kind: the class that it must have.
+        needed: arguments of the constructor that it must have been built with, such as out_channels=3.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds another kind of network, or one that was built with other arguments.
+    """
+    weights, metadata = load_weights(path)
+    source = f"checkpoint {str(path)!r}"
+    try:
+        stored = json.loads(metadata["kind"])
+        described = {name: _as_tuple(value) for name, value in json.loads(metadata["description"]).items()}
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{source} does not say which network it holds (metadata: {metadata or 'none'}) but a {kind.__name__} "
+            f"is needed; name a file that save_network wrote"
+        ) from error
+    if stored != kind.__name__:
+        raise ValueError(f"{source} holds a {stored} but a {kind.__name__} is needed")
+    try:
+        net = kind(**described)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source} describes a {stored} that cannot be built ({error}); train it again") from error
+    for name, value in needed.items():
+        if described.get(name) != value:
+            raise ValueError(f"{source} holds a {stored} with {name} = {described.get(name)!r} but {value!r} is needed")
+    load_into(net, weights, source)
+    return net.eval()
+
+
+def _as_tuple(value: Any) -> Any:
+    """JSON has lists only; descriptions have tuples only."""
+    return tuple(value) if isinstance(value, list) else value
