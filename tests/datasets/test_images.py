@@ -53,11 +53,11 @@ def test_one_part_without_labels_leaves_the_whole_without():
 
 @pytest.mark.parametrize(
     "other",
-    [pool(height=4), pool(origin="phantom"), pool(tags={}), None],
-    ids=["size", "origin", "tags", "nothing at all"],
+    [pool(height=4), pool(origin="phantom"), pool(tags={}), pool(classes=("background", "bone")), None],
+    ids=["size", "origin", "tags", "classes", "nothing at all"],
 )
 def test_only_like_pools_are_joined(other):
-    with pytest.raises(ValueError, match="pools of one size, origin and set of tags"):
+    with pytest.raises(ValueError, match="pools of one size, origin, set of tags and classes"):
         ImagePool.concatenate([] if other is None else [pool(), other])
 
 
