@@ -1,20 +1,54 @@
-"""Where the tensors live."""
+"""Where the tensors live, and what is special on CUDA: precision, speed, random state."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+LEAST_TORCH_ON_CUDA = (2, 10)
+"""Earlier ones come with a cuDNN whose bfloat16 3-D convolutions of large volumes can be wrong without a word."""
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
     """The device named by `device`; "auto" is CUDA when there is one, else CPU.
 
     Raises:
-        ValueError: the name is no device, or names CUDA on a machine that has none.
+        ValueError: the name is no device, or names CUDA on a machine that has none, or whose PyTorch is too old for it.
     """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        resolved = torch.device(device)
+        resolved = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     except RuntimeError as error:
         raise ValueError(f"device is {device!r} but must be 'auto', 'cpu', 'cuda' or 'cuda:N'") from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r} but this machine has no CUDA; use device='cpu' or 'auto'")
+    if resolved.type == "cuda" and tuple(int(part) for part in torch.__version__.split(".")[:2]) < LEAST_TORCH_ON_CUDA:
+        raise ValueError(
+            f"device is {device!r} but torch is {torch.__version__} and must be at least "
+            f"{'.'.join(map(str, LEAST_TORCH_ON_CUDA))} on CUDA: the cuDNN of earlier ones can convolve large volumes "
+            f"wrongly; upgrade torch, or use device='cpu'"
+        )
     return resolved
+
+
+def accelerate(device: torch.device, *, deterministic: bool = False) -> None:
+    """Choose how CUDA computes in this process from now on; on the CPU nothing changes.
+
+    By default fast: cuDNN measures its algorithms for each shape and takes the fastest; float32 products are made in
+    TF32. With `deterministic` cuDNN uses only algorithms that repeat bit for bit, without measuring. Call it after each
+    learner of Stable-Baselines3 is built, whose `set_random_seed` chooses for the whole process.
+    """
+    if device.type != "cuda":
+        return
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    torch.set_float32_matmul_precision("high")
+
+
+@contextmanager
+def forked_rng(device: torch.device) -> Iterator[None]:
+    """Within the block PyTorch's generators of the CPU and of `device` may be seeded; afterwards they are as before.
+
+    Other GPUs are not touched: `torch.random.fork_rng()` alone forks all that there are, and warns.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
