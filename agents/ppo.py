@@ -1,24 +1,41 @@
 """One `learn()` of an SB3 learner inside a run: logs, progress, checkpoints and exact resume, for every paper."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
+import numpy as np
+import torch
+from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import KVWriter, Logger
-from tqdm import tqdm
+from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import (
+    VecCheckNan,
+    VecEnv,
+    VecEnvWrapper,
+    VecExtractDictObs,
+    VecFrameStack,
+    VecNormalize,
+    VecTransposeImage,
+)
+from torch import Tensor
 
 from ..common.checkpoints import Checkpoint, load_into, random_state, restore_random_state
-from ..common.checks import AT_LEAST_0, AT_LEAST_1, SHARE, check
+from ..common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, SHARE, check
 from ..common.runs import Run
 from ..envs.adapters import LearnerEnv
+from .callbacks import KeepCheckpoints, Progress, RewardTerms
+
+ScheduleName = Literal["constant", "linear"]
 
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """PPO (Schulman et al., 2017) as in Stable-Baselines3."""
+    """Hyper-parameters of PPO (Schulman et al., 2017) as in Stable-Baselines3."""
 
     total_timesteps: int = 320_000
     """Environment steps, summed over the environments; 0 trains no agent."""
@@ -31,25 +48,45 @@ class PPOConfig:
     n_epochs: int = 4
     """Passes over a rollout."""
     learning_rate: float = 3e-4
-    """Of Adam."""
+    """Adam learning rate, at the start of training."""
+    learning_rate_schedule: ScheduleName = "constant"
+    """constant, or linear: falls to 0 at the end of training."""
     gamma: float = 0.99
-    """Discount γ."""
+    """γ: discount factor per step, 0 to 1."""
     gae_lambda: float = 0.95
-    """λ of generalised advantage estimation."""
+    """λ of generalised advantage estimation, 0 to 1."""
     clip_range: float = 0.2
-    """ε of the clipped ratio."""
+    """ε: the ratio is clipped to 1 - ε .. 1 + ε; at the start of training."""
+    clip_range_schedule: ScheduleName = "constant"
+    """constant, or linear: falls to 0 at the end of training."""
+    clip_range_vf: float | None = None
+    """Largest change of a value by one update, in units of the return; null: not limited."""
+    normalize_advantage: bool = True
+    """Give the advantages of each batch mean 0 and deviation 1."""
     ent_coef: float = 0.01
-    """Weight c_e of the entropy bonus."""
+    """c_e: weight of the entropy bonus, in nats."""
     vf_coef: float = 0.5
-    """Weight c_v of the value loss."""
+    """c_v: weight of the value loss."""
     max_grad_norm: float = 0.5
-    """Gradients are clipped to this norm."""
+    """Largest 2-norm of the gradient, which is scaled down to it."""
+    target_kl: float | None = None
+    """Stop the passes over a rollout once the KL divergence from the policy that played, in nats, exceeds 1.5 times
+    this; null: never."""
+    net_arch: list[int] | None = None
+    """Widths of the hidden layers of policy head and value head; null: those of the chosen policy."""
+    log_std_init: float = 0.0
+    """Natural logarithm of the standard deviation of continuous actions, at the start of training."""
+    normalize_observations: bool = False
+    """Shift and scale observations to mean 0 and variance 1, by running statistics (SB3's VecNormalize)."""
+    normalize_rewards: bool = False
+    """Scale rewards by the running deviation of the discounted return (SB3's VecNormalize)."""
 
     def __post_init__(self) -> None:
         check(self, "ppo.", total_timesteps=AT_LEAST_0, num_envs=AT_LEAST_1, n_steps=AT_LEAST_1, n_epochs=AT_LEAST_1)
-        check(self, "ppo.", batch_size=(2, math.inf))  # advantages are normalised over a batch
+        check(self, "ppo.", batch_size=(2 if self.normalize_advantage else 1, math.inf))
         check(self, "ppo.", learning_rate=SHARE, gamma=SHARE, gae_lambda=SHARE, clip_range=SHARE)
         check(self, "ppo.", ent_coef=AT_LEAST_0, vf_coef=AT_LEAST_0, max_grad_norm=AT_LEAST_0)
+        check(self, "ppo.", log_std_init=(-20, 2), clip_range_vf=POSITIVE, target_kl=POSITIVE, net_arch=AT_LEAST_1)
         if self.num_envs * self.n_steps % self.batch_size:
             raise ValueError(
                 f"ppo.batch_size is {self.batch_size} but must divide a rollout of num_envs x n_steps = "
@@ -57,9 +94,71 @@ class PPOConfig:
             )
 
     def learner(self) -> dict[str, Any]:
-        """Keyword arguments of SB3's PPO."""
-        elsewhere = ("total_timesteps", "num_envs")
-        return {name: value for name, value in self.__dict__.items() if name not in elsewhere}
+        """Keyword arguments of SB3's PPO, those of its policy and environment apart."""
+        same = (
+            *("n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "clip_range_vf", "normalize_advantage"),
+            *("ent_coef", "vf_coef", "max_grad_norm", "target_kl"),
+        )
+        scheduled = {
+            "learning_rate": _schedule(self.learning_rate, self.learning_rate_schedule),
+            "clip_range": _schedule(self.clip_range, self.clip_range_schedule),
+        }
+        return {**{name: getattr(self, name) for name in same}, **scheduled}
+
+    def policy_kwargs(self, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Keyword arguments of an SB3 policy: `given`, with this configuration's widths and log_std_init."""
+        widths = {} if self.net_arch is None else {"net_arch": {"pi": self.net_arch, "vf": self.net_arch}}
+        return {**(given or {}), **widths, "log_std_init": self.log_std_init}
+
+    def wrapped(self, env: LearnerEnv) -> VecEnv:
+        """The environment, in SB3's VecNormalize if this configuration normalises something.
+
+        Raises:
+            ValueError: no observation is a vector of floats.
+        """
+        if not (self.normalize_observations or self.normalize_rewards):
+            return env
+        space, keys = env.observation_space, None
+        if isinstance(space, spaces.Dict):
+            keys = [name for name, part in space.items() if part.dtype == np.float32]
+        if self.normalize_observations and not (keys or space.dtype == np.float32):
+            raise ValueError(f"ppo.normalize_observations is True but observations are {space}, none of them float32")
+        return VecNormalize(
+            env,
+            norm_obs=self.normalize_observations,
+            norm_reward=self.normalize_rewards,
+            gamma=self.gamma,
+            norm_obs_keys=keys if self.normalize_observations else None,
+        )
+
+
+def _schedule(start: float, name: ScheduleName) -> float | Callable[[float], float]:
+    """What SB3 takes as a schedule: a number, or a function of the share of training that remains."""
+    return start if name == "constant" else partial(_linear, start)
+
+
+def _linear(start: float, remaining: float) -> float:
+    return start * max(remaining, 0.0)  # the last rollout may go beyond the end of training
+
+
+class Learner(PPO):
+    """SB3's PPO without what it does to the rest of the process on CUDA.
+
+    It neither chooses cuDNN's algorithms for everything that runs after it, nor recommends the CPU: the device is the
+    experiment's choice, for all of its networks.
+    """
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed the global generators (Python, NumPy, PyTorch on all devices), the action space and the environment."""
+        if seed is None:
+            return
+        set_random_seed(seed)  # using_cuda=True would set cuDNN's flags and nothing more
+        self.action_space.seed(seed)
+        if self.env is not None:
+            self.env.seed(seed)
+
+    def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None:
+        """Recommend nothing."""
 
 
 def learn(
@@ -74,8 +173,16 @@ def learn(
 ) -> None:
     """Train `model` to `total_timesteps`, from `checkpoint` on where there is one (restore it first).
 
-    checkpoint_every: environment steps between checkpoints. extra_state: what else belongs to one (opponents).
     A run that was killed and resumed ends, on the CPU, with the same weights, bit for bit, as one that was not.
+
+    Args:
+        model: over a `LearnerEnv`, bare or in wrappers of SB3.
+        run: gets scalars and checkpoints.
+        total_timesteps: environment steps at the end.
+        callbacks: called before those of every learner (reward terms, checkpoints, progress).
+        checkpoint_every: environment steps between checkpoints.
+        extra_state: what else belongs to a checkpoint (opponents).
+        checkpoint: the one that was restored.
     """
     model.set_logger(Logger(folder=None, output_formats=[_RunWriter(run)]))
     if checkpoint:
@@ -83,42 +190,118 @@ def learn(
             model.logger.record(name, value)
         # last: networks that are built on the way draw from it
         restore_random_state(checkpoint.state["random"], model.device)
-    keep = _KeepCheckpoints(run, checkpoint_every, extra_state, checkpoint.step if checkpoint else None)
+    resumed_at = checkpoint.step if checkpoint else None
+    keep = KeepCheckpoints(run, checkpoint_every, lambda: {**state_of(model), **extra_state()}, resumed_at)
+    terms = RewardTerms(learner_env(model).batched)
     model.learn(
         total_timesteps - model.num_timesteps,
-        callback=CallbackList([*callbacks, keep, _Progress(total_timesteps)]),
+        callback=CallbackList([*callbacks, terms, keep, Progress(total_timesteps)]),
         reset_num_timesteps=False,
     )
     keep.save()
 
 
+# -- state -------------------------------------------------------------------------------------------------------------
+
+
 def state_of(model: PPO) -> dict[str, Any]:
-    """All of the learner's state but its weights and its callbacks', at the start of a rollout."""
-    assert isinstance(model.env, LearnerEnv)
+    """The learner's state at the start of a rollout, without its weights and the state of its callbacks."""
     assert model.ep_info_buffer is not None
     return {
         "optimizer": model.policy.optimizer.state_dict(),
         "n_updates": model._n_updates,
-        "env": model.env.state(),
-        "episodes": list(model.ep_info_buffer),
+        "env": learner_env(model).state(),
+        "wrappers": [_wrapper_state(wrapper) for wrapper in _wrappers(model)],
+        "observation": _tensors(model._last_obs),
+        "episodes": [{"r": float(episode["r"]), "l": int(episode["l"])} for episode in model.ep_info_buffer],
         "unwritten": {name: float(value) for name, value in model.logger.name_to_value.items()},  # of the last update
         "random": random_state(model.device),
     }
 
 
 def restore(model: PPO, checkpoint: Checkpoint) -> None:
-    """Put the learner and its environment where `checkpoint` found them; `learn` does so with the rest."""
-    assert isinstance(model.env, LearnerEnv)
-    state = checkpoint.state
+    """Put the learner, its environment and wrappers where `checkpoint` found them; `learn` does so with the rest."""
+    state, env = checkpoint.state, learner_env(model)
     load_into(model.policy, checkpoint.weights, f"checkpoint at step {checkpoint.step}")
     model.policy.optimizer.load_state_dict(state["optimizer"])
     model.num_timesteps, model._n_updates = checkpoint.step, state["n_updates"]
-    model.env.load_state(state["env"])
-    model._last_obs = model.env.observation()
-    model._last_episode_starts = (model.env.batched.t == 0).cpu().numpy()
+    env.load_state(state["env"])
+    for wrapper, kept in zip(_wrappers(model), state["wrappers"], strict=True):
+        _load_wrapper_state(wrapper, kept)
+    model._last_obs = _arrays(state["observation"])
+    model._last_episode_starts = (env.batched.t == 0).cpu().numpy()
     model._setup_learn(0, None, reset_num_timesteps=False)  # makes the buffers of episodes
     assert model.ep_info_buffer is not None
     model.ep_info_buffer.extend(state["episodes"])
+
+
+def learner_env(model: PPO) -> LearnerEnv:
+    """The environment of the learner, without wrappers.
+
+    Raises:
+        ValueError: it is no `LearnerEnv`.
+    """
+    env = model.env
+    while isinstance(env, VecEnvWrapper):
+        env = env.venv
+    if not isinstance(env, LearnerEnv):
+        raise ValueError(f"the learner plays {env!r} but must play a LearnerEnv, bare or in SB3's wrappers")
+    return env
+
+
+def _wrappers(model: PPO) -> Iterator[VecEnvWrapper]:
+    """SB3's wrappers around the environment, from the outermost on."""
+    env = model.env
+    while isinstance(env, VecEnvWrapper):
+        yield env
+        env = env.venv
+
+
+def _changing(wrapper: VecEnvWrapper) -> Iterator[tuple[str, Any, str]]:
+    """Name, owner and attribute of every number or array that the wrapper changes while it plays.
+
+    Raises:
+        ValueError: it is not known what the wrapper keeps.
+    """
+    if isinstance(wrapper, VecNormalize):
+        statistics = {"rewards": wrapper.ret_rms}
+        if wrapper.norm_obs:
+            of = wrapper.obs_rms
+            statistics |= {f"observations.{k}": v for k, v in (of if isinstance(of, dict) else {"": of}).items()}
+        for name, one in statistics.items():
+            yield from ((f"{name}.{attribute}", one, attribute) for attribute in ("mean", "var", "count"))
+        yield "returns", wrapper, "returns"
+    elif isinstance(wrapper, VecFrameStack):
+        stacks = getattr(wrapper.stacked_obs, "sub_stacked_observations", {"": wrapper.stacked_obs})
+        yield from ((name, stack, "stacked_obs") for name, stack in stacks.items())
+    elif not isinstance(wrapper, VecTransposeImage | VecCheckNan | VecExtractDictObs):
+        raise ValueError(
+            f"the environment is in a {type(wrapper).__name__}, whose state cannot be saved; use VecNormalize, "
+            f"VecFrameStack, VecTransposeImage, VecCheckNan, VecExtractDictObs, or none"
+        )
+
+
+def _wrapper_state(wrapper: VecEnvWrapper) -> dict[str, Tensor]:
+    return {name: _tensors(getattr(owner, attribute)) for name, owner, attribute in _changing(wrapper)}
+
+
+def _load_wrapper_state(wrapper: VecEnvWrapper, state: Mapping[str, Tensor]) -> None:
+    for name, owner, attribute in _changing(wrapper):
+        setattr(owner, attribute, _arrays(state[name]))
+
+
+def _tensors(value: Any) -> Any:
+    """Tensors for NumPy arrays and numbers, in a dict of them too."""
+    if isinstance(value, dict):
+        return {name: _tensors(part) for name, part in value.items()}
+    return torch.from_numpy(np.array(value))  # a copy
+
+
+def _arrays(value: Any) -> Any:
+    """The inverse of `_tensors`."""
+    if isinstance(value, dict):
+        return {name: _arrays(part) for name, part in value.items()}
+    return value.numpy().copy()[()]  # an array, or a number where there are no axes
 
 
 class _RunWriter(KVWriter):
@@ -132,49 +315,3 @@ class _RunWriter(KVWriter):
 
     def close(self) -> None:
         self.run.close()
-
-
-class _KeepCheckpoints(BaseCallback):
-    """Saves at the start of the first rollout after every `every` steps, when nothing is half done."""
-
-    def __init__(self, run: Run, every: int, extra: Callable[[], Mapping[str, Any]], resumed_at: int | None) -> None:
-        super().__init__()
-        if every < 1:
-            raise ValueError(f"checkpoint_every is {every} steps but must be at least 1")
-        self.run, self.every, self.extra = run, every, extra
-        self.saved_at = resumed_at
-
-    def _on_rollout_start(self) -> None:
-        due = self.saved_at is None or self.model.num_timesteps // self.every > self.saved_at // self.every
-        if due:
-            self.save()
-
-    def save(self) -> None:
-        """Keep a checkpoint of this moment, unless there is one."""
-        assert isinstance(self.model, PPO)
-        if self.saved_at != self.model.num_timesteps:
-            self.saved_at = self.model.num_timesteps
-            self.run.save(self.saved_at, self.model.policy.state_dict(), {**state_of(self.model), **self.extra()})
-
-    def _on_step(self) -> bool:
-        return True
-
-
-class _Progress(BaseCallback):
-    """A progress bar over environment steps."""
-
-    def __init__(self, total: int) -> None:
-        super().__init__()
-        self.total = total
-
-    def _on_training_start(self) -> None:
-        self.bar = tqdm(total=self.total, initial=self.model.num_timesteps, desc="PPO", unit="step", unit_scale=True)
-
-    def _on_rollout_end(self) -> None:
-        self.bar.update(self.model.num_timesteps - self.bar.n)
-
-    def _on_training_end(self) -> None:
-        self.bar.close()
-
-    def _on_step(self) -> bool:
-        return True

@@ -20,7 +20,8 @@ import torch
 from measuring import Figure, Parts, alternately, command_line, measure, parsed, rates, ratios, seconds
 from rl4seg_plain import PlainPPO, PlainRewardData, plain_validity
 from scipy import ndimage
-from segarena.agents.dense_ppo.policy import DensePolicy, PixelCategorical
+from segarena.agents.dense_ppo.distribution import PixelCategorical
+from segarena.agents.dense_ppo.policy import DensePolicy
 from segarena.agents.dense_ppo.ppo import DensePPO, DensePPOConfig
 from segarena.datasets.echo.images import CLASSES, EchoDataConfig, PhantomPatients, load_echo
 from segarena.datasets.images import ImagePool

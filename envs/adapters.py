@@ -204,10 +204,6 @@ class LearnerEnv(VecEnv):
         self.batched.load_state(state["env"])
         self._returns = state["returns"].to(self.batched.device, copy=True)
 
-    def observation(self) -> Any:
-        """What `step` or `reset` last returned."""
-        return to_numpy(self.batched.observe())
-
     def get_images(self) -> Sequence[Frame | None]:
         """The picture of every slot."""
         return [self.batched.render(row) for row in range(self.num_envs)]

@@ -148,6 +148,9 @@ class BatchedEnv(ABC):
     }
     single_observation_space: gym.Space[Any]
     single_action_space: gym.Space[Any]
+    action_shape: tuple[int, int] | None = None
+    """Height and width of the grid of a flat action space with fewer actions than the observed image has pixels; the
+    image's height and width must be multiples of it. None: one action for each pixel, or no grid."""
 
     def __init__(
         self,
@@ -169,6 +172,8 @@ class BatchedEnv(ABC):
         self.streams = Streams(num_envs, self.device)
         self.t = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self.running = False
+        self.reward_terms: dict[str, Tensor] = {}
+        """The weighted terms of the last step's reward, each float32 [N]; their sum is the reward."""
 
     # -- the env --------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
-"""What a rollout of maps gathers, on the device: T steps of N slots, a number for every pixel (paper: RL4Seg, 11.5).
+"""Rollouts of maps, kept on the device: T steps of N environments.
 
-Symbols: a = action map; r = reward map; V = value map; l = log-probability of a; all [B, H, W].
+Symbols: a = action map; r = reward map; V = value map; l = log-probability of a; all [B, H, W], H and W being the grid
+of actions.
 """
 
 from collections.abc import Iterator
@@ -18,32 +19,35 @@ class Samples(NamedTuple):
     """B steps of a rollout; maps are float32 [B, H, W]."""
 
     observations: Tensor
-    """[B, channels, H, W]."""
+    """Images [B, channels, height, width]."""
     actions: Tensor
     """a, uint8 [B, H, W]."""
     old_log_prob: Tensor
     """l of the policy that played."""
-    ref_log_prob: Tensor
-    """l of the reference."""
     old_values: Tensor
     """V when it was played; with groups, the mean return of the group."""
     returns: Tensor
-    """r, and what followed it in longer episodes."""
-    gold: Tensor
-    """Images whose action was given, bool [B]."""
+    """r, and in longer episodes what followed it."""
+    ref_log_prob: Tensor | None
+    """l of the reference; None without one."""
+    gold: Tensor | None
+    """True for images whose action was given, bool [B]; None without imitation."""
 
 
 class DenseRolloutBuffer:
-    """A rollout; SB3 makes and uses it as it does its own, which are NumPy's.
+    """One rollout, as tensors on the device; SB3 makes and uses it like its own buffers, which hold NumPy arrays.
 
     Args:
         buffer_size: T.
-        observation_space: images (channels, H, W).
-        action_space: one action for each pixel.
-        device: of all tensors.
+        observation_space: images (channels, height, width).
+        action_space: flat, one action for each place of the grid.
+        device: device of all tensors.
         gae_lambda: λ of generalised advantage estimation.
-        gamma: discount.
+        gamma: discount factor.
         n_envs: N.
+        action_shape: H, W of the grid of actions; None: the images' own.
+        reference: keep the reference's log-probabilities, and the divergence from it.
+        imitate: keep which actions were given.
     """
 
     def __init__(
@@ -55,21 +59,25 @@ class DenseRolloutBuffer:
         gae_lambda: float = 1.0,
         gamma: float = 1.0,
         n_envs: int = 1,
+        *,
+        action_shape: tuple[int, int] | None = None,
+        reference: bool = False,
+        imitate: bool = False,
     ) -> None:
         self.gamma, self.gae_lambda = gamma, gae_lambda
-        slots = (buffer_size, n_envs)
-        maps = (*slots, *map_shape(observation_space, action_space)[1:])
+        steps = (buffer_size, n_envs)
+        maps = (*steps, *map_shape(observation_space, action_space, action_shape)[1:])
         assert observation_space.shape is not None
         assert observation_space.dtype is not None
         kind = getattr(torch, observation_space.dtype.name)
-        self.observations = torch.zeros(*slots, *observation_space.shape, dtype=kind, device=device)
+        self.observations = torch.zeros(*steps, *observation_space.shape, dtype=kind, device=device)
         self.actions = torch.zeros(maps, dtype=torch.uint8, device=device)
-        self.log_probs, self.ref_log_probs, self.rewards, self.values, self.returns = (
-            torch.zeros(maps, device=device) for _ in range(5)
-        )
-        self.divergence = torch.zeros(slots, device=device)
+        self.log_probs, self.rewards, self.values, self.returns = (torch.zeros(maps, device=device) for _ in range(4))
+        self.dones = torch.zeros(steps, dtype=torch.bool, device=device)
+        self.ref_log_probs = torch.zeros(maps, device=device) if reference else None
+        self.divergence = torch.zeros(steps, device=device) if reference else None
         """Mean KL per pixel of the policy that played from the reference."""
-        self.gold, self.dones = (torch.zeros(slots, dtype=torch.bool, device=device) for _ in range(2))
+        self.gold = torch.zeros(steps, dtype=torch.bool, device=device) if imitate else None
         self.reset()
 
     def reset(self) -> None:
@@ -79,7 +87,7 @@ class DenseRolloutBuffer:
         """Logits and V of the rollout, with their graph, where the first inner step may use them."""
 
     def add(self, **step: Tensor) -> None:
-        """Keep one step of all slots: a tensor [N, ...] for each attribute, by its name."""
+        """Keep one step of all environments: a tensor [N, ...] for each attribute, by its name."""
         for name, value in step.items():
             getattr(self, name)[self.pos] = value
         self.pos += 1
@@ -97,40 +105,27 @@ class DenseRolloutBuffer:
             following = self.values[step]
             self.returns[step] = advantage + following
         if group_size > 1:
-            steps, slots, height, width = self.returns.shape
-            groups = self.returns.view(steps, slots // group_size, group_size, height, width)
+            steps, envs, height, width = self.returns.shape
+            groups = self.returns.view(steps, envs // group_size, group_size, height, width)
             self.values = groups.mean(dim=2, keepdim=True).expand_as(groups).reshape_as(self.values)
 
     def get(self, batch_size: int) -> Iterator[Samples]:
         """All steps once: as they are where one batch takes them all, else in an order from PyTorch's generator."""
-        kept = (
-            self.observations,
-            self.actions,
-            self.log_probs,
-            self.ref_log_probs,
-            self.values,
-            self.returns,
-            self.gold,
-        )
-        flat = Samples(*(value.flatten(0, 1) for value in kept))
-        total = len(flat.gold)
+        names = ("observations", "actions", "log_probs", "values", "returns", "ref_log_probs", "gold")
+        flat: list[Any] = [None if (kept := getattr(self, name)) is None else kept.flatten(0, 1) for name in names]
+        total = self.returns.shape[0] * self.returns.shape[1]
         if batch_size == total:
-            yield flat
+            yield Samples(*flat)
             return
-        for rows in torch.split(torch.randperm(total, device=flat.gold.device), batch_size):
-            yield Samples(*(value[rows] for value in flat))
+        for chosen in torch.split(torch.randperm(total, device=self.returns.device), batch_size):
+            batch: list[Any] = [None if value is None else value[chosen] for value in flat]
+            yield Samples(*batch)
 
 
-def said(env: BatchedEnv, step: Advance, name: str) -> Tensor | None:
-    """What the env said under `name` of the step just played, [N, ...], ended episodes included; None: nothing."""
+def info_of_step(env: BatchedEnv, step: Advance, name: str) -> Tensor | None:
+    """`info[name]` of the step just played, [N, ...], that of ended episodes included; None: there is no such info."""
     ended = step.ended
     if ended is not None and len(ended.rows) == env.num_envs:
         return ended.info.get(name)
     now = env.info().get(name)
     return now if now is None or ended is None else now.index_copy(0, ended.rows, ended.info[name])
-
-
-def stretched(reward: Tensor) -> Tensor:
-    """(r - min r) / (max r - min r) over each map of [B, H, W]; a constant map says nothing of pixels and stays."""
-    low, high = reward.amin(dim=(1, 2), keepdim=True), reward.amax(dim=(1, 2), keepdim=True)
-    return torch.where(high > low, (reward - low) / (high - low).clamp(min=1e-12), reward)

@@ -1,7 +1,8 @@
-"""A policy that acts in every pixel: distribution, networks, exploration (paper: RL4Seg, sections 3.1-3.3, 3.5, 12).
+"""The networks of a policy that acts in every pixel: actor, critic and, if wanted, a frozen reference.
 
-Symbols: x = observation [B, in, H, W]; a = action map [B, H, W] with values 0..C-1; π(a | x) = product over the pixels
-p of Cat(a_p; softmax(logits_p)); V = value map [B, H, W]; l = log π(a_p | x) of each pixel, in nats.
+Symbols: x = image [B, in, height, width]; H, W = the grid of actions, of which height and width are multiples (as a
+rule they are equal: one action per pixel; a "pixel" below is a place of the grid); V = value map [B, H, W]; l =
+log-probability of the action of each pixel, [B, H, W], in nats.
 """
 
 from copy import deepcopy
@@ -20,111 +21,32 @@ from torch import Tensor, nn
 from ...common.device import bfloat16_on_cuda
 from ...segmenters.norms import NormMode, norm_of, set_norm_mode
 from ...segmenters.unet import UNet
+from .distribution import PixelCategorical
 
 Head = Literal["categorical", "bernoulli"]
 Critic = Literal["unet", "scalar", "none"]
 ValueOutput = Literal["sigmoid", "linear"]
-Exploration = Literal["iid", "argmax", "correlated"]
 
 
-class PixelCategorical:
-    """One categorical per pixel, independent given the image; two classes with logits (0, z) are a Bernoulli.
+def map_shape(
+    observation_space: gym.Space[Any], action_space: gym.Space[Any], action_shape: tuple[int, int] | None = None
+) -> tuple[int, int, int]:
+    """C, H, W of an environment with images and one of C actions for each place of a grid H x W, row by row.
 
-    SB3's MultiCategorical keeps H·W distributions in a list and sums over them; this keeps one tensor and the map.
-
-    Args:
-        logits: float32 [B, C, H, W].
-    """
-
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
-        self.normaliser = logits.logsumexp(dim=1)  # [B, H, W]
-
-    def log_prob(self, actions: Tensor) -> Tensor:
-        """l, float32 [B, H, W]; actions: any integer type, [B, H, W] or [B, H·W] row by row."""
-        chosen = self.logits.gather(1, actions.reshape(self.normaliser.shape)[:, None].long())  # [B, 1, H, W]
-        return chosen[:, 0] - self.normaliser
-
-    def joint_log_prob(self, actions: Tensor) -> Tensor:
-        """log π(a | x), float32 [B]: the sum over the pixels, which is what SB3 calls log_prob."""
-        return self.log_prob(actions).sum(dim=(1, 2))
-
-    def entropy(self) -> Tensor:
-        """Entropy of each pixel in nats, float32 [B, H, W]; at most log C."""
-        log_p = self._log_p()
-        return -(log_p.exp() * log_p).sum(dim=1)
-
-    def kl(self, other: "PixelCategorical") -> Tensor:
-        """KL(self || other) of each pixel in nats, float32 [B, H, W]."""
-        log_p = self._log_p()
-        return (log_p.exp() * (log_p - other._log_p())).sum(dim=1)
-
-    def mode(self) -> Tensor:
-        """The most probable action of each pixel (the first of several), uint8 [B, H, W]."""
-        return self.logits.argmax(dim=1).byte()
-
-    def sample(self, field: Tensor | None = None) -> Tensor:
-        """Actions uint8 [B, H, W], from PyTorch's global generator by the Gumbel-max trick.
-
-        field: added to the Gumbel noise, [B, C, H, W]; with one the sample is no longer exactly of this distribution.
-        """
-        noise = -torch.empty_like(self.logits).exponential_().log()
-        return (self.logits + (noise if field is None else noise + field)).argmax(dim=1).byte()
-
-    def get_actions(self, deterministic: bool = False) -> Tensor:
-        """`mode` or `sample`, as SB3 asks for them."""
-        return self.mode() if deterministic else self.sample()
-
-    def _log_p(self) -> Tensor:
-        return self.logits - self.normaliser[:, None]
-
-
-@torch.no_grad()
-def explore(
-    distribution: PixelCategorical, exploration: Exploration, *, scale: float, sigma_px: float, eps_greedy: float
-) -> Tensor:
-    """Actions to try, uint8 [B, H, W].
-
-    Args:
-        distribution: the policy's.
-        exploration: "iid": a sample; "argmax": the mode; "correlated": argmax(logits + τ (Gumbel noise + smooth
-            field)), so that whole regions change together instead of grains (section 12).
-        scale: τ, of "correlated".
-        sigma_px: of the Gaussian kernel that smooths the field, in pixels.
-        eps_greedy: share of pixels that take the mode instead, drawn independently.
-    """
-    if exploration == "argmax":
-        return distribution.mode()
-    if exploration == "correlated":
-        sharper = PixelCategorical(distribution.logits / scale)  # argmax(logits + τ g) = argmax(logits / τ + g)
-        actions = sharper.sample(smooth_field(distribution.logits, sigma_px))
-    else:
-        actions = distribution.sample()
-    if eps_greedy:
-        greedy = torch.rand_like(distribution.normaliser) < eps_greedy
-        actions = torch.where(greedy, distribution.mode(), actions)
-    return actions
-
-
-def smooth_field(like: Tensor, sigma_px: float) -> Tensor:
-    """Gaussian field of mean 0 and variance 1 everywhere, [B, C, H, W] as `like`, smooth on the scale of sigma_px."""
-    radius = max(round(3 * sigma_px), 1)
-    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=like.device) / sigma_px) ** 2)
-    kernel = kernel / kernel.square().sum().sqrt()  # white noise keeps its variance
-    batch, classes, height, width = like.shape
-    white = torch.randn(batch * classes, 1, height + 2 * radius, width + 2 * radius, device=like.device)
-    return F.conv2d(F.conv2d(white, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1)).view_as(like)
-
-
-def map_shape(observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> tuple[int, int, int]:
-    """C, H, W of an environment with an image [in, H, W] and one of C actions for each of its pixels, row by row.
+    action_shape: the grid; None: that of the images' pixels.
 
     Raises:
-        ValueError: the spaces are others.
+        ValueError: the spaces are others, or height and width of the images are no multiples of H and W.
     """
     if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 3:
         raise ValueError(f"observations are {observation_space} but must be images: a Box of shape (channels, H, W)")
-    height, width = observation_space.shape[1:]
+    size = observation_space.shape[1:]
+    height, width = action_shape or size
+    if height < 1 or width < 1 or size[0] % height or size[1] % width:
+        raise ValueError(
+            f"action_shape is {action_shape} but height and width of the images, {size[0]} x {size[1]}, must be "
+            f"multiples of it"
+        )
     if isinstance(action_space, spaces.MultiDiscrete) and action_space.nvec.ndim == 1 and not action_space.start.any():
         counts = set(action_space.nvec.tolist())
     else:
@@ -132,18 +54,21 @@ def map_shape(observation_space: gym.Space[Any], action_space: gym.Space[Any]) -
     if len(counts) != 1 or action_space.shape != (height * width,) or max(counts) > 256:
         raise ValueError(
             f"actions are {action_space} but must be MultiDiscrete([C] * {height * width}) with C at most 256, or "
-            f"MultiBinary({height * width}): one for each of the {height} x {width} pixels observed"
+            f"MultiBinary({height * width}): one for each place of a grid of {height} x {width}; an environment with "
+            f"fewer actions than pixels says their grid as its `action_shape`"
         )
     return counts.pop(), height, width
 
 
 class DensePolicy(ActorCriticPolicy):
-    """Actor, critic and frozen reference over images, three networks that share nothing.
+    """Actor, critic and frozen reference over images, networks that share nothing.
 
     Args:
         observation_space: Box (channels, H, W); uint8 images are divided by 255.
         action_space: flat MultiDiscrete of equal numbers, or MultiBinary, one action for each pixel.
-        lr_schedule: of SB3; the learner sets the learning rates of the groups "actor" and "critic" itself.
+        lr_schedule: SB3's argument; the learner sets the learning rates of the groups "actor" and "critic" itself.
+        action_shape: H, W of the grid of actions; None: one action for each pixel of the image. Logits and values that
+            the networks give for each pixel of the image are averaged over each place of a coarser grid.
         init_channels: size of the U-Nets, see `UNet`.
         head: "categorical": C logits per pixel; "bernoulli": one logit, for two actions.
         critic: "unet": a value for each pixel; "scalar": one for the image, the U-Net's mean logit; "none": V = 0.
@@ -151,7 +76,7 @@ class DensePolicy(ActorCriticPolicy):
         norm_mode: "frozen": running statistics, never touched; "batch": those of each batch, in rollouts, updates and
             the reference alike; "group": GroupNorm.
         reference: keep a frozen copy of the actor, from which the KL divergence is measured.
-        use_sde: of SB3; must be False.
+        use_sde: SB3's argument; must be False.
 
     `actor`, `critic` (or None) and `reference` (or None) are plain modules: load weights into them at will.
     """
@@ -166,17 +91,18 @@ class DensePolicy(ActorCriticPolicy):
         action_space: gym.Space[Any],
         lr_schedule: Schedule,
         *,
+        action_shape: tuple[int, int] | None = None,
         init_channels: int = 32,
         head: Head = "categorical",
         critic: Critic = "unet",
         value_output: ValueOutput = "sigmoid",
         norm_mode: NormMode = "frozen",
-        reference: bool = True,
+        reference: bool = False,
         use_sde: bool = False,
     ) -> None:
         if use_sde:
             raise ValueError("use_sde is True but state-dependent exploration is for continuous actions only")
-        self.classes, self.height, self.width = map_shape(observation_space, action_space)
+        self.classes, self.height, self.width = map_shape(observation_space, action_space, action_shape)
         if head == "bernoulli" and self.classes != 2:
             raise ValueError(f"head is 'bernoulli' but there are {self.classes} actions per pixel; use 'categorical'")
         self.init_channels, self.head, self.critic_kind = init_channels, head, critic
@@ -185,7 +111,10 @@ class DensePolicy(ActorCriticPolicy):
         super().__init__(observation_space, action_space, lr_schedule, optimizer_kwargs=fused)
 
     def make_networks(self) -> tuple[nn.Module, nn.Module | None]:
-        """Actor [B, in, H, W] -> logits [B, C or 1, H, W], and critic -> [B, 1, H, W] without its sigmoid, or None."""
+        """Actor: images -> logits [B, C or 1, ...], critic: images -> [B, 1, ...] without its sigmoid, or None.
+
+        "..." is the size of the image or the grid of actions.
+        """
         assert self.observation_space.shape is not None
         channels, norm = self.observation_space.shape[0], norm_of(self.norm_mode)
         unet = partial(UNet, channels, init_channels=self.init_channels, norm=norm)
@@ -200,12 +129,6 @@ class DensePolicy(ActorCriticPolicy):
             groups.append({"name": "critic", "params": list(self.critic.parameters())})
         # one Adam with two groups moves every weight as two Adams would: the gradients of the two losses are disjoint
         self.optimizer = self.optimizer_class(groups, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
-
-    def anchor(self) -> None:
-        """Make the reference a copy of the actor as it is now, statistics included."""
-        if self.reference is None:
-            raise ValueError("the policy was made with reference=False: there is nothing to anchor")
-        self.reference.load_state_dict(self.actor.state_dict())
 
     def set_training_mode(self, mode: bool) -> None:
         """Train mode, for rollouts and updates alike, so that their log-probabilities agree; or evaluation mode.
@@ -225,7 +148,7 @@ class DensePolicy(ActorCriticPolicy):
         return torch.cat((torch.zeros_like(out), out), dim=1) if self.head == "bernoulli" else out
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
-        """V float32 [B, H, W]; the same in all pixels for critic "scalar", 0 without one."""
+        """V float32 [B, H, W]; the same in all pixels for critic "scalar", 0 without a critic."""
         assert isinstance(obs, Tensor)
         if self.critic is None:
             return torch.zeros(len(obs), self.height, self.width, device=obs.device)
@@ -239,7 +162,10 @@ class DensePolicy(ActorCriticPolicy):
         assert isinstance(x, Tensor)
         with bfloat16_on_cuda(x.device):
             out: Tensor = net(x)
-        return out.float()
+        out = out.float()
+        height, width = out.shape[2:]  # of the image, or of the grid already
+        kernel = (height // self.height, width // self.width)
+        return out if kernel == (1, 1) else F.avg_pool2d(out, kernel)  # [B, C, H, W]
 
     # -- what SB3 asks for -----------------------------------------------------------------------------------------
 
@@ -268,6 +194,7 @@ class DensePolicy(ActorCriticPolicy):
             "observation_space": self.observation_space,
             "action_space": self.action_space,
             "lr_schedule": self._dummy_schedule,
+            "action_shape": (self.height, self.width),
             "init_channels": self.init_channels,
             "head": self.head,
             "critic": self.critic_kind,

@@ -2,11 +2,13 @@
 
 Symbols: a = action map [B, H, W]; r = reward map; l, l_old, l_ref = log-probability of a under the policy, under the
 one that drew a, and under the reference; β, c_H = weights of KL penalty and entropy; V = value map;
-ρ = r - β (l - l_ref); A = ρ - V; q = exp(l - l_old). B = images, T = steps of a rollout, N = slots of the environment,
-K = inner steps.
+ρ = r - β (l - l_ref); A = ρ - V; q = exp(l - l_old). B = images, T = steps of a rollout, N = environments, K = inner
+steps.
 
-What an environment may say in `info`, beside its scalar reward: `pixel_reward` float32 [H, W], and of gold images,
-those whose action is known, `gold` bool and `gold_action` uint8 [H, W]. A rollout never leaves the device.
+The actions are one for each pixel of the observed image, or for each place of a coarser grid H x W, which the
+environment names as its `action_shape`. Its `info` may have `pixel_reward` float32 [N, H, W], a reward for each action
+(else the scalar reward is that of every action); and for imitation `gold` bool [N], images whose action is given, with
+`gold_action` uint8 [N, H, W]. A rollout never leaves the device.
 """
 
 import math
@@ -15,16 +17,18 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from ...common.checks import AT_LEAST_0, AT_LEAST_1, SHARE, check
 from ...envs.adapters import LearnerEnv
-from ...envs.core import Advance
-from .buffer import DenseRolloutBuffer, Samples, said, stretched
-from .policy import Critic, DensePolicy, Exploration, Head, PixelCategorical, explore
+from ...envs.core import Advance, BatchedEnv
+from ..ppo import Learner
+from .buffer import DenseRolloutBuffer, Samples, info_of_step
+from .distribution import Exploration, PixelCategorical, explore
+from .loss import penalised_reward, policy_gradient, stretched, surrogate
+from .policy import Critic, DensePolicy, Head, ValueOutput
 
 Objective = Literal["ppo", "pg"]
 ValueTarget = Literal["raw", "penalised"]
@@ -32,56 +36,64 @@ ValueTarget = Literal["raw", "penalised"]
 
 @dataclass(frozen=True)
 class DensePPOConfig:
-    """PPO per pixel (paper: RL4Seg, sections 4 and 5.1)."""
+    """Hyper-parameters of PPO per pixel (paper: RL4Seg, sections 4 and 5.1)."""
 
     total_timesteps: int = 50_000
-    """Images shown, summed over the slots, if every episode is one step; 0 trains no agent."""
+    """Environment steps, summed over the environments (with one-step episodes: images shown); 0 trains no agent."""
     num_envs: int = 32
     """Images at once; the rollout of a one-step environment."""
     n_steps: int = 1
-    """Steps of each slot per rollout."""
+    """Steps of each environment per rollout."""
     batch_size: int | None = None
     """Images per inner step; None: the whole rollout (paper)."""
     n_epochs: int = 5
     """K, passes over a rollout; 1 for objective pg."""
     actor_lr: float = 5e-4
-    """Learning rate of the actor's Adam."""
+    """Adam learning rate of the actor."""
     critic_lr: float = 5e-4
-    """Learning rate of the critic's Adam."""
+    """Adam learning rate of the critic."""
     gamma: float = 1.0
-    """Discount; without meaning where an episode is one step."""
+    """Discount factor per step; without effect where an episode is one step."""
     gae_lambda: float = 0.95
-    """λ of generalised advantage estimation, likewise."""
+    """λ of generalised advantage estimation, 0 to 1; without effect where an episode is one step."""
     clip_range: float = 0.2
-    """ε of the clipped ratio of each pixel."""
+    """ε: the ratio of each pixel is clipped to 1 - ε .. 1 + ε."""
     ent_coef: float = 0.15
-    """c_H, of the mean entropy per pixel in nats (paper: 0.15 in the first iteration)."""
+    """c_H: weight of the mean entropy per pixel in nats (paper: 0.15 in the first iteration)."""
     kl_coef: float = 0.05
-    """β, of the divergence from the reference policy, per pixel (paper: 0.05 in the first iteration)."""
+    """β: weight of the penalty for leaving the reference policy, per pixel (paper: 0.05 in the first iteration); 0: no
+    reference is kept."""
+    imitate: bool = False
+    """Imitate the actions that the environment gives for some images (info `gold`, `gold_action`): they take the place
+    of the sampled ones, with reward 1 in every pixel."""
     max_grad_norm: float = 0.5
-    """The actor's gradient is clipped to this norm; the critic's is not clipped."""
+    """Largest 2-norm of the actor's gradient, which is scaled down to it; the critic's is not clipped."""
     objective: Objective = "ppo"
     """ppo: clipped surrogate; pg: -mean(l · standardised ρ), the policy-gradient baseline, without critic."""
     critic: Critic = "unet"
     """unet: a value per pixel; scalar: one per image, for the mean reward; none: for pg, or with group_size."""
     head: Head = "categorical"
     """categorical: a logit per class; bernoulli: a single logit, for two classes."""
+    value_output: ValueOutput = "sigmoid"
+    """Range of V. sigmoid: 0 to 1, for rewards in that range; linear: any number."""
     value_target: ValueTarget = "raw"
     """What the critic learns. raw: r of the action that was sampled (paper); penalised: ρ."""
     group_size: int = 1
-    """G > 1: that many consecutive slots show the same image, and the mean of their r takes the place of V (GRPO)."""
+    """G > 1: that many consecutive environments show the same image, and the mean of their r takes the place of V
+    (GRPO)."""
     exploration: Exploration = "iid"
     """iid: a sample of each pixel (paper); argmax: the mode; correlated: a sample under a smooth random field."""
     exploration_scale: float = 1.0
-    """τ, strength of the noise of correlated exploration."""
+    """τ: factor of the noise of correlated exploration, in logits."""
     exploration_sigma_px: float = 4.0
-    """Smoothness of the field of correlated exploration: σ of its Gaussian kernel, in pixels."""
+    """Standard deviation in pixels of the Gaussian kernel that smooths the field of correlated exploration."""
     eps_greedy: float = 0.0
-    """Share of pixels that take the mode instead of the sample (paper: 0)."""
+    """Share of pixels that take the mode instead of the sample, 0 to 1 (paper: 0)."""
     stretch_reward: bool = False
     """Stretch each reward map to [0, 1] over its pixels (of the paper's successor)."""
     target_kl: float | None = None
-    """Stop the inner steps once the mean KL per pixel from the rollout's policy exceeds 1.5 times this; None: never."""
+    """Stop the inner steps once the mean KL per pixel from the rollout's policy, in nats, exceeds 1.5 times this; None:
+    never."""
 
     def __post_init__(self) -> None:
         check(self, "", total_timesteps=AT_LEAST_0, num_envs=AT_LEAST_1, n_steps=AT_LEAST_1, n_epochs=AT_LEAST_1)
@@ -104,46 +116,21 @@ class DensePPOConfig:
             raise ValueError(f"n_epochs is {self.n_epochs} but must be 1 for objective 'pg', which has no ratio")
 
 
-# -- the loss, pixel by pixel: section 4 ----------------------------------------------------------------------------
-
-
-def penalised_reward(
-    reward: Tensor, log_prob: Tensor, ref_log_prob: Tensor, gold: Tensor, kl_coef: float
-) -> Tensor:  # all maps [B, H, W]
-    """ρ = r - β (l - l_ref), without gradient; 1 in every pixel of the gold images. Maps [B, H, W]; gold: bool [B]."""
-    rho = reward - kl_coef * (log_prob - ref_log_prob).detach()
-    return rho.masked_fill(gold[:, None, None], 1.0)
-
-
-def surrogate(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
-    """min(A q, A clip(q, 1 - ε, 1 + ε)) of every pixel, to be maximised; A carries no gradient. Maps [B, H, W]."""
-    ratio = (log_prob - old_log_prob).exp()  # q, one per pixel, never multiplied over the image
-    return torch.min(advantage * ratio, advantage * ratio.clamp(1 - clip_range, 1 + clip_range))
-
-
-def policy_gradient(log_prob: Tensor, rho: Tensor) -> Tensor:
-    """l · (ρ - mean ρ) / std ρ of every pixel, mean and deviation over all pixels of the batch."""
-    return log_prob * (rho - rho.mean()) / (rho.std() + 1e-8)
-
-
-# -- the learner -------------------------------------------------------------------------------------------------------
-
-
-class DensePPO(PPO):
+class DensePPO(Learner):
     """SB3's PPO over a `LearnerEnv` whose actions, rewards, ratios and values are maps.
 
-    Differs from SB3: ratio, clip, advantage and entropy of every pixel; a KL penalty in the reward; the advantage is
-    taken anew in each inner step, with today's V and policy; only the actor's gradient is clipped; rollouts are played
-    in the same mode as updates; one step of a slot is one image, so that `num_timesteps` counts images.
+    Differs from SB3: ratio, clip, advantage and entropy of every pixel; optionally a KL penalty in the reward and
+    imitation of given actions; the advantage is taken anew in each inner step, with today's V and policy; only the
+    actor's gradient is clipped; rollouts are played in the same mode as updates.
 
     Args:
         policy: `DensePolicy` or a subclass.
         env: a `LearnerEnv`; None only for a model that is loaded to predict.
-        config: all hyper-parameters.
-        policy_kwargs: init_channels, norm_mode, reference and value_output of the policy.
-        seed: of SB3: of the global generators and the environment.
+        config: all hyper-parameters, see `DensePPOConfig`.
+        policy_kwargs: what else the policy takes: init_channels, norm_mode.
+        seed: seeds the global generators and the environment.
         device: "auto", "cpu", "cuda" or "cuda:N"; that of the environment.
-        verbose: of SB3.
+        verbose: SB3's argument; 0 prints nothing.
 
     Raises:
         ValueError: an environment or settings that do not fit together.
@@ -167,12 +154,14 @@ class DensePPO(PPO):
         self.config = cfg = config or DensePPOConfig()
         if env is not None and not isinstance(env, LearnerEnv):
             raise ValueError(f"env is {env!r} but must be a LearnerEnv: LearnerEnv(env), env being a BatchedEnv")
+        grid = {"action_shape": env.batched.action_shape if env is not None else None}
+        has_reference = cfg.kl_coef > 0
         super().__init__(
             policy,
             env,  # type: ignore[arg-type] # SB3 says Gym environments only, and takes its own vectors of them
             learning_rate=cfg.actor_lr,
             n_steps=cfg.n_steps,
-            batch_size=1,  # set below, where the number of slots is known
+            batch_size=1,  # set below, where the number of environments is known
             n_epochs=cfg.n_epochs,
             gamma=cfg.gamma,
             gae_lambda=cfg.gae_lambda,
@@ -182,8 +171,16 @@ class DensePPO(PPO):
             vf_coef=1.0,
             max_grad_norm=cfg.max_grad_norm,
             rollout_buffer_class=DenseRolloutBuffer,  # type: ignore[arg-type]
+            rollout_buffer_kwargs={**grid, "reference": has_reference, "imitate": cfg.imitate},
             target_kl=cfg.target_kl,
-            policy_kwargs={"critic": cfg.critic, "head": cfg.head, **(policy_kwargs or {})},
+            policy_kwargs={
+                **(policy_kwargs or {}),
+                **grid,
+                "head": cfg.head,
+                "critic": cfg.critic,
+                "value_output": cfg.value_output,
+                "reference": has_reference,
+            },
             seed=seed,
             device=device,
             verbose=verbose,
@@ -201,12 +198,8 @@ class DensePPO(PPO):
             )
         if self.n_envs % cfg.group_size or rollout % self.batch_size:
             raise ValueError(
-                f"the environment has {self.n_envs} slots, but group_size {cfg.group_size} must divide them and "
-                f"batch_size {self.batch_size} a rollout of {rollout}"
-            )
-        if cfg.kl_coef and self.policy.reference is None:
-            raise ValueError(
-                f"kl_coef is {cfg.kl_coef} but the policy has no reference; use reference=True or kl_coef=0"
+                f"the environment plays {self.n_envs} episodes at once, but group_size {cfg.group_size} must divide "
+                f"that number and batch_size {self.batch_size} a rollout of {rollout}"
             )
         for group in self.policy.optimizer.param_groups:
             group["lr"] = {"actor": cfg.actor_lr, "critic": cfg.critic_lr}[group["name"]]
@@ -216,7 +209,7 @@ class DensePPO(PPO):
     def collect_rollouts(  # type: ignore[override] # the buffer is another
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: DenseRolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        """Play T steps in every slot; False where a callback stopped it."""
+        """Play T steps in every environment; False where a callback stopped it."""
         assert isinstance(env, LearnerEnv)
         policy, batched, buffer = self.policy, env.batched, rollout_buffer
         reuse = n_rollout_steps == 1 and self.batch_size == env.num_envs  # the first inner step sees the same batch
@@ -225,14 +218,14 @@ class DensePPO(PPO):
         callback.on_rollout_start()
         policy.set_training_mode(True)  # callbacks may have looked at the policy in evaluation mode
         for _ in range(n_rollout_steps):
-            obs = batched.observe()
+            obs = batched.observe()  # [N, channels, height, width]
             assert isinstance(obs, Tensor)
             with torch.set_grad_enabled(reuse):
-                logits, values = policy.logits(obs), policy.predict_values(obs)
+                logits, values = policy.logits(obs), policy.predict_values(obs)  # [N, C, H, W], [N, H, W]
             buffer.forward_pass = (logits, values) if reuse else None
             with torch.no_grad():
                 old = PixelCategorical(logits.detach())
-                actions = self._explore(old)
+                actions = self._explore(old)  # [N, H, W]
                 lengths = batched.t + 1
                 step = batched.advance(actions.flatten(1))
                 self.num_timesteps += env.num_envs
@@ -240,16 +233,17 @@ class DensePPO(PPO):
                 if not callback.on_step():
                     return False
                 policy.set_training_mode(True)
-                reward = said(batched, step, "pixel_reward")
-                reward = step.reward[:, None, None].expand_as(values) if reward is None else reward.float()
+                reward = self._reward_map(step, values)
                 pixels.append(reward)
-                gold, gold_action = said(batched, step, "gold"), said(batched, step, "gold_action")
-                if gold is None or gold_action is None:
-                    gold = torch.zeros_like(step.terminated)
-                else:  # after the reward was computed: r is that of the action that was played
-                    actions = torch.where(gold[:, None, None], gold_action, actions)
-                log_probs = old.log_prob(actions)
-                anchor = old if policy.reference is None else PixelCategorical(policy.logits(obs, policy.reference))
+                optional = {}
+                if self.config.imitate:  # after the reward was computed: r is that of the action that was played
+                    gold, given = self._given(step)
+                    actions = torch.where(gold[:, None, None], given, actions)
+                    optional["gold"] = gold
+                if policy.reference is not None:
+                    reference = PixelCategorical(policy.logits(obs, policy.reference))
+                    optional["ref_log_probs"] = reference.log_prob(actions)
+                    optional["divergence"] = old.kl(reference).mean(dim=(1, 2))
                 returns = env.count(step)
                 if step.ended is not None:
                     rows = step.ended.rows
@@ -257,13 +251,11 @@ class DensePPO(PPO):
                 buffer.add(
                     observations=obs,
                     actions=actions,
-                    log_probs=log_probs,
-                    ref_log_probs=anchor.log_prob(actions),
-                    divergence=old.kl(anchor).mean(dim=(1, 2)),
-                    rewards=self._beyond(step, stretched(reward) if self.config.stretch_reward else reward),
+                    log_probs=old.log_prob(actions),
+                    rewards=self._bootstrapped(step, stretched(reward) if self.config.stretch_reward else reward),
                     values=values.detach(),
-                    gold=gold,
                     dones=step.terminated | step.truncated,
+                    **optional,
                 )
         with torch.no_grad():
             all_ended = step.ended is not None and len(step.ended.rows) == env.num_envs
@@ -275,14 +267,40 @@ class DensePPO(PPO):
         callback.on_rollout_end()
         return True
 
+    def _reward_map(self, step: Advance, like: Tensor) -> Tensor:
+        """r float32 [N, H, W] as `like`: the environment's `pixel_reward`, or its reward in every pixel."""
+        reward = info_of_step(self._batched, step, "pixel_reward")
+        if reward is None:
+            return step.reward[:, None, None].expand_as(like)
+        if reward.shape != like.shape:
+            raise ValueError(
+                f"info pixel_reward has shape {tuple(reward.shape)} but must have {tuple(like.shape)}: a number for "
+                f"each action"
+            )
+        return reward.float()
+
+    def _given(self, step: Advance) -> tuple[Tensor, Tensor]:
+        """Which images have a given action, bool [N], and these actions, uint8 [N, H, W]."""
+        gold, action = (info_of_step(self._batched, step, name) for name in ("gold", "gold_action"))
+        if gold is None or action is None:
+            raise ValueError("imitate is True but info has no gold and gold_action; let the environment tell them")
+        return gold, action
+
+    @property
+    def _batched(self) -> BatchedEnv:
+        assert isinstance(self.env, LearnerEnv)
+        return self.env.batched
+
     def _explore(self, distribution: PixelCategorical) -> Tensor:
         cfg = self.config
         scale, sigma_px = cfg.exploration_scale, cfg.exploration_sigma_px
         return explore(distribution, cfg.exploration, scale=scale, sigma_px=sigma_px, eps_greedy=cfg.eps_greedy)
 
-    def _beyond(self, step: Advance, reward: Tensor) -> Tensor:
-        """r [N, H, W], plus γ V of what is last observed of an episode that was cut off rather than over."""
-        if step.ended is None or self.policy.critic is None or not bool(step.truncated.any()):
+    def _bootstrapped(self, step: Advance, reward: Tensor) -> Tensor:
+        """r [N, H, W], plus γ V of the last observation where an episode was cut off rather than over."""
+        if step.ended is None or self.policy.critic is None or self._batched.horizon == 1:
+            return reward  # an episode of one step is never cut off: to ask would be to wait for the device
+        if not bool(step.truncated.any()):
             return reward
         assert isinstance(step.ended.obs, Tensor)
         rows = step.ended.rows
@@ -290,7 +308,10 @@ class DensePPO(PPO):
         return reward.index_add(0, rows, self.config.gamma * following)
 
     def _record_rollout(self, pixels: Tensor, episodes: Tensor) -> None:
-        """Log all pixels' r, and the episodes' returns and lengths [E, 2]; waits for the device."""
+        """Log the lowest tenth of all pixels' r, and returns and lengths [E, 2] of the episodes that ended.
+
+        Waits for the device, once.
+        """
         assert self.ep_info_buffer is not None
         tenth = pixels.kthvalue(max(1, len(pixels) // 10)).values
         (p10, _), *ends = torch.cat((tenth.double().expand(1, 2), episodes)).tolist()
@@ -311,7 +332,7 @@ class DensePPO(PPO):
                 forward_pass, buffer.forward_pass = buffer.forward_pass, None
                 loss, scalars = self._loss(batch, forward_pass)
                 steps.append(scalars)
-                # this is the only wait for the device in an inner step, and only where it is asked for
+                # the only wait for the device in an inner step, and only with a target
                 if cfg.target_kl is not None and float(scalars["approx_kl"]) > 1.5 * cfg.target_kl:
                     go_on = False
                     break
@@ -323,7 +344,10 @@ class DensePPO(PPO):
             if not go_on:
                 break
         means = {name: torch.stack([scalars[name] for scalars in steps if name in scalars]).mean() for name in steps[0]}
-        means |= {"kl_ref": buffer.divergence.mean(), "gold_fraction": buffer.gold.float().mean()}
+        if buffer.divergence is not None:
+            means["kl_ref"] = buffer.divergence.mean()
+        if buffer.gold is not None:
+            means["gold_fraction"] = buffer.gold.float().mean()
         if policy.critic is not None:
             left = (buffer.returns - buffer.values).var(correction=0)
             spread = buffer.returns.var(correction=0)
@@ -332,7 +356,7 @@ class DensePPO(PPO):
             self.logger.record(f"train/{name}", value)
 
     def _loss(self, batch: Samples, forward_pass: tuple[Tensor, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """What one inner step descends, and what is logged of it."""
+        """The loss of one inner step, and what is logged of it, detached."""
         cfg, policy = self.config, self.policy
         logits, values = forward_pass or (policy.logits(batch.observations), policy.predict_values(batch.observations))
         distribution = PixelCategorical(logits)

@@ -77,15 +77,17 @@ class PPOStageConfig:
     examine_every: int = 1
     """Passes over the images between two looks at the validation images, of which the best chooses the policy."""
     learner: DensePPOConfig = field(default_factory=DensePPOConfig)
-    """The rest; total_timesteps, num_envs, ent_coef and kl_coef follow from the fields above."""
+    """The rest; total_timesteps, num_envs, ent_coef, kl_coef and imitate follow from the fields above and `gold`."""
 
     def __post_init__(self) -> None:
         check(self, "ppo.", epochs=AT_LEAST_0, examine_every=AT_LEAST_1)
         for name in ("batch", "ent_coef", "kl_coef"):
             check(getattr(self, name), f"ppo.{name}.", c0=AT_LEAST_1 if name == "batch" else AT_LEAST_0)
-        for name in ("total_timesteps", "num_envs", "ent_coef", "kl_coef"):
+        for name in ("total_timesteps", "num_envs", "ent_coef", "kl_coef", "imitate"):
             if getattr(self.learner, name) != getattr(DensePPOConfig(), name):
-                raise ValueError(f"ppo.learner.{name} is decided by ppo.epochs, ppo.batch, ppo.ent_coef, ppo.kl_coef")
+                raise ValueError(
+                    f"ppo.learner.{name} is decided by ppo.epochs, ppo.batch, ppo.ent_coef, ppo.kl_coef and gold"
+                )
         if self.learner.head == "bernoulli":
             raise ValueError("ppo.learner.head is 'bernoulli' but there are three labels per pixel; use 'categorical'")
 

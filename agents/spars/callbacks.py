@@ -8,6 +8,7 @@ from ...common.runs import Run
 from ...datasets.liver.lesions import TUMOUR
 from ...envs.spars import SparsEnv
 from ...evaluation.volume_pictures import orthogonal_slices
+from ..callbacks import Best
 from .rollouts import roll_out
 from .self_play import SelfPlay, Snapshot
 
@@ -57,6 +58,7 @@ class Watch(BaseCallback):
 class Examine(BaseCallback):
     """Segments the validation cases now and then: spars/dice_eval (at the configured θ), spars/terminal_hit, a picture.
 
+    The weights of the look with the highest mean Dice go to `best`.
     It draws from generators of its own, so that training goes on as if nobody had looked.
     """
 
@@ -66,6 +68,7 @@ class Examine(BaseCallback):
         run: Run,
         every: int,
         self_play: SelfPlay | None,
+        best: Best,
         *,
         deterministic: bool,
         jitter_cells: int,
@@ -75,7 +78,7 @@ class Examine(BaseCallback):
         self.seen = seen
         """Step up to which a run that is resumed has looked already."""
         self.env, self.run, self.every, self.self_play = env, run, every, self_play
-        self.deterministic, self.jitter_cells = deterministic, jitter_cells
+        self.best, self.deterministic, self.jitter_cells = best, deterministic, jitter_cells
         self.learner: Snapshot | None = None
 
     def _on_rollout_start(self) -> None:
@@ -100,7 +103,9 @@ class Examine(BaseCallback):
             seed=0,
         )
         hits = [float(facts["terminal_hit"]) for facts in maps.said]
-        self.run.log(step, {"spars/dice_eval": maps.mean_dice(theta), "spars/terminal_hit": sum(hits) / len(hits)})
+        dice = maps.mean_dice(theta)
+        self.best.consider(dice, step, self.model.policy)
+        self.run.log(step, {"spars/dice_eval": dice, "spars/terminal_hit": sum(hits) / len(hits)})
         case, heat = self.env.cases[0], self.env.lattice.expand(maps.blocks[0]).float().cpu()
         truth = torch.zeros_like(case.image) if case.label is None else case.label
         tumour = truth == TUMOUR

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from stable_baselines3 import PPO
+import gymnasium as gym
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 
@@ -25,7 +25,8 @@ from ...envs.adapters import LearnerEnv
 from ...envs.spars import SparsEnv
 from ...envs.spars_config import SparsConfig
 from ...evaluation.metrics import classification_metrics
-from ..ppo import PPOConfig, learn, restore
+from ..callbacks import Best
+from ..ppo import Learner, PPOConfig, learn, restore
 from .callbacks import Examine, Watch
 from .policies import PolicyName, policy_arguments
 from .self_play import InitialOpponent, SelfPlay, Snapshot
@@ -80,6 +81,9 @@ class EvaluationConfig:
     """Start positions are moved by up to this many lattice cells along each axis."""
     deterministic: bool = False
     """Take the likeliest action instead of a drawn one."""
+    best: bool = False
+    """Judge the weights that had the highest mean Dice on the validation cases while training (see examine_every),
+    instead of the last ones."""
     tolerance_mm: float = 7.0
     """Of the normalised surface Dice, in mm; 7 is the Decathlon's for the liver."""
     pictures: int = 4
@@ -123,8 +127,8 @@ class SparsExperiment:
     checkpoint_every: int = 20_480
     """Environment steps between checkpoints."""
     examine_every: int = 40_960
-    """Environment steps between looks at the validation cases while training (curves and pictures only; their labels
-    choose nothing); 0: never."""
+    """Environment steps between looks at the validation cases while training, for curves, pictures and the best
+    weights (which only evaluation.best uses); 0: never."""
 
     def __post_init__(self) -> None:
         check(self, seed=(0, 2**32 - 1), checkpoint_every=AT_LEAST_1, examine_every=AT_LEAST_0)
@@ -135,6 +139,13 @@ class SparsExperiment:
         Raises:
             ValueError: a value outside its range.
         """
+        if self.ppo.normalize_observations:
+            raise ValueError(
+                "ppo.normalize_observations is True but opponents and evaluation read the observations as they are, "
+                "which is in [-1, 1] or normalised by the policy; leave it False"
+            )
+        if self.evaluation.best and not self.examine_every:
+            raise ValueError("evaluation.best is True but examine_every is 0: no look could find the best weights")
         needed = self.env.score_source == "classifier" or self.env.obs_mode == "features"
         classifier = self.env.classifier or ("packaged" if self.env.data == "phantom" else TRAIN if needed else None)
         if self.ppo.total_timesteps == 0 and classifier != TRAIN:
@@ -251,23 +262,29 @@ def env_of(experiment: SparsExperiment, run: Run, config: SparsConfig | None = N
     return SparsEnv(config, device=experiment.device, **settings)
 
 
-def _train_agent(experiment: SparsExperiment, run: Run) -> PPO:
+def _policy_arguments(experiment: SparsExperiment, space: gym.Space[Any]) -> dict[str, Any]:
+    """`policy` and `policy_kwargs` of the learner, as the experiment says."""
+    arguments = policy_arguments(experiment.policy, space)
+    return {**arguments, "policy_kwargs": experiment.ppo.policy_kwargs(arguments["policy_kwargs"])}
+
+
+def _train_agent(experiment: SparsExperiment, run: Run) -> Learner:
     ppo = experiment.ppo
     env = env_of(experiment, run, num_envs=ppo.num_envs, eval_dice=False)
-    learner_env = LearnerEnv(env)
-    model = PPO(
-        env=learner_env,
+    model = Learner(
+        env=ppo.wrapped(LearnerEnv(env)),
         seed=experiment.seed,
         device=env.device,
-        **policy_arguments(experiment.policy, learner_env.observation_space),
+        **_policy_arguments(experiment, env.single_observation_space),
         **ppo.learner(),
     )
     self_play = None
     if env.config.n_agents == 2 and env.config.opponent == "snapshot":
         self_play = SelfPlay(env, experiment.self_play.refresh_every, experiment.self_play.initial_opponent)
-    checkpoint = run.resume()
+    best, checkpoint = Best(), run.resume()
     if checkpoint:
         restore(model, checkpoint)
+        best.load_state(checkpoint.state["best"])
         if self_play:
             self_play.load_state(checkpoint.state["self_play"], model.policy)
     seen = checkpoint.step if checkpoint else 0
@@ -275,9 +292,13 @@ def _train_agent(experiment: SparsExperiment, run: Run) -> PPO:
         model,
         run,
         ppo.total_timesteps,
-        [*([self_play] if self_play else []), Watch(env, self_play), *_examiners(experiment, run, self_play, seen)],
+        [
+            *([self_play] if self_play else []),
+            Watch(env, self_play),
+            *_examiners(experiment, run, self_play, best, seen),
+        ],
         checkpoint_every=experiment.checkpoint_every,
-        extra_state=lambda: {"self_play": self_play.state()} if self_play else {},
+        extra_state=lambda: {"best": best.state(), **({"self_play": self_play.state()} if self_play else {})},
         checkpoint=checkpoint,
     )
     if checkpoint is None or checkpoint.step < model.num_timesteps:  # a finished run stays as it is
@@ -289,16 +310,21 @@ def _train_agent(experiment: SparsExperiment, run: Run) -> PPO:
 def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple[Snapshot, Snapshot | None]:
     """The trained policy of a run and its last opponent (None in single-agent runs), frozen, on the env's device.
 
+    With evaluation.best the policy is that of the best look at the validation cases, else the last one.
+
     Raises:
-        ValueError: the run has no checkpoint, or one of another architecture.
+        ValueError: the run has no checkpoint, no best weights, or those of another architecture.
     """
     checkpoint = run.checkpoint()
-    arguments = policy_arguments(experiment.policy, env.single_observation_space)
-    kind: type[ActorCriticPolicy] = PPO.policy_aliases[arguments["policy"]]  # type: ignore[assignment]
+    weights = checkpoint.state["best"]["weights"] if experiment.evaluation.best else checkpoint.weights
+    if not weights:
+        raise ValueError(f"evaluation.best is True but {str(run.folder)!r} has not looked at labelled validation cases")
+    arguments = _policy_arguments(experiment, env.single_observation_space)
+    kind: type[ActorCriticPolicy] = Learner.policy_aliases[arguments["policy"]]  # type: ignore[assignment]
     policy = kind(
-        env.single_observation_space, env.single_action_space, lambda _: 0.0, **arguments.get("policy_kwargs", {})
+        env.single_observation_space, env.single_action_space, lambda _: 0.0, **arguments["policy_kwargs"]
     ).to(env.device)
-    load_into(policy, checkpoint.weights, f"{run.folder} at step {checkpoint.step}")
+    load_into(policy, weights, f"{run.folder} at step {checkpoint.step}")
     learner = Snapshot(policy)
     if "self_play" not in checkpoint.state or not checkpoint.state["self_play"]["weights"]:
         return learner, None
@@ -306,7 +332,9 @@ def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple
     return learner, Snapshot(policy)
 
 
-def _examiners(experiment: SparsExperiment, run: Run, self_play: SelfPlay | None, seen: int) -> list[BaseCallback]:
+def _examiners(
+    experiment: SparsExperiment, run: Run, self_play: SelfPlay | None, best: Best, seen: int
+) -> list[BaseCallback]:
     if not experiment.examine_every:
         return []
     config = replace(experiment.validation.of(experiment.env), eval_dice=False)
@@ -322,6 +350,7 @@ def _examiners(experiment: SparsExperiment, run: Run, self_play: SelfPlay | None
             run,
             experiment.examine_every,
             self_play,
+            best,
             deterministic=protocol.deterministic,
             jitter_cells=protocol.jitter_cells,
             seen=seen,

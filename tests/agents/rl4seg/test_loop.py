@@ -793,7 +793,7 @@ REFUSED = {
     "a name that tables give to another": ({"name": "AdaBN"}, "name is 'AdaBN', as tables call another method"),
     "a coefficient in the wrong place": (
         {"ppo.learner.ent_coef": 0.3},
-        "ppo.learner.ent_coef is decided by ppo.epochs, ppo.batch, ppo.ent_coef, ppo.kl_coef",
+        "ppo.learner.ent_coef is decided by ppo.epochs, ppo.batch, ppo.ent_coef, ppo.kl_coef and gold",
     ),
     "a mini-batch that fits the second iteration only": (
         {"ppo.learner.batch_size": 8},

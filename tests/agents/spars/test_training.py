@@ -11,7 +11,14 @@ from segarena.agents.spars.policies import policy_arguments
 from segarena.agents.spars.rollouts import Maps, choose_threshold, roll_out, score_map
 from segarena.agents.spars.rules import BfsToTau, Sweep, sweep_path
 from segarena.agents.spars.self_play import SelfPlay, Snapshot
-from segarena.agents.spars.training import CaseChoice, SparsExperiment
+from segarena.agents.spars.training import (
+    CaseChoice,
+    EvaluationConfig,
+    SparsExperiment,
+    env_of,
+    load_policies,
+    train,
+)
 from segarena.common.runs import Run
 from segarena.envs.adapters import LearnerEnv
 from segarena.envs.spars import RULES, SparsEnv
@@ -168,6 +175,49 @@ def test_shaping_with_another_discount_than_the_learners_is_refused():
     with pytest.raises(ValueError, match=r"env.gamma is 0.9 but ppo.gamma is 0.99"):
         experiment.resolved()
     assert replace(experiment, ppo=PPOConfig(gamma=0.9)).resolved().env.gamma == 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ppo": PPOConfig(normalize_observations=True)}, "ppo.normalize_observations is True but opponents"),
+        ({"evaluation": EvaluationConfig(best=True), "examine_every": 0}, "evaluation.best is True but examine_every"),
+    ],
+)
+def test_what_evaluation_could_not_use_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        SparsExperiment(env=SparsConfig(score_source="oracle_fraction"), **changes).resolved()
+
+
+def test_the_best_look_at_the_validation_cases_is_evaluated_where_that_is_asked_for(tmp_path):
+    ppo = PPOConfig(total_timesteps=256, num_envs=4, n_steps=16, batch_size=32, n_epochs=1, net_arch=[8])
+    experiment = SparsExperiment(
+        device="cpu",
+        env=SparsConfig(score_source="oracle_fraction", cases=["phantom_02000"], grid_shape=(32, 32, 24)),
+        validation=CaseChoice(cases=["phantom_01000"]),
+        test=CaseChoice(cases=["phantom_03000"]),
+        policy="flatten_mlp",
+        ppo=replace(ppo, normalize_rewards=True, learning_rate_schedule="linear"),
+        evaluation=EvaluationConfig(rollouts=2),
+        examine_every=64,
+        checkpoint_every=64,
+    )
+    run = train(experiment, tmp_path / "run", {})
+    looks = {line["step"]: line["spars/dice_eval"] for line in run.metrics() if "spars/dice_eval" in line}
+    best = run.checkpoint().state["best"]
+    assert best["score"] == max(looks.values()) == looks[best["step"]]
+    env = env_of(experiment, run)
+    last, _ = load_policies(experiment, run, env)
+    chosen, _ = load_policies(replace(experiment, evaluation=EvaluationConfig(rollouts=2, best=True)), run, env)
+    assert_weights(last.policy, run.checkpoint().weights)
+    assert_weights(chosen.policy, best["weights"])
+    assert not same(last.policy, chosen.policy)
+    assert last.policy.action_net.in_features == 8
+
+
+def assert_weights(policy, weights):
+    for name, value in policy.state_dict().items():
+        assert torch.equal(value, weights[name]), name
 
 
 def test_a_batch_that_does_not_divide_the_rollout_is_refused():

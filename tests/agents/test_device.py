@@ -1,0 +1,108 @@
+"""Training on a pretended CUDA device: no tensor is on the wrong device, and the host seldom waits for the device."""
+
+import pytest
+import torch
+import yaml
+from device_police import DevicePolice
+from segarena.agents.callbacks import RewardTerms
+from segarena.agents.command_line import main
+from segarena.agents.dense_ppo.policy import DensePolicy
+from segarena.agents.dense_ppo.ppo import DensePPO, DensePPOConfig
+from segarena.agents.ppo import Learner, PPOConfig
+from segarena.agents.rl4seg import stages
+from segarena.agents.spars.policies import policy_arguments
+from segarena.agents.spars.self_play import SelfPlay
+from segarena.datasets.echo.images import EchoDataConfig, PhantomPatients, load_echo
+from segarena.envs.adapters import LearnerEnv
+from segarena.envs.rl4seg import EchoEnv
+from segarena.envs.spars import SparsEnv
+from segarena.rewards.shape_prior import Corrector
+from stable_baselines3.common.callbacks import CallbackList
+
+SPARS = {
+    "device": "cuda",
+    "env": {"cases": ["phantom_02000"], "grid_shape": [32, 32, 24], "obs_mode": "features"},
+    "validation": {"cases": ["phantom_01000"]},
+    "test": {"cases": ["phantom_03000"]},
+    "policy": "feature_mlp",
+    "ppo": {"total_timesteps": 256, "num_envs": 4, "n_steps": 16, "batch_size": 32, "n_epochs": 1},
+    "evaluation": {"rollouts": 2},
+    "examine_every": 128,
+}
+RL4SEG = {
+    "paper": "rl4seg",
+    "device": "cuda",
+    "source": {"size": 32, "phantom_patients": {"train": 2, "val": 1, "test": 0, "pred": 0}},
+    "target": {"vendor": "b", "size": 32, "phantom_patients": {"train": 1, "val": 1, "test": 1, "pred": 2}},
+    "network": {"init_channels": 2},
+    "supervised": {"epochs": 1, "batch_size": 4},
+    "shape_prior": {"epochs": 1, "init_channels": 1, "latent": 8},
+    "iterations": 1,
+    "initial_images": 2,
+    "new_images": 4,
+    "reward_net": {"epochs": 1},
+    "ppo": {"epochs": 2, "batch": {"c0": 4}, "learner": {"n_epochs": 2}},
+}
+
+
+@pytest.mark.parametrize("config", [SPARS, RL4SEG], ids=["spars", "rl4seg"])
+def test_a_training_has_no_tensor_on_the_wrong_device(tmp_path, monkeypatch, config):
+    # an untrained policy's masks pass as valid, and as their own correction: there is reward data after one epoch
+    monkeypatch.setattr(stages, "valid_masks", lambda masks, border_policy: torch.ones(len(masks), dtype=torch.bool))
+    monkeypatch.setattr(Corrector, "__call__", lambda self, masks: masks)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with DevicePolice(watch="segarena") as police:
+        status = main(["train", "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run")])
+    assert not police.errors, police.errors
+    assert status == 0
+
+
+def test_an_iteration_of_dense_ppo_waits_for_its_two_logs_and_the_environment_only():
+    with DevicePolice() as police:
+        images = load_echo(EchoDataConfig(size=32, phantom_patients=PhantomPatients(train=2)), "train")
+        env = EchoEnv(images=images, num_envs=8, deck="shared", expose_truth=False, device="cuda")
+        config = DensePPOConfig(num_envs=8, n_epochs=2, imitate=True)
+        kwargs = {"init_channels": 2, "norm_mode": "batch"}
+        model = DensePPO(DensePolicy, LearnerEnv(env), config, policy_kwargs=kwargs, seed=0, device="cuda")
+        model.learn(8, callback=RewardTerms(env))
+        with police.count() as counted:
+            model.learn(16, callback=RewardTerms(env), reset_num_timesteps=False)  # two iterations
+    assert not police.errors, police.errors
+    own = sum(times for (_, where), times in counted.waits.items() if where.startswith("dense_ppo/"))
+    assert own == 2 * 2, counted.report()  # the logs of rollout and update
+    assert counted.total <= 5 * 2, counted.report()
+
+
+@pytest.fixture
+def flags(monkeypatch):
+    """cuDNN's settings, put back afterwards."""
+    for name in ("deterministic", "benchmark"):
+        monkeypatch.setattr(torch.backends.cudnn, name, name == "benchmark")
+    return torch.backends.cudnn
+
+
+def test_ppo_waits_a_stated_number_of_times_per_step_and_minibatch_and_leaves_cudnn_alone(flags):
+    with DevicePolice() as police:
+        env = SparsEnv(
+            num_envs=16,
+            device="cuda",
+            obs_mode="features",
+            cases=["phantom_02000"],
+            grid_shape=(32, 32, 24),
+            threshold=1.0,
+            eval_dice=False,
+        )
+        arguments = policy_arguments("feature_mlp", env.single_observation_space)
+        config = PPOConfig(num_envs=16, n_steps=16, batch_size=64, n_epochs=1)
+        model = Learner(env=LearnerEnv(env), seed=0, device="cuda", **arguments, **config.learner())
+        assert (flags.deterministic, flags.benchmark) == (False, True)
+        callback = CallbackList([SelfPlay(env), RewardTerms(env)])
+        model.learn(256, callback=callback)
+        update, model.train = model.train, lambda: None
+        with police.count() as rollout:
+            model.learn(256, callback=callback, reset_num_timesteps=False)
+        with police.count() as gradients:
+            update()
+    assert not police.errors, police.errors
+    assert rollout.total <= 23 * 16, rollout.report()
+    assert gradients.total <= 13 * 4 + 1, gradients.report()

@@ -1,0 +1,294 @@
+"""SB3's PPO inside a run: resuming in wrappers, the settings that users tune, and the callbacks of every learner."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from segarena.agents.callbacks import Best
+from segarena.agents.ppo import Learner, PPOConfig, learn, restore
+from segarena.common.runs import Run
+from segarena.envs.adapters import LearnerEnv
+from segarena.envs.core import BatchedEnv
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecCheckNan, VecEnvWrapper, VecFrameStack, VecNormalize
+from torch import nn
+
+SMALL = {"num_envs": 4, "n_steps": 8, "batch_size": 16, "n_epochs": 2, "learning_rate": 1e-3}
+ROLLOUT = 32
+
+
+class Point(BatchedEnv):
+    """Bring a point to 0 by small pushes; pays for closeness, less the effort."""
+
+    def __init__(self, num_envs=4, *, parts=False):
+        super().__init__(num_envs=num_envs, device="cpu", horizon=12)
+        self.parts = parts
+        box = spaces.Box(-100.0, 100.0, (2,), np.float32)
+        picture = spaces.Box(0, 255, (3,), np.uint8)
+        self.single_observation_space = spaces.Dict({"place": box, "picture": picture}) if parts else box
+        self.single_action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.place = torch.zeros(num_envs)
+
+    def _reset(self, rows, options):
+        self.place = self.place.index_copy(0, rows, 4 * self.streams.uniform(1, rows)[:, 0].float() - 2)
+
+    def _step(self, actions):
+        self.place = self.place + actions[:, 0]
+        self.reward_terms = {"closeness": 1 - self.place.abs(), "effort": -0.1 * actions[:, 0] ** 2}
+        return sum(self.reward_terms.values()), self.place.abs() > 5
+
+    def observe(self, rows=None):
+        place = self.place if rows is None else self.place[rows]
+        vector = torch.stack((50 * place + 20, torch.ones_like(place)), dim=1)
+        picture = torch.ones(len(place), 3, dtype=torch.uint8)
+        return {"place": vector, "picture": picture} if self.parts else vector
+
+    def state(self):
+        return {**super().state(), "place": self.place}
+
+    def load_state(self, state):
+        super().load_state(state)
+        self.place = state["place"].clone()
+
+    def _render_frame(self, row):
+        return np.zeros((1, 1, 3), np.uint8)
+
+
+def learner(config=None, wrap=None, env=None, seed=3):
+    config = config or PPOConfig(**SMALL)
+    env = LearnerEnv(env or Point(config.num_envs))
+    env = wrap(env) if wrap else config.wrapped(env)
+    policy = "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy"
+    kwargs = config.policy_kwargs()
+    return Learner(policy, env, seed=seed, device="cpu", policy_kwargs=kwargs, **config.learner())
+
+
+def train(model, folder, rollouts, callbacks=(), checkpoint=None):
+    if checkpoint:
+        restore(model, checkpoint)
+    settings = {"checkpoint_every": 2 * ROLLOUT, "extra_state": dict, "checkpoint": checkpoint}
+    learn(model, Run(folder), rollouts * ROLLOUT, list(callbacks), **settings)
+    return Run(folder)
+
+
+class KilledError(Exception):
+    pass
+
+
+class Kill(BaseCallback):
+    """Dies in step number `at`."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def _on_step(self):
+        self.at -= 1
+        if not self.at:
+            raise KilledError
+        return True
+
+
+WRAPS = {
+    "nothing": lambda env: env,
+    "VecNormalize": VecNormalize,
+    "frames, normalised": lambda env: VecNormalize(VecFrameStack(env, 3)),
+    "normalised frames": lambda env: VecFrameStack(VecNormalize(env, norm_reward=False), 3),
+    "a dict": lambda env: VecNormalize(VecFrameStack(env, 2), norm_obs_keys=["place"]),
+    "a check": lambda env: VecNormalize(VecCheckNan(env)),
+}
+
+
+@pytest.mark.parametrize("wraps", WRAPS)
+def test_a_learner_in_wrappers_killed_and_resumed_ends_bit_for_bit_like_one_that_was_not(tmp_path, wraps):
+    def fresh():
+        return learner(wrap=WRAPS[wraps], env=Point(parts=wraps == "a dict"))
+
+    whole = train(fresh(), tmp_path / "whole", 6)
+    with pytest.raises(KilledError):
+        train(fresh(), tmp_path / "killed", 6, [Kill(27)])
+    torch.rand(5)  # the global generators must not matter
+    np.random.rand(5)  # noqa: NPY002
+    killed = Run(tmp_path / "killed")
+    checkpoint = killed.resume()
+    assert 0 < checkpoint.step < 4 * ROLLOUT
+    train(fresh(), tmp_path / "killed", 6, checkpoint=checkpoint)
+    same(whole.checkpoint().weights, killed.checkpoint().weights)
+    states = [{k: v for k, v in run.checkpoint().state.items() if k != "metrics_bytes"} for run in (whole, killed)]
+    same(*states)
+    curves = [
+        [{k: v for k, v in line.items() if "time/" not in k} for line in run.metrics()] for run in (whole, killed)
+    ]
+    assert curves[0] == curves[1]
+
+
+def same(one, other, where="state"):
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for name in one:
+            same(one[name], other[name], f"{where}.{name}")
+    elif isinstance(one, list):
+        assert len(one) == len(other), where
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            same(*pair, f"{where}[{number}]")
+    else:
+        assert one == other, where
+
+
+def test_a_checkpoint_holds_the_statistics_of_the_wrapper(tmp_path):
+    model = learner(wrap=VecNormalize)
+    (state,) = train(model, tmp_path, 4).checkpoint().state["wrappers"]
+    assert state["observations..mean"][0] == pytest.approx(model.env.obs_rms.mean[0])
+    assert float(state["observations..count"]) == pytest.approx(4 * ROLLOUT + 4, abs=0.01)  # and the first observation
+    assert float(state["rewards.var"]) != 1.0
+
+
+def test_a_wrapper_of_unknown_state_is_refused_before_anything_is_learned(tmp_path):
+    class Own(VecEnvWrapper):
+        def reset(self):
+            return self.venv.reset()
+
+        def step_wait(self):
+            return self.venv.step_wait()
+
+    model = learner(wrap=Own)
+    with pytest.raises(ValueError, match="in a Own, whose state cannot be saved; use VecNormalize"):
+        train(model, tmp_path, 1)
+    assert model.num_timesteps == 0
+
+
+def test_normalised_observations_and_rewards_are_learned_from():
+    def closeness(**changes):
+        env = Point(16)
+        config = PPOConfig(**{**SMALL, "num_envs": 16, "n_steps": 24, "batch_size": 64, "n_epochs": 8, **changes})
+        model = learner(config, env=env)
+        model.learn(12 * 16 * 24)
+        return sum(episode["r"] for episode in model.ep_info_buffer) / len(model.ep_info_buffer)
+
+    normalised = closeness(normalize_observations=True, normalize_rewards=True)
+    untrained = closeness(normalize_observations=True, normalize_rewards=True, learning_rate=1e-9)
+    assert normalised > 3.0 > 0.0 > untrained
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_defaults_are_those_of_the_published_runs():
+    published = {
+        "learning_rate": 3e-4, "n_steps": 32, "batch_size": 512, "n_epochs": 4, "gamma": 0.99, "gae_lambda": 0.95,
+        "clip_range": 0.2, "ent_coef": 0.01, "vf_coef": 0.5, "max_grad_norm": 0.5,
+        "clip_range_vf": None, "normalize_advantage": True, "target_kl": None,
+    }  # fmt: skip
+    assert PPOConfig().learner() == published
+    env = LearnerEnv(Point())
+    assert PPOConfig().wrapped(env) is env
+    assert PPOConfig().policy_kwargs({"net_arch": [3]}) == {"net_arch": [3], "log_std_init": 0.0}
+
+
+class Rates(BaseCallback):
+    """Learning rate and clip range after each update."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def _on_rollout_start(self):
+        if self.num_timesteps:
+            rate = self.model.policy.optimizer.param_groups[0]["lr"]
+            self.seen.append((rate, self.logger.name_to_value["train/clip_range"]))
+
+    def _on_step(self):
+        return True
+
+
+def test_linear_schedules_fall_to_zero_at_the_end(tmp_path):
+    linear = {"learning_rate_schedule": "linear", "clip_range_schedule": "linear"}
+    rates = Rates()
+    model = learner(PPOConfig(**SMALL, **linear))
+    train(model, tmp_path, 4, [rates])
+    np.testing.assert_allclose(rates.seen, [(7.5e-4, 0.15), (5e-4, 0.1), (2.5e-4, 0.05)])
+    assert model.policy.optimizer.param_groups[0]["lr"] == 0.0
+    assert model.lr_schedule(-0.3) == 0.0, "a rollout that goes beyond the end does not learn backwards"
+
+
+def test_settings_reach_the_learner_and_its_policy():
+    changes = {"net_arch": [7, 5], "log_std_init": -1.5, "clip_range_vf": 0.3, "target_kl": 0.01}
+    model = learner(PPOConfig(**SMALL, **changes, normalize_advantage=False))
+    widths = [layer.out_features for layer in model.policy.mlp_extractor.policy_net if isinstance(layer, nn.Linear)]
+    assert widths == [7, 5]
+    assert model.policy.log_std.tolist() == [-1.5]
+    assert (model.clip_range_vf(1.0), model.target_kl, model.normalize_advantage) == (0.3, 0.01, False)
+
+
+def test_normalising_wraps_the_floats_and_refuses_where_there_are_none():
+    config = PPOConfig(**SMALL, normalize_observations=True, gamma=0.9)
+    env = config.wrapped(LearnerEnv(Point(parts=True)))
+    assert isinstance(env, VecNormalize)
+    assert (env.norm_obs_keys, env.norm_reward, env.gamma) == (["place"], False, 0.9)
+    bytes_only = Point()
+    bytes_only.single_observation_space = spaces.Box(0, 255, (4,), np.uint8)
+    with pytest.raises(ValueError, match=r"normalize_observations is True but observations are .*none of them float32"):
+        config.wrapped(LearnerEnv(bytes_only))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate_schedule": "cosine"}, "learning_rate_schedule is 'cosine' but must be"),
+        ({"clip_range_vf": 0.0}, "clip_range_vf is 0.0"),
+        ({"target_kl": -1.0}, "target_kl is -1.0"),
+        ({"net_arch": [64, 0]}, r"net_arch is \[64, 0\]"),
+        ({"log_std_init": math.nan}, "log_std_init is nan"),
+        ({"batch_size": 1}, "batch_size is 1 but must be at least 2"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PPOConfig(**settings)
+
+
+def test_without_normalised_advantages_a_batch_may_be_one_sample():
+    assert PPOConfig(batch_size=1, normalize_advantage=False).batch_size == 1
+
+
+# -- callbacks ---------------------------------------------------------------------------------------------------------
+
+
+def test_reward_terms_are_logged_as_means_per_step_and_add_up_to_the_reward(tmp_path):
+    rewards = []
+
+    class Look(BaseCallback):
+        def _on_step(self):
+            rewards.append(self.locals["rewards"].mean())
+            return True
+
+    last = train(learner(), tmp_path, 2, [Look()]).metrics()[-1]
+    assert last["reward/effort"] < 0
+    assert last["reward/closeness"] + last["reward/effort"] == pytest.approx(np.mean(rewards[8:]), abs=1e-5)
+
+
+def test_the_best_weights_are_those_of_the_highest_score_and_nan_is_none():
+    best, net = Best(), nn.Linear(1, 1)
+    for step, score in enumerate([math.nan, 0.3, 0.7, 0.7, math.nan, 0.5]):
+        nn.init.constant_(net.weight, step)
+        best.consider(score, step, net)
+    again = Best()
+    again.load_state(best.state())
+    assert (again.score, again.step, float(again.weights["weight"])) == (0.7, 2, 2.0)
+
+
+def test_the_bar_shows_the_mean_return(tmp_path, capsys):
+    train(learner(), tmp_path, 2)
+    assert "return=" in capsys.readouterr().err
+    assert not capsys.readouterr().out
+
+
+def test_checkpoints_need_a_whole_step_between_them(tmp_path):
+    broken = partial(learn, learner(), Run(tmp_path), 32, [], extra_state=dict, checkpoint=None)
+    with pytest.raises(ValueError, match="checkpoint_every is 0 steps"):
+        broken(checkpoint_every=0)
