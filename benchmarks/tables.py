@@ -4,17 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from segarena.agents.papers import PAPERS
-from segarena.agents.spars.evaluation import COLUMNS
+from segarena.agents.spars.evaluation import METRICS
 from segarena.evaluation.results import read_results
 
-SPARS = ("dice", COLUMNS["dice_at_0.5"], "lesion_recall", COLUMNS["terminal_hit"], COLUMNS["steps"])
+SPARS = ("dice", METRICS["dice_at_0.5"], "lesion_recall", METRICS["terminal_hit"], METRICS["steps"])
 
 
 def tables_of(folder: Path) -> list[str]:
     """The tables of one folder of results."""
     results = read_results(folder)
     paper = PAPERS[results[0].paper.lower()]
-    return replace(paper, metrics=SPARS).tables(results) if results[0].paper == "SPARS" else paper.tables(results)
+    return replace(paper, columns=SPARS).tables(results) if results[0].paper == "SPARS" else paper.tables(results)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ Pixels = npt.NDArray[np.bool_]
 
 STRUCTURES = ("endo", "myo", "epi")
 PAPER_BATCH = 32
-COLUMNS = {
+METRICS = {
     one.name: one
     for one in (
         Column("dice_endo", "Dice ENDO", "%", 100, 1),
@@ -40,7 +40,7 @@ COLUMNS = {
         Column("empty", "LV or MYO missing", "%", 100, 1),
     )
 }
-"""How a table shows the metrics of `echo_metrics`, by name."""
+"""Columns of `echo_metrics` that `report.STANDARD` lacks, by name."""
 
 
 def largest_heart(masks: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from segarena.agents.papers import PAPERS
-from segarena.agents.spars.evaluation import COLUMNS
+from segarena.agents.spars.evaluation import METRICS
 from segarena.envs import rl4seg, spars
 from segarena.evaluation import echo
 from segarena.evaluation.report import table
@@ -35,7 +35,7 @@ def test_links_and_configurations_exist(page):
 
 @pytest.mark.parametrize("folder", ["spars_phantom", "spars_implanted", "spars_implanted_unseen_patient"])
 def test_the_tables_of_the_page_are_made_from_the_results(folder):
-    columns = ("dice", COLUMNS["dice_at_0.5"], "lesion_recall", COLUMNS["terminal_hit"], COLUMNS["steps"])
+    columns = ("dice", METRICS["dice_at_0.5"], "lesion_recall", METRICS["terminal_hit"], METRICS["steps"])
     made = table(read_results(ROOT / "benchmarks" / "results" / folder), columns, baseline="score map (mean)")
     page = (ROOT / "docs" / "spars.md").read_text(encoding="utf-8")
     assert all(line in page for line in made.splitlines())
@@ -51,11 +51,11 @@ def test_the_tables_of_the_second_page_are_made_from_the_results(folder):
 
 def test_the_table_of_the_readme_is_made_from_the_results():
     results = read_results(ROOT / "benchmarks" / "results" / "spars_phantom")
-    made = table(results, ("dice", COLUMNS["terminal_hit"], COLUMNS["steps"])).split("\n\n")[0]
+    made = table(results, ("dice", METRICS["terminal_hit"], METRICS["steps"])).split("\n\n")[0]
     assert made in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_second_table_of_the_readme_is_made_from_the_results():
     results = read_results(ROOT / "benchmarks" / "results" / "rl4seg_phantom")
-    made = table(results, [echo.COLUMNS[name] for name in ("dice_avg", "hd_epi_mm", "valid")]).split("\n\n")[0]
+    made = table(results, [echo.METRICS[name] for name in ("dice_avg", "hd_epi_mm", "valid")]).split("\n\n")[0]
     assert made in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,14 +1,12 @@
 """One PPO of RL4Seg inside a stage, and what is watched while it learns (paper: RL4Seg, sections 4, 5.1, 11.5)."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor, nn
 
-from ...common.files import replacing
 from ...common.runs import Run
 from ...datasets.images import ImagePool
 from ...envs.adapters import LearnerEnv
@@ -137,13 +135,12 @@ def env_of(
     return EchoEnv(images=images, device=context.device, expose_truth=False, **settings)
 
 
-def export(context: Context, policy: UNet, path: Path) -> None:
-    """Write a policy as a zip of Stable-Baselines3, for `DensePPO.load`; without critic and reference."""
+def exported(context: Context, policy: UNet) -> DensePPO:
+    """A policy as a learner of Stable-Baselines3, for its zip; without critic and reference."""
     config = DensePPOConfig(critic="none", objective="pg", n_epochs=1, kl_coef=0.0)
     model = learner(context, env_of(context, context.source_val, "anatomical", config), config, context.experiment.seed)
     model.policy.actor.load_state_dict(policy.state_dict())
-    with replacing(path) as unfinished:
-        model.save(unfinished)
+    return model
 
 
 class Examine(BaseCallback):

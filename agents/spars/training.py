@@ -1,38 +1,34 @@
 """Training SPARS: a presence classifier, then self-play PPO against it (paper: SPARS, section 5)."""
 
 import logging
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ...classifiers.presence import CELL, DensePresenceNet, save_presence
-from ...classifiers.train_presence import PresenceTrainingConfig, train_presence
-from ...common.checkpoints import load_into
+from ...classifiers.train_presence import train_presence
+from ...common.checkpoints import Checkpoint, load_into
 from ...common.device import resolve_device
-from ...common.files import replacing
 from ...common.runs import Run, chosen, plain
 from ...datasets.liver.cases import HU_WINDOW, LiverDataConfig, iter_liver_cases, liver_case_ids, load_liver_cases
 from ...envs.adapters import LearnerEnv
 from ...envs.spars import SparsEnv
 from ...envs.spars_config import SparsConfig
 from ...evaluation.metrics import classification_metrics
-from ..ppo import PPOConfig, learn, require, restore
+from ..ppo import learn, restore
 from .callbacks import Examine, Watch
-from .policies import PolicyName, policy_arguments
-from .self_play import InitialOpponent, SelfPlay, Snapshot
+from .config import TRAIN, SparsExperiment
+from .policies import policy_arguments
+from .self_play import SelfPlay, Snapshot
 
 log = logging.getLogger(__name__)
 
-TRAIN = "train"
-"""As `env.classifier`: train one in the run before the agent."""
 CLASSIFIER = "presence.safetensors"
 """File of the classifier in its stage."""
 CLASSIFIER_KEYS = (
@@ -42,145 +38,9 @@ CLASSIFIER_KEYS = (
 """Keys of the configuration that the classifier's training depends on."""
 
 
-@dataclass(frozen=True)
-class CaseChoice:
-    """Some cases of `env.data`, for one purpose."""
-
-    split: str = "test"
-    """classifier_train, classifier_val, rl_pool, test or all."""
-    cases: list[str] | None = None
-    """Case ids (* and ? stand for any text), which win over the split."""
-
-    def of(self, env: SparsConfig) -> SparsConfig:
-        """The environment's configuration with these cases."""
-        return replace(env, split=self.split, cases=self.cases)
-
-
-@dataclass(frozen=True)
-class SelfPlayConfig:
-    """Who competes while the learner learns (section 4)."""
-
-    refresh_every: int = 1
-    """Rollouts between two copies of the learner into its opponent (of n_steps each)."""
-    initial_opponent: InitialOpponent = "self_snapshot"
-    """Before the first refresh: the untrained learner, constant0 (always +z; paper) or random."""
-
-    def __post_init__(self) -> None:
-        require("self_play.", self, refresh_every=(1, math.inf))
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """How a trained policy segments unseen cases (section 7)."""
-
-    rollouts: int = 8
-    """K: episodes per case whose maps are averaged."""
-    jitter_cells: int = 2
-    """Start positions are moved by up to this many lattice cells along each axis."""
-    deterministic: bool = False
-    """Take the likeliest action instead of a drawn one."""
-    tolerance_mm: float = 7.0
-    """Of the normalised surface Dice, in mm; 7 is the Decathlon's for the liver."""
-    pictures: int = 4
-    """Cases shown in each figure."""
-
-    def __post_init__(self) -> None:
-        least_one, least_zero = (1, math.inf), (0, math.inf)
-        require("evaluation.", self, rollouts=least_one, pictures=least_one)
-        require("evaluation.", self, jitter_cells=least_zero, tolerance_mm=least_zero)
-
-
-@dataclass(frozen=True)
-class SparsExperiment:
-    """One SPARS run: data, classifier, env, learner and evaluation."""
-
-    paper: Literal["spars"] = "spars"
-    """Whose experiment this is; decides all other options: spars, or rl4seg (train --paper rl4seg --help)."""
-    name: str = "SPARS"
-    """What the trained policy is called in tables."""
-    seed: int = 0
-    """Of classifier, learner, environment and evaluation."""
-    device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
-    env: SparsConfig = field(default_factory=SparsConfig)
-    """The env. env.classifier: a .safetensors file, "packaged" (made for phantoms), or "train"."""
-    presence: PresenceTrainingConfig = field(default_factory=PresenceTrainingConfig)
-    """Training of the classifier, with env.classifier=train."""
-    classifier_train: CaseChoice = field(default_factory=lambda: CaseChoice(split="classifier_train"))
-    """Cases from which the classifier learns."""
-    validation: CaseChoice = field(default_factory=lambda: CaseChoice(split="classifier_val"))
-    """Cases that choose the classifier's best epoch and every mask threshold."""
-    test: CaseChoice = field(default_factory=CaseChoice)
-    """Cases that nothing was chosen or trained on."""
-    policy: PolicyName = "window_cnn"
-    """window_cnn; feature_mlp (needs env.obs_mode=features); flatten_mlp (paper)."""
-    ppo: PPOConfig = field(default_factory=PPOConfig)
-    """The learner."""
-    self_play: SelfPlayConfig = field(default_factory=SelfPlayConfig)
-    """The opponent, with env.n_agents=2 and env.opponent=snapshot."""
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """The protocol of `evaluate`."""
-    checkpoint_every: int = 20_480
-    """Environment steps between checkpoints."""
-    examine_every: int = 40_960
-    """Environment steps between looks at the validation cases while training (curves and pictures only; their labels
-    choose nothing); 0: never."""
-
-    def __post_init__(self) -> None:
-        require("", self, seed=(0, 2**32 - 1), checkpoint_every=(1, math.inf), examine_every=(0, math.inf))
-
-    def resolved(self) -> "SparsExperiment":
-        """The same with nothing left open.
-
-        Raises:
-            ValueError: a value outside its range.
-        """
-        needed = self.env.score_source == "classifier" or self.env.obs_mode == "features"
-        classifier = self.env.classifier or ("packaged" if self.env.data == "phantom" else TRAIN if needed else None)
-        if self.ppo.total_timesteps == 0 and classifier != TRAIN:
-            raise ValueError("nothing to train: ppo.total_timesteps is 0 and env.classifier is not 'train'")
-        if classifier not in (None, "packaged", TRAIN):
-            classifier = str(Path(classifier).resolve())  # the run can then be continued from anywhere
-        data = self.env.data if self.env.data == "phantom" else str(Path(self.env.data).resolve())
-        env = replace(self.env, classifier=classifier, data=data).resolved()
-        if env.reward == "shaped" and env.gamma != self.ppo.gamma:
-            raise ValueError(
-                f"env.gamma is {env.gamma} but ppo.gamma is {self.ppo.gamma}; with reward 'shaped' they must be equal, "
-                f"or the potential changes which policy is best"
-            )
-        return replace(self, env=env)
-
-
-def train(
-    experiment: SparsExperiment,
-    out: str | Path,
-    environment: Mapping[str, Any],
-    *,
-    sb3_zip: str | Path | None = None,
-) -> Run:
-    """Train in the new folder `out`; see `resume` for a run that was interrupted.
-
-    environment: what is to be kept of the machine. sb3_zip: also write the learner as a zip of Stable-Baselines3, for
-    its own `PPO.load`.
-
-    Raises:
-        ValueError: a value, case, file or folder that cannot be used; nothing is written then.
-        FileNotFoundError: a missing folder or file.
-    """
-    experiment = experiment.resolved()
-    _check(experiment)
-    return _train(experiment, Run.create(out, plain(asdict(experiment)), environment), sb3_zip)
-
-
-def resume(experiment: SparsExperiment, out: str | Path, *, sb3_zip: str | Path | None = None) -> Run:
-    """Continue the run in the folder `out`, which `experiment` describes, from its last checkpoint."""
-    return _train(experiment.resolved(), Run.open(out), sb3_zip)
-
-
-def _check(experiment: SparsExperiment) -> None:
+def check(experiment: SparsExperiment) -> None:
     """Raises whatever can be known to be wrong before anything is written."""
     settings, is_trained = experiment.env, experiment.env.classifier == TRAIN
-    resolve_device(experiment.device)
     for choice in (experiment.validation, experiment.test):
         liver_case_ids(choice.of(settings))
     if is_trained:
@@ -207,17 +67,13 @@ def _check(experiment: SparsExperiment) -> None:
         policy_arguments(experiment.policy, env.single_observation_space)
 
 
-def _train(experiment: SparsExperiment, run: Run, sb3_zip: str | Path | None) -> Run:
+def train(experiment: SparsExperiment, run: Run) -> None:
+    """Train what is not finished: the classifier, then the agent."""
     if experiment.env.classifier == TRAIN:
         settings = chosen(asdict(experiment), CLASSIFIER_KEYS)
         run.stage("classifier").complete(settings, partial(_train_classifier, experiment))
     if experiment.ppo.total_timesteps:
-        model = _train_agent(experiment, run)
-        if sb3_zip is not None:
-            with replacing(Path(sb3_zip)) as unfinished:
-                model.save(unfinished)
-    run.close()
-    return run
+        _train_agent(experiment, run)
 
 
 def trained_classifier(experiment: SparsExperiment, run: Run) -> Path:
@@ -251,16 +107,16 @@ def env_of(experiment: SparsExperiment, run: Run, config: SparsConfig | None = N
     return SparsEnv(config, device=experiment.device, **settings)
 
 
-def _train_agent(experiment: SparsExperiment, run: Run) -> PPO:
-    ppo = experiment.ppo
-    env = env_of(experiment, run, num_envs=ppo.num_envs, eval_dice=False)
+def _begun(experiment: SparsExperiment, run: Run) -> tuple[PPO, SparsEnv, SelfPlay | None, Checkpoint | None]:
+    """The learner where the run's last checkpoint left it, or fresh; its environment and its opponent."""
+    env = env_of(experiment, run, num_envs=experiment.ppo.num_envs, eval_dice=False)
     learner_env = LearnerEnv(env)
     model = PPO(
         env=learner_env,
         seed=experiment.seed,
         device=env.device,
         **policy_arguments(experiment.policy, learner_env.observation_space),
-        **ppo.learner(),
+        **experiment.ppo.learner(),
     )
     self_play = None
     if env.config.n_agents == 2 and env.config.opponent == "snapshot":
@@ -270,11 +126,27 @@ def _train_agent(experiment: SparsExperiment, run: Run) -> PPO:
         restore(model, checkpoint)
         if self_play:
             self_play.load_state(checkpoint.state["self_play"], model.policy)
+    return model, env, self_play, checkpoint
+
+
+def learner(experiment: SparsExperiment, run: Run) -> PPO:
+    """The trained agent as a learner of Stable-Baselines3.
+
+    Raises:
+        ValueError: the run trains a classifier only.
+    """
+    if not experiment.ppo.total_timesteps:
+        raise ValueError("export_sb3 needs an agent, but this run trains none: ppo.total_timesteps is 0")
+    return _begun(experiment, run)[0]
+
+
+def _train_agent(experiment: SparsExperiment, run: Run) -> None:
+    model, env, self_play, checkpoint = _begun(experiment, run)
     seen = checkpoint.step if checkpoint else 0
     learn(
         model,
         run,
-        ppo.total_timesteps,
+        experiment.ppo.total_timesteps,
         [*([self_play] if self_play else []), Watch(env, self_play), *_examiners(experiment, run, self_play, seen)],
         checkpoint_every=experiment.checkpoint_every,
         extra_state=lambda: {"self_play": self_play.state()} if self_play else {},
@@ -283,7 +155,6 @@ def _train_agent(experiment: SparsExperiment, run: Run) -> PPO:
     if checkpoint is None or checkpoint.step < model.num_timesteps:  # a finished run stays as it is
         outcome = {name: value for name, value in run.metrics()[-1].items() if name.startswith(("spars/", "rollout/"))}
         run.log_hparams(plain(asdict(experiment)), outcome)
-    return model
 
 
 def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple[Snapshot, Snapshot | None]:
@@ -309,13 +180,11 @@ def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple
 def _examiners(experiment: SparsExperiment, run: Run, self_play: SelfPlay | None, seen: int) -> list[BaseCallback]:
     if not experiment.examine_every:
         return []
-    config = replace(experiment.validation.of(experiment.env), eval_dice=False)
-    slots = len(liver_case_ids(config)) * experiment.evaluation.rollouts
-    env = env_of(experiment, run, config, num_envs=slots)
+    config, protocol = replace(experiment.validation.of(experiment.env), eval_dice=False), experiment.evaluation
+    env = env_of(experiment, run, config, num_envs=len(liver_case_ids(config)) * protocol.rollouts)
     if any(case.label is None for case in env.cases):
         log.warning("validation cases without labels: training is not looked at on the way (examine_every)")
         return []
-    protocol = experiment.evaluation
     return [
         Examine(
             env,

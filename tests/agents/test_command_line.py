@@ -19,7 +19,7 @@ import segarena
 import torch
 import yaml
 from segarena.agents.command_line import main, read_experiment
-from segarena.agents.spars.training import SparsExperiment
+from segarena.agents.spars.config import SparsExperiment
 from segarena.common.runs import Run
 from segarena.envs import ENVIRONMENTS
 from segarena.evaluation.results import read_results

@@ -11,7 +11,7 @@ from segarena.datasets.echo.phantom import VENDORS, echo_phantom
 from segarena.datasets.images import ImagePool
 from segarena.evaluation import metrics as m
 from segarena.evaluation.echo import (
-    COLUMNS,
+    METRICS,
     dice_batch32,
     echo_case_metrics,
     echo_cases,
@@ -26,7 +26,7 @@ from segarena.evaluation.results import Result, count_origins
 from segarena.evaluation.statistics import bootstrap_interval, cluster_means, paired_wilcoxon
 
 SPACING = (0.5, 0.3)
-SHOWN = [COLUMNS[name] for name in ("dice_endo", "dice_myo", "dice_epi", "hd_endo_mm", "hd_epi_mm", "valid")]
+SHOWN = [METRICS[name] for name in ("dice_endo", "dice_myo", "dice_epi", "hd_endo_mm", "hd_epi_mm", "valid")]
 
 
 def heart(lv_from: int = 3) -> torch.Tensor:

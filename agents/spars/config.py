@@ -1,0 +1,120 @@
+"""The configuration of a SPARS run (paper: SPARS, sections 4, 5 and 7)."""
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from ...classifiers.train_presence import PresenceTrainingConfig
+from ...envs.spars_config import SparsConfig
+from ..experiment import Experiment
+from ..ppo import PPOConfig, require
+from .policies import PolicyName
+from .self_play import InitialOpponent
+
+TRAIN = "train"
+"""Value of `env.classifier`: train one in the run before the agent."""
+
+
+@dataclass(frozen=True)
+class CaseChoice:
+    """Some cases of `env.data`, for one purpose."""
+
+    split: str = "test"
+    """classifier_train, classifier_val, rl_pool, test or all."""
+    cases: list[str] | None = None
+    """Case ids (* and ? stand for any text), which win over the split."""
+
+    def of(self, env: SparsConfig) -> SparsConfig:
+        """The environment's configuration with these cases."""
+        return replace(env, split=self.split, cases=self.cases)
+
+
+@dataclass(frozen=True)
+class SelfPlayConfig:
+    """Who competes while the learner learns (section 4)."""
+
+    refresh_every: int = 1
+    """Rollouts between two copies of the learner into its opponent (of n_steps each)."""
+    initial_opponent: InitialOpponent = "self_snapshot"
+    """Before the first refresh: the untrained learner, constant0 (always +z; paper) or random."""
+
+    def __post_init__(self) -> None:
+        require("self_play.", self, refresh_every=(1, math.inf))
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How a trained policy segments unseen cases (section 7)."""
+
+    rollouts: int = 8
+    """K: episodes per case whose maps are averaged."""
+    jitter_cells: int = 2
+    """Start positions are moved by up to this many lattice cells along each axis."""
+    deterministic: bool = False
+    """Take the likeliest action instead of a drawn one."""
+    tolerance_mm: float = 7.0
+    """Tolerance of the normalised surface Dice, in mm; 7 is the Decathlon's for the liver."""
+    pictures: int = 4
+    """Cases shown in each figure."""
+
+    def __post_init__(self) -> None:
+        least_one, least_zero = (1, math.inf), (0, math.inf)
+        require("evaluation.", self, rollouts=least_one, pictures=least_one)
+        require("evaluation.", self, jitter_cells=least_zero, tolerance_mm=least_zero)
+
+
+@dataclass(frozen=True)
+class SparsExperiment(Experiment):
+    """One SPARS run: data, classifier, environment, learner and evaluation."""
+
+    paper: Literal["spars"] = "spars"
+    name: str = "SPARS"
+    env: SparsConfig = field(default_factory=SparsConfig)
+    """The environment. env.classifier: a .safetensors file, "packaged" (made for phantoms), or "train"."""
+    presence: PresenceTrainingConfig = field(default_factory=PresenceTrainingConfig)
+    """Training of the classifier, with env.classifier=train."""
+    classifier_train: CaseChoice = field(default_factory=lambda: CaseChoice(split="classifier_train"))
+    """Cases from which the classifier learns."""
+    validation: CaseChoice = field(default_factory=lambda: CaseChoice(split="classifier_val"))
+    """Cases that choose the classifier's best epoch and every mask threshold."""
+    test: CaseChoice = field(default_factory=CaseChoice)
+    """Cases that nothing was chosen or trained on."""
+    policy: PolicyName = "window_cnn"
+    """window_cnn; feature_mlp (needs env.obs_mode=features); flatten_mlp (paper)."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """The learner."""
+    self_play: SelfPlayConfig = field(default_factory=SelfPlayConfig)
+    """The opponent, with env.n_agents=2 and env.opponent=snapshot."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """The protocol of `evaluate`."""
+    checkpoint_every: int = 20_480
+    """Environment steps between checkpoints."""
+    examine_every: int = 40_960
+    """Environment steps between looks at the validation cases while training (curves and pictures only; their labels
+    choose nothing); 0: never."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("", self, checkpoint_every=(1, math.inf), examine_every=(0, math.inf))
+
+    def resolved(self) -> "SparsExperiment":
+        """The same with nothing left open.
+
+        Raises:
+            ValueError: a value outside its range.
+        """
+        needed = self.env.score_source == "classifier" or self.env.obs_mode == "features"
+        classifier = self.env.classifier or ("packaged" if self.env.data == "phantom" else TRAIN if needed else None)
+        if self.ppo.total_timesteps == 0 and classifier != TRAIN:
+            raise ValueError("nothing to train: ppo.total_timesteps is 0 and env.classifier is not 'train'")
+        if classifier not in (None, "packaged", TRAIN):
+            classifier = str(Path(classifier).resolve())  # the run can then be continued from anywhere
+        data = self.env.data if self.env.data == "phantom" else str(Path(self.env.data).resolve())
+        env = replace(self.env, classifier=classifier, data=data).resolved()
+        if env.reward == "shaped" and env.gamma != self.ppo.gamma:
+            raise ValueError(
+                f"env.gamma is {env.gamma} but ppo.gamma is {self.ppo.gamma}; with reward 'shaped' they must be equal, "
+                f"or the potential changes which policy is best"
+            )
+        return replace(self, env=env)
