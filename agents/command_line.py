@@ -288,8 +288,8 @@ def run_list(options: Namespace, command: str, _: Paper[Any]) -> int:
         env.close()
     for name, paper in PAPERS.items():
         print(f"paper {name}\n  experiment    {(paper.experiment.__doc__ or '').partition(chr(10))[0]}")
-        for baseline, title in paper.baselines.items():
-            print(f"  baseline      {baseline}: {title}")
+        for baseline, of_paper in paper.baselines.items():
+            print(f"  baseline      {baseline}: {of_paper.title}")
     return 0
 
 

@@ -6,17 +6,17 @@ A paper is one row of `papers.PAPERS`: its kind of experiment and the functions 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from ..common.checks import check
 from ..common.device import resolve_device
 from ..common.files import replacing
 from ..common.runs import Run, plain
 from ..envs.core import Frame
 from ..evaluation.report import Column, column, table
 from ..evaluation.results import Result
-from .ppo import require
 
 E = TypeVar("E", bound="Experiment")
 
@@ -36,7 +36,7 @@ class Experiment:
     """auto (CUDA where there is one), cpu, cuda or cuda:N."""
 
     def __post_init__(self) -> None:
-        require("", self, seed=(0, 2**32 - 1))
+        check(self, seed=(0, 2**32 - 1))
 
     def resolved(self: E) -> E:
         """The same with nothing left open (defaults filled in, paths absolute): it can be continued from anywhere.
@@ -63,6 +63,14 @@ class EvaluateOptions:
     """Leave bad files out, and say so, instead of raising."""
 
 
+class Titled(Protocol):
+    """A row of a paper's table of baselines; what else it holds is the paper's own."""
+
+    @property
+    def title(self) -> str:
+        """What tables of results call it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Paper(Generic[E]):
     """One paper's experiment: what trains, evaluates and shows it."""
@@ -85,8 +93,8 @@ class Paper(Generic[E]):
     """The method with which the others are compared."""
     more_columns: tuple[Column | str, ...] = ()
     """Columns of a second table, of the results that have the first of them."""
-    baselines: Mapping[str, str] = field(default_factory=dict)
-    """What the configuration may name in `baselines`, and what tables call it."""
+    baselines: Mapping[str, Titled] = field(default_factory=dict)
+    """The paper's table of baselines."""
     frame_ms: int = 125
     """Time in milliseconds that each frame of an episode is shown."""
 

@@ -12,14 +12,16 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
 
+from ..common import checks
 from ..common.device import forked_rng
 from ..common.runs import Run, slug
 from ..envs.adapters import LearnerEnv
 from ..envs.core import BatchedEnv, Frame
-from ..evaluation.results import Case, Result, count_origins, mean_metrics
+from ..evaluation.report import mean_metrics
+from ..evaluation.results import Case, Result, count_origins
 from .experiment import EvaluateOptions, Experiment, check_names, write_result
 from .policy import POLICIES, Episodes, Policy, TrainedPolicy, make_env, play, play_and_draw, reference
-from .ppo import PPOConfig, learn, require, restore
+from .ppo import PPOConfig, learn, restore
 
 COLUMNS = ("return", "steps")
 """Metrics of the table of results."""
@@ -44,7 +46,7 @@ class PPOExperiment(Experiment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require("", self, episodes=(1, float("inf")), checkpoint_every=(1, float("inf")))
+        checks.check(self, episodes=checks.AT_LEAST_1, checkpoint_every=checks.AT_LEAST_1)
 
 
 def env_of(experiment: PPOExperiment, num_envs: int, **settings: Any) -> BatchedEnv:

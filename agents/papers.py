@@ -13,6 +13,7 @@ from .rl4seg import config as rl4seg_config
 from .rl4seg import evaluation as rl4seg_evaluation
 from .rl4seg import rules as rl4seg_rules
 from .rl4seg import training as rl4seg_training
+from .spars import baselines as spars_baselines
 from .spars import config as spars_config
 from .spars import evaluation as spars_evaluation
 from .spars import rules as spars_rules
@@ -28,6 +29,7 @@ PAPERS: dict[str, Paper[Any]] = {
         render=spars_evaluation.render,
         columns=spars_evaluation.COLUMNS,
         baseline="score map (mean)",
+        baselines=spars_baselines.BASELINES,
     ),
     "rl4seg": Paper(
         experiment=rl4seg_config.RL4SegExperiment,
@@ -39,7 +41,7 @@ PAPERS: dict[str, Paper[Any]] = {
         columns=rl4seg_evaluation.COLUMNS,
         more_columns=rl4seg_evaluation.UNCERTAINTY_COLUMNS,
         baseline=rl4seg_baselines.SOURCE_ONLY,
-        baselines={name: row.title for name, row in rl4seg_baselines.BASELINES.items() if row.included is None},
+        baselines=rl4seg_baselines.BASELINES,
         frame_ms=1000,
     ),
     "ppo": Paper(

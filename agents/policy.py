@@ -13,7 +13,7 @@ import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
-from ..common.checks import closest
+from ..common.checks import check_choice
 from ..envs import ENVIRONMENTS
 from ..envs.adapters import make_batch
 from ..envs.core import BatchedEnv, Frame
@@ -121,10 +121,7 @@ def make_env(env_id: str, **settings: Any) -> BatchedEnv:
     Raises:
         ValueError: there is no such id, or the constructor refuses a setting.
     """
-    if env_id not in ENVIRONMENTS:
-        raise ValueError(
-            f"env is {env_id!r} but must be one of {', '.join(ENVIRONMENTS)}{closest(env_id, ENVIRONMENTS)}"
-        )
+    check_choice("env", env_id, ENVIRONMENTS)
     return make_batch(ENVIRONMENTS[env_id].env_class, **settings).batched
 
 
@@ -134,7 +131,5 @@ def reference(table: Mapping[str, Reference[Env]], name: str) -> Reference[Env]:
     Raises:
         ValueError: there is none.
     """
-    if name not in table:
-        allowed = f"be one of {', '.join(table)}" if table else "not be given, since this environment has none"
-        raise ValueError(f"policy is {name!r} but must {allowed}{closest(name, table)}")
+    check_choice("policy", name, table)
     return table[name]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ...common.checks import closest
+from ...common.checks import check_choice
 from ...common.runs import Run
 from ...datasets.images import ImagePool
 from ...envs.rl4seg import EchoEnv
@@ -68,8 +68,7 @@ def baselines_of(experiment: RL4SegExperiment) -> dict[str, Baseline]:
     """
     named, known = experiment.baselines, [name for name, row in BASELINES.items() if row.included is None]
     for name in named:
-        if name not in known:
-            raise ValueError(f"baselines has {name!r} but each must be one of {', '.join(known)}{closest(name, known)}")
+        check_choice("each of baselines", name, known)
         if objection := BASELINES[name].objection(experiment):
             raise ValueError(f"baseline {name} {objection}")
     if twice := sorted({name for name in named if named.count(name) > 1}):
@@ -90,7 +89,7 @@ def _stage(
     return context.stage(f"baselines/{name}", make, keys=(*keys, *own), after=after)
 
 
-def _one_unet(
+def one_unet(
     context: Context, name: str, make: Callable[[Run], UNet], *, keys: Iterable[str], after: Sequence[Path] = ()
 ) -> list[nn.Module]:
     """The network of a stage that leaves one U-Net."""
@@ -110,7 +109,7 @@ def entropy(context: Context) -> list[nn.Module]:
         net = context.load(source)
         return minimise_entropy(net, context.target, context.experiment.entropy, stage, context.seed("entropy"))
 
-    return _one_unet(context, "entropy", make, keys=TARGET, after=[source])
+    return one_unet(context, "entropy", make, keys=TARGET, after=[source])
 
 
 def learners(context: Context) -> list[DensePPOConfig]:
@@ -158,7 +157,7 @@ def _self_training(context: Context, name: str, *, corrected: bool) -> list[nn.M
         return net
 
     keys = (*TARGET, *CORRECTION, "reward_data", "supervised.batch_size", "ppo", "network.norm_mode")
-    return _one_unet(context, name, make, keys=keys, after=[start, shape_prior(context)])
+    return one_unet(context, name, make, keys=keys, after=[start, shape_prior(context)])
 
 
 def tist(context: Context) -> list[nn.Module]:
@@ -189,7 +188,7 @@ def udas(context: Context) -> list[nn.Module]:
         net, config = context.load(source), context.experiment.udas
         return train_udas(net, context.source, context.source_val, context.target, config, stage, context.seed("udas"))
 
-    return _one_unet(context, "udas", make, keys=(*SOURCE, *TARGET), after=[source])
+    return one_unet(context, "udas", make, keys=(*SOURCE, *TARGET), after=[source])
 
 
 def policy_gradient(context: Context) -> list[nn.Module]:
@@ -248,7 +247,7 @@ def _supervised(
         train_segmenter(net, train, val, context.experiment.supervised, stage, context.seed(name))
         return net
 
-    return _one_unet(context, name, make, keys=(*keys, *UNET, "supervised"))
+    return one_unet(context, name, make, keys=(*keys, *UNET, "supervised"))
 
 
 # -- how some are asked, and when they stand in a table ------------------------------------------------------------

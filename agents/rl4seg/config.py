@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from ...common.checks import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, SHARE, check
 from ...datasets.echo.images import EchoDataConfig
 from ...envs.rl4seg_config import RewardName
 from ...rewards.echo_validity import BorderPolicy
@@ -19,7 +20,6 @@ from ...segmenters.udas import UdasConfig
 from ...segmenters.unet import SMALLEST
 from ..dense_ppo.ppo import DensePPOConfig
 from ..experiment import Experiment
-from ..ppo import require
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,9 @@ class NetworkConfig:
     """Dropout probability of the network that the baseline mc_dropout trains; the others have none."""
 
     def __post_init__(self) -> None:
-        if self.init_channels < 2 or self.init_channels % 2:
-            raise ValueError(f"network.init_channels is {self.init_channels} but must be even and at least 2")
-        if not 0 < self.dropout < 1:
-            raise ValueError(f"network.dropout is {self.dropout} but must lie between 0 and 1")
+        check(self, "network.", init_channels=(2, math.inf), dropout=(ABOVE_0, BELOW_1))
+        if self.init_channels % 2:
+            raise ValueError(f"network.init_channels is {self.init_channels} but must be even")
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,9 @@ class PPOStageConfig:
     """The rest; total_timesteps, num_envs, ent_coef and kl_coef follow from the fields above."""
 
     def __post_init__(self) -> None:
-        require("ppo.", self, epochs=(0, math.inf), examine_every=(1, math.inf))
+        check(self, "ppo.", epochs=AT_LEAST_0, examine_every=AT_LEAST_1)
         for name in ("batch", "ent_coef", "kl_coef"):
-            require(f"ppo.{name}.", getattr(self, name), c0=(1 if name == "batch" else 0, math.inf))
+            check(getattr(self, name), f"ppo.{name}.", c0=AT_LEAST_1 if name == "batch" else AT_LEAST_0)
         for name in ("total_timesteps", "num_envs", "ent_coef", "kl_coef"):
             if getattr(self.learner, name) != getattr(DensePPOConfig(), name):
                 raise ValueError(f"ppo.learner.{name} is decided by ppo.epochs, ppo.batch, ppo.ent_coef, ppo.kl_coef")
@@ -99,7 +98,7 @@ class WarmStartConfig:
     """Also the gains of normalisation layers, as in the paper's program."""
 
     def __post_init__(self) -> None:
-        require("warm_start.", self, shrink=(0, 1), sigma=(0, math.inf))
+        check(self, "warm_start.", shrink=SHARE, sigma=AT_LEAST_0)
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ class GoldConfig:
     always that mask."""
 
     def __post_init__(self) -> None:
-        require("gold.", self, fraction=(0, 1))
+        check(self, "gold.", fraction=SHARE)
 
 
 @dataclass(frozen=True)
@@ -134,9 +133,8 @@ class ProtocolConfig:
     """Images shown in each figure."""
 
     def __post_init__(self) -> None:
-        least_one = (1, math.inf)
-        require("evaluation.", self, mc_passes=least_one, tta_passes=least_one, pictures=least_one)
-        require("evaluation.", self, ensemble=(2, math.inf))
+        check(self, "evaluation.", mc_passes=AT_LEAST_1, tta_passes=AT_LEAST_1, pictures=AT_LEAST_1)
+        check(self, "evaluation.", ensemble=(2, math.inf))
 
 
 @dataclass(frozen=True)
@@ -196,8 +194,7 @@ class RL4SegExperiment(Experiment):
         Raises:
             ValueError: a value outside its range, or values that do not fit together.
         """
-        least_zero = (0, math.inf)
-        require("", self, iterations=least_zero, initial_images=least_zero, new_images=(1, math.inf))
+        check(self, iterations=AT_LEAST_0, initial_images=AT_LEAST_0, new_images=AT_LEAST_1)
         if self.source.size != self.target.size:
             raise ValueError(
                 f"source.size is {self.source.size} but target.size is {self.target.size}; they must be equal"

@@ -1,14 +1,14 @@
 """The configuration of a SPARS run (paper: SPARS, sections 4, 5 and 7)."""
 
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from ...classifiers.train_presence import PresenceTrainingConfig
+from ...common.checks import AT_LEAST_0, AT_LEAST_1, check
 from ...envs.spars_config import SparsConfig
 from ..experiment import Experiment
-from ..ppo import PPOConfig, require
+from ..ppo import PPOConfig
 from .policies import PolicyName
 from .self_play import InitialOpponent
 
@@ -40,7 +40,7 @@ class SelfPlayConfig:
     """Before the first refresh: the untrained learner, constant0 (always +z; paper) or random."""
 
     def __post_init__(self) -> None:
-        require("self_play.", self, refresh_every=(1, math.inf))
+        check(self, "self_play.", refresh_every=AT_LEAST_1)
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,8 @@ class EvaluationConfig:
     """Cases shown in each figure."""
 
     def __post_init__(self) -> None:
-        least_one, least_zero = (1, math.inf), (0, math.inf)
-        require("evaluation.", self, rollouts=least_one, pictures=least_one)
-        require("evaluation.", self, jitter_cells=least_zero, tolerance_mm=least_zero)
+        check(self, "evaluation.", rollouts=AT_LEAST_1, pictures=AT_LEAST_1)
+        check(self, "evaluation.", jitter_cells=AT_LEAST_0, tolerance_mm=AT_LEAST_0)
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class SparsExperiment(Experiment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require("", self, checkpoint_every=(1, math.inf), examine_every=(0, math.inf))
+        check(self, checkpoint_every=AT_LEAST_1, examine_every=AT_LEAST_0)
 
     def resolved(self) -> "SparsExperiment":
         """The same with nothing left open.

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from segarena.agents.ppo import PPOConfig
 from segarena.agents.policy import TrainedPolicy, play
+from segarena.agents.ppo import PPOConfig
 from segarena.agents.spars.baselines import score_map
 from segarena.agents.spars.config import CaseChoice, SparsExperiment
 from segarena.agents.spars.evaluation import _result
