@@ -1,11 +1,11 @@
-"""The command line that the drivers share: train, evaluate, render, list."""
+"""The command line that the drivers share: train, evaluate, render, play, list."""
 
 import logging
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from itertools import pairwise
@@ -24,7 +24,10 @@ from ..common.runs import Run, slug
 from ..datasets.liver.lesions import LesionConfig
 from ..envs import ENVIRONMENTS
 from ..evaluation.machine import describe_machine
-from .papers import PAPERS, Paper
+from ..evaluation.report import markdown
+from .experiment import EvaluateOptions, Paper
+from .papers import DEFAULT_PAPER, PAPERS, paper_named
+from .policy import POLICIES, Episodes, make_env, play, reference
 
 set_parsing_settings(
     docstring_parse_attribute_docstrings=True,  # the string under a field is its help
@@ -33,11 +36,9 @@ set_parsing_settings(
 )
 PROGRAM = "segarena-rl" if Path(sys.argv[0]).stem == "segarena-rl" else "python run_rl.py"
 """How the user called this."""
-DEFAULT_PAPER = "spars"
-"""Of a configuration that names none."""
 
 
-def paper_of(arguments: Sequence[str]) -> Paper:
+def paper_of(arguments: Sequence[str]) -> Paper[Any]:
     """The paper that a command line of `train` names, itself or in its configurations; the last one counts.
 
     Raises:
@@ -52,64 +53,90 @@ def paper_of(arguments: Sequence[str]) -> Paper:
             with suppress(yaml.YAMLError, UnicodeDecodeError):  # the parser says what is wrong with it
                 config = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
                 name = config.get("paper", name) if isinstance(config, dict) else name
-    return _paper(name)
+    return paper_named(name)
 
 
-def _paper(name: object) -> Paper:
-    if not isinstance(name, str) or name not in PAPERS:
-        raise ValueError(f"paper is {name!r} but must be one of {', '.join(PAPERS)}")
-    return PAPERS[name]
+# -- options -------------------------------------------------------------------------------------------------------
 
 
-def parser(paper: Paper = PAPERS[DEFAULT_PAPER]) -> ArgumentParser:
+def parser(paper: Paper[Any] = PAPERS[DEFAULT_PAPER]) -> ArgumentParser:
     """The command line; `paper` decides the options of `train`."""
     root = ArgumentParser(prog="run_rl.py", description="Train, evaluate and watch the agents of SegArena.")
     commands = root.add_subcommands(required=True)
-
-    one = experiment_parser(paper)
-    one.add_argument(
-        "--out", type=str | None, default=None, help="new folder of the run (default: runs/<name>-seed<seed>)"
-    )
-    one.add_argument("--resume", type=str | None, default=None, help="continue this run; other options are not needed")
-    one.add_argument("--export_sb3", type=str | None, default=None, help="also write the policy as a zip of SB3")
-    commands.add_subcommand("train", one, help="train as a configuration says, or continue a run")
-
-    two = ArgumentParser(description="Judge what a run trained, and what it is compared with, on test cases.")
-    two.add_argument("--run", nargs="+", type=str, required=True, help="one run folder or several, space-separated")
-    two.add_argument("--split", type=str | None, default=None, help="another split than the run's test split")
-    two.add_argument("--cases", type=list[str] | None, default=None, help="other cases than the run's test cases")
-    two.add_argument("--on_error", type=str, default="stop", help="what a bad file does: stop or skip")
-    commands.add_subcommand("evaluate", two, help="results, table and pictures of trained runs")
-
-    three = ArgumentParser(description="Play one episode and write it as an animated picture.")
-    three.add_argument("--run", type=str, required=True, help="run folder")
-    three.add_argument("--case", type=str | None, default=None, help="case id (default: the first of the test split)")
-    three.add_argument("--out", type=str | None, default=None, help="file to write, .gif (default: in the run's media)")
-    three.add_argument("--seed", type=int, default=0, help="of the episode")
-    commands.add_subcommand("render", three, help="write an episode as a GIF")
-
-    commands.add_subcommand("list", ArgumentParser(description="All environments."), help="ids, papers and spaces")
+    commands.add_subcommand("train", _train_parser(paper), help="train as a configuration says, or continue a run")
+    commands.add_subcommand("evaluate", _evaluate_parser(), help="results, table and pictures of trained runs")
+    commands.add_subcommand("render", _render_parser(), help="write an episode as a GIF")
+    commands.add_subcommand("play", _play_parser(), help="play reference policies, without any trained run")
+    everything = ArgumentParser(description="Print every environment and paper.")
+    commands.add_subcommand("list", everything, help="environments with spaces and reference policies; papers")
     return root
 
 
-def experiment_parser(paper: Paper) -> ArgumentParser:
+def experiment_parser(paper: Paper[Any]) -> ArgumentParser:
     """The fields of a training run, as options and as the keys of its YAML."""
-    one = ArgumentParser(description="Train as a configuration says, or continue a run.")
-    one.add_argument("--config", action="config", help="YAML file; options after it win")
-    one.add_class_arguments(paper.experiment)
-    return one
+    options = ArgumentParser(description="Train as a configuration says, or continue a run.")
+    options.add_argument("--config", action="config", help="YAML file; options after it win")
+    options.add_class_arguments(paper.experiment)
+    return options
 
 
-def read_experiment(run: Run) -> tuple[Paper, Any]:
+def _train_parser(paper: Paper[Any]) -> ArgumentParser:
+    options, text = experiment_parser(paper), str | None
+    options.add_argument("--out", type=text, help="new folder of the run (default: runs/<name>-seed<seed>)")
+    options.add_argument("--resume", type=text, help="folder of a run to continue; other options are not needed")
+    options.add_argument(
+        "--export_sb3", type=text, help="file .zip to which the trained policy is also written, as SB3"
+    )
+    return options
+
+
+def _evaluate_parser() -> ArgumentParser:
+    options = ArgumentParser(description="Judge what a run trained, and what it is compared with, on test cases.")
+    options.add_argument("--run", nargs="+", type=str, required=True, help="run folders, space-separated")
+    options.add_argument("--split", type=str | None, help="another split than the run's test split")
+    options.add_argument("--cases", type=list[str] | None, help="other cases than the run's test cases, as a list")
+    options.add_argument(
+        "--policies", type=list[str] | None, help="reference policies to play too (default: those of the paper)"
+    )
+    options.add_argument("--on_error", type=str, default="stop", help="what a bad file does: stop or skip")
+    return options
+
+
+def _render_parser() -> ArgumentParser:
+    options = ArgumentParser(description="Play one episode and write it as an animated picture.")
+    options.add_argument("--run", type=str, required=True, help="run folder")
+    options.add_argument("--case", type=str | None, help="case id (default: the first of the test split)")
+    options.add_argument("--out", type=str | None, help="file .gif to write (default: in the run's media)")
+    options.add_argument("--seed", type=int, default=0, help="seed of the episode")
+    return options
+
+
+def _play_parser() -> ArgumentParser:
+    options = ArgumentParser(description="Play reference policies; prints mean [min, max] over the episodes.")
+    options.add_argument("--env", type=str, required=True, help="id of the environment")
+    options.add_argument("--policy", type=str, default="all", help="name of a reference policy, or all")
+    options.add_argument("--episodes", type=int, default=20, help="number of episodes, all played at once")
+    options.add_argument("--seed", type=int, default=0, help="seed of the episodes, the same ones for every policy")
+    options.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    options.add_argument(
+        "--set", nargs="+", type=str, default=[], help="arguments of the environment, as name=value name=value ..."
+    )
+    return options
+
+
+def read_experiment(run: Run) -> tuple[Paper[Any], Any]:
     """The paper and the experiment of a run, from its config.yaml."""
-    paper = _paper(run.config.get("paper", DEFAULT_PAPER))
-    one = experiment_parser(paper)
-    return paper, _experiment(paper, one, one.parse_object(run.config))
+    paper = paper_named(run.config.get("paper", DEFAULT_PAPER))
+    options = experiment_parser(paper)
+    return paper, _experiment(paper, options, options.parse_object(run.config))
 
 
-def _experiment(paper: Paper, one: ArgumentParser, options: Namespace) -> Any:
-    made = one.instantiate(options)
+def _experiment(paper: Paper[Any], options: ArgumentParser, given: Namespace) -> Any:
+    made = options.instantiate(given)
     return paper.experiment(**{field.name: made[field.name] for field in fields(paper.experiment)})
+
+
+# -- what is printed -----------------------------------------------------------------------------------------------
 
 
 def tool(name: str) -> str:
@@ -125,7 +152,32 @@ def watch(run: Run) -> str:
     return f"{tool('tensorboard')} --logdir {shlex.quote(str(run.folder))}"
 
 
-def run_train(options: Namespace, command: str, paper: Paper) -> int:
+def episode_table(played: Mapping[str, Episodes]) -> str:
+    """One row per policy: mean [min, max] over its episodes of the return, the steps, and the numbers of their infos.
+
+    Booleans count as 0 and 1; an episode that lacks a number is left out of it.
+    """
+    columns: dict[str, dict[str, list[float]]] = {"return": {}, "steps": {}, "terminated": {}}
+    for policy, episodes in played.items():
+        columns["return"][policy] = episodes.returns.tolist()
+        columns["steps"][policy] = episodes.lengths.tolist()
+        columns["terminated"][policy] = episodes.terminated.tolist()
+        for info in episodes.infos:
+            for name, value in info.items():
+                if isinstance(value, bool | int | float):
+                    columns.setdefault(name, {}).setdefault(policy, []).append(value)
+    cells = [[policy, *(_mean_and_range(values.get(policy, [])) for values in columns.values())] for policy in played]
+    return "\n".join(markdown(["Policy", *columns], cells))
+
+
+def _mean_and_range(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.3g} [{min(values):.3g}, {max(values):.3g}]" if values else "–"
+
+
+# -- the commands --------------------------------------------------------------------------------------------------
+
+
+def run_train(options: Namespace, command: str, paper: Paper[Any]) -> int:
     """Train or continue a run."""
     sb3_zip = options.export_sb3
     if sb3_zip is not None and not sb3_zip.endswith(".zip"):
@@ -136,18 +188,20 @@ def run_train(options: Namespace, command: str, paper: Paper) -> int:
             raise ValueError(f"--resume continues a run as it was configured; leave out {', '.join(ignored)}")
         run = Run.open(options.resume)
         paper, experiment = read_experiment(run)
-        run = paper.resume(experiment, run.folder, sb3_zip=sb3_zip)
+        run = paper.resume(experiment, run.folder)
     else:
         experiment = _experiment(paper, experiment_parser(paper), options)
         out = options.out or f"runs/{slug(experiment.name.lower())}-seed{experiment.seed}"
-        run = paper.train(experiment, out, {**describe_machine(), "command": command}, sb3_zip=sb3_zip)
+        run = paper.start(experiment, out, {**describe_machine(), "command": command})
+    if sb3_zip is not None:
+        paper.export(experiment, run, sb3_zip)
     print(f"\nrun        {run.folder}")
     print(f"evaluate   {PROGRAM.replace('python', tool('python'))} evaluate --run {shlex.quote(str(run.folder))}")
     print(f"watch      {watch(run)}")
     return 0
 
 
-def run_evaluate(options: Namespace, command: str, _: Paper) -> int:
+def run_evaluate(options: Namespace, command: str, _: Paper[Any]) -> int:
     """Results, table and pictures; 1 if a bad file was skipped."""
     if options.on_error not in ("stop", "skip"):
         raise ValueError(f"on_error is {options.on_error!r} but must be 'stop' or 'skip'")
@@ -155,14 +209,9 @@ def run_evaluate(options: Namespace, command: str, _: Paper) -> int:
     papers, experiments = zip(*map(read_experiment, runs), strict=True)
     if len({id(paper) for paper in papers}) > 1:
         raise ValueError("the runs are of different papers; evaluate them apart")
-    paper: Paper = papers[0]
-    results, skipped = paper.evaluate(
-        list(zip(runs, experiments, strict=True)),
-        command=command,
-        split=options.split,
-        cases=options.cases,
-        skip_bad=options.on_error == "skip",
-    )
+    paper: Paper[Any] = papers[0]
+    chosen = EvaluateOptions(command, options.split, options.cases, options.policies, options.on_error == "skip")
+    results, skipped = paper.evaluate(list(zip(runs, experiments, strict=True)), chosen)
     text = "\n\n".join(paper.tables(results))
     folders = [run.folder for run in runs]
     with replacing(folders[0] / "evaluation" / "table.md") as unfinished:
@@ -178,40 +227,84 @@ def run_evaluate(options: Namespace, command: str, _: Paper) -> int:
     return 1 if skipped else 0
 
 
-def run_render(options: Namespace, command: str, _: Paper) -> int:
+def run_render(options: Namespace, command: str, _: Paper[Any]) -> int:
     """One episode of a trained policy as a GIF."""
     if options.out is not None and not options.out.endswith(".gif"):
         raise ValueError(f"out is {options.out!r} but must end in .gif")
     run = Run.open(options.run)
     paper, experiment = read_experiment(run)
-    frames, said = paper.render(run, experiment, case=options.case, seed=options.seed)
+    frames, summary = paper.render(run, experiment, options.case, options.seed)
     path = Path(options.out) if options.out else run.media / "episode.gif"
     with replacing(path) as unfinished:
         imageio.imwrite(unfinished, np.stack(frames), duration=paper.frame_ms, loop=0)
-    print(f"{path}: {said}")
+    print(f"{path}: {summary}")
     return 0
 
 
-def run_list(options: Namespace, command: str, _: Paper) -> int:
-    """Every environment with its paper, configuration and spaces."""
+def run_play(options: Namespace, command: str, _: Paper[Any]) -> int:
+    """Reference policies on new episodes; 1 if one of them cannot play with these arguments."""
+    env = make_env(options.env, num_envs=options.episodes, device=options.device, **_settings(options.set))
+    table = POLICIES.get(options.env, {})
+    chosen = dict(table) if options.policy == "all" else {options.policy: reference(table, options.policy)}
+    played, refused = dict[str, Episodes](), list[str]()
+    for name, row in chosen.items():
+        try:
+            policy = row.make(env, options.seed)
+            env.seed([options.seed * options.episodes + number for number in range(options.episodes)])
+            env.reset()
+            played[name] = play(env, policy)
+        except ValueError as error:
+            if options.policy != "all":
+                raise
+            refused.append(f"{name}: {error}")
+    print(f"{episode_table(played)}\n\nCells: mean [min, max] of {options.episodes} episodes, seed {options.seed}.")
+    for line in refused:
+        print(f"left out   {line}", file=sys.stderr)
+    return 1 if refused else 0
+
+
+def _settings(texts: Sequence[str]) -> dict[str, Any]:
+    """The arguments of an environment from "name=value" texts; values are YAML."""
+    settings = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"set has {text!r} but each must be name=value")
+        try:
+            settings[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"set has {text!r}, whose value is not YAML: {error}") from error
+    return settings
+
+
+def run_list(options: Namespace, command: str, _: Paper[Any]) -> int:
+    """Every environment with its spaces and reference policies; every paper with its baselines."""
     for name, entry in ENVIRONMENTS.items():
         env = gym.make(name)
         print(f"{name}\n  paper         {entry.paper}\n  config        {Path(__file__).parents[1] / entry.config}")
         print(f"  observations  {env.observation_space}\n  actions       {env.action_space}")
+        for policy, row in POLICIES.get(name, {}).items():
+            print(f"  policy        {policy}: {row.about}")
         env.close()
+    for name, paper in PAPERS.items():
+        print(f"paper {name}\n  experiment    {(paper.experiment.__doc__ or '').partition(chr(10))[0]}")
+        for baseline, of_paper in paper.baselines.items():
+            print(f"  baseline      {baseline}: {of_paper.title}")
     return 0
 
 
+COMMANDS = {"train": run_train, "evaluate": run_evaluate, "render": run_render, "play": run_play, "list": run_list}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status: 0 done, 1 done but some files were skipped, 2 refused, 130 stopped."""
+    """Run a command; the exit status: 0 done, 1 done but something was left out, 2 refused, 130 stopped."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     command = f"{PROGRAM} {shlex.join(arguments)}"
-    commands: dict[str, Any] = {"train": run_train, "evaluate": run_evaluate, "render": run_render, "list": run_list}
     try:
         paper = paper_of(arguments)
         options = parser(paper).parse_args(arguments)
-        return int(commands[options.subcommand](options[options.subcommand], command, paper))
+        return COMMANDS[options.subcommand](options[options.subcommand], command, paper)
     except (ValueError, OSError, GymnasiumError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

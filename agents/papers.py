@@ -1,78 +1,73 @@
-"""The table of papers that `run_rl.py` drives: what trains, evaluates and shows each."""
+"""The rows of the two tables that all drivers read: the papers, and the reference policies of each environment.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+Rows may be added from outside: `PAPERS["mine"] = Paper(...)`, `POLICIES["Mine-v0"] = {"rule": Reference(...)}`.
+"""
+
 from typing import Any
 
-from ..evaluation.report import Column, column, table
-from ..evaluation.results import Result
-from .rl4seg import (
-    baselines as rl4seg_methods,
-)
-from .rl4seg import (
-    config as rl4seg_config,
-)
-from .rl4seg import (
-    evaluation as rl4seg_evaluation,
-)
-from .rl4seg import (
-    training as rl4seg,
-)
+from . import generic
+from .experiment import Paper
+from .policy import POLICIES
+from .rl4seg import baselines as rl4seg_baselines
+from .rl4seg import config as rl4seg_config
+from .rl4seg import evaluation as rl4seg_evaluation
+from .rl4seg import rules as rl4seg_rules
+from .rl4seg import training as rl4seg_training
+from .spars import baselines as spars_baselines
+from .spars import config as spars_config
 from .spars import evaluation as spars_evaluation
-from .spars import training as spars
+from .spars import rules as spars_rules
+from .spars import training as spars_training
 
-
-@dataclass(frozen=True)
-class Paper:
-    """One paper's experiment."""
-
-    experiment: type[Any]
-    """Its configuration: a dataclass with at least paper, name and seed."""
-    train: Callable[..., Any]
-    """(experiment, out, environment, *, sb3_zip) -> Run; a new one."""
-    resume: Callable[..., Any]
-    """(experiment, out, *, sb3_zip) -> Run; one that was interrupted."""
-    evaluate: Callable[..., Any]
-    """(runs, *, command, split, cases, skip_bad) -> results, and the bad files that were skipped."""
-    render: Callable[..., Any]
-    """(run, experiment, *, case, seed) -> frames, and a sentence on how the episode went."""
-    metrics: tuple[Column | str, ...]
-    """Columns of the table of results, the first of which is tested against the baseline."""
-    baseline: str
-    """The method with which the others are compared."""
-    more_metrics: tuple[Column | str, ...] = ()
-    """Columns of a second table, of the results that have the first of them."""
-    frame_ms: int = 125
-    """Time that each frame of an episode is shown."""
-
-    def tables(self, results: Sequence[Result]) -> list[str]:
-        """The tables of these results, in Markdown; without comparison where some images have no truth."""
-        judged = all(column(self.metrics[0]).name in result.metrics for result in results)  # no truth, no overlap
-        known = judged and any(result.method == self.baseline for result in results)
-        first = table(results, self.metrics, baseline=self.baseline if known else None)
-        more = [r for r in results if self.more_metrics and column(self.more_metrics[0]).name in r.metrics]
-        return [first, *([table(more, self.more_metrics)] if more else [])]
-
-
-PAPERS = {
+PAPERS: dict[str, Paper[Any]] = {
     "spars": Paper(
-        spars.SparsExperiment,
-        spars.train,
-        spars.resume,
-        spars_evaluation.evaluate,
-        spars_evaluation.render,
-        metrics=spars_evaluation.COLUMNS,
+        experiment=spars_config.SparsExperiment,
+        check=spars_training.check,
+        train=spars_training.train,
+        learner=spars_training.learner,
+        evaluate=spars_evaluation.evaluate,
+        render=spars_evaluation.render,
+        columns=spars_evaluation.COLUMNS,
         baseline="score map (mean)",
+        baselines=spars_baselines.BASELINES,
     ),
     "rl4seg": Paper(
-        rl4seg_config.RL4SegExperiment,
-        rl4seg.train,
-        rl4seg.resume,
-        rl4seg_evaluation.evaluate,
-        rl4seg_evaluation.render,
-        metrics=rl4seg_evaluation.COLUMNS,
-        baseline=rl4seg_methods.SOURCE_ONLY,
-        more_metrics=rl4seg_evaluation.UNCERTAINTY_COLUMNS,
+        experiment=rl4seg_config.RL4SegExperiment,
+        check=rl4seg_training.check,
+        train=rl4seg_training.train,
+        learner=rl4seg_training.learner,
+        evaluate=rl4seg_evaluation.evaluate,
+        render=rl4seg_evaluation.render,
+        columns=rl4seg_evaluation.COLUMNS,
+        more_columns=rl4seg_evaluation.UNCERTAINTY_COLUMNS,
+        baseline=rl4seg_baselines.SOURCE_ONLY,
+        baselines=rl4seg_baselines.BASELINES,
         frame_ms=1000,
     ),
+    "ppo": Paper(
+        experiment=generic.PPOExperiment,
+        check=generic.check,
+        train=generic.train,
+        learner=generic.learner,
+        evaluate=generic.evaluate,
+        render=generic.render,
+        columns=generic.COLUMNS,
+        baseline="random",
+    ),
 }
+"""What `paper:` in a configuration chooses from; ppo is plain PPO on any environment."""
+DEFAULT_PAPER = "spars"
+"""The paper of a configuration that names none."""
+POLICIES["SPARS-LiverCT-v0"] = spars_rules.POLICIES
+POLICIES["RL4Seg-Echo-v0"] = rl4seg_rules.POLICIES
+
+
+def paper_named(name: object) -> Paper[Any]:
+    """The row of the table of papers.
+
+    Raises:
+        ValueError: there is no such paper.
+    """
+    if not isinstance(name, str) or name not in PAPERS:
+        raise ValueError(f"paper is {name!r} but must be one of {', '.join(PAPERS)}")
+    return PAPERS[name]

@@ -14,7 +14,7 @@ def tables_of(folder: Path) -> list[str]:
     """The tables of one folder of results."""
     results = read_results(folder)
     paper = PAPERS[results[0].paper.lower()]
-    return replace(paper, metrics=SPARS).tables(results) if results[0].paper == "SPARS" else paper.tables(results)
+    return replace(paper, columns=SPARS).tables(results) if results[0].paper == "SPARS" else paper.tables(results)
 
 
 if __name__ == "__main__":

@@ -116,6 +116,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
     if origin is dict:
         return isinstance(value, dict) and all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items())
+    if kind is Any:
+        return True
     if kind is int:
         return isinstance(value, Integral) and not isinstance(value, bool)
     if kind is float:

@@ -10,8 +10,11 @@ class Entry:
     """One environment: its class, its paper and the configuration that trains it."""
 
     env_class: str
+    """Where its `BatchedEnv` is, as "module:Class"."""
     paper: str
+    """What it is, in one line."""
     config: str
+    """Configuration that trains it, from the root of the package or absolute."""
 
 
 ENVIRONMENTS = {
@@ -27,11 +30,18 @@ ENVIRONMENTS = {
     ),
 }
 
-for _id, _entry in ENVIRONMENTS.items():
-    if _id not in gym.registry:
+
+def register(env_id: str, entry: Entry) -> None:
+    """Add an environment to the table and to Gymnasium; doing so twice is harmless."""
+    ENVIRONMENTS[env_id] = entry
+    if env_id not in gym.registry:
         gym.register(
-            _id,
+            env_id,
             entry_point="segarena.envs.adapters:make_single",
             vector_entry_point="segarena.envs.adapters:make_batch",
-            kwargs={"env_class": _entry.env_class},
+            kwargs={"env_class": entry.env_class},
         )
+
+
+for _id, _entry in list(ENVIRONMENTS.items()):
+    register(_id, _entry)

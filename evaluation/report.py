@@ -121,7 +121,7 @@ def table(results: Sequence[Result], columns: Sequence[Column | str], *, baselin
         if baseline is not None:
             row.append("–" if method == baseline else f"{p_value[method]:.2g}")
         rows.append(row)
-    return "\n".join([*_markdown(header, rows), "", *_footer(results, len(empty))])
+    return "\n".join([*markdown(header, rows), "", *_footer(results, len(empty))])
 
 
 def p_values(results: Sequence[Result], baseline: str, metric: Column | str) -> dict[str, float]:
@@ -214,7 +214,7 @@ def _cell(values: Floats, one: Column, patients: Sequence[str] | None) -> str:
     return f"{mean:.{digits}f} [–]" if np.isnan(low) else f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of the table, padded so that it reads well as plain text too."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = ["-" * width for width in widths]

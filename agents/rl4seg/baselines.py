@@ -1,71 +1,108 @@
 """What RL4Seg is compared with, trained in the same run on the same images (paper: RL4Seg, section 10).
 
-Each method is a stage below methods/ and leaves its networks there. Which labels a method has seen, `supervision` says;
-none chooses anything by labels of the target but those that are named for it.
+A baseline is one row of `BASELINES`, at the end, and one function; training, evaluation, checks and tables read the
+row. Each one that is trained is a stage below baselines/ and leaves its networks there. None chooses anything by labels
+of the target but those whose row says so.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
+from ...common.checks import check_choice
 from ...common.networks import save_network
 from ...common.runs import Run
 from ...datasets.images import ImagePool
+from ...envs.rl4seg import EchoEnv
+from ...rewards.shape_prior import SHRINK
 from ...segmenters.adaptation import minimise_entropy
 from ...segmenters.tist import train_tist
 from ...segmenters.training import SupervisedConfig, train_segmenter
 from ...segmenters.udas import train_udas
+from ...segmenters.uncertainty import augmented
+from ...segmenters.uncertainty import ensemble as mean_of_networks
+from ...segmenters.uncertainty import mc_dropout as mean_of_dropouts
 from ...segmenters.unet import UNet
 from ..dense_ppo.ppo import DensePPOConfig
-from .config import Method
+from ..policy import Policy
+from .config import RL4SegExperiment
 from .context import SEGMENTER, SOURCE, TARGET, UNET, Context
 from .policies import train_policy
-from .stages import CORRECTION, gold_of, reward_function, shape_prior, source_net, start_net
-
-SOURCE_ONLY, ADABN, CORRECTOR, AUGMENTED = OTHERS = ("source only", "AdaBN", "corrector", "test-time augmentation")
-"""What tables call the answers that need no training of their own."""
-TITLES: dict[Method, str] = {
-    "entropy": "entropy minimisation",
-    "gold_self_training": "gold self-training",
-    "corrected_self_training": "gold and corrected self-training",
-    "tist": "TI-ST",
-    "udas": "UDAS",
-    "policy_gradient": "policy gradient",
-    "oracle_rl": "oracle RL",
-    "target_supervised": "target-supervised",
-    "ensemble": "ensemble",
-    "mc_dropout": "MC dropout",
-}
-"""What tables call each method."""
+from .rules import CorrectorPolicy, NetworkPolicy
+from .stages import CORRECTION, adabn_net, corrector, gold_of, reward_function, shape_prior, source_net, start_net
 
 
-SOURCE_BOUND = {SOURCE_ONLY, AUGMENTED, CORRECTOR, TITLES["ensemble"], TITLES["mc_dropout"]}
-"""Answers of networks that saw no image of the target."""
+@dataclass(frozen=True)
+class Baseline:
+    """One row: everything about a baseline."""
+
+    title: str
+    """What tables of results call it."""
+    networks: Callable[[Context], list[nn.Module]]
+    """Its networks, trained first unless that is done: logits [B, 3, H, W] of images [B, 1, H, W]."""
+    supervision: str = "source"
+    """Labels that it learns from: source, target, or source and target."""
+    sees_target: bool = True
+    """Whether its networks learn from images of the target."""
+    section: str | None = None
+    """Field of the experiment that holds its settings."""
+    policy: Callable[[Context, list[nn.Module]], Policy[EchoEnv]] = lambda context, nets: NetworkPolicy(nets[0])
+    """How it segments."""
+    probabilities: Callable[[Context, list[nn.Module], Tensor], Tensor] | None = None
+    """Mean probabilities [N, 3, H, W] of images uint8 [N, 1, H, W]: it segments by the largest, and their entropy is
+    its uncertainty. None: it segments by `policy`, without uncertainty."""
+    included: Callable[[RL4SegExperiment], bool] | None = None
+    """For what needs no training of its own: the runs whose tables it stands in. None: it is trained in the runs whose
+    `baselines` name it."""
+    objection: Callable[[RL4SegExperiment], str | None] = lambda experiment: None
+    """Why it cannot be trained in an experiment; None: it can."""
 
 
-def supervision(method: Method) -> str:
-    """The labels that a method learned from."""
-    if method == "target_supervised":
-        return "target"
-    return "source and target" if method == "oracle_rl" else "source"
+def baselines_of(experiment: RL4SegExperiment) -> dict[str, Baseline]:
+    """The rows of a run: those that need no training, then those that it trains, in its order.
+
+    Raises:
+        ValueError: the experiment names a baseline that there is not, or twice, or that cannot be trained in it.
+    """
+    named, known = experiment.baselines, [name for name, row in BASELINES.items() if row.included is None]
+    for name in named:
+        check_choice("each of baselines", name, known)
+        if objection := BASELINES[name].objection(experiment):
+            raise ValueError(f"baseline {name} {objection}")
+    if twice := sorted({name for name in named if named.count(name) > 1}):
+        raise ValueError(f"baselines names {', '.join(twice)} more than once")
+    untrained = {name: row for name, row in BASELINES.items() if row.included and row.included(experiment)}
+    return {**untrained, **{name: BASELINES[name] for name in named}}
+
+
+# -- how each is trained -------------------------------------------------------------------------------------------
 
 
 def _stage(
-    context: Context, name: str, make: Callable[[Run], UNet], *, keys: Iterable[str], after: Sequence[Path] = ()
+    context: Context, name: str, make: Callable[[Run], list[str]], *, keys: Iterable[str], after: Sequence[Path] = ()
 ) -> Path:
-    """The finished stage of a method that leaves one U-Net; keys, after: see `Context.stage`."""
+    """The finished stage of a baseline; keys, after: see `Context.stage`. It depends on the row's own section too."""
+    section = BASELINES[name.partition("/")[0]].section
+    own = [section] if section else []
+    return context.stage(f"baselines/{name}", make, keys=(*keys, *own), after=after)
+
+
+def one_unet(
+    context: Context, name: str, make: Callable[[Run], UNet], *, keys: Iterable[str], after: Sequence[Path] = ()
+) -> list[nn.Module]:
+    """The network of a stage that leaves one U-Net."""
 
     def files(stage: Run) -> list[str]:
         save_network(stage.folder / SEGMENTER, make(stage))
         return [SEGMENTER]
 
-    return context.stage(f"methods/{name}", files, keys=keys, after=after)
+    return [context.load(_stage(context, name, files, keys=keys, after=after))]
 
 
-def entropy(context: Context) -> nn.Module:
+def entropy(context: Context) -> list[nn.Module]:
     """Entropy minimisation from the source network."""
     source = source_net(context)
 
@@ -73,7 +110,7 @@ def entropy(context: Context) -> nn.Module:
         net = context.load(source)
         return minimise_entropy(net, context.target, context.experiment.entropy, stage, context.seed("entropy"))
 
-    return context.load(_stage(context, "entropy", make, keys=(*TARGET, "entropy"), after=[source]))
+    return one_unet(context, "entropy", make, keys=TARGET, after=[source])
 
 
 def learners(context: Context) -> list[DensePPOConfig]:
@@ -84,7 +121,7 @@ def learners(context: Context) -> list[DensePPOConfig]:
     return [experiment.learner(i) for i in range(1, experiment.iterations + 1)]
 
 
-def gold_self_training(context: Context) -> nn.Module:
+def gold_self_training(context: Context) -> list[nn.Module]:
     """Cross-entropy on the gold masks of the policy from which the loop starts, all target images being asked.
 
     As many gradient steps as the loop's PPO makes: the difference is what PPO and the reward network add (10.4).
@@ -92,7 +129,7 @@ def gold_self_training(context: Context) -> nn.Module:
     return _self_training(context, "gold_self_training", corrected=False)
 
 
-def corrected_self_training(context: Context) -> nn.Module:
+def corrected_self_training(context: Context) -> list[nn.Module]:
     """The same with the valid corrections of other masks: what `gold.corrected` adds without a reward (ours)."""
     return _self_training(context, "corrected_self_training", corrected=True)
 
@@ -103,7 +140,7 @@ def _gradient_steps(config: DensePPOConfig) -> int:
     return math.ceil(config.total_timesteps / rollout) * config.n_epochs * batches
 
 
-def _self_training(context: Context, name: str, *, corrected: bool) -> nn.Module:
+def _self_training(context: Context, name: str, *, corrected: bool) -> list[nn.Module]:
     experiment = context.experiment
     start = start_net(context)
 
@@ -121,10 +158,10 @@ def _self_training(context: Context, name: str, *, corrected: bool) -> nn.Module
         return net
 
     keys = (*TARGET, *CORRECTION, "reward_data", "supervised.batch_size", "ppo", "network.norm_mode")
-    return context.load(_stage(context, name, make, keys=keys, after=[start, shape_prior(context)]))
+    return one_unet(context, name, make, keys=keys, after=[start, shape_prior(context)])
 
 
-def tist(context: Context) -> nn.Module:
+def tist(context: Context) -> list[nn.Module]:
     """TI-ST, from scratch."""
 
     def fresh(out: int) -> UNet:
@@ -140,11 +177,11 @@ def tist(context: Context) -> nn.Module:
         trained(stage)
         return sorted(str(path.relative_to(stage.folder)) for path in stage.folder.glob("*/weights.safetensors"))
 
-    folder = context.stage("methods/tist", make, keys=(*SOURCE, *TARGET, *UNET, "tist"))
-    return trained(Run(folder))  # its networks are stages of their own, now finished
+    folder = _stage(context, "tist", make, keys=(*SOURCE, *TARGET, *UNET))
+    return [trained(Run(folder))]  # its networks are stages of their own, now finished
 
 
-def udas(context: Context) -> nn.Module:
+def udas(context: Context) -> list[nn.Module]:
     """UDAS, from the source network."""
     source = source_net(context)
 
@@ -152,17 +189,17 @@ def udas(context: Context) -> nn.Module:
         net, config = context.load(source), context.experiment.udas
         return train_udas(net, context.source, context.source_val, context.target, config, stage, context.seed("udas"))
 
-    return context.load(_stage(context, "udas", make, keys=(*SOURCE, *TARGET, "udas"), after=[source]))
+    return one_unet(context, "udas", make, keys=(*SOURCE, *TARGET), after=[source])
 
 
-def policy_gradient(context: Context) -> nn.Module:
+def policy_gradient(context: Context) -> list[nn.Module]:
     """The plain policy gradient on the last reward network, from the start, for as many images as the loop shows."""
     batch = round(context.experiment.ppo.batch.at(1))
     config = replace(_at_length(context), num_envs=batch, group_size=1, objective="pg", critic="none", n_epochs=1)
     return _by_rl(context, "policy_gradient", replace(config, ent_coef=0.0, kl_coef=0.0), learned=True)
 
 
-def oracle_rl(context: Context) -> nn.Module:
+def oracle_rl(context: Context) -> list[nn.Module]:
     """PPO from the start with the true pixel accuracy as reward, for as many images as the loop shows."""
     return _by_rl(context, "oracle_rl", _at_length(context), learned=False)
 
@@ -173,7 +210,7 @@ def _at_length(context: Context) -> DensePPOConfig:
     return replace(loop[-1], num_envs=loop[0].num_envs, total_timesteps=sum(one.total_timesteps for one in loop))
 
 
-def _by_rl(context: Context, name: str, config: DensePPOConfig, *, learned: bool) -> nn.Module:
+def _by_rl(context: Context, name: str, config: DensePPOConfig, *, learned: bool) -> list[nn.Module]:
     start, last = start_net(context), context.experiment.iterations
     after = [start, context.run.stage(f"iteration_{last}/reward_net").folder] if learned else [start]
 
@@ -182,10 +219,10 @@ def _by_rl(context: Context, name: str, config: DensePPOConfig, *, learned: bool
         nets = (context.load(start), context.load(start))
         return train_policy(context, stage, i=0, start=nets[0], reference=nets[1], reward=reward, config=config)
 
-    return context.load(context.stage(f"methods/{name}", make, keys=(*TARGET, *UNET, "ppo"), after=after))
+    return [context.load(_stage(context, name, make, keys=(*TARGET, *UNET, "ppo"), after=after))]
 
 
-def target_supervised(context: Context) -> nn.Module:
+def target_supervised(context: Context) -> list[nn.Module]:
     """The source network's training, on the target with its labels: an upper bound."""
     return _supervised(context, "target_supervised", context.target_all, context.target_val, keys=TARGET)
 
@@ -193,13 +230,11 @@ def target_supervised(context: Context) -> nn.Module:
 def ensemble(context: Context) -> list[nn.Module]:
     """The source network and others that differ in the seed."""
     names = [f"ensemble/{k}" for k in range(1, context.experiment.evaluation.ensemble)]
-    return [
-        context.load(source_net(context)),
-        *(_supervised(context, n, context.source, context.source_val, keys=SOURCE) for n in names),
-    ]
+    others = [_supervised(context, name, context.source, context.source_val, keys=SOURCE) for name in names]
+    return [context.load(source_net(context)), *(net for nets in others for net in nets)]
 
 
-def mc_dropout(context: Context) -> nn.Module:
+def mc_dropout(context: Context) -> list[nn.Module]:
     """The source network's training, with dropout."""
     dropout, keys = context.experiment.network.dropout, (*SOURCE, "network.dropout")
     return _supervised(context, "mc_dropout", context.source, context.source_val, dropout=dropout, keys=keys)
@@ -207,25 +242,89 @@ def mc_dropout(context: Context) -> nn.Module:
 
 def _supervised(
     context: Context, name: str, train: ImagePool, val: ImagePool, *, keys: Sequence[str], dropout: float = 0.0
-) -> nn.Module:
+) -> list[nn.Module]:
     def make(stage: Run) -> UNet:
         net = context.segmenter(context.seed(name), dropout=dropout)
         train_segmenter(net, train, val, context.experiment.supervised, stage, context.seed(name))
         return net
 
-    return context.load(_stage(context, name, make, keys=(*keys, *UNET, "supervised")))
+    return one_unet(context, name, make, keys=(*keys, *UNET, "supervised"))
 
 
-METHODS: dict[Method, Callable[[Context], nn.Module | list[nn.Module]]] = {
-    "entropy": entropy,
-    "gold_self_training": gold_self_training,
-    "corrected_self_training": corrected_self_training,
-    "tist": tist,
-    "udas": udas,
-    "policy_gradient": policy_gradient,
-    "oracle_rl": oracle_rl,
-    "target_supervised": target_supervised,
-    "ensemble": ensemble,
-    "mc_dropout": mc_dropout,
+# -- how some are asked, and when they stand in a table ------------------------------------------------------------
+
+
+def _source(context: Context) -> list[nn.Module]:
+    return [context.load(source_net(context))]
+
+
+def _adabn(context: Context) -> list[nn.Module]:
+    return [context.load(adabn_net(context))]
+
+
+def _correct(context: Context, nets: list[nn.Module]) -> Policy[EchoEnv]:
+    return CorrectorPolicy(nets[0], corrector(context))
+
+
+def _augment(context: Context, nets: list[nn.Module], images: Tensor) -> Tensor:
+    return augmented(nets[0], images, context.experiment.evaluation.tta_passes, context.seed("tta"))
+
+
+def _average(context: Context, nets: list[nn.Module], images: Tensor) -> Tensor:
+    return mean_of_networks(nets, images)
+
+
+def _drop_out(context: Context, nets: list[nn.Module], images: Tensor) -> Tensor:
+    return mean_of_dropouts(nets[0], images, context.experiment.evaluation.mc_passes, context.seed("mc_dropout"))
+
+
+def _uncertainty_is_shown(experiment: RL4SegExperiment) -> bool:
+    return any(BASELINES[name].probabilities for name in experiment.baselines)
+
+
+def _statistics_are_adapted(experiment: RL4SegExperiment) -> bool:
+    return bool(experiment.iterations) and experiment.network.norm_mode != "group"
+
+
+def _prior_is_trained(experiment: RL4SegExperiment) -> bool:
+    by_baseline = any(BASELINES[name].objection is _without_prior for name in experiment.baselines)
+    return bool(experiment.iterations) and (experiment.reward == "reward_net" or by_baseline)
+
+
+def _without_prior(experiment: RL4SegExperiment) -> str | None:
+    if experiment.source.size % SHRINK:
+        return f"needs the shape prior, and that a multiple of {SHRINK}, but source.size is {experiment.source.size}"
+    return None
+
+
+def _without_reward_net(experiment: RL4SegExperiment) -> str | None:
+    if experiment.iterations == 0 or experiment.reward != "reward_net":
+        return "needs iterations > 0 and reward 'reward_net'"
+    if experiment.gold.source == "gt":
+        return "would learn from true masks through gold.source 'gt'; leave it out"
+    return None
+
+
+SOURCE_ONLY = "source only"
+"""Title of the baseline with which the others are compared."""
+BASELINES: dict[str, Baseline] = {
+    "source_only": Baseline(SOURCE_ONLY, _source, sees_target=False, included=lambda experiment: True),
+    "test_time_augmentation": Baseline(
+        "test-time augmentation", _source, sees_target=False, probabilities=_augment, included=_uncertainty_is_shown
+    ),
+    "adabn": Baseline("AdaBN", _adabn, included=_statistics_are_adapted),
+    "corrector": Baseline("corrector", _source, sees_target=False, policy=_correct, included=_prior_is_trained),
+    "entropy": Baseline("entropy minimisation", entropy, section="entropy"),
+    "gold_self_training": Baseline("gold self-training", gold_self_training, objection=_without_prior),
+    "corrected_self_training": Baseline(
+        "gold and corrected self-training", corrected_self_training, objection=_without_prior
+    ),
+    "tist": Baseline("TI-ST", tist, section="tist"),
+    "udas": Baseline("UDAS", udas, section="udas"),
+    "policy_gradient": Baseline("policy gradient", policy_gradient, objection=_without_reward_net),
+    "oracle_rl": Baseline("oracle RL", oracle_rl, supervision="source and target"),
+    "target_supervised": Baseline("target-supervised", target_supervised, supervision="target"),
+    "ensemble": Baseline("ensemble", ensemble, sees_target=False, probabilities=_average),
+    "mc_dropout": Baseline("MC dropout", mc_dropout, sees_target=False, probabilities=_drop_out),
 }
-"""Each trains its method unless that is done, and gives its network: logits [B, 3, H, W] of images [B, 1, H, W]."""
+"""Every baseline by the name that a configuration gives it; those without training come first in tables."""

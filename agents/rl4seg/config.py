@@ -21,11 +21,7 @@ from ...segmenters.training import SupervisedConfig
 from ...segmenters.udas import UdasConfig
 from ...segmenters.unet import SMALLEST
 from ..dense_ppo.ppo import DensePPOConfig
-
-Method = Literal[
-    "entropy", "gold_self_training", "corrected_self_training", "tist", "udas", "policy_gradient", "oracle_rl",
-    "target_supervised", "ensemble", "mc_dropout",
-]  # fmt: skip
+from ..experiment import Experiment
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class NetworkConfig:
     norm_mode: NormMode = "frozen"
     """frozen: batch statistics of the target, estimated once; batch: of each mini-batch (paper); group: GroupNorm."""
     dropout: float = 0.25
-    """Of the network that the method mc_dropout trains; the others have none."""
+    """Dropout probability of the network that the baseline mc_dropout trains; the others have none."""
 
     def __post_init__(self) -> None:
         check(self, "network.", init_channels=(2, math.inf), dropout=(ABOVE_0, BELOW_1))
@@ -146,21 +142,15 @@ class ProtocolConfig:
 
 
 @dataclass(frozen=True)
-class RL4SegExperiment:
+class RL4SegExperiment(Experiment):
     """One RL4Seg run: source network, shape prior, and the iterations of reward data, reward network and PPO."""
 
     paper: Literal["rl4seg"] = "rl4seg"
-    """Whose experiment this is; decides all other options: spars, or rl4seg (train --paper rl4seg --help)."""
     name: str = "RL4Seg"
-    """What the policy is called in tables."""
-    seed: int = 0
-    """Of everything that is random."""
-    device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
     source: EchoDataConfig = field(default_factory=EchoDataConfig)
     """The labelled domain."""
     target: EchoDataConfig = field(default_factory=EchoDataConfig)
-    """The domain to adapt to (phantoms: vendor b); only evaluation, and methods that say so, use its labels."""
+    """The domain to adapt to (phantoms: vendor b); only evaluation, and baselines that say so, use its labels."""
     pool: list[str] = field(default_factory=lambda: ["train", "pred"])
     """Splits of the target whose images are adapted to, in an order that the seed shuffles."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -170,7 +160,7 @@ class RL4SegExperiment:
     shape_prior: ShapePriorConfig = field(default_factory=ShapePriorConfig)
     """The shape auto-encoder of the corrector, trained on source masks."""
     iterations: int = 4
-    """N; 0 trains the source network and the methods only."""
+    """Number N of iterations; 0 trains the source network and the baselines only."""
     initial_images: int = 100
     """Target images in the first iteration's PPO beside the new ones."""
     new_images: int = 2500
@@ -191,14 +181,14 @@ class RL4SegExperiment:
     """The policy between two iterations."""
     gold: GoldConfig = field(default_factory=GoldConfig)
     """Gold images."""
-    methods: list[Method] = field(default_factory=list)
-    """Methods to train beside RL4Seg, for comparison, in their order."""
+    baselines: list[str] = field(default_factory=list)
+    """Baselines to train beside RL4Seg, for comparison, in their order; `list` names them."""
     entropy: EntropyConfig = field(default_factory=EntropyConfig)
-    """Of the method entropy."""
+    """Settings of the baseline entropy."""
     tist: TistConfig = field(default_factory=TistConfig)
-    """Of the method tist."""
+    """Settings of the baseline tist."""
     udas: UdasConfig = field(default_factory=UdasConfig)
-    """Of the method udas."""
+    """Settings of the baseline udas."""
     evaluation: ProtocolConfig = field(default_factory=ProtocolConfig)
     """The protocol of `evaluate`."""
 
@@ -219,19 +209,10 @@ class RL4SegExperiment:
         corrects = bool(self.iterations) and self.reward == "reward_net"
         if self.gold.corrected and not corrects:
             raise ValueError("gold.corrected needs iterations > 0 and reward 'reward_net', which judges the masks")
-        self_training = {"gold_self_training", "corrected_self_training"} & set(self.methods)
-        if (corrects or self_training) and self.source.size % SHRINK:
+        if corrects and self.source.size % SHRINK:
             raise ValueError(f"source.size is {self.source.size} but the shape prior needs a multiple of {SHRINK}")
         if not self.pool or len(set(self.pool)) < len(self.pool):
             raise ValueError(f"pool is {self.pool} but must name at least one split, and each once")
-        if twice := sorted({method for method in self.methods if self.methods.count(method) > 1}):
-            raise ValueError(f"methods names {', '.join(twice)} more than once")
-        if "policy_gradient" in self.methods and (self.iterations == 0 or self.reward != "reward_net"):
-            raise ValueError("method policy_gradient needs iterations > 0 and reward 'reward_net'")
-        if "policy_gradient" in self.methods and self.gold.source == "gt":
-            raise ValueError(
-                "method policy_gradient would learn from true masks through gold.source 'gt'; leave it out"
-            )
         learner = self.ppo.learner
         if self.network.norm_mode == "batch" and (learner.batch_size is not None or learner.n_steps > 1):
             raise ValueError(

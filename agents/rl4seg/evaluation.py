@@ -4,13 +4,12 @@ u = uncertainty map in [0, 1]. All methods are scored on one path: most probable
 uncertainty of a method is judged on its own most probable labels, before that.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...common.runs import Run, plain, slug
@@ -33,14 +32,25 @@ from ...evaluation.echo_figures import EchoView, save_echo_figure
 from ...evaluation.report import mean_metrics
 from ...evaluation.results import Case, Result, count_origins
 from ...rewards.echo_validity import valid_masks
-from ...segmenters.inference import probabilities, segment
-from ...segmenters.uncertainty import augmented, ensemble, entropy_map, mc_dropout
-from .baselines import ADABN, AUGMENTED, CORRECTOR, METHODS, OTHERS, SOURCE_BOUND, SOURCE_ONLY, TITLES, supervision
+from ...segmenters.inference import probabilities
+from ...segmenters.uncertainty import entropy_map
+from ..experiment import EvaluateOptions, check_names, write_result
+from ..policy import Policy, play, reference
+from .baselines import (
+    baselines_of,
+)
 from .config import RL4SegExperiment
 from .context import AT_ONCE, Context
-from .stages import adabn_net, corrector, loop, policy_folder, reward_function, source_net
+from .rules import POLICIES, NetworkPolicy
+from .stages import policy_folder, reward_function
+from .training import everything
 
-log = logging.getLogger(__name__)
+COLUMNS = tuple(
+    METRICS[name] for name in ("dice_avg", "dice_endo", "dice_myo", "dice_epi", "hd_endo_mm", "hd_epi_mm", "valid")
+)
+"""The table of results."""
+UNCERTAINTY_COLUMNS = ("error_auroc", "ece", METRICS["dice_avg"])
+"""The table of the results that say how sure they are."""
 
 COLUMNS = tuple(
     METRICS[name] for name in ("dice_avg", "dice_endo", "dice_myo", "dice_epi", "hd_endo_mm", "hd_epi_mm", "valid")
@@ -52,60 +62,49 @@ UNCERTAINTY_COLUMNS = ("error_auroc", "ece", METRICS["dice_avg"])
 
 @dataclass(frozen=True)
 class Answer:
-    """What a method says of all test images."""
+    """The masks of one method for all test images."""
 
     method: str
+    """What tables call it."""
     masks: Tensor
     """uint8 [N, H, W], the most probable labels."""
     uncertainty: Tensor | None = None
     """u, float32 [N, H, W]."""
     supervision: str = "source"
+    """Labels that the method learned from."""
+    sees_target: bool = True
+    """Whether it learned from images of the target."""
 
 
-def evaluate(
-    runs: Sequence[tuple[Run, RL4SegExperiment]],
-    *,
-    command: str,
-    split: str | None = None,
-    cases: list[str] | None = None,
-    skip_bad: bool = False,
-) -> tuple[list[Result], list[str]]:
+def evaluate(runs: Sequence[tuple[Run, RL4SegExperiment]], options: EvaluateOptions) -> tuple[list[Result], list[str]]:
     """Results of every method of every run, and the files left out. Writes results and figures into each run's folder.
 
-    Of runs with one seed, what is not a policy of PPO comes from the first that has it.
-
-    split: another split of the target than "test". cases: test patients instead of a split, as patterns. skip_bad:
-    leave bad files out, and say so, instead of raising.
+    Of runs with one seed, what is not a policy of PPO comes from the first that has it. `cases` are test patients,
+    `split` is one of the target's.
 
     Raises:
         ValueError: a run that is not finished, whose files were changed, or that does not go with the others.
     """
-    _check_together([experiment for _, experiment in runs])
+    policies = options.policies or []
+    _check_together([experiment for _, experiment in runs], policies)
     results: list[Result] = []
     skipped: list[str] = []
     for run, experiment in runs:
-        context, bad = _finished(run, experiment), list[BadSample]()
-        target = context.experiment.target
-        if cases is not None:
-            split = ", ".join(cases) if len(cases) < 4 else f"{cases[0]} ... {cases[-1]}"
-            target = replace(target, patients={split: cases})
-        images = load_echo(target, split or "test", bad.append if skip_bad else None).to(context.device)
-        if known := sorted(set(context.source.groups) & set(images.groups)):
-            raise ValueError(f"patients {', '.join(known[:5])} were learned from with labels; evaluate others")
-        skipped += [f"{image.id}: {image.reason}" for image in bad]
+        context = _finished(run, experiment)
+        images, split, bad = _test_images(context, options)
+        skipped += bad
         reliable: dict[str, Calibration] = {}
         risky: dict[str, RiskCoverage] = {}
-        for answer in tqdm(_answers(context, images), desc=f"seed {experiment.seed}", unit="method"):
+        for answer in tqdm(_answers(context, images, policies), desc=f"seed {experiment.seed}", unit="method"):
             if (answer.method, experiment.seed) in {(result.method, result.seed) for result in results}:
                 continue
-            result = _result(context, images, split or "test", answer, command)
+            result = _result(context, images, split, answer, options.command)
             if answer.uncertainty is not None and images.labels is not None:
                 dice = torch.tensor([case["dice"] for case in result.cases], dtype=torch.float64)
                 report = uncertainty_report(answer.uncertainty, answer.masks, images.labels, dice)
                 result.metrics.update({f"all_{name}": value for name, value in report.metrics.items()})
                 reliable[answer.method], risky[answer.method] = report.calibration, report.pixels
-            result.write(run.folder / "evaluation" / f"{result.id}.json")
-            results.append(result)
+            results.append(write_result(run, result))
             _figure(context, images, answer)
         if reliable:
             title = f"Uncertainty of each method on its own masks, {len(images)} images"
@@ -113,14 +112,12 @@ def evaluate(
     return results, skipped
 
 
-def _check_together(experiments: Sequence[RL4SegExperiment]) -> None:
+def _check_together(experiments: Sequence[RL4SegExperiment], policies: Sequence[str]) -> None:
     """Say before the work what would keep the results out of one table."""
-    keys = [(experiment.name, experiment.seed) for experiment in experiments if experiment.iterations]
-    if twice := sorted({f"{name!r} with seed {seed}" for name, seed in keys if keys.count((name, seed)) > 1}):
-        raise ValueError(f"two runs are called {', '.join(twice)}; train one with another --name, or evaluate apart")
-    of_others = {(name, e.seed) for e in experiments for name in (*OTHERS, *(TITLES[method] for method in e.methods))}
-    if clash := sorted({name for name, seed in keys if (name, seed) in of_others}):
-        raise ValueError(f"{', '.join(clash)} is the name of a run and of another run's method; evaluate them apart")
+    for name in policies:
+        reference(POLICIES, name)
+    titles = [(e.seed, [*policies, *(row.title for row in baselines_of(e).values())]) for e in experiments]
+    check_names([e for e in experiments if e.iterations], [(name, seed) for seed, names in titles for name in names])
     if len({repr(experiment.target) for experiment in experiments}) > 1:
         raise ValueError("the runs have different targets; evaluate them apart")
 
@@ -128,47 +125,61 @@ def _check_together(experiments: Sequence[RL4SegExperiment]) -> None:
 def _finished(run: Run, experiment: RL4SegExperiment) -> Context:
     """What the stages of a run share, after checking that all are finished and nobody changed them since."""
     context = Context(experiment.resolved(), run, trains=False)
-    loop(context)
-    for method in experiment.methods:
-        METHODS[method](context)
+    everything(context)
     return context
+
+
+def _test_images(context: Context, options: EvaluateOptions) -> tuple[ImagePool, str, list[str]]:
+    """The test images, the name of their split, and a line for each bad file that was left out."""
+    target, split, bad = context.experiment.target, options.split or "test", list[BadSample]()
+    if options.cases is not None:
+        cases = options.cases
+        split = ", ".join(cases) if len(cases) < 4 else f"{cases[0]} ... {cases[-1]}"
+        target = replace(target, patients={split: cases})
+    images = load_echo(target, split, bad.append if options.skip_bad else None).to(context.device)
+    if known := sorted(set(context.source.groups) & set(images.groups)):
+        raise ValueError(f"patients {', '.join(known[:5])} were learned from with labels; evaluate others")
+    return images, split, [f"{image.id}: {image.reason}" for image in bad]
 
 
 # -- what each method answers --------------------------------------------------------------------------------------
 
 
-def _answers(context: Context, images: ImagePool) -> Iterator[Answer]:
-    """Every method of a run, the policy last."""
-    experiment, protocol = context.experiment, context.experiment.evaluation
-    source = context.load(source_net(context))
-    yield Answer(SOURCE_ONLY, segment(source, images.images))
-    if "mc_dropout" in experiment.methods or "ensemble" in experiment.methods:
-        views = augmented(source, images.images, protocol.tta_passes, context.seed("tta"))
-        yield Answer(AUGMENTED, views.argmax(dim=1).byte(), entropy_map(views))
-    if experiment.iterations:
-        if experiment.network.norm_mode != "group":
-            yield Answer(ADABN, segment(context.load(adabn_net(context)), images.images))
-        if (context.run.stage("shape_prior").folder / "manifest.json").is_file():
-            yield Answer(CORRECTOR, corrector(context)(segment(source, images.images)))
-    for name in experiment.methods:
-        nets = METHODS[name](context)
-        if isinstance(nets, list):
-            mean = ensemble(nets, images.images)
-        elif name == "mc_dropout":
-            mean = mc_dropout(nets, images.images, protocol.mc_passes, context.seed("mc_dropout"))
+def _answers(context: Context, images: ImagePool, policies: Sequence[str]) -> Iterator[Answer]:
+    """Reference policies, baselines, and the trained policy last."""
+    env = EchoEnv(
+        images=images,
+        num_envs=len(images),
+        device=context.device,
+        deck="shared",
+        expose_truth=False,
+        reward_function=lambda images, masks, index: torch.zeros(len(masks), 1, 1, device=masks.device),
+    )
+
+    def masks_of(policy: Policy[EchoEnv]) -> Tensor:
+        env.reset(options={"index": list(range(len(images)))})  # every environment its image
+        play(env, policy)
+        return env.mask
+
+    for name in policies:
+        row = POLICIES[name]
+        masks = masks_of(row.make(env, context.experiment.seed))
+        yield Answer(name, masks, supervision=row.supervision, sees_target=False)
+    for baseline in baselines_of(context.experiment).values():
+        seen, nets = (baseline.supervision, baseline.sees_target), baseline.networks(context)
+        if baseline.probabilities is None:
+            yield Answer(baseline.title, masks_of(baseline.policy(context, nets)), None, *seen)
         else:
-            yield Answer(TITLES[name], segment(nets, images.images), supervision=supervision(name))
-            continue
-        yield Answer(TITLES[name], mean.argmax(dim=1).byte(), entropy_map(mean))
-    if experiment.iterations:
-        yield from _policy(context, images)
+            mean = baseline.probabilities(context, nets, images.images)
+            yield Answer(baseline.title, mean.argmax(dim=1).byte(), entropy_map(mean), *seen)
+    if context.experiment.iterations:
+        net = context.load(policy_folder(context, context.experiment.iterations))
+        yield from _policy(context, images, net, masks_of(NetworkPolicy(net)))
 
 
-def _policy(context: Context, images: ImagePool) -> Iterator[Answer]:
+def _policy(context: Context, images: ImagePool, net: nn.Module, masks: Tensor) -> Iterator[Answer]:
     """The last policy: with the reward network's doubt, and with the entropy of its own probabilities."""
     experiment = context.experiment
-    net = context.load(policy_folder(context, experiment.iterations))
-    masks = segment(net, images.images)
     labels = experiment.gold.source == "gt" or experiment.reward in OF_TRUTH
     supervision = "source and target" if labels else "source"
     if experiment.reward != "reward_net":
@@ -176,8 +187,8 @@ def _policy(context: Context, images: ImagePool) -> Iterator[Answer]:
         return
     judge = context.reward_net(experiment.iterations)
     with torch.no_grad():
-        rows = torch.arange(len(images), device=context.device)
-        trust = [judge(images.at(part), masks[part], calibrated=True) for part in torch.split(rows, AT_ONCE)]
+        parts = torch.split(torch.arange(len(images), device=context.device), AT_ONCE)
+        trust = [judge(images.at(part), masks[part], calibrated=True) for part in parts]
     own = entropy_map(probabilities(net, images.images))
     yield Answer(f"{experiment.name}, softmax", masks, own, supervision)
     yield Answer(experiment.name, masks, 1 - torch.cat(trust), supervision)
@@ -188,7 +199,7 @@ def _policy(context: Context, images: ImagePool) -> Iterator[Answer]:
 
 def _result(context: Context, images: ImagePool, split: str, answer: Answer, command: str) -> Result:
     experiment = context.experiment
-    seen = set() if answer.method in SOURCE_BOUND else set(context.target.groups)
+    seen = set(context.target.groups) if answer.sees_target else set()
     cases = _cases(images, answer)
     metrics: dict[str, float | None] = dict(mean_metrics(cases))
     metrics["subject_valid"] = subject_validity(cases)
@@ -258,7 +269,7 @@ def _figure(context: Context, images: ImagePool, answer: Answer) -> None:
     save_echo_figure(context.run.media / f"{slug(answer.method)}.png", views, title=answer.method)
 
 
-def render(run: Run, experiment: RL4SegExperiment, *, case: str | None, seed: int) -> tuple[list[Frame], str]:
+def render(run: Run, experiment: RL4SegExperiment, case: str | None, seed: int) -> tuple[list[Frame], str]:
     """One image as every policy of the run masks it, π_0 first, with the last reward; and the last one's Dice.
 
     case: id of a test image; None: the first.
@@ -280,9 +291,9 @@ def render(run: Run, experiment: RL4SegExperiment, *, case: str | None, seed: in
         env.reset(options={"index": index})
         if not frames:
             frames.append(env.render())
-        env.step(segment(context.load(policy_folder(context, i)), images.images[[index]]))
+        played = play(env, NetworkPolicy(context.load(policy_folder(context, i))))
         frames.append(env.render())
-    said = env.episode_info(torch.tensor([0], device=env.device))[0]
-    dice = ", ".join(f"{name[5:]} {said[name]:.3f}" for name in DICE if name in said)
+    info = played.infos[0]
+    dice = ", ".join(f"{name[5:]} {info[name]:.3f}" for name in DICE if name in info)
     text = f"{images.ids[index]}, policies 0 to {last}" + (f"; Dice {dice}" if dice else "")
     return [frame for frame in frames if frame is not None], text

@@ -2,13 +2,11 @@
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...common.files import replacing
 from ...common.networks import save_network
 from ...common.runs import Run
 from ...datasets.images import ImagePool
@@ -139,10 +137,9 @@ def rewards_of(env: EchoEnv, masks: Tensor) -> Tensor:
     return torch.cat(parts)[: len(masks)]
 
 
-def export(context: Context, policy: UNet, path: Path) -> None:
-    """Write a policy as a zip of Stable-Baselines3, for `DensePPO.load`; without critic and reference."""
+def exported(context: Context, policy: UNet) -> DensePPO:
+    """A policy as a learner of Stable-Baselines3, for its zip; without critic and reference."""
     config = DensePPOConfig(critic="none", objective="pg", n_epochs=1, kl_coef=0.0)
     model = learner(context, env_of(context, context.source_val, "anatomical", config), config, context.experiment.seed)
     model.policy.actor.load_state_dict(policy.state_dict())
-    with replacing(path) as unfinished:
-        model.save(unfinished)
+    return model

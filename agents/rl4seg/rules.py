@@ -1,7 +1,7 @@
-"""Reference policies of RL4Seg: other ways to segment, as players of the same environment (paper: RL4Seg, section 2.2).
+"""Policies of RL4Seg: ways to segment, as players of the same environment (paper: RL4Seg, section 2.2).
 
-A policy is a function env -> masks uint8 [N, H, W] on the env's device, one for the image of each slot. The
-evaluation protocol asks the same networks about all images at once (rl4seg_evaluation.py); these play the episodes.
+A policy is a function env -> masks uint8 [N, H, W] on the environment's device, one for the image of each environment.
+Those that need a network are made by the run that trained it (baselines.py, evaluation.py).
 """
 
 from collections.abc import Callable
@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from ...datasets.echo.images import BACKGROUND, CLASSES
 from ...envs.rl4seg import EchoEnv
 from ...segmenters.inference import segment
-
-Policy = Callable[[EchoEnv], Tensor]
+from ..policy import Reference
 
 
 @dataclass(frozen=True)
-class SourceOnlyPolicy:
-    """The most probable labels by a network that never saw the target: argmax π_0."""
+class NetworkPolicy:
+    """The most probable labels by a network: argmax π."""
 
     net: nn.Module
     """Logits [B, 3, H, W] of images [B, 1, H, W]."""
@@ -33,12 +32,12 @@ class CorrectorPolicy:
     """The same, corrected by morphology and shape prior: g(argmax π_0), section 3.4."""
 
     net: nn.Module
-    """As for `SourceOnlyPolicy`."""
+    """As for `NetworkPolicy`."""
     corrector: Callable[[Tensor], Tensor]
     """g: masks uint8 [B, H, W] to masks, such as rewards.shape_prior.Corrector."""
 
     def __call__(self, env: EchoEnv) -> Tensor:
-        return self.corrector(SourceOnlyPolicy(self.net)(env))
+        return self.corrector(NetworkPolicy(self.net)(env))
 
 
 class OraclePolicy:
@@ -52,7 +51,7 @@ class RandomPolicy:
     """Any label, uniformly and independently: right in a third of the pixels.
 
     Args:
-        seed: of its own generator, so that it leaves the env's decks alone; on the CPU, so that devices agree.
+        seed: seed of its own generator, so that the order of the images stays; on the CPU, so that devices agree.
     """
 
     def __init__(self, seed: int) -> None:
@@ -72,3 +71,11 @@ class ConstantPolicy:
 
     def __call__(self, env: EchoEnv) -> Tensor:
         return torch.full_like(env.mask, self.label)
+
+
+POLICIES: dict[str, Reference[EchoEnv]] = {
+    "random": Reference("Any label for every pixel, uniformly.", lambda env, seed: RandomPolicy(seed)),
+    "constant": Reference("Background everywhere.", lambda env, seed: ConstantPolicy()),
+    "truth": Reference("The true mask.", lambda env, seed: OraclePolicy(), supervision="target"),
+}
+"""Reference policies of RL4Seg-Echo-v0 by name."""

@@ -105,7 +105,7 @@ def corrector(context: Context) -> Corrector:
 
 
 def loop(context: Context) -> None:
-    """Every stage but those of the methods."""
+    """Every stage but those of the baselines."""
     source_net(context)
     for i in range(1, context.experiment.iterations + 1):
         iterate(context, i)

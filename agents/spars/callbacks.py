@@ -1,14 +1,16 @@
-"""What is watched while SPARS trains: curves of the duel, and looks at validation cases."""
+"""Callbacks of SPARS: curves of the duel, and validation cases that are segmented while it trains."""
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from ...common.device import forked_rng
 from ...common.runs import Run
 from ...datasets.liver.lesions import TUMOUR
 from ...envs.spars import SparsEnv
 from ...evaluation.volume_pictures import orthogonal_slices
 from ..callbacks import Best
+from ..policy import TrainedPolicy
 from .rollouts import roll_out
 from .self_play import SelfPlay, Snapshot
 
@@ -85,7 +87,7 @@ class Examine(BaseCallback):
         step = self.model.num_timesteps
         before = step - self.model.n_steps * self.model.n_envs  # type: ignore[attr-defined]
         if step > self.seen and step // self.every > before // self.every:
-            with torch.random.fork_rng():
+            with forked_rng(self.env.device):
                 self._examine(step)
 
     def _examine(self, step: int) -> None:
@@ -96,13 +98,9 @@ class Examine(BaseCallback):
             self.self_play.join(self.env)
         learner, theta = self.learner, self.env.config.mask_threshold
         torch.manual_seed(0)  # not before: to build the snapshot, the first time, draws numbers too
-        maps = roll_out(
-            self.env,
-            lambda env: learner.act(env.observe(), self.deterministic),
-            jitter_cells=self.jitter_cells,
-            seed=0,
-        )
-        hits = [float(facts["terminal_hit"]) for facts in maps.said]
+        policy = TrainedPolicy(learner.policy, self.deterministic)
+        maps = roll_out(self.env, policy, jitter_cells=self.jitter_cells, seed=0)
+        hits = [of_case["terminal_hit"] for of_case in maps.facts]
         dice = maps.mean_dice(theta)
         self.best.consider(dice, step, self.model.policy)
         self.run.log(step, {"spars/dice_eval": dice, "spars/terminal_hit": sum(hits) / len(hits)})

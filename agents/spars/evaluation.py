@@ -9,28 +9,33 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from ...common.device import forked_rng, resolve_device
 from ...common.runs import Run, plain, slug
 from ...datasets.liver.cases import iter_liver_cases, liver_case_ids
 from ...datasets.liver.lesions import TUMOUR
 from ...envs.core import Frame
-from ...envs.spars import RULES, SparsEnv
+from ...envs.spars import SparsEnv
 from ...envs.spars_config import SparsConfig
 from ...evaluation.metrics import dice, segmentation_metrics
 from ...evaluation.report import Column, mean_metrics
 from ...evaluation.results import Case, Result, count_origins
 from ...evaluation.volume_figures import CaseView, save_case_figure
-from .rollouts import PAPER_THRESHOLD, Maps, choose_threshold, roll_out, score_map
-from .rules import BfsToTau
-from .training import TRAIN, CaseChoice, EvaluationConfig, SparsExperiment, env_of, load_policies
+from ..experiment import EvaluateOptions, check_names, write_result
+from ..policy import Policy, Reference, TrainedPolicy, play_and_draw, reference
+from .baselines import BASELINES
+from .config import TRAIN, CaseChoice, SparsExperiment
+from .rollouts import PAPER_THRESHOLD, Maps, choose_threshold, roll_out
+from .rules import POLICIES
+from .training import env_of, load_policies
 
 log = logging.getLogger(__name__)
-
 METRICS = {
     one.name: one
     for one in (
@@ -43,49 +48,46 @@ METRICS = {
 """Columns of the metrics that `report.STANDARD` lacks, by name."""
 COLUMNS = ("dice", METRICS["dice_at_0.5"], "hd95_mm", "lesion_recall", METRICS["terminal_hit"], METRICS["steps"])
 """The table of results."""
+POLICIES_SHOWN = ("random", "constant0", "greedy", "bfs_to_tau")
+"""Reference policies that `evaluate` plays unless it is told others."""
 
 
-def evaluate(
-    runs: Sequence[tuple[Run, SparsExperiment]],
-    *,
-    command: str,
-    split: str | None = None,
-    cases: list[str] | None = None,
-    skip_bad: bool = False,
-) -> tuple[list[Result], list[str]]:
-    """Results of every run's policy, and, once per seed, of the rules and the score maps; and the cases left out.
+def evaluate(runs: Sequence[tuple[Run, SparsExperiment]], options: EvaluateOptions) -> tuple[list[Result], list[str]]:
+    """Results of every run's policy and, once per seed, of reference policies and baselines; and the cases left out.
 
-    Writes results and figures into each run's folder. split, cases: other test cases than the run's own. skip_bad:
-    leave bad files out, and say so, instead of raising.
+    Writes results and figures into each run's folder.
+
+    Raises:
+        ValueError: a case, split or policy that there is not, or runs that do not go together.
     """
-    choice = CaseChoice(split or "test", cases) if split or cases else None
-    _check_together([experiment for _, experiment in runs])
+    choice = CaseChoice(options.split or "test", options.cases) if options.split or options.cases else None
+    policies = POLICIES_SHOWN if options.policies is None else options.policies
+    _check_together([experiment for _, experiment in runs], policies)
     results: list[Result] = []
     skipped: list[str] = []
     seeds: set[int] = set()
     for run, experiment in runs:
-        test, bad = _readable((choice or experiment.test).of(experiment.env), skip_bad)
+        test, bad = _readable((choice or experiment.test).of(experiment.env), options.skip_bad)
         _warn_of_known_cases(experiment, test)
-        validation, _ = _readable(experiment.validation.of(experiment.env), skip_bad)
+        validation, _ = _readable(experiment.validation.of(experiment.env), options.skip_bad)
         skipped += bad
-        with torch.random.fork_rng():
+        with forked_rng(resolve_device(experiment.device)):
             torch.manual_seed(experiment.seed)
-            for method, maps in _methods(experiment, run, (test, validation), baselines=experiment.seed not in seeds):
+            others = None if experiment.seed in seeds else policies
+            for method, maps in _methods(experiment, run, (test, validation), others):
                 learned = method == experiment.name
-                result = _result(experiment, run, method, *maps, learned=learned, command=command)
-                result.write(run.folder / "evaluation" / f"{result.id}.json")
-                results.append(result)
+                result = _result(experiment, run, method, *maps, learned=learned, command=options.command)
+                results.append(write_result(run, result))
         seeds.add(experiment.seed)
     return results, skipped
 
 
-def _check_together(experiments: Sequence[SparsExperiment]) -> None:
+def _check_together(experiments: Sequence[SparsExperiment], policies: Sequence[str]) -> None:
     """Say before the work what would keep the results out of one table."""
-    methods = [(experiment.name, experiment.seed) for experiment in experiments]
-    if twice := sorted({f"{name!r} with seed {seed}" for name, seed in methods if methods.count((name, seed)) > 1}):
-        raise ValueError(
-            f"two runs are called {', '.join(twice)}; train one with another --name, or evaluate them apart"
-        )
+    for name in policies:
+        reference(POLICIES, name)
+    others, seeds = [*policies, *(row.title for row in BASELINES.values())], {one.seed for one in experiments}
+    check_names([one for one in experiments if one.ppo.total_timesteps], product(others, seeds))
     if len(data := {experiment.env.data for experiment in experiments}) > 1:
         raise ValueError(f"the runs have different data, {', '.join(sorted(data))}; evaluate them apart")
 
@@ -123,43 +125,45 @@ def _warn_of_known_cases(experiment: SparsExperiment, test: SparsConfig) -> None
 
 
 def _methods(
-    experiment: SparsExperiment, run: Run, configs: tuple[SparsConfig, SparsConfig], *, baselines: bool
+    experiment: SparsExperiment,
+    run: Run,
+    configs: tuple[SparsConfig, SparsConfig],
+    policies: Sequence[str] | None,
 ) -> Iterator[tuple[str, tuple[Maps, Maps]]]:
-    """Name of each method, and its maps of the test and of the validation cases."""
+    """Name of each method, and its maps of the test and of the validation cases.
+
+    policies: reference policies to play, followed by the baselines; None: neither.
+    """
     protocol, seed = experiment.evaluation, experiment.seed
 
     def both(maps_of: Callable[[SparsEnv], Maps], envs: Sequence[SparsEnv]) -> tuple[Maps, Maps]:
         return maps_of(envs[0]), maps_of(envs[1])
 
     def envs(**changes: Any) -> list[SparsEnv]:
-        """One slot for every rollout of every case."""
-        slots = [len(liver_case_ids(config)) * protocol.rollouts for config in configs]
+        """An environment for every rollout of every case."""
+        numbers = [len(liver_case_ids(config)) * protocol.rollouts for config in configs]
         changed = [replace(config, eval_dice=False, **changes) for config in configs]
-        return [env_of(experiment, run, config, num_envs=n) for config, n in zip(changed, slots, strict=True)]
+        return [env_of(experiment, run, config, num_envs=n) for config, n in zip(changed, numbers, strict=True)]
 
-    def by_policy(env: SparsEnv) -> Maps:
+    def played(env: SparsEnv, policy: Policy[SparsEnv]) -> Maps:
+        return roll_out(env, policy, jitter_cells=protocol.jitter_cells, seed=seed)
+
+    def by_reference(row: Reference[SparsEnv], env: SparsEnv) -> Maps:
+        return played(env, row.make(env, seed))
+
+    def trained(env: SparsEnv) -> Maps:
         learner, opponent = load_policies(experiment, run, env)
         env.set_opponent(opponent)
-        return roll_out(
-            env,
-            lambda env: learner.act(env.observe(), protocol.deterministic),
-            jitter_cells=protocol.jitter_cells,
-            seed=seed,
-        )
+        return played(env, TrainedPolicy(learner.policy, protocol.deterministic))
 
     if experiment.ppo.total_timesteps:
-        yield experiment.name, both(by_policy, envs())
-    if baselines:  # nobody competes, so that nobody else ends an episode
+        yield experiment.name, both(trained, envs())
+    if policies is not None:  # nobody competes, so that nobody else ends an episode
         alone = envs(n_agents=1, reward=None, obs_mode="own_window")
-        for name in (*RULES, "bfs_to_tau"):
-            yield name, both(partial(_by_rule, name=name, protocol=protocol, seed=seed), alone)
-        for reduce in ("mean", "max"):
-            yield f"score map ({reduce})", both(partial(score_map, reduce=reduce), alone)
-
-
-def _by_rule(env: SparsEnv, name: str, protocol: EvaluationConfig, seed: int) -> Maps:
-    rule = BfsToTau(env) if name == "bfs_to_tau" else RULES[name]
-    return roll_out(env, lambda env: rule(env, 0), jitter_cells=protocol.jitter_cells, seed=seed)
+        for name in policies:
+            yield name, both(partial(by_reference, POLICIES[name]), alone)
+        for row in BASELINES.values():
+            yield row.title, both(row.maps, alone)
 
 
 def _result(
@@ -179,7 +183,7 @@ def _result(
         metrics = segmentation_metrics(masks[0], truth, case.spacing_mm, tolerance_mm=protocol.tolerance_mm)
         metrics["dice_at_0.5"] = dice(masks[1], truth)
         metrics["success"] = float(bool((masks[0] & truth).any()))
-        cases.append({"case_id": case.id, "origin": case.origin, **metrics, **test.said[number]})
+        cases.append({"case_id": case.id, "origin": case.origin, **metrics, **test.facts[number]})
         if len(views) < protocol.pictures:
             heat = test.env.lattice.expand(blocks / blocks.max().clamp(min=1e-9)).float().cpu().numpy()
             views.append(CaseView(case.id, case.image.numpy(), truth.numpy(), masks[0].numpy(), heat, case.spacing_mm))
@@ -210,7 +214,7 @@ def _result(
     )
 
 
-def render(run: Run, experiment: SparsExperiment, *, case: str | None, seed: int) -> tuple[list[Frame], str]:
+def render(run: Run, experiment: SparsExperiment, case: str | None, seed: int) -> tuple[list[Frame], str]:
     """The pictures of one episode of the trained policy on a case (default: the first test case), and how it ended."""
     experiment = experiment.resolved()
     cases = experiment.test.of(experiment.env)
@@ -220,13 +224,6 @@ def render(run: Run, experiment: SparsExperiment, *, case: str | None, seed: int
     env.set_opponent(opponent)
     env.seed([seed])
     torch.manual_seed(seed)
-    env.reset()
-    frames = [env.render()]
-    over = False
-    while not over:
-        _, terminated, truncated = env.step(learner.act(env.observe(), deterministic=False))
-        frames.append(env.render())
-        over = bool(terminated | truncated)
-    said = env.episode_info(torch.tensor([0], device=env.device))[0]
-    ending = f"{len(frames) - 1} steps, ended by {said['reason']}, Dice {said.get('dice', float('nan')):.3f}"
-    return [frame for frame in frames if frame is not None], ending
+    frames, played = play_and_draw(env, TrainedPolicy(learner.policy))
+    info = played.infos[0]
+    return frames, f"{len(frames) - 1} steps, ended by {info['reason']}, Dice {info.get('dice', float('nan')):.3f}"

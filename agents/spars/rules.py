@@ -1,7 +1,7 @@
-"""Reference policies of SPARS: rules as players of the same environment (paper: SPARS, section 2.9).
+"""Reference policies of SPARS: rules that play the same environment (paper: SPARS, section 2.9).
 
-A rule is a function (env, player) -> actions int64 [N]. Beside `random_move`, `constant_move` and `greedy_move`, which
-the environment knows by name as opponents, these are the scan of the whole volume and the shortest path to τ.
+`random`, `constant0` and `greedy` are the functions (env, player) -> actions that the environment knows by name as
+opponents; here they play the learner. Beside them stand the scan of the whole volume and the shortest path to τ.
 """
 
 import numpy as np
@@ -10,6 +10,7 @@ from scipy.ndimage import distance_transform_cdt
 from torch import Tensor
 
 from ...envs.spars import RULES, SparsEnv
+from ..policy import Reference
 
 
 def sweep_path(shape: tuple[int, int, int]) -> Tensor:
@@ -17,16 +18,16 @@ def sweep_path(shape: tuple[int, int, int]) -> Tensor:
     then y, then x; int64 [L]."""
     ids = np.arange(np.prod(shape)).reshape(shape)
     ids[1::2] = ids[1::2, ::-1]  # every other plane backwards along y
-    rows = ids.reshape(-1, shape[2])
-    rows[1::2] = rows[1::2, ::-1]  # every other row backwards along z
-    return torch.from_numpy(rows.flatten())
+    lines = ids.reshape(-1, shape[2])
+    lines[1::2] = lines[1::2, ::-1]  # every other line backwards along z
+    return torch.from_numpy(lines.flatten())
 
 
 class Sweep:
-    """The classical sliding-window scan: from corner (0, 0, 0) of the lattice, every position once.
+    """The classical sliding-window scan, from where the episode begins on to the last position of the lattice.
 
-    Start the episode there. With τ = 1, T >= number of positions and reduce="mean", what it paints is the box-filtered
-    score volume. Its first move runs into the border, so that the first position is painted too. action_set: axis6.
+    Begun in the corner (0, 0, 0), with τ = 1 and T >= number of positions, it paints every position once, its first
+    move running into the border; with reduce="mean" that is the box-filtered score volume. action_set: axis6 or axis7.
     """
 
     def __init__(self, env: SparsEnv) -> None:
@@ -41,8 +42,8 @@ class Sweep:
         action[path[-1]] = 0 if int(path[-1]) % env.lattice.shape[2] else 1
         self.action = action.to(env.device)
 
-    def __call__(self, env: SparsEnv, player: int) -> Tensor:
-        at = env.at[player]
+    def __call__(self, env: SparsEnv) -> Tensor:
+        at = env.at[0]
         return torch.where((env.t == 0) & (at == 0), 1, self.action[at])
 
 
@@ -54,15 +55,15 @@ class BfsToTau:
 
     def __init__(self, env: SparsEnv) -> None:
         metric = "taxicab" if env.config.action_set in ("axis6", "axis7") else "chessboard"
-        rows = []
+        distances = []
         for case in env.cases:
             above = (env.score_volume(case.id) > env.config.threshold).cpu().numpy()
             steps = distance_transform_cdt(~above, metric=metric) if above.any() else np.full(above.shape, np.inf)
-            rows.append(torch.as_tensor(steps, dtype=torch.float32).flatten())
-        self.distance = torch.stack(rows).to(env.device)
+            distances.append(torch.as_tensor(steps, dtype=torch.float32).flatten())
+        self.distance = torch.stack(distances).to(env.device)
 
-    def __call__(self, env: SparsEnv, player: int) -> Tensor:
-        there = env.neighbours(env.at[player])  # [A, N]
+    def __call__(self, env: SparsEnv) -> Tensor:
+        there = env.neighbours(env.at[0])  # [A, N]
         return self.distance[env.case, there].argmin(dim=0)
 
     def optimal_steps(self, env: SparsEnv) -> Tensor:
@@ -70,4 +71,16 @@ class BfsToTau:
         return self.distance[env.case, env.at[0]].clamp(min=1)
 
 
-__all__ = ["RULES", "BfsToTau", "Sweep", "sweep_path"]
+def _opponent(name: str, about: str) -> Reference[SparsEnv]:
+    rule = RULES[name]
+    return Reference(about, lambda env, seed: lambda env: rule(env, 0))
+
+
+POLICIES: dict[str, Reference[SparsEnv]] = {
+    "random": _opponent("random", "Any move, uniformly."),
+    "constant0": _opponent("constant0", "Always +z, the first opponent of the released program."),
+    "greedy": _opponent("greedy", "The move to the neighbour with the highest score."),
+    "sweep": Reference("The scan of the volume, from the start on, line by line.", lambda env, seed: Sweep(env)),
+    "bfs_to_tau": Reference("The shortest path to a window with a score above τ.", lambda env, seed: BfsToTau(env)),
+}
+"""Reference policies of SPARS-LiverCT-v0 by name."""

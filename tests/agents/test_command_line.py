@@ -19,7 +19,9 @@ import segarena
 import torch
 import yaml
 from segarena.agents.command_line import main, read_experiment
-from segarena.agents.spars.training import SparsExperiment
+from segarena.agents.papers import PAPERS
+from segarena.agents.policy import POLICIES
+from segarena.agents.spars.config import SparsExperiment
 from segarena.common.runs import Run
 from segarena.envs import ENVIRONMENTS
 from segarena.evaluation.results import read_results
@@ -355,6 +357,10 @@ def test_list_prints_every_environment(capsys):
         assert name in out
         assert entry.paper in out
         assert (Path(segarena.__file__).parent / entry.config).is_file()
+        assert all(f"{policy}: " in out for policy in POLICIES[name])
+    for name, paper in PAPERS.items():
+        assert f"paper {name}" in out
+        assert all(f"{baseline}: {row.title}" in out for baseline, row in paper.baselines.items())
 
 
 def test_the_driver_is_also_a_script():
@@ -482,6 +488,21 @@ def test_other_cases_may_be_evaluated(run):
     assert call("evaluate", "--run", run, "--cases", "[phantom_03001]") == 0
     for result in read_results(run / "evaluation"):
         assert [case["case_id"] for case in result.cases] == ["phantom_03001"]
+
+
+def test_other_reference_policies_may_be_evaluated(run, capsys):
+    assert call("evaluate", "--run", run, "--policies", "[sweep]") == 0
+    methods = {result.method for result in read_results(run / "evaluation")}
+    assert methods == {"Tiny", "sweep", "score map (mean)", "score map (max)"}
+    capsys.readouterr()
+    said = "policy is 'sweap' but must be one of 'random', 'constant0', 'greedy', 'sweep', 'bfs_to_tau'"
+    assert_refused(call("evaluate", "--run", run, "--policies", "[sweap]"), capsys, said, "did you mean 'sweep'?")
+
+
+def test_a_run_is_not_called_like_another_row_of_its_table(run, capsys):
+    config = Run.open(run).config
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "name": "greedy"}))
+    assert_refused(call("evaluate", "--run", run), capsys, "greedy is the name of a run and of another row")
 
 
 def test_an_episode_is_rendered(run, capsys):

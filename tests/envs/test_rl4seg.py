@@ -7,9 +7,9 @@ import torch
 from segarena.agents.rl4seg.rules import (
     ConstantPolicy,
     CorrectorPolicy,
+    NetworkPolicy,
     OraclePolicy,
     RandomPolicy,
-    SourceOnlyPolicy,
 )
 from segarena.common.networks import save_network
 from segarena.datasets.echo.images import PhantomPatients
@@ -216,7 +216,7 @@ def test_the_source_policy_is_the_argmax_of_its_network_and_the_corrector_follow
     torch.manual_seed(0)
     net = UNet(1, 3, init_channels=2).eval()
     env = begun(pool(3, 32), num_envs=2)
-    source = SourceOnlyPolicy(net)(env)
+    source = NetworkPolicy(net)(env)
     with torch.no_grad():
         assert torch.equal(source, net(env.observe()).argmax(dim=1).to(torch.uint8))
     corrected = CorrectorPolicy(net, lambda masks: (masks + 1) % 3)(env)

@@ -5,23 +5,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from segarena.agents.papers import PAPERS
+from segarena.agents.policy import TrainedPolicy, play
 from segarena.agents.ppo import PPOConfig
+from segarena.agents.spars.baselines import score_map
+from segarena.agents.spars.config import CaseChoice, EvaluationConfig, SparsExperiment
 from segarena.agents.spars.evaluation import _result
 from segarena.agents.spars.policies import policy_arguments
-from segarena.agents.spars.rollouts import Maps, choose_threshold, roll_out, score_map
-from segarena.agents.spars.rules import BfsToTau, Sweep, sweep_path
+from segarena.agents.spars.rollouts import Maps, choose_threshold, roll_out
+from segarena.agents.spars.rules import POLICIES, BfsToTau, Sweep, sweep_path
 from segarena.agents.spars.self_play import SelfPlay, Snapshot
-from segarena.agents.spars.training import (
-    CaseChoice,
-    EvaluationConfig,
-    SparsExperiment,
-    env_of,
-    load_policies,
-    train,
-)
+from segarena.agents.spars.training import env_of, load_policies
 from segarena.common.runs import Run
 from segarena.envs.adapters import LearnerEnv
-from segarena.envs.spars import RULES, SparsEnv
+from segarena.envs.spars import SparsEnv
 from segarena.envs.spars_config import SparsConfig
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
@@ -202,7 +199,7 @@ def test_the_best_look_at_the_validation_cases_is_evaluated_where_that_is_asked_
         examine_every=64,
         checkpoint_every=64,
     )
-    run = train(experiment, tmp_path / "run", {})
+    run = PAPERS["spars"].start(experiment, tmp_path / "run", {})
     looks = {line["step"]: line["spars/dice_eval"] for line in run.metrics() if "spars/dice_eval" in line}
     best = run.checkpoint().state["best"]
     assert best["score"] == max(looks.values()) == looks[best["step"]]
@@ -244,7 +241,7 @@ def test_what_the_sweep_paints_is_the_score_map():
     env.reset(options={"start": [0, 0, 0]})
     seen = []
     for _ in range(env.lattice.size):
-        env.step(rule(env, 0))
+        env.step(rule(env))
         seen.append(int(env.at[0]))
     assert sorted(seen) == list(range(env.lattice.size)), "every position, each once"
     torch.testing.assert_close(env.block_map(), score_map(env, "mean").blocks[0], atol=1e-9, rtol=0)
@@ -254,7 +251,7 @@ def test_greedy_moves_to_the_best_neighbour():
     env = SparsEnv(**ORACLE, num_envs=50, start="random_lattice")
     env.seed(range(50))
     env.reset()
-    chosen = RULES["greedy"](env, 0)
+    chosen = POLICIES["greedy"].make(env, 0)(env)
     there = env.neighbours(env.at[0])
     scores = env.scores_at(there)
     best = scores.gather(0, chosen[None])[0]
@@ -279,7 +276,7 @@ def test_the_shortest_path_is_as_short_as_breadth_first_search_says(action_set):
     wanted = rule.optimal_steps(env)
     taken, over = torch.zeros(30), torch.zeros(30, dtype=torch.bool)
     for number in range(1, 60):
-        _, terminated, _ = env.step(rule(env, 0))
+        _, terminated, _ = env.step(rule(env))
         taken[terminated & ~over] = number
         over |= terminated
     assert over.all()
@@ -298,11 +295,11 @@ def test_rollouts_average_the_maps_of_their_episodes_case_by_case():
     settings = {"cases": ["phantom_02000", "phantom_02001"], "score_source": "oracle_fraction", "device": "cpu"}
     settings |= {"n_agents": 1, "horizon": 12, "threshold": 0.4, "start": "centre"}
     env = SparsEnv(**settings, num_envs=6)
-    greedy = lambda env: RULES["greedy"](env, 0)  # noqa: E731
+    greedy = POLICIES["greedy"].make(env, 0)
     maps = roll_out(env, greedy, jitter_cells=2, seed=1)
     assert torch.equal(maps.blocks, roll_out(env, greedy, jitter_cells=2, seed=1).blocks)
     assert not torch.equal(maps.blocks, roll_out(env, greedy, jitter_cells=2, seed=2).blocks), "jitter"
-    assert {int(case["steps"]) for case in maps.said} != {12}, "episodes must end at different times"
+    assert {int(case["steps"]) for case in maps.facts} != {12}, "episodes must end at different times"
 
     env.seed([6 * 1 + slot for slot in range(6)])  # the same episodes again, one slot at a time
     env.begin(torch.tensor([0, 0, 0, 1, 1, 1]), 2)
@@ -386,10 +383,9 @@ def test_a_policy_learns_to_reach_tau_far_more_often_than_chance():
     model = model_on(SparsEnv(**settings, num_envs=64), n_steps=32, batch_size=512, n_epochs=4, ent_coef=0.01)
     model.learn(98_304)
     judge = SparsEnv(**settings, num_envs=256)
-    policy = Snapshot(model.policy)
-    learned = reached(judge, lambda env: policy.act(env.observe(), deterministic=False))
-    chance = reached(judge, lambda env: RULES["random"](env, 0))
-    best = reached(judge, lambda env: BfsToTau(env)(env, 0))
+    learned = reached(judge, TrainedPolicy(Snapshot(model.policy).policy))
+    chance = reached(judge, POLICIES["random"].make(judge, 0))
+    best = reached(judge, POLICIES["bfs_to_tau"].make(judge, 0))
     assert best[0] == 1.0
     assert learned[0] >= 0.9
     assert learned[0] >= 3 * chance[0]
@@ -414,20 +410,15 @@ def test_self_play_learns_to_find_tumours_faster_than_chance():
         )
         return policy.act(both, deterministic=False)
 
-    learned, chance = reached(judge, learner), reached(judge, lambda env: RULES["random"](env, 0))
+    learned, chance = reached(judge, learner), reached(judge, POLICIES["random"].make(judge, 0))
     assert learned[0] >= 0.9
     assert learned[0] >= 3 * chance[0]
 
 
-def reached(env, player):
+def reached(env, policy):
     """Share of episodes that τ ended, and their mean number of steps."""
     env.seed(range(env.num_envs))
     env.reset()
-    done = torch.zeros(env.num_envs, dtype=torch.bool)
-    taken = torch.zeros(env.num_envs)
     torch.manual_seed(0)
-    for number in range(1, env.horizon + 1):
-        _, terminated, _ = env.step(player(env))
-        taken[terminated & ~done] = number
-        done |= terminated
-    return done.float().mean().item(), taken[done].mean().item()
+    played = play(env, policy)
+    return played.terminated.float().mean().item(), played.lengths[played.terminated].float().mean().item()

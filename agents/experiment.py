@@ -1,0 +1,165 @@
+"""What the experiments of all papers share: the head of the configuration, and the way from it to a trained run.
+
+A paper is one row of `papers.PAPERS`: its kind of experiment and the functions that check, train, evaluate and show it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from ..common.checks import check
+from ..common.device import resolve_device
+from ..common.files import replacing
+from ..common.runs import Run, plain
+from ..envs.core import Frame
+from ..evaluation.report import Column, column, table
+from ..evaluation.results import Result
+
+E = TypeVar("E", bound="Experiment")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The head of every configuration; a paper's own experiment adds the rest."""
+
+    paper: str
+    """Paper whose experiment this is; decides all other options (`list` names the papers, `train --paper NAME --help`
+    their options)."""
+    name: str
+    """Name of the trained policy in tables of results."""
+    seed: int = 0
+    """Seed of everything that is random."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
+
+    def __post_init__(self) -> None:
+        check(self, seed=(0, 2**32 - 1))
+
+    def resolved(self: E) -> E:
+        """The same with nothing left open (defaults filled in, paths absolute): it can be continued from anywhere.
+
+        Raises:
+            ValueError: values that do not fit together.
+        """
+        return self
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What the command line of `evaluate` may choose."""
+
+    command: str = ""
+    """How it was called, for the results."""
+    split: str | None = None
+    """Another split than the run's test split."""
+    cases: list[str] | None = None
+    """Other cases than the run's test cases, as ids or patterns."""
+    policies: list[str] | None = None
+    """Reference policies to play beside the run's own policy, by name; None: those that the paper compares with."""
+    skip_bad: bool = False
+    """Leave bad files out, and say so, instead of raising."""
+
+
+class Titled(Protocol):
+    """A row of a paper's table of baselines; what else it holds is the paper's own."""
+
+    @property
+    def title(self) -> str:
+        """What tables of results call it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Paper(Generic[E]):
+    """One paper's experiment: what trains, evaluates and shows it."""
+
+    experiment: type[E]
+    """Its configuration."""
+    check: Callable[[E], None]
+    """Raises whatever can be known to be wrong with a resolved experiment before anything is written."""
+    train: Callable[[E, Run], None]
+    """Trains every part of the run that is not finished."""
+    learner: Callable[[E, Run], BaseAlgorithm]
+    """The trained policy of a finished run as a learner of Stable-Baselines3, for its zip."""
+    evaluate: Callable[[Sequence[tuple[Run, E]], EvaluateOptions], tuple[list[Result], list[str]]]
+    """Results of runs, written into their folders, and a line for each bad file that was left out."""
+    render: Callable[[Run, E, str | None, int], tuple[list[Frame], str]]
+    """(run, experiment, case or None for the first, seed) -> frames, and a sentence on how the episode went."""
+    columns: tuple[Column | str, ...]
+    """Columns of the table of results; the first is compared with `baseline`."""
+    baseline: str
+    """The method with which the others are compared."""
+    more_columns: tuple[Column | str, ...] = ()
+    """Columns of a second table, of the results that have the first of them."""
+    baselines: Mapping[str, Titled] = field(default_factory=dict)
+    """The paper's table of baselines."""
+    frame_ms: int = 125
+    """Time in milliseconds that each frame of an episode is shown."""
+
+    def start(self, experiment: E, out: str | Path, environment: Mapping[str, Any]) -> Run:
+        """Train in the new folder `out`; see `resume` for a run that was interrupted.
+
+        environment: what is to be kept of the machine.
+
+        Raises:
+            ValueError: a value, case, file or folder that cannot be used; nothing is written then. Or, later, what the
+                paper's own training raises.
+            FileNotFoundError: a missing folder or file.
+        """
+        experiment = experiment.resolved()
+        resolve_device(experiment.device)
+        self.check(experiment)
+        return self._finish(experiment, Run.create(out, plain(asdict(experiment)), environment))
+
+    def resume(self, experiment: E, out: str | Path) -> Run:
+        """Continue the run in the folder `out`, which `experiment` describes, where it was interrupted."""
+        return self._finish(experiment.resolved(), Run.open(out))
+
+    def _finish(self, experiment: E, run: Run) -> Run:
+        self.train(experiment, run)
+        run.close()
+        return run
+
+    def export(self, experiment: E, run: Run, path: str | Path) -> None:
+        """Write the trained policy as a zip of Stable-Baselines3, for its own `load`."""
+        learner = self.learner(experiment.resolved(), run)
+        with replacing(Path(path)) as unfinished:
+            learner.save(unfinished)
+
+    def tables(self, results: Sequence[Result]) -> list[str]:
+        """The tables of these results, in Markdown; without comparison where some cases have no truth."""
+        judged = all(column(self.columns[0]).name in result.metrics for result in results)
+        known = judged and any(result.method == self.baseline for result in results)
+        first = table(results, self.columns, baseline=self.baseline if known else None)
+        more = [r for r in results if self.more_columns and column(self.more_columns[0]).name in r.metrics]
+        return [first, *([table(more, self.more_columns)] if more else [])]
+
+
+def check_names(experiments: Sequence[Experiment], taken: Iterable[tuple[str, int]]) -> None:
+    """Say before the work which rows of one table would have the same name and seed.
+
+    Args:
+        experiments: those whose trained policy gets a row.
+        taken: name and seed of every other row.
+
+    Raises:
+        ValueError: two runs, or a run and another row, have one name and seed.
+    """
+    named = [(experiment.name, experiment.seed) for experiment in experiments]
+    if twice := sorted({f"{name!r} with seed {seed}" for name, seed in named if named.count((name, seed)) > 1}):
+        raise ValueError(
+            f"two runs are called {', '.join(twice)}; train one with another --name, or evaluate them apart"
+        )
+    if clash := sorted({name for name, _ in set(named) & set(taken)}):
+        raise ValueError(
+            f"{', '.join(clash)} is the name of a run and of another row of the table; train it with another --name, "
+            f"or evaluate them apart"
+        )
+
+
+def write_result(run: Run, result: Result) -> Result:
+    """Keep a result in the run's folder `evaluation/`."""
+    result.write(run.folder / "evaluation" / f"{result.id}.json")
+    return result

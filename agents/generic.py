@@ -1,0 +1,167 @@
+"""Plain PPO on any environment: the experiment of a new environment that has no paper of its own yet.
+
+`paper: ppo` in a configuration chooses it; `env` is the id of the environment and `settings` its arguments.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO
+
+from ..common import checks
+from ..common.device import forked_rng
+from ..common.runs import Run, slug
+from ..envs.adapters import LearnerEnv
+from ..envs.core import BatchedEnv, Frame
+from ..evaluation.report import mean_metrics
+from ..evaluation.results import Case, Result, count_origins
+from .experiment import EvaluateOptions, Experiment, check_names, write_result
+from .policy import POLICIES, Episodes, Policy, TrainedPolicy, make_env, play, play_and_draw, reference
+from .ppo import PPOConfig, learn, restore
+
+COLUMNS = ("return", "steps")
+"""Metrics of the table of results."""
+
+
+@dataclass(frozen=True)
+class PPOExperiment(Experiment):
+    """One run of PPO on a registered environment."""
+
+    paper: str = "ppo"
+    name: str = "PPO"
+    env: str = ""
+    """Id of the environment; `list` names them."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the environment's constructor by name."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """The learner."""
+    episodes: int = 100
+    """Episodes that `evaluate` plays with each policy."""
+    checkpoint_every: int = 20_480
+    """Environment steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.check(self, episodes=checks.AT_LEAST_1, checkpoint_every=checks.AT_LEAST_1)
+
+
+def env_of(experiment: PPOExperiment, num_envs: int, **settings: Any) -> BatchedEnv:
+    """The environment of an experiment."""
+    return make_env(experiment.env, num_envs=num_envs, device=experiment.device, **{**experiment.settings, **settings})
+
+
+def check(experiment: PPOExperiment) -> None:
+    """Raises whatever can be known to be wrong before anything is written."""
+    if not experiment.ppo.total_timesteps:
+        raise ValueError("nothing to train: ppo.total_timesteps is 0")
+    env_of(experiment, 1).reset()
+
+
+def _fresh(experiment: PPOExperiment) -> PPO:
+    env = env_of(experiment, experiment.ppo.num_envs)
+    policy = "MultiInputPolicy" if isinstance(env.single_observation_space, spaces.Dict) else "MlpPolicy"
+    return PPO(policy, LearnerEnv(env), seed=experiment.seed, device=env.device, **experiment.ppo.learner())
+
+
+def train(experiment: PPOExperiment, run: Run) -> None:
+    """Train the policy from the run's last checkpoint on."""
+    model = _fresh(experiment)
+    if checkpoint := run.resume():
+        restore(model, checkpoint)
+    learn(
+        model,
+        run,
+        experiment.ppo.total_timesteps,
+        [],
+        checkpoint_every=experiment.checkpoint_every,
+        extra_state=dict,
+        checkpoint=checkpoint,
+    )
+
+
+def learner(experiment: PPOExperiment, run: Run) -> PPO:
+    """The trained policy as a learner of Stable-Baselines3."""
+    model = _fresh(experiment)
+    restore(model, run.checkpoint())
+    return model
+
+
+def evaluate(runs: Sequence[tuple[Run, PPOExperiment]], options: EvaluateOptions) -> tuple[list[Result], list[str]]:
+    """Results of every run's policy, and of every reference policy once per seed, on the same new episodes.
+
+    Raises:
+        ValueError: cases or splits, which there are not; runs on different environments.
+    """
+    if options.split or options.cases:
+        raise ValueError("split and cases choose among cases, but the episodes of paper 'ppo' are drawn by the seed")
+    experiments = [experiment for _, experiment in runs]
+    if len({(one.env, repr(one.settings)) for one in experiments}) > 1:
+        raise ValueError("the runs have different environments or settings; evaluate them apart")
+    table = POLICIES.get(experiments[0].env, {})
+    names = list(table) if options.policies is None else options.policies
+    policies = {name: reference(table, name) for name in names}
+    check_names(experiments, product(policies, {experiment.seed for experiment in experiments}))
+    results: list[Result] = []
+    for run, experiment in runs:
+        model = learner(experiment, run)
+        env = env_of(experiment, experiment.episodes)
+        players: dict[str, Policy[Any]] = {experiment.name: TrainedPolicy(model.policy)}
+        if experiment.seed not in {result.seed for result in results}:
+            players |= {name: row.make(env, experiment.seed) for name, row in policies.items()}
+        for method, policy in players.items():
+            played = _new_episodes(env, policy, experiment.seed)
+            supervision = policies[method].supervision if method in policies else "none"
+            result = _result(experiment, method, played, supervision, options.command)
+            results.append(write_result(run, result))
+    return results, []
+
+
+def _new_episodes(env: BatchedEnv, policy: Policy[Any], seed: int) -> Episodes:
+    """An episode of every environment, other ones than those of the training."""
+    env.seed([(seed + 1) * 2**32 + number for number in range(env.num_envs)])
+    env.reset()
+    with forked_rng(env.device):
+        torch.manual_seed(seed)
+        return play(env, policy)
+
+
+def _result(experiment: PPOExperiment, method: str, played: Episodes, supervision: str, command: str) -> Result:
+    numbers = zip(played.returns.tolist(), played.lengths.tolist(), played.infos, strict=True)
+    cases: list[Case] = [
+        {"case_id": f"episode_{number}", "origin": "phantom", "return": total, "steps": float(steps)}
+        | {name: float(value) for name, value in info.items() if isinstance(value, bool | int | float)}
+        for number, (total, steps, info) in enumerate(numbers)
+    ]
+    return Result(
+        id=f"{slug(method)}_seed{experiment.seed}",
+        paper="PPO",
+        env=experiment.env,
+        method=method,
+        seed=experiment.seed,
+        data="drawn episodes",
+        split="new",
+        supervision=supervision,
+        mode="inductive",
+        origins=count_origins(cases),
+        metrics=dict(mean_metrics(cases)),
+        cases=cases,
+        settings={"settings": experiment.settings, "total_timesteps": experiment.ppo.total_timesteps},
+        command=command,
+    )
+
+
+def render(run: Run, experiment: PPOExperiment, case: str | None, seed: int) -> tuple[list[Frame], str]:
+    """The pictures of one episode of the trained policy, and how it ended."""
+    if case is not None:
+        raise ValueError(f"case is {case!r} but the episodes of paper 'ppo' are drawn; choose one by --seed")
+    model = learner(experiment, run)
+    env = env_of(experiment, 1, render_mode="rgb_array")
+    env.seed([seed])
+    with forked_rng(env.device):
+        torch.manual_seed(seed)
+        frames, played = play_and_draw(env, TrainedPolicy(model.policy))
+    return frames, f"{int(played.lengths[0])} steps, return {float(played.returns[0]):.3f}"

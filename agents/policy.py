@@ -1,0 +1,135 @@
+"""Reference policies, and `play`, which plays any policy: hand-written, trained, scripted, learned elsewhere.
+
+A policy is a callable env -> actions [N, ...] for all N environments of a `BatchedEnv`. It may keep a memory for each
+environment; where `env.t` is 0 an episode has just begun, so that its memory begins anew there. A paper's own rules
+stand in `POLICIES`, one table per environment id: evaluation and the command line play them by name.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor
+
+from ..common.checks import check_choice
+from ..envs import ENVIRONMENTS
+from ..envs.adapters import make_batch
+from ..envs.core import BatchedEnv, Frame
+
+Env = TypeVar("Env", bound=BatchedEnv)
+AnyEnv = TypeVar("AnyEnv", bound=BatchedEnv, contravariant=True)
+
+
+class Policy(Protocol[AnyEnv]):
+    """Acts in all environments at once; any function env -> actions is one."""
+
+    def __call__(self, env: AnyEnv, /) -> Tensor:
+        """Actions [N, ...] for the episodes as they stand, on the environment's device."""
+
+
+@dataclass(frozen=True)
+class Reference(Generic[Env]):
+    """One row of a table of reference policies: a policy that needs the environment and a seed, but no training."""
+
+    about: str
+    """What it does, in one line."""
+    make: Callable[[Env, int], Policy[Env]]
+    """The policy for an environment, from a seed; ValueError where it cannot play there."""
+    supervision: str = "none"
+    """Labels that it uses: none, or target for one that looks at the truth."""
+
+
+@dataclass(frozen=True)
+class TrainedPolicy:
+    """The policy of a learner of Stable-Baselines3. Draws from PyTorch's global generator unless deterministic."""
+
+    policy: ActorCriticPolicy
+    deterministic: bool = False
+    """Take the likeliest action instead of a drawn one."""
+
+    @torch.no_grad()
+    def __call__(self, env: BatchedEnv) -> Tensor:
+        return self.policy.get_distribution(env.observe()).get_actions(deterministic=self.deterministic)
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """One episode of every environment, [N]; tensors stay on the device."""
+
+    returns: Tensor
+    """Sum of the rewards, float64 [N]."""
+    lengths: Tensor
+    """Steps, int64 [N]."""
+    terminated: Tensor
+    """bool [N]; the other episodes were truncated."""
+    infos: list[dict[str, Any]]
+    """`episode_info` of each."""
+
+
+POLICIES: dict[str, Mapping[str, Reference[Any]]] = {}
+"""Reference policies by name, of each environment id; papers.py has the rows, and anybody may add some."""
+
+
+def play(env: Env, policy: Policy[Env], *, on_end: Callable[[Tensor], None] | None = None) -> Episodes:
+    """Play the episodes that have begun in every environment to their ends; begin them by `env.reset()` before.
+
+    An environment whose episode has ended is stepped on with the others until the last one ends; nothing of that
+    counts.
+
+    Args:
+        env: N environments, reset.
+        policy: acts in all of them.
+        on_end: called with env_ids int64 [K] right after the step that ended their episodes, while `env` still shows
+            how they ended.
+    """
+    returns = torch.zeros(env.num_envs, dtype=torch.float64, device=env.device)
+    lengths = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device)
+    by_term, over = (torch.zeros(env.num_envs, dtype=torch.bool, device=env.device) for _ in range(2))
+    infos: list[dict[str, Any]] = [{} for _ in range(env.num_envs)]
+    while not bool(over.all()):
+        reward, terminated, truncated = env.step(policy(env))
+        returns += reward.double().masked_fill(over, 0.0)
+        env_ids = ((terminated | truncated) & ~over).nonzero().flatten()
+        if len(env_ids):
+            lengths[env_ids], by_term[env_ids] = env.t[env_ids], terminated[env_ids]
+            for number, info in zip(env_ids.tolist(), env.episode_info(env_ids), strict=True):
+                infos[number] = info
+            if on_end:
+                on_end(env_ids)
+            over = over.index_fill(0, env_ids, True)
+    return Episodes(returns, lengths, by_term, infos)
+
+
+def play_and_draw(env: Env, policy: Policy[Env]) -> tuple[list[Frame], Episodes]:
+    """The pictures of one episode of a single environment, from its start to its end, and what came of it."""
+    frames: list[Frame | None] = []
+
+    def drawn(env: Env) -> Tensor:
+        frames.append(env.render())
+        return policy(env)
+
+    env.reset()
+    played = play(env, drawn, on_end=lambda _: frames.append(env.render()))
+    return [frame for frame in frames if frame is not None], played
+
+
+def make_env(env_id: str, **settings: Any) -> BatchedEnv:
+    """The environments behind an id; settings: num_envs, device and the constructor's own arguments.
+
+    Raises:
+        ValueError: there is no such id, or the constructor refuses a setting.
+    """
+    check_choice("env", env_id, ENVIRONMENTS)
+    return make_batch(ENVIRONMENTS[env_id].env_class, **settings).batched
+
+
+def reference(table: Mapping[str, Reference[Env]], name: str) -> Reference[Env]:
+    """The row of a table that has this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    check_choice("policy", name, table)
+    return table[name]

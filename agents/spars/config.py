@@ -1,0 +1,129 @@
+"""The configuration of a SPARS run (paper: SPARS, sections 4, 5 and 7)."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from ...classifiers.train_presence import PresenceTrainingConfig
+from ...common.checks import AT_LEAST_0, AT_LEAST_1, check
+from ...envs.spars_config import SparsConfig
+from ..experiment import Experiment
+from ..ppo import PPOConfig
+from .policies import PolicyName
+from .self_play import InitialOpponent
+
+TRAIN = "train"
+"""Value of `env.classifier`: train one in the run before the agent."""
+
+
+@dataclass(frozen=True)
+class CaseChoice:
+    """Some cases of `env.data`, for one purpose."""
+
+    split: str = "test"
+    """classifier_train, classifier_val, rl_pool, test or all."""
+    cases: list[str] | None = None
+    """Case ids (* and ? stand for any text), which win over the split."""
+
+    def of(self, env: SparsConfig) -> SparsConfig:
+        """The environment's configuration with these cases."""
+        return replace(env, split=self.split, cases=self.cases)
+
+
+@dataclass(frozen=True)
+class SelfPlayConfig:
+    """Who competes while the learner learns (section 4)."""
+
+    refresh_every: int = 1
+    """Rollouts between two copies of the learner into its opponent (of n_steps each)."""
+    initial_opponent: InitialOpponent = "self_snapshot"
+    """Before the first refresh: the untrained learner, constant0 (always +z; paper) or random."""
+
+    def __post_init__(self) -> None:
+        check(self, "self_play.", refresh_every=AT_LEAST_1)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How a trained policy segments unseen cases (section 7)."""
+
+    rollouts: int = 8
+    """K: episodes per case whose maps are averaged."""
+    jitter_cells: int = 2
+    """Start positions are moved by up to this many lattice cells along each axis."""
+    deterministic: bool = False
+    """Take the likeliest action instead of a drawn one."""
+    best: bool = False
+    """Judge the weights that had the highest mean Dice on the validation cases while training (see examine_every),
+    instead of the last ones."""
+    tolerance_mm: float = 7.0
+    """Tolerance of the normalised surface Dice, in mm; 7 is the Decathlon's for the liver."""
+    pictures: int = 4
+    """Cases shown in each figure."""
+
+    def __post_init__(self) -> None:
+        check(self, "evaluation.", rollouts=AT_LEAST_1, pictures=AT_LEAST_1)
+        check(self, "evaluation.", jitter_cells=AT_LEAST_0, tolerance_mm=AT_LEAST_0)
+
+
+@dataclass(frozen=True)
+class SparsExperiment(Experiment):
+    """One SPARS run: data, classifier, environment, learner and evaluation."""
+
+    paper: Literal["spars"] = "spars"
+    name: str = "SPARS"
+    env: SparsConfig = field(default_factory=SparsConfig)
+    """The environment. env.classifier: a .safetensors file, "packaged" (made for phantoms), or "train"."""
+    presence: PresenceTrainingConfig = field(default_factory=PresenceTrainingConfig)
+    """Training of the classifier, with env.classifier=train."""
+    classifier_train: CaseChoice = field(default_factory=lambda: CaseChoice(split="classifier_train"))
+    """Cases from which the classifier learns."""
+    validation: CaseChoice = field(default_factory=lambda: CaseChoice(split="classifier_val"))
+    """Cases that choose the classifier's best epoch and every mask threshold."""
+    test: CaseChoice = field(default_factory=CaseChoice)
+    """Cases that nothing was chosen or trained on."""
+    policy: PolicyName = "window_cnn"
+    """window_cnn; feature_mlp (needs env.obs_mode=features); flatten_mlp (paper)."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """The learner."""
+    self_play: SelfPlayConfig = field(default_factory=SelfPlayConfig)
+    """The opponent, with env.n_agents=2 and env.opponent=snapshot."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """The protocol of `evaluate`."""
+    checkpoint_every: int = 20_480
+    """Environment steps between checkpoints."""
+    examine_every: int = 40_960
+    """Environment steps between looks at the validation cases while training, for curves, pictures and the best
+    weights (which only evaluation.best uses); 0: never."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, checkpoint_every=AT_LEAST_1, examine_every=AT_LEAST_0)
+
+    def resolved(self) -> "SparsExperiment":
+        """The same with nothing left open.
+
+        Raises:
+            ValueError: a value outside its range.
+        """
+        if self.ppo.normalize_observations:
+            raise ValueError(
+                "ppo.normalize_observations is True but opponents and evaluation read the observations as they are, "
+                "which is in [-1, 1] or normalised by the policy; leave it False"
+            )
+        if self.evaluation.best and not self.examine_every:
+            raise ValueError("evaluation.best is True but examine_every is 0: no look could find the best weights")
+        needed = self.env.score_source == "classifier" or self.env.obs_mode == "features"
+        classifier = self.env.classifier or ("packaged" if self.env.data == "phantom" else TRAIN if needed else None)
+        if self.ppo.total_timesteps == 0 and classifier != TRAIN:
+            raise ValueError("nothing to train: ppo.total_timesteps is 0 and env.classifier is not 'train'")
+        if classifier not in (None, "packaged", TRAIN):
+            classifier = str(Path(classifier).resolve())  # the run can then be continued from anywhere
+        data = self.env.data if self.env.data == "phantom" else str(Path(self.env.data).resolve())
+        env = replace(self.env, classifier=classifier, data=data).resolved()
+        if env.reward == "shaped" and env.gamma != self.ppo.gamma:
+            raise ValueError(
+                f"env.gamma is {env.gamma} but ppo.gamma is {self.ppo.gamma}; with reward 'shaped' they must be equal, "
+                f"or the potential changes which policy is best"
+            )
+        return replace(self, env=env)

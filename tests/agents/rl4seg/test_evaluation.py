@@ -1,0 +1,187 @@
+"""RL4Seg evaluated and shown: every method has its row, its picture and the labels that it has seen."""
+
+import re
+import shutil
+from pathlib import Path
+
+import imageio.v3 as imageio
+import pytest
+from rl4seg_runs import (
+    QUICK,
+    assert_refused,
+    assert_same,
+    call,
+    context_of,
+    everything,
+    keys,
+    reconfigure,
+    stages_of,
+    train,
+    trained,
+)
+from segarena.agents.rl4seg.baselines import BASELINES, Baseline, one_unet
+from segarena.agents.rl4seg.config import RL4SegExperiment
+from segarena.agents.rl4seg.context import UNET
+from segarena.evaluation.results import read_results
+
+METHODS = {
+    "source only": "source",
+    "test-time augmentation": "source",
+    "AdaBN": "source",
+    "corrector": "source",
+    "entropy minimisation": "source",
+    "gold self-training": "source",
+    "gold and corrected self-training": "source",
+    "TI-ST": "source",
+    "UDAS": "source",
+    "policy gradient": "source",
+    "oracle RL": "source and target",
+    "target-supervised": "target",
+    "ensemble": "source",
+    "MC dropout": "source",
+    "Tiny, softmax": "source",
+    "Tiny": "source",
+}
+"""All of section 10 that is trained here, and the labels that each has seen."""
+
+
+def test_every_method_has_results_that_say_what_it_has_seen(evaluated):
+    run, out = evaluated
+    results = read_results(run / "evaluation")
+    assert {result.method: result.supervision for result in results} == METHODS
+    for result in results:
+        assert (result.mode, result.origins, result.seed) == ("inductive", {"phantom": 8}, 3)
+        assert {"dice_avg", "dice_endo", "dice_myo", "dice_epi", "hd_epi_mm", "valid", "dice_batch32"} <= set(
+            result.metrics
+        )
+        assert (result.settings["source_images"], result.settings["target_images"]) == (24, 28)
+        assert re.search(rf"^\| {re.escape(result.method)} ", out, re.MULTILINE)
+    said = {result.method for result in results if "all_ece" in result.metrics}
+    assert said == {"test-time augmentation", "ensemble", "MC dropout", "Tiny, softmax", "Tiny"}
+    table = (run / "evaluation" / "table.md").read_text()
+    assert table.strip() in out
+    segmentation, uncertainty = table.split("| Method ")[1:]
+    assert "Dice ENDO (%)" in segmentation
+    assert "vs source only" in segmentation
+    assert "ECE" in uncertainty
+    assert all(f"| {name} " in uncertainty for name in said)
+    assert "| AdaBN " not in uncertainty
+
+
+def test_an_evaluation_draws_every_method(evaluated):
+    run, out = evaluated
+    pictures = sorted((run / "media").glob("*.png"))
+    assert len(pictures) == len(METHODS) + 1, "and how well uncertainty is calibrated"
+    for picture in pictures:
+        assert f"picture    {picture}" in out
+        pixels = imageio.imread(picture)
+        assert min(pixels.shape[:2]) > 100
+        assert pixels.std() > 1
+
+
+def test_an_evaluation_changes_no_stage(tiny, evaluated):
+    run, _ = evaluated
+    assert_same(run, tiny)
+
+
+def test_reference_policies_are_evaluated_by_name(copied, capsys):
+    reconfigure(copied, {"baselines": []})
+    assert call("evaluate", "--run", copied, "--policies", "[truth, random]") == 0
+    results = {result.method: result for result in read_results(copied / "evaluation")}
+    assert results["truth"].metrics["dice_avg"] == 1.0
+    assert results["random"].metrics["dice_avg"] < results["source only"].metrics["dice_avg"] < 1.0
+    assert (results["truth"].supervision, results["random"].supervision) == ("target", "none")
+    assert "| truth " in (copied / "evaluation" / "table.md").read_text()
+    capsys.readouterr()
+    said = "policy is 'rondom' but must be one of 'random', 'constant', 'truth'; did you mean 'random'?"
+    assert_refused(call("evaluate", "--run", copied, "--policies", "[rondom]"), capsys, said)
+
+
+def test_a_new_baseline_is_one_row_and_one_function(tmp_path, monkeypatch, capsys):
+    def untrained(context):
+        return one_unet(context, "toy", lambda stage: context.segmenter(context.seed("toy")), keys=UNET)
+
+    monkeypatch.setitem(BASELINES, "toy", Baseline("a toy", untrained, supervision="none", sees_target=False))
+    run = trained(tmp_path, QUICK, iterations=0, baselines=["toy"])
+    assert stages_of(run) == ["baselines/toy", "supervised"]
+    assert call("evaluate", "--run", run) == 0
+    results = {result.method: result.supervision for result in read_results(run / "evaluation")}
+    assert results == {"source only": "source", "a toy": "none"}
+    assert re.search(r"^\| a toy +\| none ", capsys.readouterr().out, re.MULTILINE)
+    assert call("list") == 0
+    assert "toy: a toy" in capsys.readouterr().out
+    assert_refused(train(tmp_path / "named", QUICK, name="a toy", baselines=["toy"]), capsys, "name is 'a toy'")
+
+
+@pytest.mark.parametrize("row", BASELINES.values(), ids=BASELINES)
+def test_the_settings_of_a_baseline_are_a_field_of_the_experiment(row):
+    assert row.section is None or hasattr(RL4SegExperiment(), row.section)
+
+
+def test_images_that_were_adapted_to_are_said_to_be_so(copied):
+    reconfigure(copied, {"baselines": []})
+    patient = context_of(copied).target.groups[0]
+    assert call("evaluate", "--run", copied, "--cases", f"[{patient}]") == 0
+    results = read_results(copied / "evaluation")
+    assert {result.method: result.mode for result in results} == {
+        "source only": "inductive",
+        "corrector": "inductive",
+        "AdaBN": "transductive",
+        "Tiny, softmax": "transductive",
+        "Tiny": "transductive",
+    }
+    assert {result.split for result in results} == {patient}
+    assert {case["patient"] for result in results for case in result.cases} == {patient}
+
+
+def test_an_image_is_rendered_as_every_policy_masks_it(copied, capsys):
+    assert call("render", "--run", copied) == 0
+    assert re.search(r"episode.gif: phantom_b_200000_2CH_ED, policies 0 to 2; Dice lv 0\.\d+", capsys.readouterr().out)
+    frames = imageio.imread(copied / "media" / "episode.gif", index=None)
+    assert len(frames) == 4, "the image, and three masks"
+    assert all(frame.std() > 1 for frame in frames)
+    case = "phantom_b_200001_4CH_ES"
+    assert call("render", "--run", copied, "--case", case, "--out", copied / "deep" / "other.gif") == 0
+    assert imageio.imread(copied / "deep" / "other.gif", index=0).std() > 1
+    assert_refused(
+        call("render", "--run", copied, "--case", "x"), capsys, "case is 'x' but the test images are phantom"
+    )
+
+
+def test_methods_and_names_may_change_and_runs_of_one_seed_are_compared_in_one_table(copied, tmp_path, capsys):
+    other = Path(shutil.copytree(copied, tmp_path / "other"))
+    reconfigure(copied, {"baselines": ["entropy"]})
+    reconfigure(other, {"baselines": [], "name": "Other"})
+    assert call("evaluate", "--run", copied, other) == 0
+    table = (copied / "evaluation" / "table.md").read_text().split("\n\n")[0]
+    rows = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
+    assert rows == [
+        "source only", "AdaBN", "corrector", "entropy minimisation", "Tiny, softmax", "Tiny", "Other, softmax", "Other",
+    ]  # fmt: skip
+    capsys.readouterr()
+    assert_refused(call("evaluate", "--run", copied, copied), capsys, "two runs are called 'Tiny' with seed 3")
+    reconfigure(other, {"name": "entropy minimisation"})
+    said = "entropy minimisation is the name of a run and of another row of the table"
+    assert_refused(call("evaluate", "--run", copied, other), capsys, said)
+
+
+# -- recorded data -------------------------------------------------------------------------------------------------
+
+
+def test_the_data_set_of_the_user_is_read_and_never_written(tmp_path, recorded, all_valid, capsys):
+    folders = [tmp_path / "source", tmp_path / "target"]
+    before = [everything(folder) for folder in folders]
+    run = trained(tmp_path / "here", recorded)
+    assert "eval/anat_valid" in keys(run, "iteration_2/ppo")
+    assert not {"eval/dice_endo", "eval/hd_epi"} & keys(run, "iteration_2/ppo"), "no truth is known"
+    assert call("evaluate", "--run", run) == 0
+    results = read_results(run / "evaluation")
+    assert {(result.data, result.mode, *result.origins.items()) for result in results} == {
+        ("target", "inductive", ("real", 4))
+    }
+    assert {tuple(result.metrics) for result in results} == {("valid", "subject_valid")}
+    (row,) = re.findall(r"^\| Quick  .*", capsys.readouterr().out, re.MULTILINE)
+    assert row.count("| – ") == 6, "all but the validity"
+    assert call("render", "--run", run) == 0
+    assert re.search(r"episode.gif: 2CHu3_ED, policies 0 to 2$", capsys.readouterr().out, re.MULTILINE)
+    assert [everything(folder) for folder in folders] == before

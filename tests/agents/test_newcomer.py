@@ -1,0 +1,113 @@
+"""A new environment is registered, trained, compared, shown and played from outside, in at most 50 lines."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import imageio.v3 as imageio
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from segarena.agents.command_line import main
+from segarena.agents.policy import POLICIES
+from segarena.common.runs import Run
+from segarena.envs import ENVIRONMENTS
+from segarena.evaluation.results import read_results
+
+HERE = Path(__file__).resolve().parents[1]
+CODE, CONFIG = HERE / "newcomer.py", HERE / "newcomer.yaml"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def newcomer():
+    """Its rows stand in the tables for these tests only."""
+    import newcomer
+
+    yield newcomer
+    del ENVIRONMENTS["Corridor-v0"], POLICIES["Corridor-v0"], gym.registry["Corridor-v0"]
+    del sys.modules["newcomer"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The run that the configuration trains; never changed."""
+    folder = tmp_path_factory.mktemp("newcomer") / "run"
+    arguments = ["--device", "cpu", "--out", str(folder), "--export_sb3", str(folder.parent / "policy.zip")]
+    assert main(["train", "--config", str(CONFIG), *arguments]) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def test_it_takes_at_most_50_lines():
+    lines = [line for path in (CODE, CONFIG) for line in path.read_text().splitlines() if line.strip()]
+    assert len(lines) <= 50
+
+
+def test_the_environment_passes_the_checker_of_gymnasium():
+    check_env(gym.make("Corridor-v0").unwrapped, skip_render_check=True)
+
+
+def test_the_trained_policy_beats_chance_and_comes_near_the_best(copied, capsys):
+    assert main(["evaluate", "--run", str(copied)]) == 0
+    returns = {result.method: result.metrics["return"] for result in read_results(copied / "evaluation")}
+    assert returns.keys() == {"walker", "random", "to the door"}
+    assert returns["walker"] > returns["random"] + 0.5
+    assert returns["walker"] > returns["to the door"] - 0.1
+    assert "p (return vs random)" in capsys.readouterr().out
+
+
+def test_chosen_reference_policies_are_evaluated_and_unknown_ones_refused(copied, capsys):
+    assert main(["evaluate", "--run", str(copied), "--policies", "[random]"]) == 0
+    assert {result.method for result in read_results(copied / "evaluation")} == {"walker", "random"}
+    assert main(["evaluate", "--run", str(copied), "--policies", "[randon]"]) == 2
+    assert "did you mean 'random'?" in capsys.readouterr().err
+    assert main(["evaluate", "--run", str(copied), "--split", "test"]) == 2
+
+
+def test_an_interrupted_run_ends_like_one_that_was_not(run, tmp_path, monkeypatch):
+    saved, save = [], Run.save
+
+    def stop_after_the_second(self, *arguments):
+        save(self, *arguments)
+        saved.append(arguments[0])
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "save", stop_after_the_second)
+    out = str(tmp_path / "stopped")
+    options = ["--device", "cpu", "--out", out, "--checkpoint_every", "4096"]
+    assert main(["train", "--config", str(CONFIG), *options]) == 130
+    assert 0 < saved[-1] < 16384
+    assert main(["train", "--resume", out]) == 0
+    one, other = Run.open(run).checkpoint().weights, Run.open(out).checkpoint().weights
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_an_episode_is_rendered(copied, capsys):
+    assert main(["render", "--run", str(copied), "--seed", "5"]) == 0
+    frames = imageio.imread(copied / "media" / "episode.gif", index=None)
+    assert f"{len(frames) - 1} steps, return" in capsys.readouterr().out
+    assert main(["render", "--run", str(copied), "--case", "x"]) == 2
+
+
+def test_a_wrong_configuration_is_refused(tmp_path, capsys):
+    arguments = ["train", "--config", str(CONFIG), "--out", str(tmp_path / "run")]
+    assert main([*arguments, "--env", "Coridor-v0"]) == 2
+    assert "env is 'Coridor-v0' but must be one of" in capsys.readouterr().err
+    assert main([*arguments, "--settings", "{horizon: 0}"]) == 2
+    assert "horizon is 0 but must be at least 1" in capsys.readouterr().err
+    assert main([*arguments, "--ppo.total_timesteps", "0"]) == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_file_is_a_driver_of_its_own(tmp_path):
+    command = [sys.executable, "-W", "error", str(CODE), "play", "--env", "Corridor-v0", "--episodes", "50"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "| to the door " in done.stdout

@@ -1,0 +1,123 @@
+"""Reference policies: one way to play them all, by name, without a trained run."""
+
+import pytest
+import torch
+from segarena.agents.command_line import main
+from segarena.agents.papers import PAPERS
+from segarena.agents.policy import POLICIES, make_env, play, play_and_draw, reference
+from segarena.envs import ENVIRONMENTS
+
+SPARS = {"cases": ["phantom_02000"], "score_source": "oracle_fraction", "device": "cpu", "threshold": 0.4}
+
+
+def begun(env, seed=0):
+    env.seed([seed + number for number in range(env.num_envs)])
+    env.reset()
+    return env
+
+
+def test_an_episode_of_every_environment_is_played_to_its_end():
+    env = begun(make_env("SPARS-LiverCT-v0", num_envs=12, horizon=15, n_agents=1, **SPARS))
+    greedy = POLICIES["SPARS-LiverCT-v0"]["greedy"].make(env, 0)
+    seen = []
+    played = play(env, greedy, on_end=lambda env_ids: seen.append((env_ids.tolist(), env.at[0, env_ids].tolist())))
+    assert sorted(number for env_ids, _ in seen for number in env_ids) == list(range(12)), "each episode ends once"
+    assert len(seen) > 1, "episodes must end at different times"
+
+    for number in range(12):  # the same episodes, one at a time, by the environment alone
+        one = begun(make_env("SPARS-LiverCT-v0", horizon=15, n_agents=1, **SPARS), seed=number)
+        total, steps, over, policy = 0.0, 0, False, POLICIES["SPARS-LiverCT-v0"]["greedy"].make(one, 0)
+        while not over:
+            reward, terminated, truncated = one.step(policy(one))
+            total, steps, over = total + float(reward), steps + 1, bool(terminated | truncated)
+        assert float(played.returns[number]) == pytest.approx(total)
+        assert (int(played.lengths[number]), bool(played.terminated[number])) == (steps, bool(terminated))
+        assert played.infos[number] == one.episode_info(torch.tensor([0]))[0]
+        places = {at for env_ids, ats in seen for n, at in zip(env_ids, ats, strict=True) if n == number}
+        assert places == {int(one.at[0, 0])}, "the hook sees how the episode ended"
+
+
+def test_a_policy_may_keep_a_memory_that_begins_anew_with_each_episode():
+    env = make_env("SPARS-LiverCT-v0", num_envs=3, horizon=5, **(SPARS | {"threshold": 1.0}))
+    memory, told = torch.zeros(3, dtype=torch.int64), []
+
+    def in_turn(env):
+        memory[env.t == 0] = 0
+        told.append(memory.clone())
+        memory.add_(1)
+        return memory % 6
+
+    for _ in range(2):
+        play(begun(env), in_turn)
+    assert torch.stack(told)[:, 0].tolist() == [0, 1, 2, 3, 4] * 2
+
+
+def test_an_episode_is_drawn_from_its_start_to_its_end():
+    env = make_env("SPARS-LiverCT-v0", render_mode="rgb_array", horizon=4, **(SPARS | {"threshold": 1.0}))
+    env.seed([0])
+    frames, played = play_and_draw(env, POLICIES["SPARS-LiverCT-v0"]["constant0"].make(env, 0))
+    assert len(frames) == 1 + int(played.lengths[0]) == 5
+
+
+@pytest.mark.parametrize(("env_id", "name"), [(env_id, name) for env_id in POLICIES for name in POLICIES[env_id]])
+def test_every_reference_policy_acts_inside_the_action_space(env_id, name):
+    env = begun(make_env(env_id, num_envs=4, device="cpu"))
+    actions = POLICIES[env_id][name].make(env, 0)(env)
+    env.actions_from(actions.cpu().numpy())
+    assert POLICIES[env_id][name].about
+
+
+def test_every_environment_has_reference_policies_and_every_paper_titles_for_its_baselines():
+    assert POLICIES.keys() == ENVIRONMENTS.keys()
+    assert all(row.title for paper in PAPERS.values() for row in paper.baselines.values())
+    with pytest.raises(ValueError, match=r"policy is 'gredy' but must be one of .*did you mean 'greedy'"):
+        reference(POLICIES["SPARS-LiverCT-v0"], "gredy")
+
+
+# -- the command line ----------------------------------------------------------------------------------------------
+
+
+def rows_of(out):
+    """The cells of the printed table, by policy and column."""
+    lines = [line for line in out.splitlines() if line.startswith("|")]
+    header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    return {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
+
+
+PLAY = ["play", "--env", "SPARS-LiverCT-v0", "--episodes", "6", "--device", "cpu", "--set"]
+SET = ["cases=[phantom_02000]", "score_source=oracle_fraction", "horizon=12"]
+
+
+def test_reference_policies_are_played_without_a_run(capsys):
+    assert main([*PLAY, *SET]) == 0
+    played = rows_of(capsys.readouterr().out)
+    assert list(played) == ["random", "constant0", "greedy", "sweep", "bfs_to_tau"]
+    assert {"return", "steps", "terminated", "dice", "precision", "recall"} <= played["greedy"].keys()
+    assert main([*PLAY, *SET, "threshold=1", "--policy", "greedy", "--seed", "3"]) == 0
+    assert rows_of(capsys.readouterr().out)["greedy"]["steps"] == "12 [12, 12]"
+    assert main(["play", "--env", "RL4Seg-Echo-v0", "--policy", "truth", "--episodes", "3"]) == 0
+    assert rows_of(capsys.readouterr().out)["truth"]["return"] == "1 [1, 1]"
+
+
+def test_a_policy_that_cannot_play_is_named_and_left_out(capsys):
+    assert main([*PLAY, *SET, "action_set=king26"]) == 1
+    out, message = capsys.readouterr()
+    assert "sweep" not in rows_of(out)
+    assert "left out   sweep: sweep needs action_set='axis6' or 'axis7', not 'king26'" in message
+    assert main([*PLAY, *SET, "action_set=king26", "--policy", "sweep"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--env", "SPARS-LiverCT"], "env is 'SPARS-LiverCT' but must be one of"),
+        (["--env", "SPARS-LiverCT-v0", "--policy", "gredy"], "did you mean 'greedy'?"),
+        (["--env", "SPARS-LiverCT-v0", "--episodes", "0"], "0 but must be at least 1"),
+        (["--env", "SPARS-LiverCT-v0", "--set", "horizon"], "set has 'horizon' but each must be name=value"),
+        (["--env", "SPARS-LiverCT-v0", "--set", "horizn=3"], "did you mean 'horizon'?"),
+        (["--env", "SPARS-LiverCT-v0", "--set", "cases=[x"], "whose value is not YAML"),
+    ],
+)
+def test_what_cannot_be_played_is_refused(arguments, said, capsys):
+    assert main(["play", *arguments]) == 2
+    assert said in capsys.readouterr().err
