@@ -323,7 +323,7 @@ def distorted(masks: Masks, rng: np.random.Generator) -> Masks:
 def env_of(images: ImagePool, reward: RewardFunction, slots: int, device: torch.device) -> EchoEnv:
     """As a training plays it."""
     return EchoEnv(
-        images=images, device=device, expose_truth=False, reward_function=reward, num_envs=slots, deck="shared"
+        images=images, device=device, expose_truth=False, reward_function=reward, num_envs=slots, sampler="shared"
     )
 
 

@@ -42,7 +42,8 @@ from segarena.datasets.liver.lattice import Triple, WindowLattice
 from segarena.datasets.liver.lesions import TUMOUR
 from segarena.datasets.liver.phantom import liver_phantom
 from segarena.envs.adapters import LearnerEnv
-from segarena.envs.spars import RULES, SparsEnv
+from segarena.envs.spars import SparsEnv
+from segarena.envs.spars_rules import RULES
 from segarena.rewards.presence import ScoreTable
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -254,9 +255,9 @@ class Bench:
             both = int(mask.sum() + truth.sum())
             return 2 * int((mask & truth).sum()) / both if both else 1.0
 
-        values = [(env.dice(row), by_voxels(row)) for row in range(episodes)]  # and the warm-up
+        values = [(env.painting.dice(row), by_voxels(row)) for row in range(episodes)]  # and the warm-up
         slow = [seconds(lambda row=row: by_voxels(row)) for row in range(episodes)]
-        fast = [seconds(lambda row=row: env.dice(row)) for row in range(episodes)]
+        fast = [seconds(lambda row=row: env.painting.dice(row)) for row in range(episodes)]
         different = sum(blocks != voxels for blocks, voxels in values)
         details = {"block_dice": [b for b, _ in values], "voxel_dice": [v for _, v in values]}
         return [

@@ -1,11 +1,11 @@
-"""The three faces of a `BatchedEnv`: they add nothing but shapes.
+"""The three adapters of a `BatchedEnv`: they change shapes and types, and nothing else.
 
 `SingleEnv` is what gym.make gives, `BatchEnv` what gym.make_vec gives, `LearnerEnv` the VecEnv of Stable-Baselines3.
 The latter two begin a new episode in the step that ended one (SAME_STEP), by the same `BatchedEnv.advance`.
 """
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -16,36 +16,49 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector.utils import batch_space
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
 
-from .core import Advance, BatchedEnv, Ended, Frame, Obs
-
-
-def to_numpy(obs: Obs) -> Any:
-    """The observation as NumPy arrays; on the CPU without a copy."""
-    if isinstance(obs, dict):
-        return {name: value.detach().cpu().numpy() for name, value in obs.items()}
-    return obs.detach().cpu().numpy()
+from .core import Advance, BatchedEnv, Ended, Frame
 
 
-def infos_of(ended: Ended) -> Iterator[tuple[int, Any, dict[str, Any]]]:
-    """Slot, last observation and info of each episode that ended."""
-    last, info = to_numpy(ended.obs), to_numpy(ended.info)
-    for k, (row, said) in enumerate(zip(ended.rows.tolist(), ended.said, strict=True)):
-        yield row, row_of(last, k), {**{name: value[k] for name, value in info.items()}, **said}
+def to_numpy(tensors: Any) -> Any:
+    """NumPy arrays of a tensor, or of the tensors of a dict (of dicts); no copy on the CPU, one wait on CUDA."""
+    on_device: list[Tensor] = []
+
+    def copied(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {name: copied(value) for name, value in x.items()}
+        if x.is_cuda:
+            on_device.append(x)
+        return x.detach().to("cpu", non_blocking=True)  # into pinned memory: the copies run one after the other
+
+    def arrays(x: Any) -> Any:
+        return {name: arrays(value) for name, value in x.items()} if isinstance(x, dict) else x.numpy()
+
+    host = copied(tensors)
+    if on_device:
+        torch.cuda.synchronize(on_device[0].device)
+    return arrays(host)
 
 
-def row_of(obs: Any, row: int) -> Any:
-    """Observation `row` of a batch of them."""
-    return {name: value[row] for name, value in obs.items()} if isinstance(obs, dict) else obs[row]
+def of_env(batch: Any, env_id: int) -> Any:
+    """Item `env_id` of each array of a dict (of dicts), or of one array."""
+    return {name: of_env(value, env_id) for name, value in batch.items()} if isinstance(batch, dict) else batch[env_id]
+
+
+def facts_of(ended: Ended) -> dict[str, Any]:
+    """The tensors of the episodes that ended, as `to_numpy` takes them: `env_ids`, `obs` and `info`."""
+    return {"env_ids": ended.env_ids, "obs": ended.obs, "info": ended.info}
 
 
 class SingleEnv(gym.Env[Any, Any]):
-    """The `gym.Env` face: one episode; `env.unwrapped.batched` is the `BatchedEnv` behind it."""
+    """The `gym.Env` adapter: one environment. `batched` is the `BatchedEnv` behind it, whose documentation is `__doc__`
+    of this object and `help(type(env.unwrapped.batched))`."""
 
     metadata = BatchedEnv.metadata
 
     def __init__(self, env: BatchedEnv) -> None:
-        self.batched = env
+        self.batched, self.__doc__ = env, env.__doc__
         self.render_mode = env.render_mode
         self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
         self._over = True
@@ -60,7 +73,8 @@ class SingleEnv(gym.Env[Any, Any]):
         self._over = False
         if self.render_mode == "human":
             self.batched.render()
-        return row_of(to_numpy(self.batched.observe()), 0), self._info()
+        seen = of_env(to_numpy({"obs": self.batched.observe(), "info": self.batched.info()}), 0)
+        return seen["obs"], _plain(seen["info"])
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One move.
@@ -72,14 +86,15 @@ class SingleEnv(gym.Env[Any, Any]):
         if self._over:
             raise ResetNeeded("step before reset: the episode has ended or none was begun; call reset() first")
         reward, terminated, truncated = self.batched.step(self.batched.actions_from(np.asarray(action)[None]))
-        ended, cut = bool(terminated), bool(truncated)
-        info = self._info()
-        if ended or cut:
-            self._over = True
-            info |= self.batched.episode_info(torch.zeros(1, dtype=torch.int64, device=self.batched.device))[0]
+        seen = {"obs": self.batched.observe(), "info": self.batched.info(), "reward": reward}
+        seen = of_env(to_numpy({**seen, "terminated": terminated, "truncated": truncated}), 0)
+        info = _plain(seen["info"])
         if self.render_mode == "human":
             self.batched.render()
-        return row_of(to_numpy(self.batched.observe()), 0), float(reward), ended, cut, info
+        self._over = bool(seen["terminated"] | seen["truncated"])
+        if self._over:
+            info |= self.batched.episode_info(torch.zeros(1, dtype=torch.int64, device=self.batched.device))[0]
+        return seen["obs"], float(seen["reward"]), bool(seen["terminated"]), bool(seen["truncated"]), info
 
     def render(self) -> Any:
         """The picture of this step as uint8 [H, W, 3], or None where it is shown or no render_mode was chosen."""
@@ -88,17 +103,15 @@ class SingleEnv(gym.Env[Any, Any]):
             return None
         return self.batched.render()
 
-    def _info(self) -> dict[str, Any]:
-        return {name: _plain(value[0]) for name, value in to_numpy(self.batched.info()).items()}
-
 
 class BatchEnv(gym.vector.VectorEnv[Any, Any, npt.NDArray[Any]]):
-    """The `gymnasium.vector.VectorEnv` face; resets in the step that ended an episode."""
+    """The `gymnasium.vector.VectorEnv` adapter: N environments; each resets in the step that ended its episode."""
 
     metadata = BatchedEnv.metadata
 
     def __init__(self, env: BatchedEnv) -> None:
-        self.batched, self.num_envs, self.render_mode = env, env.num_envs, env.render_mode
+        self.batched, self.__doc__ = env, env.__doc__
+        self.num_envs, self.render_mode = env.num_envs, env.render_mode
         self.single_observation_space, self.single_action_space = (
             env.single_observation_space,
             env.single_action_space,
@@ -109,44 +122,51 @@ class BatchEnv(gym.vector.VectorEnv[Any, Any, npt.NDArray[Any]]):
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode in every slot; an integer seed s gives slot i the seed s + i."""
+        """Begin an episode in every environment; an integer seed s gives environment i the seed s + i."""
         fresh = seed is not None or self._np_random is None
         if isinstance(seed, int) or (seed is None and fresh):
             super().reset(seed=seed)
             seed = seed if seed is not None else int(self.np_random.integers(2**62))
-            seed = [seed + slot for slot in range(self.num_envs)]
+            seed = [seed + env_id for env_id in range(self.num_envs)]
         if seed is not None:
             self.batched.seed(seed)
         self.batched.reset(options=options)
-        return to_numpy(self.batched.observe()), self._info()
+        seen = to_numpy({"obs": self.batched.observe(), "info": self.batched.info()})
+        return seen["obs"], self._present(seen["info"])
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """One move in every slot; `final_obs` and `final_info` describe the episodes that ended."""
+        """One move in every environment; `final_obs` and `final_info` describe the episodes that ended."""
         step = self.batched.advance(self.batched.actions_from(actions))
-        info = self._info()
+        seen: dict[str, Any] = {"obs": step.obs, "info": self.batched.info(), "reward": step.reward.double()}
+        seen |= {"terminated": step.terminated, "truncated": step.truncated}
+        seen = to_numpy(seen | ({"ended": facts_of(step.ended)} if step.ended else {}))
+        info = self._present(seen["info"])
         if step.ended:
-            for row, last, said in infos_of(step.ended):
-                info = self._add_info(info, {"final_obs": last, "final_info": said}, row)
-        reward = step.reward.double().cpu().numpy()
-        return to_numpy(step.obs), reward, step.terminated.cpu().numpy(), step.truncated.cpu().numpy(), info
+            last = seen["ended"]
+            for k, (env_id, facts) in enumerate(zip(last["env_ids"].tolist(), step.ended.episode_info, strict=True)):
+                final = {"final_obs": of_env(last["obs"], k), "final_info": {**of_env(last["info"], k), **facts}}
+                info = self._add_info(info, final, env_id)
+        return seen["obs"], seen["reward"], seen["terminated"], seen["truncated"], info
 
     def render(self) -> tuple[Any, ...] | None:
-        """The picture of every slot; None where no render_mode was chosen."""
+        """The picture of every environment; None where no render_mode was chosen."""
         if self.render_mode is None:
             return None
-        return tuple(self.batched.render(row) for row in range(self.num_envs))
+        return tuple(self.batched.render(env_id) for env_id in range(self.num_envs))
 
-    def _info(self) -> dict[str, Any]:
+    def _present(self, info: dict[str, Any]) -> dict[str, Any]:
+        """`info` as Gymnasium's vector environments give it, with a mask beside each array."""
         present = np.ones(self.num_envs, dtype=np.bool_)
-        said = {name: array.copy() for name, array in to_numpy(self.batched.info()).items()}  # a reset writes in place
-        return {**said, **{f"_{name}": present.copy() for name in said}}
+        copies = {name: array.copy() for name, array in info.items()}  # a reset writes in place
+        return {**copies, **{f"_{name}": present.copy() for name in info}}
 
 
 class LearnerEnv(VecEnv):
-    """The Stable-Baselines3 face. `infos` are filled only for episodes that end in the step (`episode`,
-    `terminal_observation`, `TimeLimit.truncated` and what the env says); a running one has an empty dict.
+    """The Stable-Baselines3 adapter: N environments as a `VecEnv`.
 
-    Agents that keep rollouts on the device play `env.advance` themselves: the same step, as tensors.
+    `infos` are filled only where an episode ended in the step: `episode`, `terminal_observation`,
+    `TimeLimit.truncated`, `info()` and `episode_info` of its end; elsewhere they are empty. Agents that keep rollouts
+    on the device call `batched.advance` themselves: the same step, as tensors.
     """
 
     def __init__(self, env: BatchedEnv) -> None:
@@ -155,7 +175,7 @@ class LearnerEnv(VecEnv):
         self._returns = torch.zeros(env.num_envs, dtype=torch.float64, device=env.device)
 
     def reset(self) -> Any:
-        """Begin an episode in every slot."""
+        """Begin an episode in every environment."""
         if self._seeds[0] is None:
             self.seed()
         if any(options != self._options[0] for options in self._options):
@@ -176,27 +196,34 @@ class LearnerEnv(VecEnv):
         lengths = self.batched.t + 1
         step = self.batched.advance(self._actions)
         returns = self.count(step)
+        seen: dict[str, Any] = {"obs": step.obs, "reward": step.reward, "done": step.terminated | step.truncated}
+        if step.ended:
+            ids = step.ended.env_ids
+            episodes = {"r": returns[ids], "l": lengths[ids], "cut": step.truncated[ids]}
+            seen |= {"ended": facts_of(step.ended), "episodes": episodes}
+        seen = to_numpy(seen)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if step.ended:
-            for row, last, said in infos_of(step.ended):
-                infos[row] = {
-                    **said,
-                    "terminal_observation": last,
-                    "TimeLimit.truncated": bool(step.truncated[row]),
-                    "episode": {"r": float(returns[row]), "l": int(lengths[row])},
+            last, episodes = seen["ended"], {name: array.tolist() for name, array in seen["episodes"].items()}
+            for k, (env_id, facts) in enumerate(zip(last["env_ids"].tolist(), step.ended.episode_info, strict=True)):
+                infos[env_id] = {
+                    **of_env(last["info"], k),
+                    **facts,
+                    "terminal_observation": of_env(last["obs"], k),
+                    "TimeLimit.truncated": episodes["cut"][k],
+                    "episode": {"r": episodes["r"][k], "l": episodes["l"][k]},
                 }
-        done = (step.terminated | step.truncated).cpu().numpy()
-        return to_numpy(step.obs), step.reward.cpu().numpy(), done, infos
+        return seen["obs"], seen["reward"], seen["done"], infos
 
-    def count(self, step: Advance) -> torch.Tensor:
-        """Add a step that was played to the returns, float64 [N] with it; those of ended episodes then start anew."""
+    def count(self, step: Advance) -> Tensor:
+        """Returns of the episodes up to and with `step`, float64 [N]; those that ended start anew from 0 afterwards."""
         returns = self._returns = self._returns + step.reward
         if step.ended:
-            self._returns = returns.index_fill(0, step.ended.rows, 0.0)
+            self._returns = returns.index_fill(0, step.ended.env_ids, 0.0)
         return returns
 
     def state(self) -> dict[str, Any]:
-        """All that `load_state` needs."""
+        """What `load_state` needs."""
         return {"env": self.batched.state(), "returns": self._returns}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -205,22 +232,22 @@ class LearnerEnv(VecEnv):
         self._returns = state["returns"].to(self.batched.device, copy=True)
 
     def get_images(self) -> Sequence[Frame | None]:
-        """The picture of every slot."""
-        return [self.batched.render(row) for row in range(self.num_envs)]
+        """The picture of every environment."""
+        return [self.batched.render(env_id) for env_id in range(self.num_envs)]
 
     def close(self) -> None:
         """Nothing is held that needs closing."""
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """An attribute of the env, once per slot asked for."""
+        """An attribute of the `BatchedEnv`, once for each environment asked for."""
         return [getattr(self.batched, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Set an attribute of the env, which all slots share."""
+        """Set an attribute of the `BatchedEnv`, which all environments share."""
         setattr(self.batched, attr_name, value)
 
     def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
-        """Call a method of the env, which all slots share, and repeat its result per slot asked for."""
+        """Call a method of the `BatchedEnv` once, and repeat its result for each environment asked for."""
         result = getattr(self.batched, method_name)(*method_args, **method_kwargs)
         return [result for _ in self._get_indices(indices)]
 
@@ -229,13 +256,22 @@ class LearnerEnv(VecEnv):
         return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
 
 
-def make_single(env_class: str, **settings: Any) -> SingleEnv:
-    """Entry point of `gym.make`; env_class is "module:Class" of a BatchedEnv."""
-    return SingleEnv(_build(env_class, num_envs=1, **settings))
+def make_single(env_class: str, *, device: str | torch.device = "cpu", **settings: Any) -> SingleEnv:
+    """Entry point of `gym.make`; env_class is "module:Class" of a `BatchedEnv`.
+
+    One environment is faster on the CPU than on a GPU, which waits for every step.
+
+    Raises:
+        ValueError: num_envs is given, or an argument that the environment refuses.
+    """
+    if "num_envs" in settings:
+        n = settings["num_envs"]
+        raise ValueError(f"num_envs is {n!r} but gym.make makes one environment; use gym.make_vec(id, num_envs={n!r})")
+    return SingleEnv(_build(env_class, num_envs=1, device=device, **settings))
 
 
 def make_batch(env_class: str, num_envs: int = 1, **settings: Any) -> BatchEnv:
-    """Entry point of `gym.make_vec`."""
+    """Entry point of `gym.make_vec`; env_class is "module:Class" of a `BatchedEnv`."""
     return BatchEnv(_build(env_class, num_envs=num_envs, **settings))
 
 
@@ -246,6 +282,6 @@ def _build(env_class: str, **settings: Any) -> BatchedEnv:
     return built
 
 
-def _plain(value: Any) -> Any:
-    """A Python number for a NumPy one, an array as it is."""
-    return value.item() if value.ndim == 0 else value
+def _plain(info: dict[str, Any]) -> dict[str, Any]:
+    """`info` with Python numbers for NumPy ones; arrays stay."""
+    return {name: value.item() if value.ndim == 0 else value for name, value in info.items()}

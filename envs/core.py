@@ -1,13 +1,16 @@
 """The contract of every environment: `BatchedEnv` plays N episodes at once, as tensors on one device.
 
-It is the only place where dynamics live; faces.py shows it to Gymnasium and to Stable-Baselines3.
+It is the only place where dynamics live; adapters.py shows it to Gymnasium and to Stable-Baselines3.
 """
 
+import logging
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property, reduce
+from operator import add
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -19,7 +22,11 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
+from ..common.checks import with_settings
 from ..common.device import resolve_device
+from .random import Streams
+
+log = logging.getLogger(__name__)
 
 Obs = Tensor | dict[str, Tensor]
 Frame = npt.NDArray[np.uint8]
@@ -29,93 +36,40 @@ _HAS_DISPLAY = sys.platform in ("win32", "darwin") or bool(
 )
 
 
-class Streams:
-    """One stream of random numbers per episode slot: number k of slot n is a hash of (seed of n, k).
+@dataclass(frozen=True)
+class EnvConfig:
+    """The least that the configuration of an environment holds."""
 
-    Counter-based (SplitMix64), so that a slot draws the same numbers alone or among a thousand others, on CPU or CUDA,
-    all slots in one call; its state is two integers a slot, and the number of ticks.
-    """
-
-    AHEAD = 64
-    """Ticks that are drawn at once."""
-
-    def __init__(self, slots: int, device: torch.device) -> None:
-        self.key = torch.zeros(slots, dtype=torch.int64, device=device)
-        self.drawn = torch.zeros(slots, dtype=torch.int64, device=device)
-        self.ticks = 0
-        self._ahead: Tensor | None = None
-
-    def seed(self, seeds: Sequence[int]) -> None:
-        """Start the stream of every slot anew."""
-        signed = [(seed & (2**64 - 1)) - (seed & 2**63) * 2 for seed in seeds]
-        self.key = _mix(torch.tensor(signed, dtype=torch.int64, device=self.key.device) + _GOLDEN)
-        self.drawn = torch.zeros_like(self.drawn)
-        self.ticks, self._ahead = 0, None
-
-    def uniform(self, lanes: int, rows: Tensor | None = None) -> Tensor:
-        """The next `lanes` numbers of each slot (of the slots `rows`), float64 [N, lanes] in [0, 1)."""
-        key, drawn = (self.key, self.drawn) if rows is None else (self.key[rows], self.drawn[rows])
-        number = drawn[:, None] + torch.arange(1, lanes + 1, device=key.device)
-        if rows is None:
-            self.drawn = drawn + lanes
-        else:
-            self.drawn[rows] = drawn + lanes
-        return _shift(_mix(key[:, None] + number * _GOLDEN), 11).double() * 2.0**-53
-
-    def tick(self) -> Tensor:
-        """One number of every slot, float64 [N] in [0, 1), from a second stream that is drawn `AHEAD` of its use.
-
-        For draws that every slot makes in every step: the cost of a draw is a row of a table.
-        """
-        row = self.ticks % self.AHEAD
-        if row == 0 or self._ahead is None:
-            number = self.ticks - row + torch.arange(1, self.AHEAD + 1, device=self.key.device)
-            self._ahead = _shift(_mix(_mix(self.key) + number[:, None] * _GOLDEN), 11).double() * 2.0**-53
-        self.ticks += 1
-        return self._ahead[row]
-
-    def state(self) -> dict[str, Any]:
-        """All that `load_state` needs."""
-        return {"key": self.key, "drawn": self.drawn, "ticks": self.ticks}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state` was read."""
-        self.key, self.drawn = (state[name].to(self.key.device, copy=True) for name in ("key", "drawn"))
-        self.ticks, self._ahead = state["ticks"], None
-
-
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser."""
-    x = (x ^ _shift(x, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
-    x = (x ^ _shift(x, 27)) * (0x94D049BB133111EB - 2**64)
-    return x ^ _shift(x, 31)
+    horizon: int = 100
+    """T: steps after which an episode is truncated."""
 
 
 @dataclass(frozen=True)
 class Ended:
     """The K episodes that ended in a step, read before the next ones began; tensors stay on the device."""
 
-    rows: Tensor
-    """Their slots, int64 [K]."""
+    env_ids: Tensor
+    """Numbers of their environments, int64 [K], ascending."""
     obs: Obs
     """Their last observations, [K, ...]."""
     info: dict[str, Tensor]
     """`info()` of their last step, each [K, ...]."""
-    said: list[dict[str, Any]]
-    """`episode_info()` of each."""
+    make_episode_info: Callable[[], list[dict[str, Any]]] = field(repr=False)
+    """Makes `episode_info`; waits for the device."""
+
+    @cached_property
+    def episode_info(self) -> list[dict[str, Any]]:
+        """Facts of each of the K episodes as Python objects, such as a Dice; made when first asked for."""
+        return self.make_episode_info()
 
 
 @dataclass(frozen=True)
 class Advance:
-    """What one step of N episodes with automatic reset gives; obs belongs to the new episode where one ended."""
+    """Result of one step of N environments that reset themselves.
+
+    `obs` [N, ...] is the first observation of the new episode where one ended; reward float32 [N], terminated and
+    truncated bool [N] are of the step. `ended` holds the last moments of the episodes that ended; None: none did.
+    """
 
     obs: Obs
     reward: Tensor
@@ -127,18 +81,59 @@ class Advance:
 class BatchedEnv(ABC):
     """N independent episodes on one device.
 
-    A subclass sets the two spaces and writes `_reset`, `_step`, `observe` and `_render_frame`; `info` and
-    `episode_info` add tensors and, for an episode that ended, anything else. It may keep what it likes between steps, a
-    gradient graph or networks in training; one that needs gradients opens `torch.enable_grad()` in `_reset` and `_step`
-    itself, since learners step under `no_grad`. What leaves it (reward, `Ended.info`, NumPy observations) is detached
-    here.
+    A subclass names the dataclass of its arguments in `config_class` (with a field `horizon`; `EnvConfig` has nothing
+    else), calls this constructor first, sets the two spaces, and writes four methods:
+
+    * `_reset(env_ids, options)` begins episodes in some environments;
+    * `_step(actions)` moves all of them, and gives named reward terms and who terminated;
+    * `observe(env_ids)` gives observations;
+    * `_render_frame(env_id)` draws one environment.
+
+    If it has more to tell it writes `_info` (tensors) and `_episode_info` (anything, at the end of an episode); if
+    training in it shall be resumed exactly, `state` and `load_state`. Counting steps, truncation, automatic reset,
+    weighing rewards, seeding and checking actions are done here. State lives in tensors [N, ...] on `self.device`;
+    randomness comes from `self.streams.uniform(numbers_per_env, env_ids)`, never from PyTorch's or NumPy's generators.
+
+        class GuessEnv(BatchedEnv):
+            '''Say whether the number shown is above one half.'''
+
+            def __init__(self, config: EnvConfig | None = None, **settings: Any) -> None:
+                super().__init__(config, **settings)
+                self.single_observation_space = spaces.Box(0.0, 1.0, (1,), np.float32)
+                self.single_action_space = spaces.Discrete(2)
+                self.number = torch.zeros(self.num_envs, device=self.device)
+
+            def _reset(self, env_ids, options):
+                self.number[env_ids] = self.streams.uniform(1, env_ids)[:, 0].float()
+
+            def _step(self, actions):
+                right = (self.number > 0.5) == (actions > 0)
+                self.number = self.streams.uniform(1)[:, 0].float()
+                return {"reward": right.float()}, torch.zeros_like(right)  # never terminated: truncated after `horizon`
+
+            def observe(self, env_ids=None):
+                return self.number[:, None] if env_ids is None else self.number[env_ids, None]
+
+            def _render_frame(self, env_id):
+                return np.full((8, 8, 3), int(255 * self.number[env_id]), np.uint8)
+
+    `GuessEnv(num_envs=64, device="cuda", horizon=20)` is ready for a learner: `LearnerEnv(env)` is a VecEnv of
+    Stable-Baselines3, `SingleEnv` and `BatchEnv` are Gymnasium's interfaces. With a row in `ENVIRONMENTS`
+    (envs/__init__.py), or its own `gym.register` with the same entry points, `gym.make` finds it.
+
+    An environment may keep what it likes between steps, a gradient graph or networks in training; one that needs
+    gradients opens `torch.enable_grad()` in `_reset` and `_step` itself, since learners step under `no_grad`. What
+    leaves it (reward, terms, `Ended.info`, NumPy observations) is detached here.
 
     Args:
+        config: an instance of `config_class`; default: one made of its defaults.
         num_envs: N, episodes at once.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        horizon: T, steps after which an episode is truncated. (gym.make keeps the name max_episode_steps to itself, for
-            its own wrapper, and does not hand it on.)
         render_mode: None, "rgb_array", or "human" where there is a display.
+        settings: fields of `config_class` by name; they replace those of `config`.
+
+    Raises:
+        ValueError: an unknown argument or a value outside its range.
     """
 
     metadata: ClassVar[dict[str, Any]] = {
@@ -146,110 +141,171 @@ class BatchedEnv(ABC):
         "render_fps": 8,
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
+    config_class: ClassVar[type[Any]] = EnvConfig
     single_observation_space: gym.Space[Any]
+    """Observation of one environment."""
     single_action_space: gym.Space[Any]
+    """Action of one environment: Discrete, MultiDiscrete, MultiBinary or Box."""
     action_shape: tuple[int, int] | None = None
     """Height and width of the grid of a flat action space with fewer actions than the observed image has pixels; the
     image's height and width must be multiples of it. None: one action for each pixel, or no grid."""
+    reward_weights: dict[str, float]
+    """Weight of each reward term that `_step` gives, by name; a subclass whose terms are others than "reward" sets it.
+    To leave a term out of the reward, set its weight to 0."""
+    reward_terms: dict[str, Tensor]
+    """Weighted reward terms of the last step by name, each float [N]; their sum is the reward. Kept when an episode
+    ends; {} before the first reset."""
 
     def __init__(
         self,
+        config: Any = None,
         *,
         num_envs: int = 1,
         device: str | torch.device = "auto",
-        horizon: int,
         render_mode: str | None = None,
+        **settings: Any,
     ) -> None:
-        for name, value in (("num_envs", num_envs), ("horizon", horizon)):
+        if "max_episode_steps" in settings:
+            steps = settings["max_episode_steps"]
+            raise ValueError(
+                f"max_episode_steps is {steps!r} but an environment counts its own steps: give horizon={steps!r}"
+            )
+        self.config = self._resolved(with_settings(self.config_class() if config is None else config, settings))
+        for name, value in (("num_envs", num_envs), ("horizon", self.config.horizon)):
             if value < 1:
                 raise ValueError(f"{name} is {value!r} but must be at least 1")
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(
-                f"render_mode is {render_mode!r} but must be None or one of {self.metadata['render_modes']}"
-            )
+        modes = self.metadata["render_modes"]
+        if render_mode not in (None, *modes):
+            display = "; this machine has no display" if render_mode == "human" else ""
+            raise ValueError(f"render_mode is {render_mode!r} but must be None or one of {modes}{display}")
         self.num_envs, self.device = num_envs, resolve_device(device)
-        self.horizon, self.render_mode = horizon, render_mode
+        self.horizon, self.render_mode = int(self.config.horizon), render_mode
+        self.reward_weights, self.reward_terms = {"reward": 1.0}, {}
         self.streams = Streams(num_envs, self.device)
         self.t = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
+        """Steps that the running episode of each environment has had, int64 [N]."""
         self.running = False
-        self.reward_terms: dict[str, Tensor] = {}
-        """The weighted terms of the last step's reward, each float32 [N]; their sum is the reward."""
+        self._all = torch.arange(num_envs, device=self.device)
 
-    # -- the env --------------------------------------------------------------------------------------------------
+    # -- what a subclass writes ------------------------------------------------------------------------------------
 
-    @abstractmethod
-    def _reset(self, rows: Tensor, options: Mapping[str, Any]) -> None:
-        """Put the slots `rows` (int64 [K]) at the start of a new episode; t is 0 there already."""
-
-    @abstractmethod
-    def _step(self, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """One move in every slot; t counts it afterwards. Reward float32 [N], terminated bool [N]."""
+    def _resolved(self, config: Any) -> Any:
+        """`config` with the fields filled in that depend on other fields."""
+        return config
 
     @abstractmethod
-    def observe(self, rows: Tensor | None = None) -> Obs:
-        """What the learner sees now, [N, ...]; of the slots `rows` only, [K, ...]."""
-
-    def info(self) -> dict[str, Tensor]:
-        """What may be said of the slots as they are now, each [N, ...]: of the last step, or of a fresh start."""
-        return {}
-
-    def episode_info(self, rows: Tensor) -> list[dict[str, Any]]:
-        """What may be said of each of the episodes that just ended in the slots `rows` int64 [K]."""
-        return [{} for _ in rows]
+    def _reset(self, env_ids: Tensor, options: Mapping[str, Any]) -> None:
+        """Begin new episodes in the environments `env_ids` int64 [K], whose t is 0 already."""
 
     @abstractmethod
-    def _render_frame(self, row: int) -> Frame:
+    def _step(self, actions: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Reward terms by name, each float32 [N], and terminated bool [N] of one move in every environment.
+
+        The reward is the sum of the terms, in their order, each times its weight. t counts the step afterwards.
+        """
+
+    @abstractmethod
+    def observe(self, env_ids: Tensor | None = None) -> Obs:
+        """What the learner sees now, [N, ...]; in the environments `env_ids` int64 [K] only, [K, ...]."""
+
+    @abstractmethod
+    def _render_frame(self, env_id: int) -> Frame:
         """The picture that a reader of the paper would draw, uint8 [H, W, 3]."""
 
+    def _info(self) -> dict[str, Tensor]:
+        """The environment's own part of `info`, each [N, ...]."""
+        return {}
+
+    def _episode_info(self, env_ids: Tensor) -> Callable[[], list[dict[str, Any]]]:
+        """A function that makes the `episode_info` of the environments `env_ids` int64 [K].
+
+        It is called at most once, perhaps after the next episodes began, and perhaps never: read here, without waiting
+        for the device, what a reset or a step overwrites, and wait in the function.
+        """
+        return lambda: [{} for _ in range(len(env_ids))]
+
     def state(self) -> dict[str, Any]:
-        """All that `load_state` needs to continue these episodes (tensors, numbers, strings); subclasses add theirs."""
-        return {"t": self.t, "streams": self.streams.state(), "running": self.running}
+        """What `load_state` needs to continue these episodes: tensors, numbers, strings; subclasses add theirs."""
+        return {
+            "t": self.t,
+            "streams": self.streams.state(),
+            "running": self.running,
+            "reward_terms": self.reward_terms,
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue where `state` was read."""
         self.t = state["t"].to(self.device, copy=True)
         self.streams.load_state(state["streams"])
         self.running = state["running"]
+        self.reward_terms = {name: term.to(self.device, copy=True) for name, term in state["reward_terms"].items()}
 
-    # -- what the faces call ---------------------------------------------------------------------------------------
+    # -- what adapters, learners and reference policies call -------------------------------------------------------
 
     def seed(self, seeds: Sequence[int]) -> None:
-        """Seed every slot; the next `reset` begins from there."""
+        """Seed every environment; the next `reset` begins from there."""
         self.streams.seed(seeds)
 
-    def reset(self, rows: Tensor | None = None, options: Mapping[str, Any] | None = None) -> None:
-        """Begin new episodes in the slots `rows` (int64 [K]), or in all."""
-        rows = torch.arange(self.num_envs, device=self.device) if rows is None else rows
-        self.t[rows] = 0
-        self._reset(rows, options or {})
+    def reset(self, env_ids: Tensor | None = None, options: Mapping[str, Any] | None = None) -> None:
+        """Begin new episodes in the environments `env_ids` int64 [K], or in all."""
+        env_ids = self._all if env_ids is None else env_ids
+        self.t.index_fill_(0, env_ids, 0)  # t[env_ids] = 0 would wait for CUDA
+        self._reset(env_ids, options or {})
+        if not self.running:
+            self.reward_terms = {name: torch.zeros(self.num_envs, device=self.device) for name in self.reward_weights}
         self.running = True
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reward float32 [N], terminated bool [N], truncated bool [N] of one move in every slot.
+        """Reward float32 [N], terminated bool [N] and truncated bool [N] of one move in every environment.
+
+        With a horizon of 1 the one step is the whole episode: it terminates, and nothing is truncated.
 
         Raises:
             ResetNeeded: no episode was begun.
+            ValueError: reward terms without a weight, or weights without a term.
         """
         if not self.running:
             raise ResetNeeded("step before reset: call reset() first")
-        reward, terminated = self._step(actions)
+        terms, terminated = self._step(actions)
+        if terms.keys() != self.reward_weights.keys():
+            raise ValueError(f"reward_weights names {list(self.reward_weights)} but the reward terms are {list(terms)}")
+        weights = self.reward_weights
+        weighted = {name: term if weights[name] == 1.0 else weights[name] * term for name, term in terms.items()}
+        self.reward_terms = {name: term.detach() for name, term in weighted.items()}
         self.t = self.t + 1
-        return reward.detach(), terminated, (self.t >= self.horizon) & ~terminated
+        if self.horizon == 1:
+            terminated = torch.ones_like(terminated)
+        truncated = (self.t >= self.horizon) & ~terminated
+        return reduce(add, self.reward_terms.values()), terminated, truncated
 
     def advance(self, actions: Tensor) -> Advance:
         """One step; where an episode ended, the next one begins at once."""
         reward, terminated, truncated = self.step(actions)
-        rows = (terminated | truncated).nonzero().flatten()
+        # with a horizon of 1 all end: the device need not be asked which
+        env_ids = self._all if self.horizon == 1 else (terminated | truncated).nonzero().flatten()
         ended = None
-        if len(rows):
-            info = {name: value[rows].detach() for name, value in self.info().items()}
-            ended = Ended(rows, self.observe(rows), info, self.episode_info(rows))
-            self.reset(rows)
+        if len(env_ids):
+            info = {name: value[env_ids].detach() for name, value in self.info().items()}
+            ended = Ended(env_ids, self.observe(env_ids), info, self._episode_info(env_ids))
+            self.reset(env_ids)
         return Advance(self.observe(), reward, terminated, truncated, ended)
 
-    def render(self, row: int = 0) -> Frame | None:
-        """The picture of slot `row`: returned for "rgb_array", shown for "human"."""
-        picture = self._render_frame(row)
+    def info(self) -> dict[str, Tensor]:
+        """Per-environment info tensors, each [N, ...], after the last step or reset.
+
+        `reward/<term>` for each reward term, weighted, 0 at the start of an episode; the others are the environment's.
+        """
+        begun = self.t == 0
+        terms = {f"reward/{name}": term.masked_fill(begun, 0.0) for name, term in self.reward_terms.items()}
+        return {**self._info(), **terms}
+
+    def episode_info(self, env_ids: Tensor) -> list[dict[str, Any]]:
+        """Facts of the episodes that just ended in the environments `env_ids` int64 [K]; waits for the device."""
+        return self._episode_info(env_ids)()
+
+    def render(self, env_id: int = 0) -> Frame | None:
+        """The picture of environment `env_id`: returned for "rgb_array", shown for "human"."""
+        picture = self._render_frame(env_id)
         if self.render_mode != "human":
             return picture
         _show(picture)
@@ -261,7 +317,8 @@ class BatchedEnv(ABC):
         Raises:
             ValueError: a wrong shape or type, or a value outside the action space.
         """
-        given, space = np.asarray(actions), self.single_action_space
+        given = np.asarray(actions.cpu() if isinstance(actions, Tensor) else actions)
+        space = self.single_action_space
         assert space.shape is not None
         if given.shape != (self.num_envs, *space.shape):
             raise ValueError(
@@ -282,7 +339,13 @@ class BatchedEnv(ABC):
         if not ((given >= low) & (given <= high)).all():  # NaN fails too
             bad = given[~((given >= low) & (given <= high))][0]
             raise ValueError(f"action {bad!r} is outside {space}")
-        return torch.as_tensor(given, device=self.device)
+        return torch.as_tensor(given).to(self.device, non_blocking=True)
+
+
+@cache
+def notice_phantom(env: str, way_out: str) -> None:
+    """Log, once for each environment, that its images are made up, and how to get real ones."""
+    log.warning("%s plays on phantoms; %s", env, way_out)
 
 
 def _show(frame: Frame) -> None:

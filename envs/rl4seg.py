@@ -3,14 +3,11 @@
 Symbols, as in the paper: x = image, a = mask (a label for every pixel), R(x, a) = map of rewards in [0, 1], here
 `pixel_reward`. An episode is one step: the environment shows x, is told a, and pays the mean of R. The penalty for
 leaving the reference policy belongs to the agent. The images stay on the device as bytes; a step is a gather and one
-call of the reward for all slots.
+call of the reward for all environments.
 """
 
-import difflib
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,15 +24,13 @@ from ..evaluation.echo_pictures import PREDICTION, TRUTH, echo_panel
 from ..rewards.echo_validity import anatomical_reward, valid_masks
 from ..rewards.reward_net import RewardNet
 from ..rewards.segmentation import RewardMap, accuracy, accuracy_map, dice_map, min_fusion, pixel_accuracy
-from .core import BatchedEnv, Frame, Obs
+from .core import BatchedEnv, Frame, Obs, notice_phantom
 from .rl4seg_config import EchoEnvConfig
-from .samplers import OwnDecks, SharedDeck
-
-log = logging.getLogger(__name__)
+from .samplers import PerEnvSampler, SharedSampler
 
 RewardFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""R float32 [N, H, W], or [N, 1, 1], of images float32 [N, 1, H, W] in [0, 1], masks uint8 [N, H, W] and rows int64 [N]
-of the pool."""
+"""R float32 [N, H, W], or [N, 1, 1], of images float32 [N, 1, H, W] in [0, 1], masks uint8 [N, H, W] and the images'
+numbers in the pool, int64 [N]."""
 TRUTH_REWARDS: dict[str, RewardMap] = {
     "pixel_accuracy": pixel_accuracy,
     "accuracy_map": accuracy_map,
@@ -44,7 +39,7 @@ TRUTH_REWARDS: dict[str, RewardMap] = {
 }
 """R of masks and labels (section 2.3)."""
 STATE = ("index", "mask", "pixel_reward", "is_valid")
-"""What an episode consists of, beside what the core and the deck keep."""
+"""Tensors that an episode consists of, beside those of the core and the sampler."""
 DICE = ("dice_lv", "dice_myo", "dice_epi")
 """The columns of `structure_dice`."""
 PANEL_PX = 256
@@ -66,7 +61,8 @@ class EchoEnv(BatchedEnv):
     `Box(0, 1, (1, H, W), float32)`: the image, rows grow with depth.
 
     ## Rewards
-    The mean over the pixels of R(x, a); `info["pixel_reward"]` is R itself.
+    The mean over the pixels of R(x, a); `info["pixel_reward"]` is R itself. It is one term, named as the argument
+    `reward` is (several: joined by "+"; of a `reward_function`: "reward_function").
 
     | reward | R at a pixel | uses |
     |---|---|---|
@@ -79,12 +75,13 @@ class EchoEnv(BatchedEnv):
     A list of several gives the least of them at each pixel.
 
     ## Starting State
-    The next image of a shuffled deck of all images. `reset(options={"index": 3})` shows image 3 in every slot,
-    `{"index": [3, 0]}` one for each; no card is dealt then. With `deck="own"` every slot has its own deck, so that N
-    slots are N single environments; with `deck="shared"` there is one, shuffled by the seed of slot 0: a pass over all
-    slots shows each image once.
+    The next image in a shuffled order of all images. `reset(options={"index": 3})` shows image 3 in every environment,
+    `{"index": [3, 0]}` one for each, and the order goes on afterwards as if nothing had been chosen. With
+    `sampler="per_env"` each environment has an order of its own, so that N environments at once are N single ones; with
+    `sampler="shared"` there is one order, shuffled by the seed of the first environment: a pass over all environments
+    shows each image once.
 
-    `info` has the same tensors at the start and at the end: `index`, row of the image in `env.pool`; `gold` and
+    `info` has the same tensors at the start and at the end: `index`, number of the image in `env.pool`; `gold` and
     `gold_action`, whether there is a mask to imitate, and that mask or zeros (see `set_gold`); `pixel_reward` and, with
     `compute_validity`, `is_valid`, both zero until the mask is given. At the end it adds `case_id`, `view`, `instant`,
     `spacing_mm` (y, x) and, where the truth is known, `dice_lv`, `dice_myo` and `dice_epi` (both as one).
@@ -94,7 +91,7 @@ class EchoEnv(BatchedEnv):
 
     ## Arguments
     The fields of `EchoEnvConfig`, by name; `images` may be an `ImagePool` to play on instead of `data`, and
-    `reward_function` a function (images, masks, rows) -> R instead of `reward`.
+    `reward_function` a function (images, masks, index) -> R instead of `reward`.
 
     >>> import gymnasium as gym, segarena
     >>> env = gym.make("RL4Seg-Echo-v0", reward="pixel_accuracy", device="cpu")
@@ -113,40 +110,36 @@ class EchoEnv(BatchedEnv):
     v0: first version.
     """
 
+    config_class = EchoEnvConfig
+    config: EchoEnvConfig
+
     def __init__(
         self,
         config: EchoEnvConfig | None = None,
         *,
-        num_envs: int = 1,
-        device: str | torch.device = "auto",
-        render_mode: str | None = None,
         images: ImagePool | None = None,
         reward_function: RewardFunction | None = None,
         **settings: Any,
     ) -> None:
-        known = [field.name for field in fields(EchoEnvConfig)]
-        for name in settings:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, 1)
-                raise ValueError(
-                    f"unknown argument {name!r}" + (f"; did you mean {close[0]!r}?" if close else f": {known}")
-                )
-        self.config = cfg = replace(config or EchoEnvConfig(), **settings)
-        super().__init__(num_envs=num_envs, device=device, horizon=1, render_mode=render_mode)
+        super().__init__(config, **settings)
+        cfg, num_envs = self.config, self.num_envs
         if num_envs % cfg.group:
             raise ValueError(f"num_envs is {num_envs} but must be a multiple of group, {cfg.group}")
         if images is None and cfg.data == "phantom":
-            _say_phantom()
+            notice_phantom("RL4Seg-Echo-v0", "give data=<CAMUS folder> to play on echocardiography")
         self.pool = _checked(load_echo(cfg, cfg.split) if images is None else images).to(self.device)
         self._rewards = [reward_function] if reward_function else [self._reward_named(name) for name in cfg.rewards]
-        self._deck: OwnDecks | SharedDeck = (
-            OwnDecks(len(self.pool), self.streams)
-            if cfg.deck == "own"
-            else SharedDeck(len(self.pool), self.streams, cfg.group)
+        self._term = "reward_function" if reward_function else "+".join(cfg.rewards)
+        self.reward_weights = {self._term: 1.0}
+        self._sampler: PerEnvSampler | SharedSampler = (
+            PerEnvSampler(len(self.pool), self.streams)
+            if cfg.sampler == "per_env"
+            else SharedSampler(len(self.pool), self.streams, cfg.group)
         )
         self.shape = height, width = self.pool.images.shape[2], self.pool.images.shape[3]
         self.single_observation_space = spaces.Box(0.0, 1.0, (1, height, width), np.float32)
         self.single_action_space = spaces.MultiDiscrete(np.full(height * width, len(CLASSES)))
+        self._spacing_mm = self.pool.spacing_mm.cpu().numpy()
         self.index = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self.mask = torch.zeros(num_envs, height, width, dtype=torch.uint8, device=self.device)
         self.pixel_reward = torch.zeros(num_envs, height, width, device=self.device)
@@ -155,12 +148,12 @@ class EchoEnv(BatchedEnv):
 
     def _reward_named(self, name: str) -> RewardFunction:
         if name == "anatomical":
-            return lambda images, masks, rows: anatomical_reward(masks)
+            return lambda images, masks, index: anatomical_reward(masks)
         if name == "reward_net":
             assert self.config.reward_net is not None
             net = load_network(self.config.reward_net, RewardNet, classes=len(CLASSES))
             net = net.requires_grad_(False).to(self.device)
-            return lambda images, masks, rows: net(images, masks)
+            return lambda images, masks, index: net(images, masks)
         labels = self.pool.labels
         if labels is None:
             raise ValueError(
@@ -169,35 +162,37 @@ class EchoEnv(BatchedEnv):
             )
         return partial(_by_truth, TRUTH_REWARDS[name], labels)
 
-    # -- the env: sections 2 and 2.1 ------------------------------------------------------------------------------
+    # -- the dynamics: sections 2 and 2.1 --------------------------------------------------------------------------
 
     def seed(self, seeds: Sequence[int]) -> None:
-        """Seed every slot; the decks are shuffled anew."""
+        """Seed every environment; the orders of the images are shuffled anew."""
         super().seed(seeds)
-        self._deck.restart()
+        self._sampler.restart()
 
-    def _reset(self, rows: Tensor, options: Mapping[str, Any]) -> None:
+    def _reset(self, env_ids: Tensor, options: Mapping[str, Any]) -> None:
         if unknown := set(options) - {"index"}:
             raise ValueError(f"unknown reset options {sorted(unknown)}; known is 'index'")
-        index = self._chosen(options["index"], len(rows)) if "index" in options else self._deck.deal(rows)
+        index = self._chosen(options["index"], len(env_ids)) if "index" in options else self._sampler.draw(env_ids)
         # new tensors: who holds the map of the last step keeps it
-        self.index = self.index.index_copy(0, rows, index)
+        self.index = self.index.index_copy(0, env_ids, index)
         self.mask, self.pixel_reward, self.is_valid = (
-            last.index_fill(0, rows, 0) for last in (self.mask, self.pixel_reward, self.is_valid)
+            last.index_fill(0, env_ids, 0) for last in (self.mask, self.pixel_reward, self.is_valid)
         )
 
-    def _chosen(self, index: Any, slots: int) -> Tensor:
-        """The image of each slot, int64 [slots], of one number or one for each."""
+    def _chosen(self, index: Any, number: int) -> Tensor:
+        """The image of each of `number` environments, int64 [number], from one number for all or one for each."""
         given = np.asarray(index.cpu() if isinstance(index, Tensor) else index)
         if given.dtype.kind not in "iu":
-            raise ValueError(f"index is {index!r} but must be an integer, or one for every slot")
-        if given.ndim and given.shape != (slots,):
-            raise ValueError(f"index has shape {given.shape} but must be one number or {slots}, one for every slot")
+            raise ValueError(f"index is {index!r} but must be an integer, or one for every environment")
+        if given.ndim and given.shape != (number,):
+            raise ValueError(
+                f"index has shape {given.shape} but must be one number or {number}, one for every environment"
+            )
         if not ((given >= 0) & (given < len(self.pool))).all():
             raise ValueError(
                 f"index is {index!r} but must lie in 0..{len(self.pool) - 1}, the images of this environment"
             )
-        return torch.as_tensor(given.astype(np.int64), device=self.device).expand(slots)
+        return torch.as_tensor(given.astype(np.int64), device=self.device).expand(number)
 
     def actions_from(self, actions: Any) -> Tensor:
         """Masks uint8 [N, H, W] of `actions` [N, H*W] or [N, H, W], which come from outside.
@@ -205,7 +200,7 @@ class EchoEnv(BatchedEnv):
         Raises:
             ValueError: a wrong shape or type, or a label outside 0..2.
         """
-        given = np.asarray(actions)
+        given = np.asarray(actions.cpu() if isinstance(actions, Tensor) else actions)
         if given.shape == (self.num_envs, *self.shape):
             given = given.reshape(self.num_envs, -1)
         return self._masks(super().actions_from(given))
@@ -224,7 +219,7 @@ class EchoEnv(BatchedEnv):
         return masks.to(self.device, torch.uint8, copy=True)  # the caller may use the memory again
 
     @torch.no_grad()
-    def _step(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, actions: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         self.mask = self._masks(actions)
         images = self.pool.at(self.index)
         worth = min_fusion(*(reward(images, self.mask, self.index) for reward in self._rewards))
@@ -236,43 +231,43 @@ class EchoEnv(BatchedEnv):
         self.pixel_reward = worth.float().expand_as(self.mask).contiguous()
         if self.config.compute_validity:
             self.is_valid = valid_masks(self.mask).to(self.device)
-        return self.pixel_reward.mean(dim=(1, 2)), torch.ones_like(self.is_valid)
+        return {self._term: self.pixel_reward.mean(dim=(1, 2))}, torch.ones_like(self.is_valid)
 
-    def observe(self, rows: Tensor | None = None) -> Obs:
-        """The images float32 [N, 1, H, W] in [0, 1]; of the slots `rows` only, [K, 1, H, W]."""
-        return self.pool.at(self.index if rows is None else self.index[rows])
+    def observe(self, env_ids: Tensor | None = None) -> Obs:
+        """The images float32 [N, 1, H, W] in [0, 1]; of the environments `env_ids` int64 [K] only, [K, 1, H, W]."""
+        return self.pool.at(self.index if env_ids is None else self.index[env_ids])
 
-    def set_gold(self, rows: Tensor, masks: Tensor) -> None:
-        """Say which images have a mask to imitate (section 5.3); replaces what was said before.
+    def set_gold(self, index: Tensor, masks: Tensor) -> None:
+        """Choose the images that have a mask to imitate (section 5.3); replaces an earlier choice.
 
-        The masks are told in `info`; no episode depends on them, so `state` leaves them out.
+        The masks stand in `info`; no episode depends on them, so `state` leaves them out.
 
         Args:
-            rows: their numbers in `pool`, int64 [K], each once.
+            index: numbers of the images in `pool`, int64 [K], each once.
             masks: uint8 [K, H, W], labels 0..2.
 
         Raises:
-            ValueError: rows that are no images or come twice, masks of another shape, type or label.
+            ValueError: numbers that are no images or come twice, masks of another shape, type or label.
         """
-        if rows.dtype != torch.int64 or rows.ndim != 1 or len(set(rows.tolist())) != len(rows):
-            raise ValueError(f"gold rows are {rows.dtype} {tuple(rows.shape)} but must be int64 [K], each once")
-        if len(rows) and not (rows.min() >= 0 and rows.max() < len(self.pool)):
+        if index.dtype != torch.int64 or index.ndim != 1 or len(set(index.tolist())) != len(index):
+            raise ValueError(f"gold images are {index.dtype} {tuple(index.shape)} but must be int64 [K], each once")
+        if len(index) and not (index.min() >= 0 and index.max() < len(self.pool)):
             raise ValueError(
-                f"gold rows lie in {int(rows.min())}..{int(rows.max())}, images in 0..{len(self.pool) - 1}"
+                f"gold images lie in {int(index.min())}..{int(index.max())}, images in 0..{len(self.pool) - 1}"
             )
-        if masks.dtype != torch.uint8 or masks.shape != (len(rows), *self.shape):
+        if masks.dtype != torch.uint8 or masks.shape != (len(index), *self.shape):
             raise ValueError(
-                f"gold masks are {masks.dtype} {tuple(masks.shape)} but must be uint8 {(len(rows), *self.shape)}"
+                f"gold masks are {masks.dtype} {tuple(masks.shape)} but must be uint8 {(len(index), *self.shape)}"
             )
         if len(masks) and masks.max() >= len(CLASSES):
             raise ValueError(f"gold masks have label {int(masks.max())} but labels are 0..{len(CLASSES) - 1}")
         none = torch.zeros(1, *self.shape, dtype=torch.uint8, device=self.device)
         self._gold_masks = torch.cat((none, masks.to(self.device)))  # [K + 1, H, W], the first is none
-        self._gold_of = torch.zeros(len(self.pool), dtype=torch.int64, device=self.device)  # row of _gold_masks
-        self._gold_of[rows.to(self.device)] = torch.arange(1, len(rows) + 1, device=self.device)
+        self._gold_of = torch.zeros(len(self.pool), dtype=torch.int64, device=self.device)  # place in it
+        self._gold_of[index.to(self.device)] = torch.arange(1, len(index) + 1, device=self.device)
 
     def truth(self) -> Tensor:
-        """The right mask of every slot, uint8 [N, H, W].
+        """The right mask of every environment, uint8 [N, H, W].
 
         Raises:
             ValueError: it is not known.
@@ -281,9 +276,9 @@ class EchoEnv(BatchedEnv):
             raise ValueError(f"no truth is known of {self.pool.ids[0]} and the other images")
         return self.pool.labels[self.index]
 
-    # -- what is said ----------------------------------------------------------------------------------------------
+    # -- what is told ----------------------------------------------------------------------------------------------
 
-    def info(self) -> dict[str, Tensor]:
+    def _info(self) -> dict[str, Tensor]:
         """Number and gold mask of each image, R of the mask that was given, and whether it is valid."""
         gold = self._gold_of[self.index]
         validity = {"is_valid": self.is_valid} if self.config.compute_validity else {}
@@ -295,40 +290,46 @@ class EchoEnv(BatchedEnv):
             **validity,
         }
 
-    def episode_info(self, rows: Tensor) -> list[dict[str, Any]]:
-        """What is known of each image and, with expose_truth, the Dice of each mask."""
-        index = self.index[rows]
-        said: list[dict[str, Any]] = [
-            {
-                "case_id": self.pool.ids[row],
-                "view": self.pool.tags["view"][row],
-                "instant": self.pool.tags["instant"][row],
-                "spacing_mm": self.pool.spacing_mm[row].cpu().numpy(),
-            }
-            for row in index.tolist()
-        ]
-        if self.config.expose_truth and self.pool.labels is not None:
-            scores = structure_dice(self.mask[rows], self.pool.labels[index]).tolist()
-            for one, dice in zip(said, scores, strict=True):
-                one.update(zip(DICE, dice, strict=True))
-        return said
+    def _episode_info(self, env_ids: Tensor) -> Callable[[], list[dict[str, Any]]]:
+        """Identity of each image and, with expose_truth, the Dice of each mask."""
+        index, masks = self.index[env_ids], self.mask  # a reset makes a new `mask`
+
+        def made() -> list[dict[str, Any]]:
+            infos: list[dict[str, Any]] = [
+                {
+                    "case_id": self.pool.ids[number],
+                    "view": self.pool.tags["view"][number],
+                    "instant": self.pool.tags["instant"][number],
+                    "spacing_mm": self._spacing_mm[number],
+                }
+                for number in index.tolist()
+            ]
+            if self.config.expose_truth and self.pool.labels is not None:
+                scores = structure_dice(masks[env_ids], self.pool.labels[index]).tolist()
+                for info, dice in zip(infos, scores, strict=True):
+                    info.update(zip(DICE, dice, strict=True))
+            return infos
+
+        return made
 
     def state(self) -> dict[str, Any]:
         """All that `load_state` needs."""
-        return {**super().state(), "deck": self._deck.state(), **{name: getattr(self, name) for name in STATE}}
+        return {**super().state(), "sampler": self._sampler.state(), **{name: getattr(self, name) for name in STATE}}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue where `state` was read."""
         super().load_state(state)
-        self._deck.load_state(state["deck"])
+        self._sampler.load_state(state["sampler"])
         for name in STATE:
             setattr(self, name, state[name].to(self.device, copy=True))
 
-    def _render_frame(self, row: int) -> Frame:
+    def _render_frame(self, env_id: int) -> Frame:
         """Image, mask, 1 - R and, where it is known, truth, side by side; before the step, mask and R are empty."""
-        index, scale = int(self.index[row]), max(1, round(PANEL_PX / max(self.shape)))
-        image, mask = self.pool.images[index, 0].cpu().numpy(), self.mask[row].cpu().numpy()
-        doubt = (1 - self.pixel_reward[row]).clamp(0, 1).cpu().numpy() if int(self.t[row]) else np.zeros(image.shape)
+        index, scale = int(self.index[env_id]), max(1, round(PANEL_PX / max(self.shape)))
+        image, mask = self.pool.images[index, 0].cpu().numpy(), self.mask[env_id].cpu().numpy()
+        doubt = (
+            (1 - self.pixel_reward[env_id]).clamp(0, 1).cpu().numpy() if int(self.t[env_id]) else np.zeros(image.shape)
+        )
         outline, layers = [], [[], [(mask, PREDICTION)], []]
         if self.pool.labels is not None:
             outline = [(self.pool.labels[index].cpu().numpy(), TRUTH)]
@@ -346,12 +347,14 @@ def structure_dice(masks: Tensor, labels: Tensor) -> Tensor:
     return torch.cat((class_dice(masks, labels, (LV, MYO)), class_dice(masks > 0, labels > 0, (1,))), dim=1)
 
 
-def _by_truth(reward: RewardMap, labels: Tensor, images: Tensor, masks: Tensor, rows: Tensor) -> Tensor:
-    return reward(masks, labels[rows])
+def _by_truth(reward: RewardMap, labels: Tensor, images: Tensor, masks: Tensor, index: Tensor) -> Tensor:
+    return reward(masks, labels[index])
 
 
 def _checked(pool: ImagePool) -> ImagePool:
     """The images, if they can be played on."""
+    if not isinstance(pool, ImagePool):
+        raise ValueError(f"images is {pool!r} but must be an ImagePool")
     images, labels = pool.images, pool.labels
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 1 or images.numel() == 0:
         shape = tuple(images.shape)
@@ -363,8 +366,3 @@ def _checked(pool: ImagePool) -> ImagePool:
         if labels.max() >= len(CLASSES):
             raise ValueError(f"labels reach {int(labels.max())} but must be 0..{len(CLASSES) - 1}")
     return pool
-
-
-@cache
-def _say_phantom() -> None:
-    log.warning("RL4Seg-Echo-v0 plays on phantoms; give data=<CAMUS folder> to play on echocardiography")

@@ -1,7 +1,7 @@
-"""What RL4Seg-Echo-v0 can be told (paper: RL4Seg, sections 2.1 and 2.3)."""
+"""Arguments of RL4Seg-Echo-v0 (paper: RL4Seg, sections 2.1 and 2.3)."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from ..datasets.echo.images import EchoDataConfig
 
@@ -13,7 +13,7 @@ OF_TRUTH = ("pixel_accuracy", "accuracy_map", "accuracy", "dice")
 
 @dataclass(frozen=True)
 class EchoEnvConfig(EchoDataConfig):
-    """Constructor arguments of RL4Seg-Echo-v0: the data, what a mask is worth, and how images are dealt.
+    """Constructor arguments of RL4Seg-Echo-v0: the data, what a mask is worth, and the order of the images.
 
     Raises:
         ValueError: a value outside its range.
@@ -27,14 +27,17 @@ class EchoEnvConfig(EchoDataConfig):
     mask is valid. Several: the least of them at each pixel. All but reward_net and anatomical use the truth."""
     reward_net: str | None = None
     """Weights (.safetensors) of the reward network, for reward=reward_net."""
-    deck: Literal["own", "shared"] = "own"
-    """own: every slot deals itself all images; shared: all slots together deal each image once a pass."""
+    sampler: Literal["per_env", "shared"] = "per_env"
+    """Order of the images. per_env: each environment shows all images; shared: all environments together show each
+    image once a pass."""
     group: int = 1
-    """So many slots that follow each other show the same image; more than 1 needs deck=shared."""
+    """Number of consecutive environments that show the same image; more than 1 needs sampler=shared."""
     compute_validity: bool = False
-    """Say is_valid, the anatomical validity of the mask (section 5.4); works on the CPU."""
+    """Tell is_valid, the anatomical validity of the mask (section 5.4), in info; computed on the CPU."""
     expose_truth: bool = True
-    """Say dice_lv, dice_myo and dice_epi at the end of an episode, where the truth is known."""
+    """Tell dice_lv, dice_myo and dice_epi at the end of an episode, where the truth is known."""
+    horizon: ClassVar[int] = 1
+    """An episode is one step."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,8 +48,8 @@ class EchoEnvConfig(EchoDataConfig):
                 f"reward is {self.reward!r} and reward_net is {self.reward_net!r}: reward='reward_net' needs "
                 f"reward_net=<weights.safetensors> of a trained reward network, and no other reward takes one"
             )
-        if self.group < 1 or (self.group > 1 and self.deck == "own"):
-            raise ValueError(f"group is {self.group!r} but must be 1, or more than 1 together with deck='shared'")
+        if self.group < 1 or (self.group > 1 and self.sampler == "per_env"):
+            raise ValueError(f"group is {self.group!r} but must be 1, or more than 1 together with sampler='shared'")
 
     @property
     def rewards(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Shuffled decks: which image each slot plays on next; they are shuffled by the streams of the environment."""
+"""Samplers: which image of a pool each environment shows next, in orders shuffled by the environments' streams."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,33 +6,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import Streams
+from .random import Streams
 
 
-class OwnDecks:
-    """A shuffled deck of `cards` images for each slot, dealt without replacement, then shuffled anew."""
+class PerEnvSampler:
+    """Each environment has an order of its own of all `size` images; used up, it is shuffled anew.
 
-    def __init__(self, cards: int, streams: Streams) -> None:
-        device, slots = streams.key.device, len(streams.key)
-        self._cards, self._streams = cards, streams
-        self._order = torch.zeros(slots, cards, dtype=torch.int64, device=device)
-        self._next = torch.zeros(slots, dtype=torch.int64, device=device)
+    So N environments show what N single environments would show. A draw waits for the device.
+    """
+
+    def __init__(self, size: int, streams: Streams) -> None:
+        device, num_envs = streams.key.device, len(streams.key)
+        self._size, self._streams = size, streams
+        self._order = torch.zeros(num_envs, size, dtype=torch.int64, device=device)
+        self._next = torch.zeros(num_envs, dtype=torch.int64, device=device)
 
     def restart(self) -> None:
-        """Shuffle before the next card."""
+        """Shuffle before the next draw."""
         self._next.zero_()
 
-    def deal(self, rows: Tensor) -> Tensor:
-        """The next card of each of the slots `rows` int64 [K]: int64 [K]."""
-        used_up = rows[self._next[rows] == 0]
+    def draw(self, env_ids: Tensor) -> Tensor:
+        """The next image of each of the environments `env_ids` int64 [K]: int64 [K]."""
+        used_up = env_ids[self._next[env_ids] == 0]
         if len(used_up):
-            self._order[used_up] = self._streams.uniform(self._cards, used_up).argsort(dim=1, stable=True)
-        dealt = self._order[rows, self._next[rows]]
-        self._next[rows] = (self._next[rows] + 1) % self._cards
-        return dealt
+            self._order[used_up] = self._streams.uniform(self._size, used_up).argsort(dim=1, stable=True)
+        drawn = self._order[env_ids, self._next[env_ids]]
+        self._next[env_ids] = (self._next[env_ids] + 1) % self._size
+        return drawn
 
     def state(self) -> dict[str, Any]:
-        """All that `load_state` needs, beside the streams."""
+        """What `load_state` needs, beside the streams."""
         return {"order": self._order, "next": self._next}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -40,41 +43,42 @@ class OwnDecks:
         self._order, self._next = (state[name].to(self._order.device, copy=True) for name in ("order", "next"))
 
 
-class SharedDeck:
-    """One shuffled deck of `cards` images for all slots; `group` slots that follow each other get the same card.
+class SharedSampler:
+    """One order of all `size` images for all environments, shuffled by the first one's stream; used up, it is shuffled
+    anew, even within a draw.
 
-    Where the deck ends within a deal, the deal goes on with the next one. Nothing here waits for the device.
+    `group` environments that follow each other show the same image. Nothing here waits for the device.
     """
 
-    def __init__(self, cards: int, streams: Streams, group: int) -> None:
-        self._cards, self._streams, self._group = cards, streams, group
-        self._order = torch.zeros(cards, dtype=torch.int64, device=streams.key.device)
-        self._first = torch.zeros(1, dtype=torch.int64, device=streams.key.device)  # the slot whose stream shuffles
+    def __init__(self, size: int, streams: Streams, group: int) -> None:
+        self._size, self._streams, self._group = size, streams, group
+        self._order = torch.zeros(size, dtype=torch.int64, device=streams.key.device)
+        self._first = torch.zeros(1, dtype=torch.int64, device=streams.key.device)
         self._next = 0
 
     def restart(self) -> None:
-        """Shuffle before the next card."""
+        """Shuffle before the next draw."""
         self._next = 0
 
-    def deal(self, rows: Tensor) -> Tensor:
-        """The next cards, for the slots `rows` int64 [K]: int64 [K].
+    def draw(self, env_ids: Tensor) -> Tensor:
+        """The next images, for the environments `env_ids` int64 [K]: int64 [K].
 
         Raises:
-            ValueError: the slots are no whole groups.
+            ValueError: the environments are no whole groups.
         """
-        if len(rows) % self._group:
-            raise ValueError(f"{len(rows)} slots are to begin, but they begin in groups of {self._group}")
-        dealt, missing = [], len(rows) // self._group
+        if len(env_ids) % self._group:
+            raise ValueError(f"{len(env_ids)} environments are to begin, but they begin in groups of {self._group}")
+        drawn, missing = [], len(env_ids) // self._group
         while missing:
             if self._next == 0:
-                self._order = self._streams.uniform(self._cards, self._first)[0].argsort(stable=True)
-            dealt.append(self._order[self._next : self._next + missing])
-            missing -= len(dealt[-1])
-            self._next = (self._next + len(dealt[-1])) % self._cards
-        return torch.cat(dealt).repeat_interleave(self._group)
+                self._order = self._streams.uniform(self._size, self._first)[0].argsort(stable=True)
+            drawn.append(self._order[self._next : self._next + missing])
+            missing -= len(drawn[-1])
+            self._next = (self._next + len(drawn[-1])) % self._size
+        return torch.cat(drawn).repeat_interleave(self._group)
 
     def state(self) -> dict[str, Any]:
-        """All that `load_state` needs, beside the streams."""
+        """What `load_state` needs, beside the streams."""
         return {"order": self._order, "next": self._next}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

@@ -3,48 +3,34 @@
 Symbols, as in the paper: w = window size, p1 and p2 = lower corners of the learner's and the competitor's window,
 W(p) = the voxels of the window at p, f(p) = presence score of the frozen classifier for W(p), s1 and s2 = the scores of
 the two agents, τ = the score that ends an episode, T = horizon, A = painted map, θ = mask threshold.
-Positions are numbers of the lattice (datasets/lattice.py), so that a move and a score are one gather each.
+Positions are numbers of the lattice (datasets/liver/lattice.py), so that a move and a score are one gather each.
+Its parts: spars_config.py arguments, spars_tables.py lookups, spars_painting.py maps, spars_rules.py competitors.
 """
 
-import difflib
-import logging
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
-from functools import cache, partial
-from math import prod
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ..classifiers.presence import PresenceNet, load_presence
-from ..datasets.liver.cases import HU_WINDOW, load_liver_cases
-from ..datasets.liver.lattice import WindowLattice, centred_start
+from ..datasets.liver.cases import load_liver_cases
 from ..datasets.liver.lesions import TUMOUR
 from ..evaluation.volume_pictures import orthogonal_slices
-from ..rewards.presence import ScoreFunction, ScoreTable
-from .core import BatchedEnv, Frame, Obs
+from ..rewards.presence import ScoreFunction
+from .core import BatchedEnv, Frame, Obs, notice_phantom
 from .spars_config import MOVES, SparsConfig
+from .spars_painting import Painting
+from .spars_rules import RULES, Competitor, checked, random_move
+from .spars_tables import Windows, lattice_of, score_tables, start_position
 
-log = logging.getLogger(__name__)
-
-
-STATE = ("case", "at", "scores", "duel", "_home", "_over", "_log_at", "_log_score", "_clock", "_found")
-"""What an episode consists of, beside what the core keeps."""
+STATE = ("case", "at", "scores", "duel", "_home", "_over", "_found")
+"""Tensors that an episode consists of, beside those of the core and the painting."""
 TRIES = 8
 """Places that are tried for a random start: the first with a score of at most τ is taken, or else the first of all."""
 REASONS = {(True, True): "tau_both", (True, False): "tau_self", (False, True): "tau_opp", (False, False): "time"}
 """Why an episode ended, by whether s1 and s2 exceed τ."""
-
-
-class Policy(Protocol):
-    """A competitor: gives an action per episode for its (mirrored) observation."""
-
-    def act(self, obs: Obs, deterministic: bool) -> Tensor:
-        """Actions int64 [N] ([N, 3] for multidiscrete3)."""
 
 
 class SparsEnv(BatchedEnv):
@@ -76,8 +62,14 @@ class SparsEnv(BatchedEnv):
     2·s2 - 1, 2·t/T - 1). With `n_agents=1` the competitor's part is absent everywhere (one window, 5 numbers, F + 5).
 
     ## Rewards
-    +1 if s1 > s2, `tie_reward` if equal, -1 otherwise (`reward="sign"`), plus `terminal_bonus`·sign(s1 - s2) in the
-    step in which a score exceeds τ.
+    The sum of these terms; `info["reward/<term>"]` has each.
+
+    | term | value | where |
+    |---|---|---|
+    | duel | +1 if s1 > s2, `tie_reward` if equal, -1 otherwise; s1 - s2 with `reward="diff"` | two agents |
+    | score | s1 | in place of duel with `reward="score"` |
+    | potential | gamma·f(p1') - f(p1), f = 0 where the episode terminated | `reward="shaped"` |
+    | bonus | `terminal_bonus`·sign(s1 - s2) in the step in which a score exceeds τ, else 0 | always |
 
     ## Starting State
     One case, drawn uniformly; both windows at the same place, the middle of the volume; nothing painted. On phantoms
@@ -99,7 +91,7 @@ class SparsEnv(BatchedEnv):
     >>> obs, reward, terminated, truncated, info = env.step(4)
     >>> [int(voxel) for voxel in info["p_self"]]
     [28, 24, 20]
-    >>> env.unwrapped.batched.mask().shape
+    >>> env.unwrapped.batched.painting.mask().shape
     torch.Size([64, 64, 48])
 
     ## References
@@ -109,82 +101,40 @@ class SparsEnv(BatchedEnv):
     v0: first version.
     """
 
+    config_class = SparsConfig
+    config: SparsConfig
+
     def __init__(
         self,
         config: SparsConfig | None = None,
         *,
-        num_envs: int = 1,
-        device: str | torch.device = "auto",
-        render_mode: str | None = None,
-        opponent: str | Policy | None = None,
+        opponent: str | Competitor | None = None,
         score_source: str | ScoreFunction | None = None,
         **settings: Any,
     ) -> None:
-        known = [field.name for field in fields(SparsConfig)]
-        for name in settings:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, 1)
-                raise ValueError(
-                    f"unknown argument {name!r}" + (f"; did you mean {close[0]!r}?" if close else f": {known}")
-                )
-        if isinstance(opponent, str):
-            settings["opponent"] = opponent
-        if isinstance(score_source, str):
-            settings["score_source"] = score_source
-        self.config = cfg = replace(config or SparsConfig(), **settings).resolved()
-        assert cfg.grid_shape is not None
-        assert cfg.window_size is not None
-        assert cfg.horizon is not None
-        super().__init__(num_envs=num_envs, device=device, horizon=cfg.horizon, render_mode=render_mode)
-        corner = [size // 2 for size in cfg.grid_shape]
-        phase = cfg.phase or (tuple(c % cfg.step for c in corner) if cfg.start == "corner_paper" else (0, 0, 0))
-        self.lattice = WindowLattice(cfg.grid_shape, cfg.window_size, cfg.step, phase)  # type: ignore[arg-type]
+        for name, value in (("opponent", opponent), ("score_source", score_source)):
+            if isinstance(value, str):
+                settings[name] = value
+        super().__init__(config, **settings)
+        self._opponent = None if isinstance(opponent, str) else checked(opponent)
+        function = None if isinstance(score_source, str) else score_source
+        cfg, self.lattice = self.config, lattice_of(self.config)
         if cfg.data == "phantom":
-            _say_phantom()
+            notice_phantom("SPARS-LiverCT-v0", "give data=<Task03_Liver folder> to play on real CT")
         self.cases = load_liver_cases(cfg)
-        self._scores(score_source)
-        self._opponent: Policy | None = None if opponent is None or isinstance(opponent, str) else opponent
-        self._tables(corner)
-        self._spaces()
+        self.table, self._features, n_features = score_tables(cfg, self.cases, self.lattice, function, self.device)
+        self._score_tables = list(dict.fromkeys((self.table, self._features)))
+        self._make_tables()
+        self._make_spaces(n_features)
+        given = {"duel": cfg.n_agents == 2 and cfg.reward != "score", "score": cfg.reward == "score"}
+        given |= {"potential": cfg.reward == "shaped", "bonus": True}
+        self.reward_weights = {name: 1.0 for name in given if given[name]}
 
-    def _scores(self, function: str | ScoreFunction | None) -> None:
-        """The score table, and the table of features where they are observed."""
-        cfg, observed = self.config, self.config.obs_mode == "features"
-        scored_by_net = cfg.score_source == "classifier" and not callable(function)
-        net = self._classifier() if scored_by_net or observed else None
-        table = partial(ScoreTable, self.cases, self.lattice, engine=cfg.score_engine, device=self.device)
-        if scored_by_net and net is not None:
-            self.table = table(net, features=observed, cache_dir=cfg.cache_dir)
-        else:
-            self.table = table(function if callable(function) else "oracle_fraction")
-        self._features = self.table
-        if observed and net is not None:
-            self._n_features = net.num_features
-            if not scored_by_net:
-                self._features = table(net, features=True, cache_dir=cfg.cache_dir)
+    def _resolved(self, config: SparsConfig) -> SparsConfig:
+        return config.resolved()
 
-    @property
-    def _score_tables(self) -> list[ScoreTable]:
-        return [self.table] if self._features is self.table else [self.table, self._features]
-
-    def _classifier(self) -> PresenceNet:
-        cfg = self.config
-        if cfg.classifier is None:
-            raise ValueError(
-                f"no classifier for data={cfg.data!r}: give classifier=<presence.safetensors> (train one with "
-                f"`run_rl.py train`); 'packaged' names the one that was made for phantoms"
-            )
-        net = load_presence(cfg.classifier)
-        seen = cfg.hu_window or HU_WINDOW
-        if tuple(net.hu_window) != tuple(seen):
-            raise ValueError(
-                f"hu_window is {seen} but classifier {cfg.classifier!r} was trained with another one; "
-                f"give hu_window={tuple(net.hu_window)}"
-            )
-        return net
-
-    def _tables(self, corner: list[int]) -> None:
-        """Everything that is looked up in a step, on the device."""
+    def _make_tables(self) -> None:
+        """Make everything that is looked up in a step, and the state of the episodes, on the device."""
         cfg, lattice = self.config, self.lattice
         cells = torch.tensor(MOVES[cfg.action_set])
         self.n_moves = len(cells)
@@ -193,44 +143,28 @@ class SparsEnv(BatchedEnv):
         self._cells = (self._corners - torch.tensor(lattice.phase, device=self.device)) // cfg.step  # [L, 3]
         free = (torch.tensor(lattice.full) - torch.tensor(lattice.window)).clamp(min=1).to(self.device)
         self._where = (2.0 * self._corners / free - 1.0).float()  # [L, 3] in [-1, 1]
-        if cfg.start == "corner_paper":
-            high = torch.tensor(lattice.shape) - 1
-            phase = torch.tensor(lattice.phase)
-            cell = torch.minimum((torch.tensor(corner) - phase) // cfg.step, high)
-            self._start = int(lattice.ids(cell * cfg.step + phase))
-        else:
-            centre = torch.tensor(centred_start(lattice.full, lattice.window, lattice.step))
-            self._start = int(lattice.ids(centre + torch.tensor(lattice.phase)))
+        self._start = start_position(cfg, lattice)
+        self._window = torch.tensor(lattice.window, device=self.device)
         if cfg.obs_mode != "features":
-            images = torch.stack([case.image for case in self.cases]).to(self.device).flatten()  # [C·X·Y·Z]
-            (_, ny, nz), (wx, wy, wz) = lattice.full, lattice.window
-            self._lines = images.as_strided((len(images) - wz + 1, wz), (1, 1))  # a view: row v is wz voxels from v on
-            self._first = (lattice.corners() * torch.tensor((ny * nz, nz, 1))).sum(dim=1).to(self.device)  # [L]
-            lines = (torch.arange(wx)[:, None] * ny + torch.arange(wy)) * nz
-            self._window_lines = lines.flatten().to(self.device)  # [wx·wy], from the first voxel of a window
-            sizes = zip(lattice.window, cfg.obs_size or lattice.window, strict=True)
-            self._resize = [nearest_index(size, out).to(self.device) for size, out in sizes]
-        self._tumour: dict[int, Tensor] = {}
-        players, n, steps = cfg.n_agents, self.num_envs, self.horizon
+            self._windows = Windows(self.cases, lattice, cfg.obs_size, self.device)
+        players, n = cfg.n_agents, self.num_envs
         self.case = torch.zeros(n, dtype=torch.int64, device=self.device)
         self.at = torch.zeros(players, n, dtype=torch.int64, device=self.device)  # lattice positions of p1 (and p2)
         self._home = torch.zeros_like(self.at)  # where the episode began
         self.scores = torch.zeros(players, n, device=self.device)  # f at those positions
         self.duel = torch.zeros(2, n, device=self.device)  # s1, s2 of the last step, s2 = -1 without a competitor
-        self._log_at = torch.zeros(steps, players, n, dtype=torch.int64, device=self.device)  # rings: row = clock mod T
-        self._log_score = torch.zeros(steps, players, n, device=self.device)
-        self._clock = 0
         self._over = torch.zeros(n, dtype=torch.bool, device=self.device)  # by τ, in the last step
         self._found = torch.full((n, cfg.lesion_rounds - 1), -1, dtype=torch.int64, device=self.device)
+        self.painting = Painting(self)
 
-    def _spaces(self) -> None:
+    def _make_spaces(self, n_features: int) -> None:
         cfg, players = self.config, self.config.n_agents
         self.single_action_space = (
             spaces.MultiDiscrete([3, 3, 3]) if cfg.action_set == "multidiscrete3" else spaces.Discrete(self.n_moves)
         )
         numbers = 4 * players + 1
         if cfg.obs_mode == "features":
-            size = players * self._n_features + numbers
+            size = players * n_features + numbers
             self.single_observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
         elif cfg.obs_mode == "own_window":
             self.single_observation_space = spaces.Box(0, 255, (1, *(cfg.obs_size or self.lattice.window)), np.uint8)
@@ -240,12 +174,12 @@ class SparsEnv(BatchedEnv):
                 state=spaces.Box(-1.0, 1.0, (numbers,), np.float32),
             )
 
-    # -- the env: sections 2.3 and 2.5 ----------------------------------------------------------------------------
+    # -- the dynamics: sections 2.3 and 2.5 ------------------------------------------------------------------------
 
-    def _reset(self, rows: Tensor, options: Mapping[str, Any], case: Tensor | None = None) -> None:
+    def _reset(self, env_ids: Tensor, options: Mapping[str, Any], case: Tensor | None = None) -> None:
         self._check_options(options)
         players = self.config.n_agents
-        draw = self.streams.uniform(1 + TRIES * players, rows)  # case, then candidates for p1 (and p2)
+        draw = self.streams.uniform(1 + TRIES * players, env_ids)  # case, then candidates for p1 (and p2)
         case = (draw[:, 0] * len(self.cases)).long() if case is None else case
         if "case_id" in options:
             case = torch.full_like(case, self._index_of(options["case_id"]))
@@ -254,34 +188,33 @@ class SparsEnv(BatchedEnv):
             calm = self.table.lookup(case.expand_as(places), places) <= self.config.threshold
             at = places.gather(0, calm.int().argmax(dim=0)[None])[0]
         else:
-            at = torch.full((players, len(rows)), self._start, device=self.device)
+            at = torch.full((players, len(env_ids)), self._start, device=self.device)
         for player, name in enumerate(("start", "start_opponent")[:players]):
             if name in options:
                 at[player] = self.lattice.ids(torch.as_tensor(options[name])).to(self.device)
-        self._place(rows, case, at)
+        self._place(env_ids, case, at)
 
-    def _place(self, rows: Tensor, case: Tensor, at: Tensor) -> None:
-        self.case[rows], self.at[:, rows], self._home[:, rows], self._found[rows] = case, at, at, -1
-        self.scores[:, rows] = self.table.lookup(case, at)
-        self.duel[0, rows] = self.scores[0, rows]
-        self.duel[1, rows] = self.scores[1, rows] if self.config.n_agents == 2 else -1.0
+    def _place(self, env_ids: Tensor, case: Tensor, at: Tensor) -> None:
+        self.case[env_ids], self.at[:, env_ids], self._home[:, env_ids] = case, at, at
+        self._found.index_fill_(0, env_ids, -1)  # not by an index: that would wait for CUDA, and so below
+        scores = self.scores[:, env_ids] = self.table.lookup(case, at)
+        self.duel[:, env_ids] = torch.stack(_own_and_rival(scores))
 
     def begin(self, case: Tensor, jitter_cells: int = 0) -> None:
-        """Begin an episode in every slot, on case number `case` int64 [N].
+        """Begin an episode in every environment, on case number `case` int64 [N].
 
         Fixed starts are moved by up to `jitter_cells` lattice cells along each axis, both agents alike.
         """
         self.reset()
-        rows = torch.arange(self.num_envs, device=self.device)
         if self.config.start == "random_lattice":
-            return self._reset(rows, {}, case)
+            return self._reset(self._all, {}, case)
         high = torch.tensor(self.lattice.shape, device=self.device) - 1
         jitter = (self.streams.uniform(3) * (2 * jitter_cells + 1)).long() - jitter_cells
         cells = (self._cells[self.at[0]] + jitter).clamp(torch.zeros_like(high), high)
         at = (cells * torch.tensor(self.lattice.strides, device=self.device)).sum(dim=1)
-        return self._place(rows, case, at.expand(self.config.n_agents, -1))
+        return self._place(self._all, case, at.expand(self.config.n_agents, -1))
 
-    def _step(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, actions: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         cfg = self.config
         moves = self._flat(actions)[None]  # [1, N]
         if cfg.n_agents == 2:
@@ -289,37 +222,33 @@ class SparsEnv(BatchedEnv):
         before = self.scores[0]
         self.at = self._next[self.at * self.n_moves + moves]  # p1, p2 move and are clipped
         self.scores = self.scores_at(self.at)  # both at their new positions
-        own = self.scores[0]
-        rival = self.scores[1] if cfg.n_agents == 2 else torch.full_like(own, -1.0)
+        own, rival = _own_and_rival(self.scores)
         self.duel = torch.stack((own, rival))
         hit = (self.duel > cfg.threshold).any(dim=0)
-        row = self._clock % self.horizon
-        self._log_at[row], self._log_score[row] = self.at, self.scores  # paint, on the last step too
-        self._clock += 1
-        terminated = self._next_round(hit) if cfg.lesion_rounds > 1 else hit
+        self.painting.add(self.at, self.scores)  # on the last step too
+        terminated = self._over = self._next_round(hit) if cfg.lesion_rounds > 1 else hit
         sign = torch.sign(own - rival)
-        if cfg.reward == "diff":
-            reward = own - rival
-        elif cfg.reward == "score":
-            reward = own
+        terms = {}
+        if cfg.reward == "score":
+            terms["score"] = own.clone()  # a reset writes to `scores`
+        elif cfg.reward == "diff":
+            terms["duel"] = own - rival
         elif cfg.n_agents == 2:
-            reward = torch.where(own == rival, cfg.tie_reward, sign) if cfg.tie_reward else sign
-        else:
-            reward = torch.zeros_like(own)
+            terms["duel"] = torch.where(own == rival, cfg.tie_reward, sign) if cfg.tie_reward else sign
         if cfg.reward == "shaped":  # potential f, zero in the terminal state (Ng, Harada and Russell, 1999)
-            reward = reward + cfg.gamma * self.scores[0] * ~terminated - before
-        self._over = terminated
-        return reward + cfg.terminal_bonus * sign * hit, terminated  # type: ignore[operator]
+            terms["potential"] = cfg.gamma * self.scores[0] * ~terminated - before
+        terms["bonus"] = cfg.terminal_bonus * sign * hit  # type: ignore[operator]
+        return terms, terminated
 
     def _next_round(self, hit: Tensor) -> Tensor:
         """Blank what was found, send both agents back to where they began; True where no round is left (section 12)."""
         left = (self._found < 0).sum(dim=1)
         again = hit & (left > 0)
-        slot = self._found.shape[1] - left
+        rounds = self._found.shape[1]
+        free = torch.arange(rounds, device=self.device) == (rounds - left)[:, None]  # [N, m - 1], the next to be filled
         winner = self.at.gather(0, (self.duel[1] > self.duel[0]).long()[None])[0]
-        rows = again.nonzero().flatten()
-        self._found[rows, slot[rows]] = winner[rows]
-        self.at[:, rows] = self._home[:, rows]
+        self._found = torch.where(free & again[:, None], winner[:, None], self._found)
+        self.at = torch.where(again, self._home, self.at)
         self.scores = self.scores_at(self.at)
         return hit & ~again
 
@@ -327,10 +256,9 @@ class SparsEnv(BatchedEnv):
         """f at the positions `at` int64 [..., N], float32 [..., N]; 0 where the window overlaps a found one."""
         scores = self.table.lookup(self.case, at)
         if self.config.lesion_rounds > 1:
-            gap = (
-                self._corners[at][..., None, :] - self._corners[self._found.clamp(min=0)]
-            ).abs()  # [..., N, m - 1, 3]
-            overlap = (gap < torch.tensor(self.lattice.window, device=self.device)).all(dim=-1) & (self._found >= 0)
+            found = self._corners[self._found.clamp(min=0)]  # [N, m - 1, 3]
+            gap = (self._corners[at][..., None, :] - found).abs()  # [..., N, m - 1, 3]
+            overlap = (gap < self._window).all(dim=-1) & (self._found >= 0)
             scores = scores.masked_fill(overlap.any(dim=-1), 0.0)
         return scores
 
@@ -340,53 +268,44 @@ class SparsEnv(BatchedEnv):
         return self._next[at * self.n_moves + moves]
 
     def _flat(self, actions: Tensor) -> Tensor:
-        """Row of the table of moves, int64 [N]."""
+        """Number in MOVES of each action, int64 [N] on this device."""
+        actions = actions.to(self.device, torch.int64)
         if actions.ndim == 2:  # multidiscrete3
             return (actions[:, 0] * 3 + actions[:, 1]) * 3 + actions[:, 2]
-        return actions.to(torch.int64)
+        return actions
 
     def _competitor(self) -> Tensor:
         if self._opponent is not None:
-            return self._flat(self._opponent.act(self.observe(player=1), deterministic=False).to(self.device))
+            return self._flat(self._opponent.act(self.observe(player=1), deterministic=False))
         return RULES.get(self.config.opponent, random_move)(self, 1)
 
-    def set_opponent(self, policy: Policy | None) -> None:
+    def set_opponent(self, policy: Competitor | None) -> None:
         """Let `policy` play the competitor from the next step on; None: the rule named by `opponent` (random for
         "snapshot")."""
-        self._opponent = policy
+        self._opponent = checked(policy)
 
     # -- what is seen: section 2.4 ---------------------------------------------------------------------------------
 
-    def observe(self, rows: Tensor | None = None, player: int = 0) -> Obs:
+    def observe(self, env_ids: Tensor | None = None, player: int = 0) -> Obs:
         """Observation of `player` (0 learner, 1 competitor, for whom own and competitor are swapped), [N, ...]."""
         cfg = self.config
         case, at, scores, t = self.case, self.at, self.scores, self.t
-        if rows is not None:
-            case, at, scores, t = case[rows], at[:, rows], scores[:, rows], t[rows]
+        if env_ids is not None:
+            case, at, scores, t = case[env_ids], at[:, env_ids], scores[:, env_ids], t[env_ids]
         if player:
             at, scores = at.flip(0), scores.flip(0)
         if cfg.obs_mode == "own_window":
-            return self._crop(case, at[:1])
+            return self._windows.crop(case, at[:1])
         where = self._where[at]  # [P, N, 3]
         time = (t * (2.0 / self.horizon) - 1.0)[:, None]
         state = torch.cat((*where, (2.0 * scores - 1.0).T, time), dim=1)
         if cfg.obs_mode == "features":
             return torch.cat((*self._features.feature_rows(case, at).float(), state), dim=1)
-        return {"windows": self._crop(case, at), "state": state}
+        return {"windows": self._windows.crop(case, at), "state": state}
 
-    def _crop(self, case: Tensor, at: Tensor) -> Tensor:
-        """Windows at the positions `at` [P, N], uint8 [N, P, *obs_size]."""
-        first = case[:, None] * prod(self.lattice.full) + self._first[at.T]  # [N, P]
-        lines = (first[..., None] + self._window_lines).flatten()
-        crops = self._lines.index_select(0, lines).view(*first.shape, *self.lattice.window)  # 10 times a plain index
-        if self.config.obs_size:
-            for axis, index in enumerate(self._resize):
-                crops = crops.index_select(axis + 2, index)
-        return crops
+    # -- what is told: section 2.7 ---------------------------------------------------------------------------------
 
-    # -- what is said: section 2.7 ---------------------------------------------------------------------------------
-
-    def info(self) -> dict[str, Tensor]:
+    def _info(self) -> dict[str, Tensor]:
         """Positions (voxels), scores and the winner of the last step."""
         own, rival = self.duel
         corners = self._corners[self.at].int()
@@ -400,101 +319,33 @@ class SparsEnv(BatchedEnv):
             "t": self.t,
         }
 
-    def last_step(self) -> tuple[Tensor, Tensor]:
-        """Positions int64 [P, N] and scores float32 [P, N] after the last step, of the episodes that it ended too."""
-        row = (self._clock - 1) % self.horizon
-        return self._log_at[row].clone(), self._log_score[row].clone()
-
-    def episode_info(self, rows: Tensor) -> list[dict[str, Any]]:
+    def _episode_info(self, env_ids: Tensor) -> Callable[[], list[dict[str, Any]]]:
         """Case and reason of the end of each episode and, with eval_dice, how well its mask fits."""
-        hits = ((self.duel[:, rows] > self.config.threshold) & self._over[rows]).T.tolist()
-        cases = self.case[rows].tolist()
-        said: list[dict[str, Any]] = [
-            {"case_id": self.cases[case].id, "reason": REASONS[own, rival]}
-            for case, (own, rival) in zip(cases, hits, strict=True)
-        ]
-        if self.config.eval_dice:
-            for info, case, blocks in zip(said, cases, self.block_maps(rows), strict=True):
-                info["n_painted_blocks"] = int((blocks > 0).sum())
-                if self.cases[case].label is not None:
-                    info |= self._overlap(blocks, case)
-        return said
+        hits = (self.duel[:, env_ids] > self.config.threshold) & self._over[env_ids]
+        facts = torch.cat((self.case[env_ids][None], hits.long()))  # [3, K]
+        strokes = self.painting.strokes(env_ids) if self.config.eval_dice else None
 
-    # -- what is painted: sections 2.8 and 11.4 --------------------------------------------------------------------
+        def made() -> list[dict[str, Any]]:
+            cases, *ends = facts.tolist()
+            infos: list[dict[str, Any]] = [
+                {"case_id": self.cases[case].id, "reason": REASONS[bool(own), bool(rival)]}
+                for case, own, rival in zip(cases, *ends, strict=True)
+            ]
+            if strokes is not None:
+                overlaps = self.painting.overlaps(self.painting.paint(*strokes), cases)
+                infos = [info | overlap for info, overlap in zip(infos, overlaps, strict=True)]
+            return infos
 
-    def block_maps(self, rows: Tensor) -> Tensor:
-        """A of the slots `rows` int64 [K], one value per block: float64 [K, Bx, By, Bz]."""
-        steps = self.horizon
-        players = self.config.n_agents if self.config.accumulate == "both" else 1
-        age = torch.arange(steps, device=self.device)  # 0: the last step
-        ring = (self._clock - 1 - age) % steps
-        live = (age[:, None] < self.t[rows])[:, None]  # [T, 1, K]
-        at, painted = (
-            log[:, :players].index_select(2, rows).index_select(0, ring) for log in (self._log_at, self._log_score)
-        )
-        at = torch.where(live, at, -1)  # [T, P, K]
-        return self.lattice.paint(at.flatten(0, 1).T, painted.flatten(0, 1).T, self.config.reduce)
-
-    def block_map(self, row: int = 0) -> Tensor:
-        """A of slot `row`, one value per block: float64 [Bx, By, Bz]."""
-        return self.block_maps(torch.tensor([row], device=self.device))[0]
-
-    def accumulated_map(self, row: int = 0) -> Tensor:
-        """A of slot `row`, float32 [X, Y, Z]."""
-        return self.lattice.expand(self.block_map(row)).float()
-
-    @property
-    def theta(self) -> float:
-        """θ at the precision of the scores, so that "A > θ" is strict for what was painted."""
-        return float(np.float32(self.config.mask_threshold))
-
-    def mask(self, row: int = 0) -> Tensor:
-        """M = A > θ of slot `row`, bool [X, Y, Z]."""
-        return self.lattice.expand(self.block_map(row) > self.theta)
-
-    def dice(self, row: int = 0) -> float:
-        """Dice of the mask with the case's tumour, in [0, 1]; both empty: 1.
-
-        Raises:
-            ValueError: the case has no label.
-        """
-        return self._overlap(self.block_map(row), int(self.case[row]))["dice"]
-
-    def _overlap(self, blocks: Tensor, case: int) -> dict[str, float]:
-        """Dice, precision and recall from block counts: exact integers, no voxel is touched (section 11.4)."""
-        counts = self.lattice.block_overlap(blocks > self.theta, self.tumour_blocks(case))
-        common, painted, truth = (int(count) for count in counts)
-        return {
-            "dice": 2 * common / (painted + truth) if painted + truth else 1.0,
-            "precision": common / painted if painted else float(truth == 0),
-            "recall": common / truth if truth else float(painted == 0),
-        }
-
-    def tumour_blocks(self, case: int) -> Tensor:
-        """g_b of case number `case`: tumour voxels in each block, int64 [Bx, By, Bz].
-
-        Raises:
-            ValueError: the case has no label.
-        """
-        if case not in self._tumour:
-            label = self.cases[case].label
-            if label is None:
-                raise ValueError(f"case {self.cases[case].id!r} has no label: dice is not known")
-            self._tumour[case] = self.lattice.block_sums(label == TUMOUR).to(self.device)
-        return self._tumour[case]
-
-    def save_mask(self, path: str | Path, row: int = 0) -> None:
-        """Write the mask of slot `row` as NIfTI in the space, shape and orientation of the case's own file."""
-        self.cases[int(self.case[row])].save_mask(self.mask(row).cpu(), Path(path))
+        return made
 
     def score_volume(self, case_id: str) -> Tensor:
         """f at every lattice position of a case, float32 [sx, sy, sz]; NaN where the lazy engine has not been."""
         return self.table.volume(self._index_of(case_id))
 
-    def _render_frame(self, row: int) -> Frame:
-        case, colours = self.cases[int(self.case[row])], ((64, 200, 255), (255, 120, 64))
-        corners = self._corners[self.at[:, row]].tolist()
-        heat = np.asarray(self.accumulated_map(row).cpu().numpy(), dtype=np.float32)
+    def _render_frame(self, env_id: int) -> Frame:
+        case, colours = self.cases[int(self.case[env_id])], ((64, 200, 255), (255, 120, 64))
+        corners = self._corners[self.at[:, env_id]].tolist()
+        heat = np.asarray(self.painting.voxel_map(env_id).cpu().numpy(), dtype=np.float32)
         tumour = [] if case.label is None else [((case.label == TUMOUR).numpy(), (80, 255, 80))]
         return orthogonal_slices(
             case.image.numpy(),
@@ -507,7 +358,7 @@ class SparsEnv(BatchedEnv):
             spacing_mm=case.spacing_mm,
         )
 
-    # -- the rest --------------------------------------------------------------------------------------------------
+    # -- options and checkpoints -----------------------------------------------------------------------------------
 
     def _check_options(self, options: Mapping[str, Any]) -> None:
         known = {"case_id", "start", "start_opponent"}
@@ -515,6 +366,12 @@ class SparsEnv(BatchedEnv):
             raise ValueError(f"unknown reset options {sorted(unknown)}; known are {sorted(known)}")
         if "case_id" in options:
             self._index_of(options["case_id"])
+        for name in {"start", "start_opponent"} & set(options):
+            corner = np.asarray(options[name])
+            if corner.shape != (3,) or corner.dtype.kind not in "iu":
+                raise ValueError(
+                    f"{name} is {options[name]!r} but must be three integers (x, y, z), the lower corner in voxels"
+                )
 
     def _index_of(self, case_id: str) -> int:
         ids = [case.id for case in self.cases]
@@ -523,51 +380,21 @@ class SparsEnv(BatchedEnv):
         return ids.index(case_id)
 
     def state(self) -> dict[str, Any]:
-        """All that `load_state` needs; not the competitor."""
+        """What `load_state` needs; not the competitor."""
         tables = [table.state() for table in self._score_tables]
-        return {**super().state(), "tables": tables, **{name: getattr(self, name) for name in STATE}}
+        tensors = {name: getattr(self, name) for name in STATE}
+        return {**super().state(), "tables": tables, "painting": self.painting.state(), **tensors}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue where `state` was read."""
         super().load_state(state)
         for table, kept in zip(self._score_tables, state["tables"], strict=True):
             table.load_state(kept)
+        self.painting.load_state(state["painting"])
         for name in STATE:
-            value = state[name]
-            setattr(self, name, value.to(self.device, copy=True) if isinstance(value, Tensor) else value)
+            setattr(self, name, state[name].to(self.device, copy=True))
 
 
-# -- the rules that can be named as opponents; agents/reference.py has the rest ----------------------------------------
-
-
-def random_move(env: SparsEnv, player: int) -> Tensor:
-    """Any action, uniformly: int64 [N]."""
-    return (env.streams.tick() * env.n_moves).long()
-
-
-def constant_move(env: SparsEnv, player: int) -> Tensor:
-    """Always +z, the first opponent of the released program: int64 [N]."""
-    up = MOVES[env.config.action_set].index((0, 0, 1))
-    return torch.full((env.num_envs,), up, device=env.device)
-
-
-def greedy_move(env: SparsEnv, player: int) -> Tensor:
-    """The move to the neighbour with the highest score, the lowest index among equals: int64 [N]."""
-    return env.scores_at(env.neighbours(env.at[player])).argmax(dim=0)
-
-
-RULES: dict[str, Callable[[SparsEnv, int], Tensor]] = {
-    "random": random_move,
-    "constant0": constant_move,
-    "greedy": greedy_move,
-}
-
-
-def nearest_index(size: int, out: int) -> Tensor:
-    """Source index of each of `out` samples of an axis of `size` voxels: ⌊i·size/out⌋, int64 [out] (oracle 13-2)."""
-    return torch.arange(out) * size // out
-
-
-@cache
-def _say_phantom() -> None:
-    log.warning("SPARS-LiverCT-v0 plays on phantoms; give data=<Task03_Liver folder> to play on real CT")
+def _own_and_rival(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """s1 and s2 of the scores [P, ...]; s2 is -1 without a competitor."""
+    return scores[0], scores[1] if len(scores) == 2 else torch.full_like(scores[0], -1.0)

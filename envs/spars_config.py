@@ -1,4 +1,4 @@
-"""What SPARS-LiverCT-v0 can be told (paper: SPARS, section 2.10), and the two profiles of section 1."""
+"""Arguments of SPARS-LiverCT-v0 (paper: SPARS, section 2.10), and the two profiles of section 1."""
 
 from dataclasses import dataclass, replace
 from itertools import product

@@ -40,6 +40,7 @@ class Shapes(BatchedEnv):
         super().__init__(num_envs=num_envs, device="cpu", horizon=horizon)
         self.classes, self.size, self.gold, self.group, self.scalar = classes, size, gold, group, scalar
         self.pay, self.cell = pay, cell
+        self.reward_weights = {"right": 1.0, "wrong": 1.0}
         self.single_observation_space = spaces.Box(-10.0, 10.0, (1, size, size), np.float32)
         grid = size // cell
         self.action_shape = None if cell == 1 else (grid, grid)
@@ -51,9 +52,9 @@ class Shapes(BatchedEnv):
         self.image = torch.zeros(num_envs, 1, size, size)
         self.pixel_reward = torch.zeros(num_envs, grid, grid)
 
-    def _reset(self, rows, options):
+    def _reset(self, env_ids, options):
         draws = self.streams.uniform(4)
-        draws = draws.view(-1, self.group, 4)[:, :1].expand(-1, self.group, 4).reshape(-1, 4)[rows].float()
+        draws = draws.view(-1, self.group, 4)[:, :1].expand(-1, self.group, 4).reshape(-1, 4)[env_ids].float()
         grid = (torch.arange(self.size) + 0.5) / self.size
         y, x = 0.35 + 0.3 * draws[:, 0, None, None], 0.35 + 0.3 * draws[:, 1, None, None]
         radius = 0.15 + 0.1 * draws[:, 2, None, None]
@@ -61,10 +62,10 @@ class Shapes(BatchedEnv):
         disc, ring = far < radius, (far >= radius) & (far < radius + 0.12)
         truth = disc.byte() + (2 * ring.byte() if self.classes > 2 else 0)
         middle = slice(self.cell // 2, None, self.cell)
-        self.truth = self.truth.index_copy(0, rows, truth[:, middle, middle])
+        self.truth = self.truth.index_copy(0, env_ids, truth[:, middle, middle])
         texture = torch.sin(40 * grid[:, None] * (1 + draws[:, 3, None, None]) + 31 * grid[None, :])
         image = disc.float() + 0.4 * ring + 0.15 * texture
-        self.image = self.image.index_copy(0, rows, image[:, None])
+        self.image = self.image.index_copy(0, env_ids, image[:, None])
 
     def _step(self, actions):
         masks = actions.view(self.truth.shape)
@@ -72,14 +73,13 @@ class Shapes(BatchedEnv):
         self.pixel_reward = torch.where(masks == self.truth, self.pay[1], self.pay[0])
         right = (masks == self.truth).float().mean(dim=(1, 2))
         wrong = 1 - right
-        self.reward_terms = {"right": self.pay[1] * right, "wrong": self.pay[0] * wrong}
-        over = torch.full((self.num_envs,), self.horizon == 1)
-        return self.pixel_reward.mean(dim=(1, 2)), over
+        terms = {"right": self.pay[1] * right, "wrong": self.pay[0] * wrong}
+        return terms, torch.zeros(self.num_envs, dtype=torch.bool)
 
-    def observe(self, rows=None):
-        return self.image if rows is None else self.image[rows]
+    def observe(self, env_ids=None):
+        return self.image if env_ids is None else self.image[env_ids]
 
-    def info(self):
+    def _info(self):
         info = {} if self.scalar else {"pixel_reward": self.pixel_reward}
         if self.gold:
             info |= {"gold": torch.ones(self.num_envs, dtype=torch.bool), "gold_action": (self.truth > 0).byte()}
@@ -92,7 +92,7 @@ class Shapes(BatchedEnv):
         super().load_state(state)
         self.truth, self.image = state["truth"].clone(), state["image"].clone()
 
-    def _render_frame(self, row):
+    def _render_frame(self, env_id):
         return np.zeros((self.size, self.size, 3), np.uint8)
 
 
@@ -105,16 +105,17 @@ class OnePixel(BatchedEnv):
         self.single_action_space = spaces.MultiDiscrete([classes])
         self.image = torch.zeros(num_envs, 5, 1, 1)
 
-    def _reset(self, rows, options):
-        self.image = self.image.index_copy(0, rows, self.streams.uniform(5, rows).float()[..., None, None])
+    def _reset(self, env_ids, options):
+        self.image = self.image.index_copy(0, env_ids, self.streams.uniform(5, env_ids).float()[..., None, None])
 
     def _step(self, actions):
-        return self.image[:, 0, 0, 0] * (actions[:, 0] + 1) / 4, torch.ones(self.num_envs, dtype=torch.bool)
+        worth = self.image[:, 0, 0, 0] * (actions[:, 0] + 1) / 4
+        return {"reward": worth}, torch.ones(self.num_envs, dtype=torch.bool)
 
-    def observe(self, rows=None):
-        return self.image if rows is None else self.image[rows]
+    def observe(self, env_ids=None):
+        return self.image if env_ids is None else self.image[env_ids]
 
-    def _render_frame(self, row):
+    def _render_frame(self, env_id):
         return np.zeros((1, 1, 3), np.uint8)
 
 

@@ -28,7 +28,7 @@ class Corridor(BatchedEnv):
     def _step(self, actions):
         self.places[:, 0] = (self.places[:, 0] + 2 * actions - 1).clamp(0, 8)
         found = self.places[:, 0] == self.places[:, 1]
-        return torch.where(found, 1.0, -0.1), found
+        return {"reward": torch.where(found, 1.0, -0.1)}, found
 
     def observe(self, env_ids=None):
         return self.places.float() / 8 if env_ids is None else self.places[env_ids].float() / 8

@@ -96,7 +96,7 @@ def test_no_paper_imports_another(module):
             if other in PAPERS and mine not in ("papers", "command_line"):
                 assert mine == other, where
         if parts[0] == "envs" and target[:1] == ["envs"] and len(target) > 1:
-            mine, other = ({name for name in PAPERS if at.split("_config")[0] == name} for at in (parts[1], target[1]))
+            mine, other = ({name for name in PAPERS if f"{at}_".startswith(f"{name}_")} for at in (parts[1], target[1]))
             assert not other or mine == other, where
 
 

@@ -125,7 +125,7 @@ class DenseRolloutBuffer:
 def info_of_step(env: BatchedEnv, step: Advance, name: str) -> Tensor | None:
     """`info[name]` of the step just played, [N, ...], that of ended episodes included; None: there is no such info."""
     ended = step.ended
-    if ended is not None and len(ended.rows) == env.num_envs:
+    if ended is not None and len(ended.env_ids) == env.num_envs:
         return ended.info.get(name)
     now = env.info().get(name)
-    return now if now is None or ended is None else now.index_copy(0, ended.rows, ended.info[name])
+    return now if now is None or ended is None else now.index_copy(0, ended.env_ids, ended.info[name])

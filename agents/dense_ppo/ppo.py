@@ -246,8 +246,8 @@ class DensePPO(Learner):
                     optional["divergence"] = old.kl(reference).mean(dim=(1, 2))
                 returns = env.count(step)
                 if step.ended is not None:
-                    rows = step.ended.rows
-                    episodes.append(torch.stack((returns[rows], lengths[rows].double()), dim=1))
+                    env_ids = step.ended.env_ids
+                    episodes.append(torch.stack((returns[env_ids], lengths[env_ids].double()), dim=1))
                 buffer.add(
                     observations=obs,
                     actions=actions,
@@ -258,7 +258,7 @@ class DensePPO(Learner):
                     **optional,
                 )
         with torch.no_grad():
-            all_ended = step.ended is not None and len(step.ended.rows) == env.num_envs
+            all_ended = step.ended is not None and len(step.ended.env_ids) == env.num_envs
             assert isinstance(step.obs, Tensor)
             last_values = torch.zeros_like(values) if all_ended else policy.predict_values(step.obs)
             buffer.compute_returns(last_values, self.config.group_size)
@@ -303,9 +303,9 @@ class DensePPO(Learner):
         if not bool(step.truncated.any()):
             return reward
         assert isinstance(step.ended.obs, Tensor)
-        rows = step.ended.rows
-        following = self.policy.predict_values(step.ended.obs) * step.truncated[rows][:, None, None]
-        return reward.index_add(0, rows, self.config.gamma * following)
+        env_ids = step.ended.env_ids
+        following = self.policy.predict_values(step.ended.obs) * step.truncated[env_ids][:, None, None]
+        return reward.index_add(0, env_ids, self.config.gamma * following)
 
     def _record_rollout(self, pixels: Tensor, episodes: Tensor) -> None:
         """Log the lowest tenth of all pixels' r, and returns and lengths [E, 2] of the episodes that ended.

@@ -151,7 +151,7 @@ def _answers(context: Context, images: ImagePool, policies: Sequence[str]) -> It
         images=images,
         num_envs=len(images),
         device=context.device,
-        deck="shared",
+        sampler="shared",
         expose_truth=False,
         reward_function=lambda images, masks, index: torch.zeros(len(masks), 1, 1, device=masks.device),
     )

@@ -120,7 +120,7 @@ def env_of(
     """The environment on these images: as the learner of `config` plays it, or without one as `rewards_of` asks it."""
     settings: dict[str, Any] = {"reward": reward} if isinstance(reward, str) else {"reward_function": reward}
     if config is not None:
-        settings |= {"num_envs": config.num_envs, "deck": "shared", "group": config.group_size}
+        settings |= {"num_envs": config.num_envs, "sampler": "shared", "group": config.group_size}
     else:
         settings |= {"num_envs": min(len(images), AT_ONCE)}
     return EchoEnv(images=images, device=context.device, expose_truth=False, **settings)

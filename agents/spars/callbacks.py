@@ -34,7 +34,7 @@ class Watch(BaseCallback):
         self._ends: list[tuple[bool, float]] = []
 
     def _on_step(self) -> bool:
-        at, scores = self.env.last_step()
+        at, scores = self.env.painting.last_step()
         self._scores.append(scores)
         self._places.append(at[0])
         for row in self.locals["dones"].nonzero()[0]:

@@ -39,7 +39,8 @@ class Maps:
 
     def mean_dice(self, theta: float) -> float:
         """Mean Dice of the masks A > θ over the cases with tumour, from block counts; NaN where there is none."""
-        tumour = torch.stack([self.env.tumour_blocks(number) for number in range(len(self.env.cases))])  # g_b [C, ...]
+        tumour_blocks = self.env.painting.tumour_blocks
+        tumour = torch.stack([tumour_blocks(number) for number in range(len(self.env.cases))])  # g_b [C, ...]
         common, painted, truth = self.env.lattice.block_overlap(self.blocks > theta, tumour)
         return float((2 * common / (painted + truth))[truth > 0].mean())
 
@@ -61,7 +62,7 @@ def roll_out(env: SparsEnv, policy: Policy[SparsEnv], *, jitter_cells: int, seed
     last, duel = torch.zeros_like(env.at), torch.zeros_like(env.duel)
 
     def keep(env_ids: Tensor) -> None:
-        blocks[env_ids] = env.block_maps(env_ids)
+        blocks[env_ids] = env.painting.block_maps(env_ids)
         last[:, env_ids], duel[:, env_ids] = env.at[:, env_ids], env.duel[:, env_ids]
 
     played = play(env, policy, on_end=keep)

@@ -9,7 +9,8 @@ import torch
 from scipy.ndimage import distance_transform_cdt
 from torch import Tensor
 
-from ...envs.spars import RULES, SparsEnv
+from ...envs.spars import SparsEnv
+from ...envs.spars_rules import RULES
 from ..policy import Reference
 
 

@@ -8,7 +8,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from ...envs.core import Obs
-from ...envs.spars import RULES, SparsEnv
+from ...envs.spars import SparsEnv
+from ...envs.spars_rules import RULES
 
 InitialOpponent = Literal["self_snapshot", "constant0", "random"]
 

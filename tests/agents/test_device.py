@@ -60,7 +60,7 @@ def test_a_training_has_no_tensor_on_the_wrong_device(tmp_path, monkeypatch, con
 def test_an_iteration_of_dense_ppo_waits_for_its_two_logs_and_the_environment_only():
     with DevicePolice() as police:
         images = load_echo(EchoDataConfig(size=32, phantom_patients=PhantomPatients(train=2)), "train")
-        env = EchoEnv(images=images, num_envs=8, deck="shared", expose_truth=False, device="cuda")
+        env = EchoEnv(images=images, num_envs=8, sampler="shared", expose_truth=False, device="cuda")
         config = DensePPOConfig(num_envs=8, n_epochs=2, imitate=True)
         kwargs = {"init_channels": 2, "norm_mode": "batch"}
         model = DensePPO(DensePolicy, LearnerEnv(env), config, policy_kwargs=kwargs, seed=0, device="cuda")

@@ -26,22 +26,22 @@ class Point(BatchedEnv):
     def __init__(self, num_envs=4, *, parts=False):
         super().__init__(num_envs=num_envs, device="cpu", horizon=12)
         self.parts = parts
+        self.reward_weights = {"closeness": 1.0, "effort": 1.0}
         box = spaces.Box(-100.0, 100.0, (2,), np.float32)
         picture = spaces.Box(0, 255, (3,), np.uint8)
         self.single_observation_space = spaces.Dict({"place": box, "picture": picture}) if parts else box
         self.single_action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.place = torch.zeros(num_envs)
 
-    def _reset(self, rows, options):
-        self.place = self.place.index_copy(0, rows, 4 * self.streams.uniform(1, rows)[:, 0].float() - 2)
+    def _reset(self, env_ids, options):
+        self.place = self.place.index_copy(0, env_ids, 4 * self.streams.uniform(1, env_ids)[:, 0].float() - 2)
 
     def _step(self, actions):
         self.place = self.place + actions[:, 0]
-        self.reward_terms = {"closeness": 1 - self.place.abs(), "effort": -0.1 * actions[:, 0] ** 2}
-        return sum(self.reward_terms.values()), self.place.abs() > 5
+        return {"closeness": 1 - self.place.abs(), "effort": -0.1 * actions[:, 0] ** 2}, self.place.abs() > 5
 
-    def observe(self, rows=None):
-        place = self.place if rows is None else self.place[rows]
+    def observe(self, env_ids=None):
+        place = self.place if env_ids is None else self.place[env_ids]
         vector = torch.stack((50 * place + 20, torch.ones_like(place)), dim=1)
         picture = torch.ones(len(place), 3, dtype=torch.uint8)
         return {"place": vector, "picture": picture} if self.parts else vector
@@ -53,7 +53,7 @@ class Point(BatchedEnv):
         super().load_state(state)
         self.place = state["place"].clone()
 
-    def _render_frame(self, row):
+    def _render_frame(self, env_id):
         return np.zeros((1, 1, 3), np.uint8)
 
 

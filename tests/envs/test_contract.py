@@ -14,7 +14,8 @@ from gymnasium.vector import AutoresetMode
 from segarena.datasets.echo.images import PhantomPatients
 from segarena.envs import ENVIRONMENTS
 from segarena.envs.adapters import BatchEnv, LearnerEnv, make_batch, make_single
-from segarena.envs.core import BatchedEnv, Streams
+from segarena.envs.core import BatchedEnv
+from segarena.envs.random import Streams
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as sb3_check
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -70,14 +71,14 @@ def test_a_learner_can_be_built_and_learns_a_little(env_id):
     env = gym.make(env_id, **small(env_id))
     policy = "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy"
     PPO(policy, env, n_steps=16, batch_size=16, n_epochs=1, device="cpu").learn(32)
-    face = LearnerEnv(make_batch(ENVIRONMENTS[env_id].env_class, num_envs=4, **small(env_id)).batched)
-    model = PPO(policy, face, n_steps=8, batch_size=16, n_epochs=1, device="cpu").learn(64)
-    mean, _ = evaluate_policy(model, face, n_eval_episodes=2)
+    learner = LearnerEnv(make_batch(ENVIRONMENTS[env_id].env_class, num_envs=4, **small(env_id)).batched)
+    model = PPO(policy, learner, n_steps=8, batch_size=16, n_epochs=1, device="cpu").learn(64)
+    mean, _ = evaluate_policy(model, learner, n_eval_episodes=2)
     assert np.isfinite(mean)
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_the_three_faces_give_the_same_trajectories(env_id):
+def test_the_three_adapters_give_the_same_trajectories(env_id):
     """Oracle 13-17: N = 4 and four single environments, 200 steps with automatic reset."""
     n, batched = 4, ENVIRONMENTS[env_id].env_class
     vector = gym.make_vec(env_id, num_envs=n, **small(env_id))
@@ -145,13 +146,13 @@ def test_the_same_seed_gives_the_same_episode_and_another_seed_another(env_id):
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_monitor_statistics_of_the_learner_face_are_the_episodes(env_id):
-    face = LearnerEnv(make_batch(ENVIRONMENTS[env_id].env_class, num_envs=3, **small(env_id)).batched)
-    face.seed(0)
-    face.reset()
+def test_monitor_statistics_of_the_learners_adapter_are_the_episodes(env_id):
+    learner = LearnerEnv(make_batch(ENVIRONMENTS[env_id].env_class, num_envs=3, **small(env_id)).batched)
+    learner.seed(0)
+    learner.reset()
     returns, lengths = np.zeros(3), np.zeros(3, dtype=int)
-    for action in actions_for(face.action_space, 60, 3):
-        _, reward, done, infos = face.step(action)
+    for action in actions_for(learner.action_space, 60, 3):
+        _, reward, done, infos = learner.step(action)
         returns, lengths = returns + reward, lengths + 1
         for i in np.flatnonzero(done):
             assert infos[i]["episode"]["r"] == pytest.approx(returns[i], abs=1e-4)
@@ -219,7 +220,7 @@ def test_metadata_declares_the_same_step_reset(env_id):
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_a_step_before_reset_is_refused_on_every_face(env_id):
+def test_a_step_before_reset_is_refused_by_every_adapter(env_id):
     env = ENVIRONMENTS[env_id].env_class
     single = make_single(env, **small(env_id))
     with pytest.raises(ResetNeeded, match="call reset"):
@@ -262,7 +263,7 @@ def test_actions_out_of_range_or_shape_are_refused_and_nothing_moves(env_id):
 
 
 class Graph(BatchedEnv):
-    """Keeps a gradient graph between steps, ends after one step, and tells a map of pixel rewards."""
+    """Keeps a gradient graph between steps, ends after one step, and has a map of pixel rewards in its info."""
 
     def __init__(self):
         super().__init__(num_envs=3, device="cpu", horizon=2)
@@ -270,10 +271,10 @@ class Graph(BatchedEnv):
         self.single_action_space = spaces.MultiDiscrete([3] * 4)
         self.x = torch.zeros(3, 2)
 
-    def _reset(self, rows, options):
+    def _reset(self, env_ids, options):
         with torch.enable_grad():
             x = self.x.detach().clone()
-            x[rows] = 1.0
+            x[env_ids] = 1.0
             self.x = x.requires_grad_()
         self.reward_map = torch.zeros(3, 2, 2)
 
@@ -282,15 +283,15 @@ class Graph(BatchedEnv):
             (gradient,) = torch.autograd.grad((self.x**2).sum(), self.x)
             self.x = (self.x + gradient).detach().requires_grad_()
             self.reward_map = actions.view(3, 2, 2) * self.x.sum(dim=1)[:, None, None]
-        return self.reward_map.mean(dim=(1, 2)), torch.ones(3, dtype=torch.bool)
+        return {"reward": self.reward_map.mean(dim=(1, 2))}, torch.ones(3, dtype=torch.bool)
 
-    def observe(self, rows=None):
-        return self.x if rows is None else self.x[rows]
+    def observe(self, env_ids=None):
+        return self.x if env_ids is None else self.x[env_ids]
 
-    def info(self):
+    def _info(self):
         return {"pixel_reward": self.reward_map}
 
-    def _render_frame(self, row):
+    def _render_frame(self, env_id):
         return np.zeros((2, 2, 3), np.uint8)
 
 
@@ -330,7 +331,7 @@ def test_a_saved_state_is_a_copy():
     assert batched.streams.drawn.tolist() == [0, 0, 0]
 
 
-def test_every_slot_has_its_own_stream_whatever_stands_beside_it():
+def test_every_environment_has_its_own_stream_whatever_stands_beside_it():
     many, one = Streams(5, torch.device("cpu")), Streams(1, torch.device("cpu"))
     many.seed(range(10, 15))
     one.seed([13])
@@ -352,13 +353,13 @@ def test_streams_are_uniform_and_differ_between_seeds():
     assert (correlation - torch.eye(40)).abs().max() < 0.12
 
 
-def test_only_the_slots_that_draw_move_on():
+def test_only_the_streams_that_draw_move_on():
     streams = Streams(3, torch.device("cpu"))
     streams.seed([1, 2, 3])
     first = streams.uniform(2)
     streams.seed([1, 2, 3])
-    rows = torch.tensor([1])
-    assert torch.equal(streams.uniform(2, rows)[0], first[1])
+    env_ids = torch.tensor([1])
+    assert torch.equal(streams.uniform(2, env_ids)[0], first[1])
     after = streams.uniform(2)
     assert torch.equal(after[[0, 2]], first[[0, 2]])
     assert not torch.equal(after[1], first[1])

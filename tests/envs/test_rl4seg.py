@@ -1,4 +1,4 @@
-"""RL4Seg-Echo-v0: rewards with known answers, decks, gold masks, what is refused (paper: RL4Seg, sections 2 and 13)."""
+"""RL4Seg-Echo-v0: known rewards, samplers, gold masks, what is refused (paper: RL4Seg, sections 2 and 13)."""
 
 import gymnasium as gym
 import numpy as np
@@ -40,15 +40,15 @@ def pool(number=5, size=8, *, labels=True, seed=0):
 
 
 def begun(images=None, *, seed=0, **settings):
-    """A env that shows its first images."""
+    """An environment that shows its first images."""
     env = EchoEnv(images=images or pool(), device="cpu", **settings)
-    env.seed([seed + slot for slot in range(env.num_envs)])
+    env.seed([seed + env_id for env_id in range(env.num_envs)])
     env.reset()
     return env
 
 
-def dealt(env, steps):
-    """Which images the slots see, [steps, N]."""
+def shown(env, steps):
+    """Which images the environments show, [steps, N]."""
     blank, seen = torch.zeros_like(env.mask), []
     for _ in range(steps):
         seen.append(env.index)
@@ -165,21 +165,21 @@ def test_anatomy_rewards_an_open_heart_and_not_a_closed_one():
     assert "is_valid" not in begun(compute_validity=False).info()
 
 
-def test_a_function_may_be_the_reward_and_is_told_the_rows():
+def test_a_function_may_be_the_reward_and_is_told_the_images():
     told = {}
 
-    def reward(images, masks, rows):
-        told.update(images=images, masks=masks, rows=rows)
-        return rows[:, None, None].expand(masks.shape) / 10
+    def reward(images, masks, index):
+        told.update(images=images, masks=masks, index=index)
+        return index[:, None, None].expand(masks.shape) / 10
 
     env = begun(num_envs=3, reward_function=reward)
     mask = RandomPolicy(0)(env)
     worth, _, _ = env.step(mask)
-    assert torch.equal(told["rows"], env.index)
+    assert torch.equal(told["index"], env.index)
     assert torch.equal(told["images"], env.observe())
     assert torch.equal(told["masks"], mask)
     torch.testing.assert_close(worth, env.index / 10)
-    wrong = begun(num_envs=3, reward_function=lambda images, masks, rows: torch.ones(3))
+    wrong = begun(num_envs=3, reward_function=lambda images, masks, index: torch.ones(3))
     with pytest.raises(ValueError, match=r"the reward has shape \(3,\) but must have \(3, 8, 8\)"):
         wrong.step(mask)
 
@@ -191,7 +191,7 @@ def test_the_oracle_earns_one_and_every_dice_is_one():
     env = begun(num_envs=5)
     step = env.advance(OraclePolicy()(env))
     assert step.reward.tolist() == [1.0] * 5
-    assert all(said[name] == 1.0 for said in step.ended.said for name in ("dice_lv", "dice_myo", "dice_epi"))
+    assert all(info[name] == 1.0 for info in step.ended.episode_info for name in ("dice_lv", "dice_myo", "dice_epi"))
     with pytest.raises(ValueError, match="no truth is known"):
         OraclePolicy()(begun(pool(labels=False), reward="anatomical"))
 
@@ -260,13 +260,13 @@ def test_tensors_may_come_flat_or_not_and_may_be_used_again():
     ],
 )
 def test_wrong_labels_lengths_and_types_are_refused(bad, match):
-    face = LearnerEnv(EchoEnv(images=pool(), num_envs=2, device="cpu"))
-    face.reset()
+    learner = LearnerEnv(EchoEnv(images=pool(), num_envs=2, device="cpu"))
+    learner.reset()
     with pytest.raises(ValueError, match=match):
-        face.step(bad)
+        learner.step(bad)
     if match != "outside":  # on the device the values are not looked at
         with pytest.raises(ValueError, match=match):
-            face.batched.step(torch.from_numpy(bad))
+            learner.batched.step(torch.from_numpy(bad))
 
 
 # -- images --------------------------------------------------------------------------------------------------------
@@ -278,11 +278,11 @@ def test_the_step_shows_the_same_image_and_the_next_episode_another():
     assert first.shape == (1, 8, 8)
     assert first.dtype == np.float32
     np.testing.assert_allclose(first, pool().images[info["index"]].numpy() / 255, rtol=1e-6)
-    last, _, terminated, truncated, said = env.step(np.zeros(64, int))
+    last, _, terminated, truncated, told = env.step(np.zeros(64, int))
     np.testing.assert_array_equal(first, last)
     assert (terminated, truncated) == (True, False)
-    assert said["case_id"] == f"p{info['index']}_2CH_ED"
-    assert (said["view"], said["instant"], said["spacing_mm"].tolist()) == ("2CH", "ED", [0.5, 0.5])
+    assert told["case_id"] == f"p{info['index']}_2CH_ED"
+    assert (told["view"], told["instant"], told["spacing_mm"].tolist()) == ("2CH", "ED", [0.5, 0.5])
     assert env.reset()[1]["index"] != info["index"]
 
     batched = begun(num_envs=2)
@@ -294,49 +294,49 @@ def test_the_step_shows_the_same_image_and_the_next_episode_another():
     assert torch.equal(step.obs, batched.observe())
 
 
-def test_own_decks_deal_every_slot_every_image_once_a_pass():
-    seen = dealt(begun(num_envs=4), 15)
+def test_per_env_samplers_show_every_image_once_a_pass_in_every_environment():
+    seen = shown(begun(num_envs=4), 15)
     for part in seen.split(5):
         assert all(sorted(column) == [0, 1, 2, 3, 4] for column in part.T.tolist())
     assert len({tuple(part[:, 0].tolist()) for part in seen.split(5)}) > 1, "each pass is shuffled anew"
-    assert len({tuple(column) for column in seen.T.tolist()}) == 4, "each slot has its own order"
+    assert len({tuple(column) for column in seen.T.tolist()}) == 4, "each environment has its own order"
 
 
-@pytest.mark.parametrize(("slots", "cards"), [(1, 5), (2, 5), (3, 7), (5, 5), (8, 3)])
-def test_a_shared_deck_deals_every_image_once_a_pass_however_many_slots(slots, cards):
-    seen = dealt(begun(pool(cards), num_envs=slots, deck="shared"), 3 * cards).flatten()
-    passes = seen.split(cards)
-    assert all(sorted(one.tolist()) == list(range(cards)) for one in passes)
+@pytest.mark.parametrize(("num_envs", "size"), [(1, 5), (2, 5), (3, 7), (5, 5), (8, 3)])
+def test_a_shared_sampler_shows_every_image_once_a_pass_however_many_environments(num_envs, size):
+    seen = shown(begun(pool(size), num_envs=num_envs, sampler="shared"), 3 * size).flatten()
+    passes = seen.split(size)
+    assert all(sorted(one.tolist()) == list(range(size)) for one in passes)
     assert len({tuple(one.tolist()) for one in passes}) > 1
 
 
-def test_a_group_of_slots_shows_one_image():
-    seen = dealt(begun(num_envs=6, deck="shared", group=3), 10)  # two groups, five images: four passes
+def test_a_group_of_environments_shows_one_image():
+    seen = shown(begun(num_envs=6, sampler="shared", group=3), 10)  # two groups, five images: four passes
     assert torch.equal(seen, seen[:, ::3].repeat_interleave(3, dim=1))
     assert all(sorted(one.tolist()) == [0, 1, 2, 3, 4] for one in seen[:, ::3].flatten().split(5))
     with pytest.raises(ValueError, match="num_envs is 4 but must be a multiple of group, 3"):
-        EchoEnv(images=pool(), num_envs=4, deck="shared", group=3)
-    with pytest.raises(ValueError, match="together with deck='shared'"):
+        EchoEnv(images=pool(), num_envs=4, sampler="shared", group=3)
+    with pytest.raises(ValueError, match="together with sampler='shared'"):
         EchoEnv(images=pool(), num_envs=4, group=2)
-    with pytest.raises(ValueError, match="2 slots are to begin, but they begin in groups of 3"):
-        begun(num_envs=6, deck="shared", group=3).reset(torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="2 environments are to begin, but they begin in groups of 3"):
+        begun(num_envs=6, sampler="shared", group=3).reset(torch.tensor([0, 1]))
 
 
-@pytest.mark.parametrize("deck", ["own", "shared"])
-def test_the_seed_shuffles_the_deck(deck):
-    env = begun(num_envs=2, deck=deck)
-    first = dealt(env, 10)
+@pytest.mark.parametrize("sampler", ["per_env", "shared"])
+def test_the_seed_shuffles_the_images(sampler):
+    env = begun(num_envs=2, sampler=sampler)
+    first = shown(env, 10)
     env.seed([0, 1])
     env.reset()
-    assert torch.equal(dealt(env, 10), first)
+    assert torch.equal(shown(env, 10), first)
     env.seed([5, 6])
     env.reset()
-    assert not torch.equal(dealt(env, 10), first)
+    assert not torch.equal(shown(env, 10), first)
 
 
-@pytest.mark.parametrize("deck", ["own", "shared"])
-def test_chosen_images_are_shown_and_cost_no_card(deck):
-    plain, choosing = begun(num_envs=2, deck=deck), begun(num_envs=2, deck=deck)
+@pytest.mark.parametrize("sampler", ["per_env", "shared"])
+def test_chosen_images_are_shown_and_do_not_change_the_order(sampler):
+    plain, choosing = begun(num_envs=2, sampler=sampler), begun(num_envs=2, sampler=sampler)
     choosing.reset(options={"index": 3})
     assert choosing.index.tolist() == [3, 3]
     for pair in ([4, 0], torch.tensor([4, 0], dtype=torch.int32), np.array([4, 0])):
@@ -344,7 +344,7 @@ def test_chosen_images_are_shown_and_cost_no_card(deck):
         assert choosing.index.tolist() == [4, 0]
     plain.reset()
     choosing.reset()
-    assert torch.equal(dealt(choosing, 7), dealt(plain, 7))
+    assert torch.equal(shown(choosing, 7), shown(plain, 7))
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_what_was_told_of_a_step_stays_as_it_was():
 
 
 def test_gold_masks_are_told_with_their_images():
-    env = begun(num_envs=5, deck="shared")
+    env = begun(num_envs=5, sampler="shared")
     nothing = env.info()
     assert not nothing["gold"].any()
     assert nothing["gold_action"].shape == (5, 8, 8)
@@ -415,10 +415,10 @@ def test_gold_masks_that_do_not_fit_are_refused(rows, masks, match):
 # -- the rest ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{"deck": "own"}, {"deck": "shared"}, {"deck": "shared", "group": 2}])
+@pytest.mark.parametrize("settings", [{"sampler": "per_env"}, {"sampler": "shared"}, {"sampler": "shared", "group": 2}])
 def test_a_restored_game_shows_the_same_images_and_says_the_same(settings):
     env, other = (begun(num_envs=4, seed=seed, **settings) for seed in (0, 50))
-    dealt(env, 3)
+    shown(env, 3)
     env.step(RandomPolicy(0)(env))
     other.load_state(env.state())
     for name, value in env.info().items():
@@ -428,7 +428,7 @@ def test_a_restored_game_shows_the_same_images_and_says_the_same(settings):
     np.testing.assert_array_equal(env.render(), other.render())
     for one in (env, other):
         one.reset()
-    assert torch.equal(dealt(env, 12), dealt(other, 12))
+    assert torch.equal(shown(env, 12), shown(other, 12))
 
 
 def test_pictures_have_one_size_and_show_mask_reward_and_truth():
@@ -448,8 +448,8 @@ def test_pictures_have_one_size_and_show_mask_reward_and_truth():
 
 def test_the_truth_can_be_kept_to_oneself():
     env = begun(expose_truth=False)
-    said = env.advance(torch.zeros_like(env.mask)).ended.said[0]
-    assert set(said) == {"case_id", "view", "instant", "spacing_mm"}
+    told = env.advance(torch.zeros_like(env.mask)).ended.episode_info[0]
+    assert set(told) == {"case_id", "view", "instant", "spacing_mm"}
 
 
 @pytest.mark.parametrize(
@@ -460,7 +460,7 @@ def test_the_truth_can_be_kept_to_oneself():
             "reward is 'accurracy' but must be one of .*'anatomical' or a list of them; did you mean 'accuracy'",
         ),
         ({"reward": []}, "reward is empty"),
-        ({"deck": "mine"}, "deck is 'mine'"),
+        ({"sampler": "mine"}, "sampler is 'mine'"),
         ({"group": 0}, "group is 0"),
         ({"rewards": "dice"}, "unknown argument 'rewards'; did you mean 'reward'"),
         ({"num_envs": 0}, "num_envs is 0"),
@@ -514,7 +514,7 @@ def test_a_step_on_the_device_never_waits_for_it(tmp_path):
         images=pool(7, 32),
         device="cuda",
         num_envs=4,
-        deck="shared",
+        sampler="shared",
         reward=["pixel_accuracy", "reward_net"],
         reward_net=str(tmp_path / "r.safetensors"),
     )

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from segarena.datasets.liver import cases as liver_ct
 from segarena.datasets.liver.lattice import WindowLattice
-from segarena.envs import spars
-from segarena.envs.spars import RULES, SparsEnv, nearest_index
+from segarena.envs import core, spars
+from segarena.envs.spars import SparsEnv
 from segarena.envs.spars_config import MOVES, SparsConfig
+from segarena.envs.spars_rules import RULES
+from segarena.envs.spars_tables import nearest_index
 
 ONE = {"cases": ["phantom_02000"], "device": "cpu"}
 ORACLE = {**ONE, "score_source": "oracle_fraction"}
@@ -30,11 +32,11 @@ def toy(monkeypatch, full, label=None, image=None):
 
 
 def play(env, actions):
-    """Reward, terminated, truncated of each action, in every slot."""
+    """Reward, terminated, truncated of each action, taken in every environment."""
     return [env.step(torch.as_tensor([action] * env.num_envs)) for action in actions]
 
 
-# -- oracle 3: the toy env ------------------------------------------------------------------------------------------
+# -- oracle 3: a toy volume ------------------------------------------------------------------------------------------
 
 
 def linear_score(case, corners):
@@ -42,7 +44,7 @@ def linear_score(case, corners):
 
 
 @pytest.fixture
-def toy_game(monkeypatch):
+def toy_env(monkeypatch):
     truth = torch.zeros(32, 32, 24, dtype=torch.uint8)
     truth[22:30, 18:26, 14:22] = 2
     toy(monkeypatch, (32, 32, 24), truth)
@@ -60,10 +62,10 @@ def toy_game(monkeypatch):
     )
 
 
-def test_the_toy_game_is_played_as_in_the_paper(toy_game):
-    toy_game.seed([0])
-    toy_game.reset()
-    assert toy_game.info()["p_self"].tolist() == [[16, 16, 12]]
+def test_the_toy_is_played_as_in_the_paper(toy_env):
+    toy_env.seed([0])
+    toy_env.reset()
+    assert toy_env.info()["p_self"].tolist() == [[16, 16, 12]]
     expected = [
         ((20, 16, 12), 0.088, (16, 16, 16), 0.096, -1.0, False),
         ((24, 16, 12), 0.092, (16, 16, 16), 0.096, -1.0, False),
@@ -71,21 +73,21 @@ def test_the_toy_game_is_played_as_in_the_paper(toy_game):
         ((24, 20, 16), 0.112, (16, 16, 16), 0.096, 11.0, True),
     ]
     for action, (p1, s1, p2, s2, reward, over) in zip((4, 4, 2, 0), expected, strict=True):
-        got, terminated, truncated = toy_game.step(torch.tensor([action]))
-        info = toy_game.info()
+        got, terminated, truncated = toy_env.step(torch.tensor([action]))
+        info = toy_env.info()
         assert info["p_self"].tolist() == [list(p1)]
         assert info["p_opp"].tolist() == [list(p2)]
         assert info["score_self"].item() == pytest.approx(s1)
         assert info["score_opp"].item() == pytest.approx(s2)
         assert (got.item(), terminated.item(), truncated.item()) == (reward, over, False)
-    assert toy_game.episode_info(torch.tensor([0]))[0]["reason"] == "tau_self"
+    assert toy_env.episode_info(torch.tensor([0]))[0]["reason"] == "tau_self"
 
 
-def test_the_toy_map_is_painted_as_in_the_paper(toy_game):
-    toy_game.seed([0])
-    toy_game.reset()
-    play(toy_game, (4, 4, 2, 0))
-    painted = toy_game.accumulated_map()
+def test_the_toy_map_is_painted_as_in_the_paper(toy_env):
+    toy_env.seed([0])
+    toy_env.reset()
+    play(toy_env, (4, 4, 2, 0))
+    painted = toy_env.painting.voxel_map()
     assert painted[25, 21, 17].item() == pytest.approx(0.392) == painted.max().item()
     assert painted.double().sum().item() == pytest.approx(200.704, abs=1e-3)
     assert [(painted > level).sum().item() for level in (0, 0.25, 0.3)] == [1280, 192, 128]
@@ -95,15 +97,15 @@ def test_the_toy_map_is_painted_as_in_the_paper(toy_game):
     ("theta", "size", "common", "dice"),
     [(0.05, 1280, 432, 0.482143), (0.15, 512, 240, 0.46875), (0.25, 192, 128, 0.363636), (0.3, 128, 96, 0.3)],
 )
-def test_the_toy_mask_overlaps_as_in_the_paper(toy_game, theta, size, common, dice):
-    toy_game.config = replace(toy_game.config, mask_threshold=theta)
-    toy_game.seed([0])
-    toy_game.reset()
-    play(toy_game, (4, 4, 2, 0))
-    mask, truth = toy_game.mask(), toy_game.cases[0].label == 2
+def test_the_toy_mask_overlaps_as_in_the_paper(toy_env, theta, size, common, dice):
+    toy_env.config = replace(toy_env.config, mask_threshold=theta)
+    toy_env.seed([0])
+    toy_env.reset()
+    play(toy_env, (4, 4, 2, 0))
+    mask, truth = toy_env.painting.mask(), toy_env.cases[0].label == 2
     assert (mask.sum().item(), (mask & truth).sum().item()) == (size, common)
-    assert toy_game.dice() == pytest.approx(dice, abs=1e-6)
-    assert toy_game.episode_info(torch.tensor([0]))[0]["dice"] == toy_game.dice()
+    assert toy_env.painting.dice() == pytest.approx(dice, abs=1e-6)
+    assert toy_env.episode_info(torch.tensor([0]))[0]["dice"] == toy_env.painting.dice()
 
 
 # -- oracles 4, 5: ties and strict thresholds ------------------------------------------------------------------------
@@ -149,10 +151,10 @@ def test_a_painted_value_of_exactly_theta_is_not_in_the_mask(monkeypatch):
     env.seed([0])
     env.reset()
     play(env, (6, 6))
-    assert env.accumulated_map().max().item() == 0.5
-    assert not env.mask().any()
+    assert env.painting.voxel_map().max().item() == 0.5
+    assert not env.painting.mask().any()
     play(env, (6,))
-    assert env.mask().sum().item() == 512
+    assert env.painting.mask().sum().item() == 512
 
 
 # -- oracles 2, 6, 7, 16: geometry -----------------------------------------------------------------------------------
@@ -487,7 +489,7 @@ def test_with_more_rounds_a_found_region_is_blanked_and_the_search_goes_on(monke
     assert [r.item() for r, _, _ in again] == [0.0] * 3, "a found place is blank"
     over = play(env, (4,) * 6)
     assert [t.item() for _, t, _ in over] == [False] * 5 + [True]
-    assert set(torch.nonzero(env.mask())[:, 0].tolist()) == {*range(4, 12), *range(28, 36)}
+    assert set(torch.nonzero(env.painting.mask())[:, 0].tolist()) == {*range(4, 12), *range(28, 36)}
 
 
 # -- painting: oracle 8 and the exact block Dice ---------------------------------------------------------------------
@@ -513,13 +515,13 @@ def test_the_event_log_paints_what_direct_painting_paints_and_block_dice_is_voxe
             visits[window] += 1
             peak[window] = peak[window].clamp(min=score)
     direct = {"sum": total, "max": peak, "mean": total / visits.clamp(min=1)}[reduce]
-    assert (env.lattice.expand(env.block_map()) - direct).abs().max() < 1e-9
-    mask, truth = env.mask(), env.cases[0].label == 2
+    assert (env.lattice.expand(env.painting.block_map()) - direct).abs().max() < 1e-9
+    mask, truth = env.painting.mask(), env.cases[0].label == 2
     voxel_dice = 2 * (mask & truth).sum().item() / (mask.sum().item() + truth.sum().item())
-    assert env.dice() == voxel_dice
+    assert env.painting.dice() == voxel_dice
 
 
-def test_maps_of_several_slots_at_once_are_the_maps_of_each():
+def test_maps_of_several_environments_at_once_are_the_maps_of_each():
     env = SparsEnv(**ORACLE, threshold=1.0, horizon=30, num_envs=6, start="centre")
     env.seed(range(6))
     env.reset()
@@ -531,10 +533,10 @@ def test_maps_of_several_slots_at_once_are_the_maps_of_each():
         over = (terminated | truncated).nonzero().flatten()
         if len(over):
             env.reset(over)
-    together = env.block_maps(torch.arange(6))
+    together = env.painting.block_maps(torch.arange(6))
     assert together.flatten(1).sum(1).count_nonzero() > 1
-    for row in range(6):
-        assert torch.equal(together[row], env.block_map(row))
+    for env_id in range(6):
+        assert torch.equal(together[env_id], env.painting.block_map(env_id))
 
 
 # -- information hygiene ---------------------------------------------------------------------------------------------
@@ -590,11 +592,11 @@ def test_a_mask_is_written_in_the_space_of_the_cases_own_file(liver_data, tmp_pa
     for _ in range(3):
         env.step(5)
     batched = env.unwrapped.batched
-    batched.save_mask(tmp_path / "mask.nii.gz")
+    batched.painting.save_mask(tmp_path / "mask.nii.gz")
     written, original = nib.load(tmp_path / "mask.nii.gz"), nib.load(liver_data / "imagesTr" / "liver_2.nii.gz")
     assert written.shape == original.shape
     np.testing.assert_allclose(written.affine, original.affine)
-    share, grid_share = np.asarray(written.dataobj).mean(), batched.mask().float().mean().item()
+    share, grid_share = np.asarray(written.dataobj).mean(), batched.painting.mask().float().mean().item()
     assert share == pytest.approx(grid_share, rel=0.1)
 
 
@@ -629,8 +631,8 @@ def test_every_case_is_drawn():
     assert sorted(set(env.case.tolist())) == list(range(10))
 
 
-def test_it_says_once_that_it_plays_on_phantoms(caplog):
-    spars._say_phantom.cache_clear()
+def test_it_logs_once_that_it_plays_on_phantoms(caplog):
+    core.notice_phantom.cache_clear()
     with caplog.at_level(logging.WARNING):
         SparsEnv(**ORACLE)
         SparsEnv(**ORACLE)
@@ -652,7 +654,7 @@ def test_the_paper_profile_is_what_text_and_program_specify():
     assert env.observation_space.shape == (1, 16, 16, 8)
 
 
-def test_lazy_and_dense_scores_play_the_same_game():
+def test_lazy_and_dense_scores_give_the_same_episodes():
     seen = []
     for engine in ("dense", "lazy"):
         env = SparsEnv(**ONE, score_engine=engine, num_envs=3)
@@ -711,11 +713,11 @@ def test_scores_outside_their_range_are_refused(monkeypatch, value):
         env.reset()
 
 
-# -- the default env is worth playing -------------------------------------------------------------------------------
+# -- the default environment is worth playing ------------------------------------------------------------------------
 
 
-def test_the_default_game_is_not_over_before_it_began():
-    """Random play on the default env: few starts above τ, and episodes of several steps."""
+def test_the_default_episode_is_not_over_before_it_began():
+    """Random play with the defaults: few starts above τ, and episodes of several steps."""
     env = SparsEnv(device="cpu", num_envs=256, eval_dice=False)
     env.seed(range(256))
     env.reset()
@@ -743,21 +745,22 @@ def test_every_rule_plays_either_side_with_every_action_set(action_set, rule):
 
 
 def test_a_hit_with_rounds_left_on_the_last_step_ends_by_time(monkeypatch):
-    env = two_places(monkeypatch, threshold=0.35, horizon=1, lesion_rounds=2)
+    env = two_places(monkeypatch, threshold=0.35, horizon=2, lesion_rounds=2)
+    env.step(torch.tensor([1]))
     _, terminated, truncated = env.step(torch.tensor([0]))
     assert (terminated.item(), truncated.item()) == (False, True)
     assert env.episode_info(torch.tensor([0]))[0]["reason"] == "time"
 
 
-def test_windows_come_from_the_case_of_their_slot():
+def test_windows_come_from_the_case_of_their_environment():
     env = SparsEnv(cases=["phantom_02000", "phantom_02001"], score_source="oracle_fraction", device="cpu", num_envs=8)
     env.seed(range(8))
     env.reset()
     assert len(set(env.case.tolist())) == 2
     windows, corners = env.observe()["windows"], env.info()["p_self"].tolist()
-    for slot, (x, y, z) in enumerate(corners):
-        image = env.cases[int(env.case[slot])].image
-        assert torch.equal(windows[slot, 0], image[x : x + 16, y : y + 16, z : z + 8])
+    for env_id, (x, y, z) in enumerate(corners):
+        image = env.cases[int(env.case[env_id])].image
+        assert torch.equal(windows[env_id, 0], image[x : x + 16, y : y + 16, z : z + 8])
 
 
 def test_a_score_of_exactly_theta_is_not_in_the_mask_at_float_precision(monkeypatch):
@@ -772,5 +775,5 @@ def test_a_score_of_exactly_theta_is_not_in_the_mask_at_float_precision(monkeypa
     env.seed([0])
     env.reset()
     env.step(torch.tensor([0]))
-    assert env.accumulated_map().max().item() == pytest.approx(0.3)
-    assert not env.mask().any()
+    assert env.painting.voxel_map().max().item() == pytest.approx(0.3)
+    assert not env.painting.mask().any()

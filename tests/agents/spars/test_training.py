@@ -98,7 +98,7 @@ def test_before_the_first_refresh_the_named_rule_competes(initial):
     class Look(Silent):
         def _on_step(self):
             if self.num_timesteps <= 32:
-                moves.append(env.last_step()[0][1])
+                moves.append(env.painting.last_step()[0][1])
             return True
 
     model.learn(64, callback=CallbackList([play, Look()]))
@@ -244,7 +244,7 @@ def test_what_the_sweep_paints_is_the_score_map():
         env.step(rule(env))
         seen.append(int(env.at[0]))
     assert sorted(seen) == list(range(env.lattice.size)), "every position, each once"
-    torch.testing.assert_close(env.block_map(), score_map(env, "mean").blocks[0], atol=1e-9, rtol=0)
+    torch.testing.assert_close(env.painting.block_map(), score_map(env, "mean").blocks[0], atol=1e-9, rtol=0)
 
 
 def test_greedy_moves_to_the_best_neighbour():
@@ -307,7 +307,7 @@ def test_rollouts_average_the_maps_of_their_episodes_case_by_case():
     for _ in range(12):
         _, terminated, truncated = env.step(greedy(env))
         for slot in ((terminated | truncated) & ~over).nonzero().flatten().tolist():
-            painted[slot] = env.block_map(slot).clone()
+            painted[slot] = env.painting.block_map(slot).clone()
         over |= terminated | truncated
     for number in range(2):
         torch.testing.assert_close(maps.blocks[number], sum(painted[3 * number : 3 * number + 3]) / 3)

@@ -1,0 +1,154 @@
+"""What the agents of SPARS paint: the windows of each episode, and the maps and masks that come of them.
+
+Symbols: A = painted map, θ = mask threshold, T = horizon, P = agents, N = environments, K = environments asked for,
+g_b = tumour voxels in block b. Windows are unions of the lattice's blocks, so that A is one value per block, and
+overlaps are counted in blocks: exact integers, no voxel is touched (paper: SPARS, sections 2.8 and 11.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..datasets.liver.lesions import TUMOUR
+
+if TYPE_CHECKING:
+    from .spars import SparsEnv
+
+
+class Painting:
+    """Positions and scores of the last T steps of an environment, and what they paint.
+
+    The configuration says who paints (`accumulate`), what overlapping paint makes (`reduce`) and θ (`mask_threshold`).
+    """
+
+    def __init__(self, env: SparsEnv) -> None:
+        self._env = env
+        shape = (env.horizon, env.config.n_agents, env.num_envs)  # place in the log = steps so far mod T
+        self._at = torch.zeros(shape, dtype=torch.int64, device=env.device)
+        self._scores = torch.zeros(shape, device=env.device)
+        self._steps = 0
+        self._tumour: dict[int, Tensor] = {}
+
+    def add(self, at: Tensor, scores: Tensor) -> None:
+        """Keep a step of all environments: positions int64 [P, N] and scores float32 [P, N]."""
+        place = self._steps % len(self._at)
+        self._at[place], self._scores[place] = at, scores
+        self._steps += 1
+
+    def last_step(self) -> tuple[Tensor, Tensor]:
+        """Positions int64 [P, N] and scores float32 [P, N] after the last step, of the episodes that it ended too."""
+        place = (self._steps - 1) % len(self._at)
+        return self._at[place].clone(), self._scores[place].clone()
+
+    # -- maps ------------------------------------------------------------------------------------------------------
+
+    def strokes(self, env_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """What was painted in the episodes of `env_ids` int64 [K]: positions int64 and scores float32, [K, T or 2T].
+
+        A position of -1 paints nothing. The next step may overwrite the log, but not what was read here.
+        """
+        env, (steps, players, _) = self._env, self._at.shape
+        painters = players if env.config.accumulate == "both" else 1
+        age = torch.arange(steps, device=env.device)  # 0: the last step
+        ring = (self._steps - 1 - age) % steps
+        live = (age[:, None] < env.t[env_ids])[:, None]  # [T, 1, K]
+        at, scores = (
+            log[:, :painters].index_select(2, env_ids).index_select(0, ring) for log in (self._at, self._scores)
+        )
+        at = torch.where(live, at, -1)  # [T, painters, K]
+        return at.flatten(0, 1).T, scores.flatten(0, 1).T
+
+    def paint(self, at: Tensor, scores: Tensor) -> Tensor:
+        """A of `strokes`, one value per block: float64 [K, Bx, By, Bz]."""
+        return self._env.lattice.paint(at, scores, self._env.config.reduce)
+
+    def block_maps(self, env_ids: Tensor) -> Tensor:
+        """A of the environments `env_ids` int64 [K], one value per block: float64 [K, Bx, By, Bz]."""
+        return self.paint(*self.strokes(env_ids))
+
+    def block_map(self, env_id: int = 0) -> Tensor:
+        """A of one environment, one value per block: float64 [Bx, By, Bz]."""
+        return self.block_maps(torch.tensor([env_id], device=self._env.device))[0]
+
+    def voxel_map(self, env_id: int = 0) -> Tensor:
+        """A of one environment, float32 [X, Y, Z]."""
+        return self._env.lattice.expand(self.block_map(env_id)).float()
+
+    @property
+    def theta(self) -> float:
+        """θ at the precision of the scores, so that "A > θ" is strict for what was painted."""
+        return float(np.float32(self._env.config.mask_threshold))
+
+    def mask(self, env_id: int = 0) -> Tensor:
+        """M = A > θ of one environment, bool [X, Y, Z]."""
+        return self._env.lattice.expand(self.block_map(env_id) > self.theta)
+
+    def save_mask(self, path: str | Path, env_id: int = 0) -> None:
+        """Write the mask of one environment as NIfTI in the space, shape and orientation of the case's own file."""
+        case = self._env.cases[int(self._env.case[env_id])]
+        case.save_mask(self.mask(env_id).cpu(), Path(path))
+
+    # -- against the truth -----------------------------------------------------------------------------------------
+
+    def tumour_blocks(self, case: int) -> Tensor:
+        """g_b of case number `case`, int64 [Bx, By, Bz].
+
+        Raises:
+            ValueError: the case has no label.
+        """
+        env = self._env
+        if case not in self._tumour:
+            label = env.cases[case].label
+            if label is None:
+                raise ValueError(f"case {env.cases[case].id!r} has no label: dice is not known")
+            self._tumour[case] = env.lattice.block_sums(label == TUMOUR).to(env.device)
+        return self._tumour[case]
+
+    def dice(self, env_id: int = 0) -> float:
+        """Dice of the mask of one environment with the tumour, in [0, 1]; both empty: 1.
+
+        Raises:
+            ValueError: the case has no label.
+        """
+        case = int(self._env.case[env_id])
+        self.tumour_blocks(case)
+        return self.overlaps(self.block_map(env_id)[None], [case])[0]["dice"]
+
+    def overlaps(self, blocks: Tensor, cases: Sequence[int]) -> list[dict[str, float]]:
+        """n_painted_blocks and, where the case has a label, dice, precision and recall of K masks; waits once for all.
+
+        blocks: A, float64 [K, Bx, By, Bz]; cases: K numbers of cases. All three are 1 where mask and tumour are empty,
+        and 0 where one of them is.
+        """
+        lattice, known = self._env.lattice, [self._env.cases[case].label is not None for case in cases]
+        nothing = torch.zeros(lattice.block_shape, dtype=torch.int64, device=blocks.device)
+        truth = torch.stack([self.tumour_blocks(c) if k else nothing for c, k in zip(cases, known, strict=True)])
+        painted = (blocks > 0).sum(dim=(1, 2, 3))
+        counts = torch.stack((painted, *lattice.block_overlap(blocks > self.theta, truth)), dim=1).tolist()
+        return [
+            {"n_painted_blocks": n, **(_overlap(common, mask, target) if k else {})}
+            for (n, common, mask, target), k in zip(counts, known, strict=True)
+        ]
+
+    def state(self) -> dict[str, Any]:
+        """What `load_state` needs."""
+        return {"at": self._at, "scores": self._scores, "steps": self._steps}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state` was read."""
+        self._at, self._scores = (state[name].to(self._env.device, copy=True) for name in ("at", "scores"))
+        self._steps = state["steps"]
+
+
+def _overlap(common: int, mask: int, truth: int) -> dict[str, float]:
+    return {
+        "dice": 2 * common / (mask + truth) if mask + truth else 1.0,
+        "precision": common / mask if mask else float(truth == 0),
+        "recall": common / truth if truth else float(mask == 0),
+    }

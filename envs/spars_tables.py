@@ -1,0 +1,114 @@
+"""What SPARS looks up in a step: positions, scores and features of the classifier, grey values under a window."""
+
+from collections.abc import Sequence
+from functools import partial
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..classifiers.presence import PresenceNet, load_presence
+from ..datasets.liver.cases import HU_WINDOW, LiverCase
+from ..datasets.liver.lattice import Triple, WindowLattice, centred_start
+from ..rewards.presence import ScoreFunction, ScoreTable
+from .spars_config import SparsConfig
+
+
+def lattice_of(config: SparsConfig) -> WindowLattice:
+    """Where windows may stand; the phase, if left open, is that of the start corner."""
+    assert config.grid_shape is not None
+    assert config.window_size is not None
+    x, y, z = (size // 2 % config.step if config.start == "corner_paper" else 0 for size in config.grid_shape)
+    return WindowLattice(config.grid_shape, config.window_size, config.step, config.phase or (x, y, z))
+
+
+def start_position(config: SparsConfig, lattice: WindowLattice) -> int:
+    """Number of the position at which both agents start, unless at random: the window centred, or its lower corner at
+    half the grid, or as near to that as a window can stand."""
+    phase = torch.tensor(lattice.phase)
+    if config.start == "corner_paper":
+        corner = torch.tensor([size // 2 for size in lattice.full])
+        cell = torch.minimum((corner - phase) // config.step, torch.tensor(lattice.shape) - 1)
+        return int(lattice.ids(cell * config.step + phase))
+    return int(lattice.ids(torch.tensor(centred_start(lattice.full, lattice.window, lattice.step)) + phase))
+
+
+def score_tables(
+    config: SparsConfig,
+    cases: Sequence[LiverCase],
+    lattice: WindowLattice,
+    function: ScoreFunction | None,
+    device: torch.device,
+) -> tuple[ScoreTable, ScoreTable, int]:
+    """Table of the scores, table of the features (the same where one network gives both), and number of features.
+
+    Features are kept only where they are observed; elsewhere their number is 0.
+
+    Raises:
+        ValueError: a classifier is needed and not named, or was trained with other grey values.
+    """
+    observed = config.obs_mode == "features"
+    scored_by_net = config.score_source == "classifier" and function is None
+    net = _classifier(config) if scored_by_net or observed else None
+    table = partial(ScoreTable, cases, lattice, engine=config.score_engine, device=device)
+    if scored_by_net and net is not None:
+        scores = features = table(net, features=observed, cache_dir=config.cache_dir)
+    else:
+        scores = features = table(function or "oracle_fraction")
+        if net is not None:
+            features = table(net, features=True, cache_dir=config.cache_dir)
+    return scores, features, net.num_features if observed and net is not None else 0
+
+
+def _classifier(config: SparsConfig) -> PresenceNet:
+    if config.classifier is None:
+        raise ValueError(
+            f"no classifier for data={config.data!r}: give classifier=<presence.safetensors> (train one with "
+            f"`run_rl.py train`); 'packaged' names the one that was made for phantoms"
+        )
+    net = load_presence(config.classifier)
+    seen = config.hu_window or HU_WINDOW
+    if tuple(net.hu_window) != tuple(seen):
+        raise ValueError(
+            f"hu_window is {seen} but classifier {config.classifier!r} was trained with another one; "
+            f"give hu_window={tuple(net.hu_window)}"
+        )
+    return net
+
+
+class Windows:
+    """Grey values under a window at any position of any case, from one copy of the images on the device.
+
+    Args:
+        cases: the volumes.
+        lattice: where windows stand.
+        size: voxels (x, y, z) to which a window is resized (nearest); None: its own size.
+        device: where the images live.
+    """
+
+    def __init__(
+        self, cases: Sequence[LiverCase], lattice: WindowLattice, size: Triple | None, device: torch.device
+    ) -> None:
+        images = torch.stack([case.image for case in cases]).to(device).flatten()  # [C·X·Y·Z]
+        (_, ny, nz), (wx, wy, wz) = lattice.full, lattice.window
+        self._window, self._voxels = lattice.window, prod(lattice.full)
+        self._lines = images.as_strided((len(images) - wz + 1, wz), (1, 1))  # a view: line v is wz voxels from v on
+        self._first = (lattice.corners() * torch.tensor((ny * nz, nz, 1))).sum(dim=1).to(device)  # [L]
+        lines = (torch.arange(wx)[:, None] * ny + torch.arange(wy)) * nz
+        self._window_lines = lines.flatten().to(device)  # [wx·wy], from the first voxel of a window
+        resized = zip(lattice.window, size or lattice.window, strict=True)
+        self._resize = [nearest_index(voxels, out).to(device) for voxels, out in resized] if size else []
+
+    def crop(self, case: Tensor, at: Tensor) -> Tensor:
+        """Windows at the positions `at` int64 [P, N] of the cases `case` int64 [N]: uint8 [N, P, *size]."""
+        first = case[:, None] * self._voxels + self._first[at.T]  # [N, P]
+        lines = (first[..., None] + self._window_lines).flatten()
+        crops = self._lines.index_select(0, lines).view(*first.shape, *self._window)  # 10 times faster than an index
+        for axis, index in enumerate(self._resize):
+            crops = crops.index_select(axis + 2, index)
+        return crops
+
+
+def nearest_index(size: int, out: int) -> Tensor:
+    """Source index of each of `out` samples of an axis of `size` voxels: ⌊i·size/out⌋, int64 [out] (oracle 13-2)."""
+    return torch.arange(out) * size // out
