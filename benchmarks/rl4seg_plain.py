@@ -1,4 +1,4 @@
-"""What RL4Seg is measured against: its work in the order of the released program (paper: RL4Seg, 5.2, 11.1, 11.2).
+"""What RL4Seg is measured against: its work in the order of the released program (docs/rl4seg.md, Method 7 and 13).
 
 Symbols: x = images, a = argmax or played masks, a_s = sampled masks, c = corrected masks; r = reward map; l, l_old,
 l_ref = log-probabilities of a; V = value map; β = weight of the KL penalty. Plain PyTorch: what is computed twice
@@ -29,7 +29,7 @@ RULES = Path(__file__).resolve().parents[1] / "tests" / "rewards" / "test_echo_v
 
 
 class PlainPPO:
-    """PPO as section 11.1 counts it: 380 GFLOP an image at 256 x 256, where 239 are needed.
+    """PPO as docs/rl4seg.md, Method 13, counts it: 380 GFLOP an image at 256 x 256, where 239 are needed.
 
     Args:
         actor: logits [B, C, H, W] of images; it, reference and critic are used in train mode.
@@ -109,7 +109,7 @@ class PlainPPO:
 
 @dataclass
 class PlainRewardData:
-    """Nine triplets of every image, all of which must be gold: section 5.2 as section 11.2 found it.
+    """Nine triplets of every image, all of which must be gold: docs/rl4seg.md, Method 7 and 13.
 
     Each image is corrected, judged and perturbed by itself; noise is drawn for all weights on the CPU, and the clean
     weights are loaded again; each triplet is written as three compressed NIfTI files.
@@ -168,7 +168,7 @@ class PlainRewardData:
 
 
 def plain_validity() -> Callable[[Tensor], bool]:
-    """Validity of one mask uint8 [H, W] by the rules as the page has them: the reference of the tests.
+    """Validity of one mask uint8 [H, W] by the rules of docs/rl4seg.md, Method 9: the reference of the tests.
 
     Raises:
         ModuleNotFoundError: what the tests need is not installed.

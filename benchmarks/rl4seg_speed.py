@@ -1,4 +1,5 @@
-"""How fast RL4Seg plays, learns, judges and makes reward data, against plain implementations (paper: RL4Seg, 11).
+"""How fast RL4Seg plays, learns, judges and makes reward data, against plain implementations
+(docs/rl4seg.md, Method 13).
 
 `python benchmarks/rl4seg_speed.py` prints a table and writes a JSON file. Every figure is the median of several repeats
 after a warm-up; the sides of a ratio run in turns. The networks have random weights, which cost what trained ones cost;
@@ -40,7 +41,8 @@ from torch.utils.flop_counter import FlopCounterMode
 ITEMS = ["distribution", "ppo", "validity", "reward_data"]
 K = DensePPOConfig().n_epochs
 NEEDED, RELEASED = 2 + 6 * K, 6 + 9 * K
-"""What an iteration costs for each image, in forwards of a U-Net, a backward being two: ours, and in section 11.1."""
+"""What an iteration costs for each image, in forwards of a U-Net, a backward being two: ours, and in
+docs/rl4seg.md, Method 13."""
 PRIOR_MAPS = 48 / 32
 """Maps of the auto-encoder's first level for each of the U-Net's init_channels."""
 PARTS = {

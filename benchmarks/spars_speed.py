@@ -1,4 +1,4 @@
-"""How fast SPARS plays, learns and scores: each figure against its target (paper: SPARS, sections 11.1 to 11.5).
+"""How fast SPARS plays, learns and scores: each figure against its target (docs/spars.md, Method 14).
 
 `python benchmarks/spars_speed.py` prints a table and writes a JSON file. A step is one move in one episode slot. Every
 figure is the median of several repeats after a warm-up; both sides of a ratio run alternately. Scores are the oracle's
@@ -289,7 +289,7 @@ class Bench:
         size = sum(file.stat().st_size for file in folder.rglob("*.gz")) / 1e6
         return [Figure("preparation of one CT", "s", times, 5, True, {"voxels": self.sizes.ct, "gzip_mb": size})]
 
-    # -- section 11.5 ----------------------------------------------------------------------------------------------
+    # -- docs/spars.md, Method 14 ----------------------------------------------------------------------------------
 
     def cuda(self) -> list[Figure]:
         """What is expected of an H200-class GPU."""

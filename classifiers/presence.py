@@ -1,4 +1,4 @@
-"""Does a window hold tumour? The frozen classifier f of SPARS (paper: SPARS sections 2.1, 3.2, 11.3).
+"""Does a window hold tumour? The frozen classifier f of SPARS (docs/spars.md, Method 2, 6 and 8).
 
 Symbols: W(p) = window with lower corner p; f(p) = softmax(C(I[W(p)]))[1], its presence score in [0, 1]; φ = phase.
 `DensePresenceNet` is fully convolutional: one forward of the volume gives f at every position of a lattice, equal to
@@ -98,10 +98,10 @@ class _ConvNorm(nn.Module):
 class DensePresenceNet(PresenceNet):
     """Conv-BN-ReLU four times on a volume with halo, then mean ⊕ max over each window, then two linear layers.
 
-    Layers (section 3.2), all 3x3x3 and unpadded: 1→16, pool, 16→32, 32→32, pool, 32→64. Nothing normalises over space
-    (an InstanceNorm would see more in a volume than in a crop). Windows are multiples of 4 voxels. On CUDA the
-    convolutions run in bfloat16 in training and in TF32 in use, where bfloat16 would shift scores by 0.01; the head in
-    float32.
+    Layers (docs/spars.md, Method 6), all 3x3x3 and unpadded: 1→16, pool, 16→32, 32→32, pool, 32→64. Nothing normalises
+    over space (an InstanceNorm would see more in a volume than in a crop). Windows are multiples of 4 voxels. On CUDA
+    the convolutions run in bfloat16 in training and in TF32 in use, where bfloat16 would shift scores by 0.01; the head
+    in float32.
     """
 
     num_features = 2 * CHANNELS[-1]

@@ -1,4 +1,4 @@
-"""Stage 1 of SPARS: teach the presence classifier from labelled cases (paper: SPARS sections 5.2, 12).
+"""Stage 1 of SPARS: teach the presence classifier from labelled cases (docs/spars.md, Method 7).
 
 A window's label is 1 when it contains at least `min_tumour_voxels` tumour voxels, counted exactly by a summed-area
 table. Starts are uniform over all valid ones whose window has the wanted label, at any voxel: the reference drew a
@@ -46,7 +46,7 @@ VALIDATION_SEED = 0
 
 @dataclass(frozen=True)
 class PresenceTrainingConfig:
-    """How the classifier is trained; the defaults are ours (SPARS section 5.2, column `default`).
+    """How the classifier is trained; the defaults are ours (docs/spars.md, Method 7).
 
     Raises:
         ValueError: a value outside its range.
@@ -268,7 +268,8 @@ def dense_batch(
 def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """½ Σ_c mean over the windows of class c of −log softmax(z)[c]; a class without windows adds nothing.
 
-    With as many windows of each class it is the paper's cross-entropy (section 4). logits [N, 2]; labels bool [N].
+    With as many windows of each class it is the paper's cross-entropy (docs/spars.md, Method 7). logits [N, 2]; labels
+    bool [N].
     """
     nll = F.cross_entropy(logits.float(), labels.long(), reduction="none")
     weights = [mask / mask.sum().clamp(min=1) for mask in (labels, ~labels)]

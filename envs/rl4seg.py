@@ -37,7 +37,7 @@ TRUTH_REWARDS: dict[str, RewardMap] = {
     "accuracy": accuracy,
     "dice": partial(dice_map, classes=(LV, MYO)),
 }
-"""R of masks and labels (section 2.3)."""
+"""R of masks and labels (docs/rl4seg.md, Method 6)."""
 STATE = ("index", "mask", "pixel_reward", "is_valid")
 """Tensors that an episode consists of, beside those of the core and the sampler."""
 DICE = ("dice_lv", "dice_myo", "dice_epi")
@@ -162,7 +162,7 @@ class EchoEnv(BatchedEnv):
             )
         return partial(_by_truth, TRUTH_REWARDS[name], labels)
 
-    # -- the dynamics: sections 2 and 2.1 --------------------------------------------------------------------------
+    # -- the dynamics: docs/rl4seg.md, Method 2 --------------------------------------------------------------------
 
     def seed(self, seeds: Sequence[int]) -> None:
         """Seed every environment; the orders of the images are shuffled anew."""
@@ -238,7 +238,7 @@ class EchoEnv(BatchedEnv):
         return self.pool.at(self.index if env_ids is None else self.index[env_ids])
 
     def set_gold(self, index: Tensor, masks: Tensor) -> None:
-        """Choose the images that have a mask to imitate (section 5.3); replaces an earlier choice.
+        """Choose the images that have a mask to imitate (docs/rl4seg.md, Method 7); replaces an earlier choice.
 
         The masks stand in `info`; no episode depends on them, so `state` leaves them out.
 

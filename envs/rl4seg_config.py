@@ -1,4 +1,4 @@
-"""Arguments of RL4Seg-Echo-v0 (paper: RL4Seg, sections 2.1 and 2.3)."""
+"""Arguments of RL4Seg-Echo-v0 (docs/rl4seg.md, Method 2 and 6)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
@@ -33,7 +33,7 @@ class EchoEnvConfig(EchoDataConfig):
     group: int = 1
     """Number of consecutive environments that show the same image; more than 1 needs sampler=shared."""
     compute_validity: bool = False
-    """Tell is_valid, the anatomical validity of the mask (section 5.4), in info; computed on the CPU."""
+    """Tell is_valid, the anatomical validity of the mask (docs/rl4seg.md, Method 9), in info; computed on the CPU."""
     expose_truth: bool = True
     """Tell dice_lv, dice_myo and dice_epi at the end of an episode, where the truth is known."""
     horizon: ClassVar[int] = 1

@@ -174,7 +174,7 @@ class SparsEnv(BatchedEnv):
                 state=spaces.Box(-1.0, 1.0, (numbers,), np.float32),
             )
 
-    # -- the dynamics: sections 2.3 and 2.5 ------------------------------------------------------------------------
+    # -- the dynamics: docs/spars.md, Method 3 ---------------------------------------------------------------------
 
     def _reset(self, env_ids: Tensor, options: Mapping[str, Any], case: Tensor | None = None) -> None:
         self._check_options(options)
@@ -241,7 +241,8 @@ class SparsEnv(BatchedEnv):
         return terms, terminated
 
     def _next_round(self, hit: Tensor) -> Tensor:
-        """Blank what was found, send both agents back to where they began; True where no round is left (section 12)."""
+        """Blank what was found, send both agents back to where they began; True where no round is left
+        (docs/spars.md, Method 3)."""
         left = (self._found < 0).sum(dim=1)
         again = hit & (left > 0)
         rounds = self._found.shape[1]
@@ -284,7 +285,7 @@ class SparsEnv(BatchedEnv):
         "snapshot")."""
         self._opponent = checked(policy)
 
-    # -- what is seen: section 2.4 ---------------------------------------------------------------------------------
+    # -- what is seen: docs/spars.md, Method 4 ---------------------------------------------------------------------
 
     def observe(self, env_ids: Tensor | None = None, player: int = 0) -> Obs:
         """Observation of `player` (0 learner, 1 competitor, for whom own and competitor are swapped), [N, ...]."""
@@ -303,7 +304,7 @@ class SparsEnv(BatchedEnv):
             return torch.cat((*self._features.feature_rows(case, at).float(), state), dim=1)
         return {"windows": self._windows.crop(case, at), "state": state}
 
-    # -- what is told: section 2.7 ---------------------------------------------------------------------------------
+    # -- what is told: docs/spars.md, Method 3 ---------------------------------------------------------------------
 
     def _info(self) -> dict[str, Tensor]:
         """Positions (voxels), scores and the winner of the last step."""

@@ -1,4 +1,4 @@
-"""Arguments of SPARS-LiverCT-v0 (paper: SPARS, section 2.10), and the two profiles of section 1."""
+"""Arguments of SPARS-LiverCT-v0 and its two profiles (docs/spars.md, Method 1)."""
 
 from dataclasses import dataclass, replace
 from itertools import product
@@ -17,7 +17,7 @@ MOVES: dict[str, list[Triple]] = {
     "king26": [cell for cell in _CUBE if cell != _STAY],
     "multidiscrete3": _CUBE,
 }
-"""Displacement of each action in lattice cells (x, y, z), one cell = `step` voxels; section 2.2."""
+"""Displacement of each action in lattice cells (x, y, z), one cell = `step` voxels (docs/spars.md, Method 2)."""
 
 PROFILES: dict[str, dict[str, Any]] = {
     "default": {

@@ -2,7 +2,7 @@
 
 Symbols: A = painted map, θ = mask threshold, T = horizon, P = agents, N = environments, K = environments asked for,
 g_b = tumour voxels in block b. Windows are unions of the lattice's blocks, so that A is one value per block, and
-overlaps are counted in blocks: exact integers, no voxel is touched (paper: SPARS, sections 2.8 and 11.4).
+overlaps are counted in blocks: exact integers, no voxel is touched (docs/spars.md, Method 5).
 """
 
 from __future__ import annotations

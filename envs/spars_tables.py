@@ -110,5 +110,6 @@ class Windows:
 
 
 def nearest_index(size: int, out: int) -> Tensor:
-    """Source index of each of `out` samples of an axis of `size` voxels: ⌊i·size/out⌋, int64 [out] (oracle 13-2)."""
+    """Source index of each of `out` samples of an axis of `size` voxels: ⌊i·size/out⌋, int64 [out]
+    (docs/spars.md, Method 4)."""
     return torch.arange(out) * size // out

@@ -1,4 +1,4 @@
-"""Whether an uncertainty map can be believed (paper: RL4Seg, section 7).
+"""Whether an uncertainty map can be believed (docs/rl4seg.md, Method 12).
 
 Symbols: r = confidence that a pixel's label is right, in [0, 1]; u = 1 - r (or any other uncertainty of the pixel).
 Calibration asks whether of the pixels with confidence r a share of r is right; error detection, risk-coverage and

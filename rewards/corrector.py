@@ -1,4 +1,4 @@
-"""The corrector: pieces and holes repaired, then what the shape prior makes of a mask (paper: RL4Seg, section 3.4).
+"""The corrector: pieces and holes repaired, then what the shape prior makes of a mask (docs/rl4seg.md, Method 8).
 
 Symbols: z = latent code of the shape prior, g(a) = corrected mask.
 """

@@ -1,4 +1,4 @@
-"""Whether a mask can be a heart: nine rules on the shape of the ventricle and its wall (paper: RL4Seg, 5.4).
+"""Whether a mask can be a heart: nine rules on the shape of the ventricle and its wall (docs/rl4seg.md, Method 9).
 
 LV is the cavity, MYO the wall, epi both of them, BG the rest; the apex-base axis is roughly vertical. Everything counts
 in pixels, so the spacing has no say; S = H·W / 2^14 is what is too small to count. The rules are numbered as there.
@@ -191,7 +191,7 @@ def _holes_in_epi(heart: _Heart) -> int:
 def _holes_between(heart: _Heart) -> int:
     """7: pixels of the holes that are neither in LV alone nor in MYO alone.
 
-    The page fills the holes of LV that hold no MYO and those of MYO that hold no LV, and counts the background that is
+    The rule fills the holes of LV that hold no MYO and those of MYO that hold no LV, and counts the background that is
     left and cut off from pixel (0, 0). That is: the 4-connected pieces of background that touch both LV and MYO.
     """
     seen = heart.seen

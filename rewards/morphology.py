@@ -1,4 +1,4 @@
-"""Masks made whole, many at a time: biggest components and filled holes (paper: RL4Seg, section 3.4).
+"""Masks made whole, many at a time: biggest components and filled holes (docs/rl4seg.md, Method 8).
 
 The images stand on top of each other in one tall picture, a row of background between two of them: one call labels the
 components of all. Neighbours are those across an edge.

@@ -1,4 +1,4 @@
-"""Triplets (image, good mask, bad mask) that a policy makes out of unlabelled images (paper: RL4Seg, section 5.2).
+"""Triplets (image, good mask, bad mask) that a policy makes out of unlabelled images (docs/rl4seg.md, Method 7).
 
 Symbols: x = image, a = argmax mask of the policy, a_s = sampled mask, c = g(a) = corrected mask, (a_ref, a_bad) = good
 and bad mask; e = 1[a_bad = a_ref] is what the reward network learns. An image whose mask is anatomically valid and like
@@ -47,7 +47,7 @@ Perturbed = Callable[[Tensor, float], Tensor]
 
 @dataclass(frozen=True)
 class RewardDataConfig:
-    """Which triplets are made, and how strong the perturbations are (RL4Seg, sections 5.2, 9, 12).
+    """Which triplets are made, and how strong the perturbations are (docs/rl4seg.md, Method 7 and 14).
 
     Raises:
         ValueError: a value outside its range.

@@ -1,4 +1,4 @@
-"""The learned reward: how likely is each pixel's label right? (paper: RL4Seg, sections 2.3, 3.1, 3.5, 4, 5.1)
+"""The learned reward: how likely is each pixel's label right? (docs/rl4seg.md, Method 3 and 5-6)
 
 Symbols: x = image, a = label map, z = logits, r = sigmoid(z) = probability that the label is right, T = temperature,
 e = error target 1[a_bad = a_ref].
@@ -34,7 +34,7 @@ AUROC_BINS = 2048
 
 @dataclass(frozen=True)
 class RewardNetConfig:
-    """How the reward network is trained (RL4Seg, section 5.1).
+    """How the reward network is trained (docs/rl4seg.md, Method 5).
 
     Raises:
         ValueError: a value outside its range.
@@ -67,7 +67,7 @@ class RewardNet(Network):
     """A U-Net that reads an image and its label map and says of each pixel whether the label is right.
 
     It is made in eval mode, and is used in it: the paper's program never switched, so that the reward of an image
-    depended on the others in its batch (section 3.5). Only `train_reward_net` trains.
+    depended on the others in its batch (docs/rl4seg.md, Method 3). Only `train_reward_net` trains.
 
     Args:
         classes: number of labels.

@@ -1,4 +1,4 @@
-"""Rewards from the true labels, one value per pixel (paper: RL4Seg, section 2.3).
+"""Rewards from the true labels, one value per pixel (docs/rl4seg.md, Method 6).
 
 Each takes actions and labels, both integers [B, H, W], and gives float32 in [0, 1]: [B, H, W], but for `accuracy`.
 """

@@ -1,4 +1,4 @@
-"""What is measured of a heart's shape (paper: RL4Seg, section 3.4): the shape prior's code follows these attributes."""
+"""What is measured of a heart's shape (docs/rl4seg.md, Method 8): the shape prior's code follows these attributes."""
 
 import math
 

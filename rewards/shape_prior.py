@@ -1,4 +1,4 @@
-"""The shape prior: a variational auto-encoder of masks, and its training (paper: RL4Seg, section 3.4).
+"""The shape prior: a variational auto-encoder of masks, and its training (docs/rl4seg.md, Method 8).
 
 Symbols: z = latent code, (mu, logvar) = its posterior, t_k = attribute k of a mask, which z_k is made to grow with.
 The prior learns from masks of the source domain only.
@@ -96,7 +96,7 @@ def _layer(conv: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
 
 @dataclass(frozen=True)
 class ShapePriorConfig:
-    """How the shape prior is trained; weights of the loss from RL4Seg, section 3.4, the rest is ours.
+    """How the shape prior is trained; weights of the loss from docs/rl4seg.md, Method 8, the rest is ours.
 
     Raises:
         ValueError: a value outside its range.

@@ -1,4 +1,4 @@
-"""Adaptation to target images without labels: AdaBN and entropy minimisation (paper: RL4Seg, section 10, item 3).
+"""Adaptation to target images without labels: AdaBN and entropy minimisation (docs/rl4seg.md, Method 11).
 
 They and `tist.py` and `udas.py` are what the paper's method is compared with. None reads a label of the target, not
 even to choose an epoch: entropy minimisation keeps its last one. Symbols: H(p) = entropy of a pixel's probabilities p.

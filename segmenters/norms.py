@@ -1,4 +1,4 @@
-"""What a network's normalisation does, and how its weights are loosened (paper: RL4Seg, sections 3.5 and 4).
+"""What a network's normalisation does, and how its weights are loosened (docs/rl4seg.md, Method 3 and 5).
 
 Batch normalisation makes a policy depend on the batch that an image comes in. `frozen` keeps it a function of the
 image: the running statistics are estimated once on target images (AdaBN) and then stay. `batch` is what the paper's
@@ -123,7 +123,8 @@ def adapt_batchnorm(net: nn.Module, batches: Iterable[Tensor]) -> None:
 def shrink_perturb(
     net: nn.Module, generator: Generator, *, shrink: float = 0.5, sigma: float = 0.01, include_norm: bool = True
 ) -> None:
-    """w <- shrink * w + N(0, sigma) for every parameter named `weight` (paper: section 4); biases and buffers stay.
+    """w <- shrink * w + N(0, sigma) for every parameter named `weight` (docs/rl4seg.md, Method 5); biases and buffers
+    stay.
 
     Halved convolutions no longer fit the running statistics of batch normalisation: call `adapt_batchnorm` afterwards,
     unless it uses the batch's.

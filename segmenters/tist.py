@@ -1,6 +1,6 @@
 """TI-ST: self-training that trusts what does not depend on the look of an image (Ghamsarian et al., MICCAI 2023).
 
-As the program of RL4Seg uses it (paper: RL4Seg, section 10, item 5). Symbols: e = epoch from 0; lambda(e) = weight of
+As the program of RL4Seg uses it (docs/rl4seg.md, Method 11). Symbols: e = epoch from 0; lambda(e) = weight of
 the target term; q, p = predictions on a target image and on a jittered copy; m = 1 where both are sure of one class.
 """
 
@@ -147,8 +147,8 @@ def source_term(logits: Tensor, labels: Tensor) -> Tensor:
 def target_term(jittered: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over all pixels of m times the cross-entropy of p with its own most probable class; and the mean of m.
 
-    Logits [B, K, H, W] of the jittered and of the clean images. With one channel it is BCE(p m, 1[p > 0.5] m) as on the
-    page: m = 1 where both are above 0.85 or both below 0.15.
+    Logits [B, K, H, W] of the jittered and of the clean images. With one channel it is BCE(p m, 1[p > 0.5] m) as in the
+    program: m = 1 where both are above 0.85 or both below 0.15.
     """
     log_p = _all_classes(jittered).log_softmax(dim=1)
     sure_p, label_p = log_p.detach().exp().max(dim=1)

@@ -1,4 +1,4 @@
-"""Supervised training of a segmenter on a pool of labelled images (paper: RL4Seg, sections 4 and 5.1)."""
+"""Supervised training of a segmenter on a pool of labelled images (docs/rl4seg.md, Method 5)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""UDAS: self-training of the early features (Sheikh and Schultz, MIDL 2022; paper: RL4Seg, section 10, item 6).
+"""UDAS: self-training of the early features (Sheikh and Schultz, MIDL 2022; docs/rl4seg.md, Method 11).
 
 A small head on the first block learns the segmentation on the source. On the target the network's own final
 probabilities then teach that head's output, and only the first block moves: where the domains differ most. Symbols:

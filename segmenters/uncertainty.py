@@ -1,4 +1,4 @@
-"""How sure a segmenter is, by the classic means that the reward network is compared with (paper: RL4Seg, section 10.9).
+"""How sure a segmenter is, by the classic means that the reward network is compared with (docs/rl4seg.md, Method 12).
 
 p̄ = mean softmax over passes, [N, C, H, W]; u = entropy of p̄ in base C, in [0, 1].
 """

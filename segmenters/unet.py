@@ -1,4 +1,4 @@
-"""The U-Net of RL4Seg (paper: RL4Seg, section 3.1): policy, critic and reward network share it.
+"""The U-Net of RL4Seg (docs/rl4seg.md, Method 3): policy, critic and reward network share it.
 
 Symbols: x = images [B, in, H, W]; maps of the first level = init_channels / 2, doubled at each of five levels below.
 """

@@ -193,7 +193,7 @@ def count_all(patch):
 
 
 def prepared(folder, vendor, splits, labelled=()):
-    """A prepared set (section 6.1) of phantoms of one vendor: {split: patients}, four images of each."""
+    """A prepared set (docs/rl4seg.md, Method 10) of phantoms of one vendor: {split: patients}, four images of each."""
     lines, number = [",study,view,dicom_uuid,instant,split_0,Gt_0"], 0
     for split, patients in splits.items():
         for _ in range(patients):

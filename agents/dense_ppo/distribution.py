@@ -70,7 +70,7 @@ def explore(
     Args:
         distribution: the policy's.
         exploration: "iid": a sample; "argmax": the mode; "correlated": argmax(logits + τ (Gumbel noise + smooth
-            field)), so that whole regions change together instead of grains (section 12).
+            field)), so that whole regions change together instead of grains (docs/rl4seg.md, Method 4).
         scale: τ, of "correlated".
         sigma_px: of the Gaussian kernel that smooths the field, in pixels.
         eps_greedy: share of pixels that take the mode instead, drawn independently.

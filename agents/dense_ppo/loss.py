@@ -1,4 +1,4 @@
-"""The terms of the loss, pixel by pixel (paper: RL4Seg, section 4): pure functions of maps [B, H, W].
+"""The terms of the loss, pixel by pixel (docs/rl4seg.md, Method 4): pure functions of maps [B, H, W].
 
 Symbols: r = reward; l, l_old, l_ref = log-probability of the action under the policy, the one that played and the
 reference; β = weight of the KL penalty; ρ = penalised reward; A = advantage; ε = clip range.

@@ -1,4 +1,4 @@
-"""PPO with an action, a reward and a ratio for every pixel, on top of SB3 (paper: RL4Seg, sections 4 and 11.5).
+"""PPO with an action, a reward and a ratio for every pixel, on top of SB3 (docs/rl4seg.md, Method 4).
 
 Symbols: a = action map [B, H, W]; r = reward map; l, l_old, l_ref = log-probability of a under the policy, under the
 one that drew a, and under the reference; β, c_H = weights of KL penalty and entropy; V = value map;
@@ -36,7 +36,7 @@ ValueTarget = Literal["raw", "penalised"]
 
 @dataclass(frozen=True)
 class DensePPOConfig:
-    """Hyper-parameters of PPO per pixel (paper: RL4Seg, sections 4 and 5.1)."""
+    """Hyper-parameters of PPO per pixel (docs/rl4seg.md, Method 4-5)."""
 
     total_timesteps: int = 50_000
     """Environment steps, summed over the environments (with one-step episodes: images shown); 0 trains no agent."""

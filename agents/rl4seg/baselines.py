@@ -1,4 +1,4 @@
-"""What RL4Seg is compared with, trained in the same run on the same images (paper: RL4Seg, section 10).
+"""What RL4Seg is compared with, trained in the same run on the same images (docs/rl4seg.md, Method 11).
 
 A baseline is one row of `BASELINES`, at the end, and one function; training, evaluation, checks and tables read the
 row. Each one that is trained is a stage below baselines/ and leaves its networks there. None chooses anything by labels
@@ -124,7 +124,8 @@ def learners(context: Context) -> list[DensePPOConfig]:
 def gold_self_training(context: Context) -> list[nn.Module]:
     """Cross-entropy on the gold masks of the policy from which the loop starts, all target images being asked.
 
-    As many gradient steps as the loop's PPO makes: the difference is what PPO and the reward network add (10.4).
+    As many gradient steps as the loop's PPO makes: the difference is what PPO and the reward network add
+    (docs/rl4seg.md, Method 11).
     """
     return _self_training(context, "gold_self_training", corrected=False)
 

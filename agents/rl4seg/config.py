@@ -1,4 +1,4 @@
-"""The configuration of an RL4Seg run (paper: RL4Seg, sections 5 and 9)."""
+"""The configuration of an RL4Seg run (docs/rl4seg.md, Method 5 and 14)."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -40,7 +40,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Policy, critic and reward network: U-Nets of one size (section 3.1)."""
+    """Policy, critic and reward network: U-Nets of one size (docs/rl4seg.md, Method 3)."""
 
     init_channels: int = 32
     """Twice the maps of the first level; 32 in the paper's program."""
@@ -57,7 +57,7 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class PPOStageConfig:
-    """One iteration's PPO (sections 4 and 5.1)."""
+    """One iteration's PPO (docs/rl4seg.md, Method 4-5)."""
 
     epochs: int = 5
     """Passes over the images seen so far; 0 leaves the policy as it is."""
@@ -90,7 +90,7 @@ class PPOStageConfig:
 
 @dataclass(frozen=True)
 class WarmStartConfig:
-    """Where the policy of iterations after the first begins (section 4)."""
+    """Where the policy of iterations after the first begins (docs/rl4seg.md, Method 5)."""
 
     kind: Literal["shrink_perturb", "keep"] = "shrink_perturb"
     """shrink_perturb: weights of the iteration before, shrunk and perturbed; keep: as they are."""
@@ -107,7 +107,7 @@ class WarmStartConfig:
 
 @dataclass(frozen=True)
 class GoldConfig:
-    """Gold images: those whose action is given and rewarded with 1 (section 5.3)."""
+    """Gold images: those whose action is given and rewarded with 1 (docs/rl4seg.md, Method 7)."""
 
     source: Literal["pseudo", "gt"] = "pseudo"
     """pseudo: valid masks of the policy; gt: the true masks of the target (needs labels)."""
@@ -125,7 +125,7 @@ class GoldConfig:
 
 @dataclass(frozen=True)
 class ProtocolConfig:
-    """How test images are segmented and judged (section 7)."""
+    """How test images are segmented and judged (docs/rl4seg.md, Method 12)."""
 
     mc_passes: int = 10
     """Forward passes of MC dropout."""
@@ -228,7 +228,7 @@ class RL4SegExperiment(Experiment):
         return self.initial_images + i * self.new_images
 
     def learner(self, i: int) -> DensePPOConfig:
-        """The learner of iteration i: batch, c_H and β of section 5.1."""
+        """The learner of iteration i: batch, c_H and β (docs/rl4seg.md, Method 5)."""
         ppo = self.ppo
         return replace(
             ppo.learner,

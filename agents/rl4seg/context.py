@@ -1,4 +1,4 @@
-"""What the stages of one RL4Seg run share: folders, data, networks, seeds (paper: RL4Seg, section 5).
+"""What the stages of one RL4Seg run share: folders, data, networks, seeds (docs/rl4seg.md, Method 1 and 5).
 
 A stage is a folder of the run. A finished one has a manifest, with the settings that it depends on and checksums of its
 files, and is not made again; an unfinished one continues from its checkpoint.

@@ -1,4 +1,4 @@
-"""The evaluation protocol of RL4Seg: every method on unseen target images (paper: RL4Seg, sections 7 and 10).
+"""The evaluation protocol of RL4Seg: every method on unseen target images (docs/rl4seg.md, Method 11-12).
 
 u = uncertainty map in [0, 1]. All methods are scored on one path: most probable labels, then the largest heart. The
 uncertainty of a method is judged on its own most probable labels, before that.

@@ -1,4 +1,4 @@
-"""One PPO of RL4Seg inside a stage (paper: RL4Seg, sections 4, 5.1, 11.5)."""
+"""One PPO of RL4Seg inside a stage (docs/rl4seg.md, Method 4-5)."""
 
 from dataclasses import replace
 from functools import partial
@@ -37,7 +37,7 @@ def train_policy(
     """Fine-tune `start` on the target images seen up to iteration i (0: all); returns the files it leaves in the stage.
 
     Of the looks at the validation images, the one with the highest mean reward of argmax masks gives the policy
-    (section 5.1).
+    (docs/rl4seg.md, Method 5).
 
     Args:
         context: the run's.

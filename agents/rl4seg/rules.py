@@ -1,4 +1,4 @@
-"""Policies of RL4Seg: ways to segment, as players of the same environment (paper: RL4Seg, section 2.2).
+"""Policies of RL4Seg: ways to segment, as players of the same environment (docs/rl4seg.md, Method 2).
 
 A policy is a function env -> masks uint8 [N, H, W] on the environment's device, one for the image of each environment.
 Those that need a network are made by the run that trained it (baselines.py, evaluation.py).
@@ -29,7 +29,7 @@ class NetworkPolicy:
 
 @dataclass(frozen=True)
 class CorrectorPolicy:
-    """The same, corrected by morphology and shape prior: g(argmax π_0), section 3.4."""
+    """The same, corrected by morphology and shape prior: g(argmax π_0) (docs/rl4seg.md, Method 8)."""
 
     net: nn.Module
     """As for `NetworkPolicy`."""

@@ -1,4 +1,4 @@
-"""The stages of the loop, each from the results of those before it (paper: RL4Seg, sections 1, 5.2 and 5.5).
+"""The stages of the loop, each from the results of those before it (docs/rl4seg.md, Method 1 and 7).
 
 Symbols: π_0 = source network, π_i = policy of iteration i, r_i = its reward network, g = corrector.
 """
@@ -97,7 +97,7 @@ def shape_prior(context: Context) -> Path:
 
 
 def corrector(context: Context) -> Corrector:
-    """The corrector g of section 3.4."""
+    """The corrector g (docs/rl4seg.md, Method 8)."""
     experiment = context.experiment
     prior = load_network(shape_prior(context) / PRIOR, ARVAE).requires_grad_(False).to(context.device)
     judge = partial(valid_masks, border_policy=experiment.border_policy)

@@ -1,4 +1,4 @@
-"""What SPARS is compared with beside reference policies: answers without an agent (paper: SPARS, section 10).
+"""What SPARS is compared with beside reference policies: answers without an agent (docs/spars.md, Method 12).
 
 A = painted map, B = score map, f = presence score. An agent that nobody competes with is a run of its own
 (configs/spars/single_agent.yaml).
@@ -25,7 +25,8 @@ class Baseline:
 
 
 def score_map(env: SparsEnv, reduce: str) -> Maps:
-    """B = mean or max of f over all lattice windows that contain a voxel: the answer without an agent (10-1)."""
+    """B = mean or max of f over all lattice windows that contain a voxel: the answer without an agent
+    (docs/spars.md, Method 12)."""
     ids = torch.arange(env.lattice.size, device=env.device)[None]
     scores = (env.table.volume(number).flatten()[None] for number in range(len(env.cases)))
     blocks = torch.cat([env.lattice.paint(ids, f, reduce) for f in scores])

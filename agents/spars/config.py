@@ -1,4 +1,4 @@
-"""The configuration of a SPARS run (paper: SPARS, sections 4, 5 and 7)."""
+"""The configuration of a SPARS run (docs/spars.md, Method 7, 10 and 13)."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ class CaseChoice:
 
 @dataclass(frozen=True)
 class SelfPlayConfig:
-    """Who competes while the learner learns (section 4)."""
+    """Who competes while the learner learns (docs/spars.md, Method 10)."""
 
     refresh_every: int = 1
     """Rollouts between two copies of the learner into its opponent (of n_steps each)."""
@@ -45,7 +45,7 @@ class SelfPlayConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How a trained policy segments unseen cases (section 7)."""
+    """How a trained policy segments unseen cases (docs/spars.md, Method 13)."""
 
     rollouts: int = 8
     """K: episodes per case whose maps are averaged."""

@@ -1,4 +1,4 @@
-"""The evaluation protocol of SPARS: policies, rules and the score map on unseen cases (paper: SPARS sections 7, 10).
+"""The evaluation protocol of SPARS: policies, rules and the score map on unseen cases (docs/spars.md, Method 12-13).
 
 A = painted map, θ = mask threshold, K = rollouts per case, f = presence score, B = score map. Every method sees the
 same cases; rules and score maps use classifier, τ and starts of the first run of their seed. θ is chosen on the

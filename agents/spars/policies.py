@@ -1,4 +1,4 @@
-"""Actor-critics over what the environments show (papers: SPARS section 3.3), as SB3 policies.
+"""Actor-critics over what the environments show (docs/spars.md, Method 9), as SB3 policies.
 
 P = windows shown (own, competitor), w = window size, F = features per window.
 """

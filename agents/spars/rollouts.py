@@ -1,4 +1,4 @@
-"""Episodes on chosen cases, and the maps and mask thresholds that come of them (paper: SPARS sections 2.8, 7, 10).
+"""Episodes on chosen cases, and the maps and mask thresholds that come of them (docs/spars.md, Method 5 and 12-13).
 
 A = painted map, θ = mask threshold, K = rollouts per case, B = score map.
 """

@@ -1,4 +1,4 @@
-"""Reference policies of SPARS: rules that play the same environment (paper: SPARS, section 2.9).
+"""Reference policies of SPARS: rules that play the same environment (docs/spars.md, Method 12).
 
 `random`, `constant0` and `greedy` are the functions (env, player) -> actions that the environment knows by name as
 opponents; here they play the learner. Beside them stand the scan of the whole volume and the shortest path to τ.

@@ -1,4 +1,4 @@
-"""Opponents of self-play: a frozen copy of the learner, refreshed between rollouts (paper: SPARS, section 4)."""
+"""Opponents of self-play: a frozen copy of the learner, refreshed between rollouts (docs/spars.md, Method 10)."""
 
 from typing import Any, Literal
 

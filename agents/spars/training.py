@@ -1,4 +1,4 @@
-"""Training SPARS: a presence classifier, then self-play PPO against it (paper: SPARS, section 5)."""
+"""Training SPARS: a presence classifier, then self-play PPO against it (docs/spars.md, Method 7 and 10)."""
 
 import logging
 from dataclasses import asdict, fields, replace

@@ -1,4 +1,4 @@
-"""Where echocardiograms lie on disk (paper: RL4Seg, 6.1 and 6.2): CAMUS v1, CAMUS v2, and the program's own layout.
+"""Where echocardiograms lie on disk (docs/rl4seg.md, Method 10): CAMUS v1, CAMUS v2, and the program's own layout.
 
     CAMUS v1    training/patientXXXX/patientXXXX_{2CH,4CH}_{ED,ES}{,_gt}.mhd and their .raw
     CAMUS v2    database_nifti/patientXXXX/patientXXXX_{2CH,4CH}_{ED,ES}{,_gt}.nii.gz

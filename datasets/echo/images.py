@@ -1,4 +1,5 @@
-"""Echocardiography in one form, whatever it was read from: images of one size, resident as bytes (paper: RL4Seg, 6).
+"""Echocardiography in one form, whatever it was read from: images of one size, resident as bytes
+(docs/rl4seg.md, Method 10).
 
 Axes are (y, x) everywhere: rows grow with depth, columns to the right of the picture.
 """

@@ -1,4 +1,5 @@
-"""Procedural echocardiograms of two scanners: no files, the same image from the same number (paper: RL4Seg, 6.4).
+"""Procedural echocardiograms of two scanners: no files, the same image from the same number
+(docs/rl4seg.md, Method 10).
 
 The heart is a set of shapes in mm; a scanner looks at it along beams (depth r, angle theta) and its picture is then
 brought to pixels. Plane coordinates are mm: y from the probe downwards, x to the right of the picture. Heart

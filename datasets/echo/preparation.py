@@ -1,4 +1,5 @@
-"""From a scanner's picture to the image a network sees (paper: RL4Seg, 6.5): sector, acquisition, resizing, CLAHE."""
+"""From a scanner's picture to the image a network sees (docs/rl4seg.md, Method 10): sector, acquisition, resizing,
+CLAHE."""
 
 # scikit-image annotates only part of its functions
 # mypy: disable-error-code=no-untyped-call

@@ -1,4 +1,4 @@
-"""Liver CT on the working grid of SPARS (paper: SPARS, sections 2.1, 5.1, 6): phantoms, Decathlon or LiTS folders.
+"""Liver CT on the working grid of SPARS (docs/spars.md, Method 2 and 11): phantoms, Decathlon or LiTS folders.
 
 A case is an 8-bit image over a window of HU, its label (0 background, 1 liver, 2 tumour), and the way back to the file
 it came from. Volumes from files are prepared once and cached by content.

@@ -1,4 +1,4 @@
-"""Where a window may stand on a grid, and the blocks that it covers (papers: SPARS sections 2.1, 2.5, 11.2, 11.4).
+"""Where a window may stand on a grid, and the blocks that it covers (docs/spars.md, Method 2 and 5).
 
 Symbols: full = grid shape (X, Y, Z) in voxels; w = window size; h = step; φ = phase; p = lower corner of the window.
 A window covers the voxels p <= v < p + w. Corners lie on the lattice p = φ + h·i, i in [0, shape). Window sizes are

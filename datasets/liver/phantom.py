@@ -1,4 +1,4 @@
-"""A procedural liver CT with tumours: no files, the same volume from the same number (paper: SPARS, section 6).
+"""A procedural liver CT with tumours: no files, the same volume from the same number (docs/spars.md, Method 11).
 
 Coordinates are mm from the middle of the volume, RAS+: x to the patient's right, y to the front, z to the head.
 """

@@ -1,4 +1,4 @@
-"""The presence classifier: a volume's forward knows what every crop's forward knows (SPARS section 3.2, oracle 10)."""
+"""The presence classifier: a volume's forward knows what every crop's forward knows (docs/spars.md, Method 6)."""
 
 import contextlib
 import pickle
@@ -51,7 +51,7 @@ def crops_of(volume, corners, window):
     )
 
 
-def test_the_network_has_as_many_parameters_as_the_paper_page_says(net):
+def test_the_network_has_as_many_parameters_as_the_docs_say(net):
     assert sum(parameter.numel() for parameter in net.parameters()) == 106_018
 
 

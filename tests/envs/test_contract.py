@@ -79,7 +79,7 @@ def test_a_learner_can_be_built_and_learns_a_little(env_id):
 
 @pytest.mark.parametrize("env_id", IDS)
 def test_the_three_adapters_give_the_same_trajectories(env_id):
-    """Oracle 13-17: N = 4 and four single environments, 200 steps with automatic reset."""
+    """docs/spars.md, Method 3: N = 4 and four single environments, 200 steps with automatic reset."""
     n, batched = 4, ENVIRONMENTS[env_id].env_class
     vector = gym.make_vec(env_id, num_envs=n, **small(env_id))
     learner = LearnerEnv(make_batch(batched, num_envs=n, **small(env_id)).batched)

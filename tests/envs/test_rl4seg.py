@@ -1,4 +1,4 @@
-"""RL4Seg-Echo-v0: known rewards, samplers, gold masks, what is refused (paper: RL4Seg, sections 2 and 13)."""
+"""RL4Seg-Echo-v0: known rewards, samplers, gold masks, what is refused (docs/rl4seg.md, Method 2)."""
 
 import gymnasium as gym
 import numpy as np
@@ -148,7 +148,7 @@ def test_a_reward_network_for_other_classes_and_a_missing_one_are_refused(tmp_pa
 
 
 def heart():
-    """Section 13's "mini heart", 16 x 16."""
+    """The mini heart of docs/rl4seg.md, Method 9, uint8 [16, 16]."""
     mask = torch.zeros(16, 16, dtype=torch.uint8)
     mask[2:13, 3:13], mask[4:13, 5:11] = 2, 1
     return mask

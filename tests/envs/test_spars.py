@@ -1,4 +1,4 @@
-"""SPARS-LiverCT-v0 against the paper's rules and numbers (oracle numbers: papers' section 13)."""
+"""SPARS-LiverCT-v0 against the paper's rules and numbers (known values: docs/spars.md, Method 2-5)."""
 
 import logging
 from dataclasses import replace
@@ -36,7 +36,7 @@ def play(env, actions):
     return [env.step(torch.as_tensor([action] * env.num_envs)) for action in actions]
 
 
-# -- oracle 3: a toy volume ------------------------------------------------------------------------------------------
+# -- docs/spars.md, Method 3: a toy volume ---------------------------------------------------------------------------
 
 
 def linear_score(case, corners):
@@ -108,12 +108,12 @@ def test_the_toy_mask_overlaps_as_in_the_paper(toy_env, theta, size, common, dic
     assert toy_env.episode_info(torch.tensor([0]))[0]["dice"] == toy_env.painting.dice()
 
 
-# -- oracles 4, 5: ties and strict thresholds ------------------------------------------------------------------------
+# -- ties and strict thresholds: docs/spars.md, Method 3 and 5 -------------------------------------------------------
 
 
 @pytest.mark.parametrize("tie_reward", [0.0, 1.0, -1.0])
 def test_the_same_move_from_the_same_place_is_a_tie(tie_reward):
-    """Oracle 4."""
+    """docs/spars.md, Method 3."""
     env = SparsEnv(**ORACLE, opponent="constant0", tie_reward=tie_reward, threshold=1.0)
     env.seed([3])
     env.reset(options={"start": [24, 24, 20], "start_opponent": [24, 24, 20]})
@@ -123,7 +123,7 @@ def test_the_same_move_from_the_same_place_is_a_tie(tie_reward):
 
 
 def test_a_score_of_exactly_tau_does_not_end_the_episode(monkeypatch):
-    """Oracle 5."""
+    """docs/spars.md, Method 3."""
     toy(monkeypatch, (16, 16, 16))
     for threshold, over in ((0.25, False), (0.2499, True)):
         env = SparsEnv(
@@ -139,7 +139,7 @@ def test_a_score_of_exactly_tau_does_not_end_the_episode(monkeypatch):
 
 
 def test_a_painted_value_of_exactly_theta_is_not_in_the_mask(monkeypatch):
-    """Oracle 5: two paints of 0.25."""
+    """docs/spars.md, Method 5: two paints of 0.25."""
     toy(monkeypatch, (16, 16, 16))
     env = SparsEnv(
         grid_shape=(16, 16, 16),
@@ -157,11 +157,11 @@ def test_a_painted_value_of_exactly_theta_is_not_in_the_mask(monkeypatch):
     assert env.painting.mask().sum().item() == 512
 
 
-# -- oracles 2, 6, 7, 16: geometry -----------------------------------------------------------------------------------
+# -- geometry: docs/spars.md, Method 2 and 4 -------------------------------------------------------------------------
 
 
 def test_nearest_resizing_repeats_voxels_as_the_reference_does():
-    """Oracle 2."""
+    """docs/spars.md, Method 4."""
 
     def repeats(size, out):
         return torch.bincount(nearest_index(size, out)).tolist()
@@ -175,7 +175,7 @@ def test_nearest_resizing_repeats_voxels_as_the_reference_does():
 
 
 def test_standard_windows_have_the_papers_lattices():
-    """Oracle 6."""
+    """docs/spars.md, Method 2."""
     counts = {
         (8, 8, 8): 170_667,
         (16, 16, 8): 160_003,
@@ -227,7 +227,7 @@ def test_random_starts_are_drawn_apart_over_the_whole_lattice():
 
 
 def test_moves_are_the_papers_and_opposite_pairs():
-    """Oracle 7."""
+    """docs/spars.md, Method 2."""
     table = torch.tensor(MOVES["axis6"]) * 4
     assert table.tolist() == [[0, 0, 4], [0, 0, -4], [0, 4, 0], [0, -4, 0], [4, 0, 0], [-4, 0, 0]]
     assert table.sum(0).tolist() == [0, 0, 0]
@@ -492,7 +492,7 @@ def test_with_more_rounds_a_found_region_is_blanked_and_the_search_goes_on(monke
     assert set(torch.nonzero(env.painting.mask())[:, 0].tolist()) == {*range(4, 12), *range(28, 36)}
 
 
-# -- painting: oracle 8 and the exact block Dice ---------------------------------------------------------------------
+# -- painting and the exact block Dice: docs/spars.md, Method 5 ------------------------------------------------------
 
 
 @settings(max_examples=25, deadline=None)
@@ -544,7 +544,7 @@ def test_maps_of_several_environments_at_once_are_the_maps_of_each():
 
 @pytest.mark.parametrize("obs_mode", ["own_window", "two_window", "features"])
 def test_the_label_changes_nothing_but_dice_precision_and_recall(monkeypatch, tmp_path, obs_mode):
-    """Oracle 18, with the classifier as the scorer."""
+    """docs/spars.md, Method 3, with the classifier as the scorer."""
 
     def trajectory(shuffle):
         real = liver_ct.load_liver_cases(liver_ct.LiverDataConfig(cases=["phantom_02000"]))

@@ -41,8 +41,8 @@ def drawn(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize(
     ("bins", "name", "expected"), [(20, "ece", 0.2625), (5, "ece", 0.2625), (5, "mce", 0.65), (4, "ace", 0.225)]
 )
-def test_errors_are_those_of_the_paper_page(device, bins, name, expected):
-    """RL4Seg oracle 11."""
+def test_errors_are_those_of_the_docs(device, bins, name, expected):
+    """docs/rl4seg.md, Method 12."""
     found = calibration(CONFIDENCE.to(device), CORRECT.to(device), bins=bins)
     assert getattr(found, name) == pytest.approx(expected, abs=1e-12)
 

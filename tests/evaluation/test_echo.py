@@ -31,7 +31,7 @@ SHOWN = [METRICS[name] for name in ("dice_endo", "dice_myo", "dice_epi", "hd_end
 
 
 def heart(lv_from: int = 3) -> torch.Tensor:
-    """The truth of oracle 12; with 4 its prediction."""
+    """The truth of docs/rl4seg.md, Method 12; with 4 its prediction."""
     mask = torch.zeros(8, 8, dtype=torch.uint8)
     mask[2:7, 1:7] = 2
     mask[lv_from:7, 2:6] = 1
@@ -39,7 +39,7 @@ def heart(lv_from: int = 3) -> torch.Tensor:
 
 
 def mini_heart() -> torch.Tensor:
-    """The valid mask of the page, uint8 [16, 16]."""
+    """The mini heart of docs/rl4seg.md, Method 9, uint8 [16, 16]."""
     mask = torch.zeros(16, 16, dtype=torch.uint8)
     mask[2:13, 3:13] = 2
     mask[4:13, 5:11] = 1
@@ -73,8 +73,8 @@ def noisy_masks(n: int, size: int = 20) -> torch.Tensor:
 # -- metrics of an image -------------------------------------------------------------------------------------------
 
 
-def test_metrics_are_those_of_the_paper_page():
-    """RL4Seg oracle 12."""
+def test_metrics_are_those_of_the_docs():
+    """docs/rl4seg.md, Method 12."""
     found = echo_case_metrics(heart(4), heart(3), SPACING)
     names = ("dice_endo", "dice_myo", "dice_epi", "hd_endo_mm", "hd_myo_mm", "hd_epi_mm")
     assert [found[name] for name in names] == pytest.approx([6 / 7, 0.875, 1, 0.5, 0.5, 0])

@@ -42,8 +42,9 @@ def test_overlaps_match_counts_by_hand():
     assert [f(pred, label) for f in OVERLAPS] == pytest.approx([4 / 14, 2 / 12, 2 / 8, 2 / 6])
 
 
-def test_dice_of_a_ball_and_a_window_is_that_of_the_paper_page():
-    """SPARS oracle 11: ball of diameter d in 96³ against the centred window 48 x 48 x 24, then its tight cube."""
+def test_dice_of_a_ball_and_a_window_is_that_of_the_docs():
+    """docs/spars.md, Method 5: ball of diameter d in 96³ against the centred window 48 x 48 x 24, then its tight
+    cube."""
     squares = (torch.arange(96) - 47.5) ** 2
     radius = (squares[:, None, None] + squares[:, None] + squares).sqrt()
     window = box((96, 96, 96), (24, 72), (24, 72), (36, 60))
@@ -53,7 +54,7 @@ def test_dice_of_a_ball_and_a_window_is_that_of_the_paper_page():
 
 
 def test_block_count_dice_of_the_toy_episode():
-    """SPARS oracle 3: |P| 1280, |G| 512, 432 common."""
+    """docs/spars.md, Method 5: |P| 1280, |G| 512, 432 common."""
     pred, label = torch.zeros(4000, dtype=torch.bool), torch.zeros(4000, dtype=torch.bool)
     pred[:1280], label[1280 - 432 : 1280 - 432 + 512] = True, True
     assert m.dice(pred, label) == pytest.approx(0.482143, abs=1e-6)
@@ -115,7 +116,7 @@ def test_hd95_of_a_shifted_voxel_is_its_distance_in_mm(axis, mm):
 
 
 def test_hausdorff_distance_of_the_echo_oracle():
-    """RL4Seg oracle 12: the LV loses its top row; spacing (0.5, 0.3) mm gives 0.5 mm."""
+    """docs/rl4seg.md, Method 12: the LV loses its top row; spacing (0.5, 0.3) mm gives 0.5 mm."""
     truth, pred = box((8, 8), (3, 7), (2, 6)), box((8, 8), (4, 7), (2, 6))
     assert m.hd95_mm(pred, truth, (0.5, 0.3), percentile=100) == pytest.approx(0.5)
     assert m.dice(pred, truth) == pytest.approx(0.857143, abs=1e-6)
@@ -192,7 +193,7 @@ def test_lesion_scores_swap_with_their_masks(pair):
 
 
 def test_classification_metrics_match_the_oracle():
-    """SPARS oracle 14: TP 3, FP 1, FN 2, TN 4."""
+    """docs/spars.md, Method 13: TP 3, FP 1, FN 2, TN 4."""
     scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.1, 0.2, 0.3, 0.4, 0.1, 0.2])
     labels = torch.tensor([1, 1, 1, 0, 1, 1, 0, 0, 0, 0], dtype=torch.bool)
     got = m.classification_metrics(scores, labels)

@@ -23,11 +23,11 @@ EDGES = ndimage.generate_binary_structure(2, 1)
 CORNERS = ndimage.generate_binary_structure(2, 2)
 
 
-# -- the page, word by word ----------------------------------------------------------------------------------------
+# -- the rules, word by word: docs/rl4seg.md, Method 9 -------------------------------------------------------------
 
 
 def plain_metrics(mask):
-    """The nine metrics as the page says them: on the whole image, every step as it stands there."""
+    """The nine metrics as docs/rl4seg.md, Method 9, has them: on the whole image, every step as it stands there."""
     lv, myo = mask == LV, mask == MYO
     size = mask.shape[0] * mask.shape[1] / 2**14
     return dict(

@@ -36,7 +36,7 @@ def toy_net(seed=0):
 
 
 def plane(case, corners):
-    """The score of the paper page's toy environment (oracle 3)."""
+    """The score of the toy environment (docs/spars.md, Method 3)."""
     return (corners * torch.tensor([1e-3, 2e-3, 3e-3])).sum(dim=-1)
 
 

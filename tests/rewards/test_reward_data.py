@@ -98,7 +98,8 @@ def same(a, b):
 
 
 def plain_build(net, images, rows, config, seed, iteration):
-    """Section 5.2 image by image, one forward at a time; randomness is looked up where the batched version draws it."""
+    """docs/rl4seg.md, Method 7, image by image, one forward at a time; randomness is looked up where the batched
+    version draws it."""
     found, gold, branches = [], {}, Counter()
     for first in range(0, len(rows), config.batch_size):
         batch = rows[first : first + config.batch_size].tolist()
@@ -339,7 +340,7 @@ def test_the_global_generator_stays_where_it_was():
 
 
 def test_similarity_is_the_mean_of_both_classes_or_as_in_the_program_the_last():
-    """O8."""
+    """docs/rl4seg.md, Method 7."""
     a = torch.zeros(1, 4, 4, dtype=torch.uint8)
     a[0, :2], a[0, 2] = 1, 2
     c = a.clone()
@@ -357,7 +358,7 @@ def test_similarity_is_the_mean_of_both_classes_or_as_in_the_program_the_last():
 
 
 def test_contrast_shrinks_towards_each_images_mean_and_stays_in_range():
-    """O14."""
+    """docs/rl4seg.md, Method 7."""
     x = torch.tensor([[0.2, 0.6], [0.0, 0.0]]).view(2, 1, 1, 2)
     torch.testing.assert_close(contrasted(x, 0.5)[0].flatten(), torch.tensor([0.3, 0.5]))
     torch.testing.assert_close(contrasted(x, 1.0), x)

@@ -172,7 +172,7 @@ def test_a_network_comes_back_from_its_file(tmp_path):
 
 
 def test_the_applied_temperature_is_that_of_the_formula():
-    """O7: the paper's program fits sigmoid((2z - 1) / T) but applies sigmoid(z / T)."""
+    """docs/rl4seg.md, Method 6: the paper's program fits sigmoid((2z - 1) / T) but applies sigmoid(z / T)."""
     z = torch.tensor([2.0, 0.0])
     torch.testing.assert_close(torch.sigmoid(z / 4.1778), torch.tensor([0.617446, 0.5]), atol=1e-6, rtol=0)
     torch.testing.assert_close(

@@ -8,7 +8,7 @@ from segarena.agents.dense_ppo.buffer import DenseRolloutBuffer, info_of_step
 from segarena.envs.core import Advance, Ended
 
 
-def test_oracle_15_gae_of_one_step_episodes_is_the_reward_minus_the_value():
+def test_gae_of_one_step_episodes_is_the_reward_minus_the_value():
     box, actions = spaces.Box(0, 1, (1, 2, 3), np.float32), spaces.MultiDiscrete([3] * 6)
     buffer = DenseRolloutBuffer(4, box, actions, gamma=0.7, gae_lambda=0.3, n_envs=2)
     buffer.rewards, buffer.values = torch.rand(4, 2, 2, 3), torch.rand(4, 2, 2, 3)

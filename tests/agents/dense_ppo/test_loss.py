@@ -11,11 +11,11 @@ from segarena.agents.dense_ppo.buffer import Samples
 from segarena.agents.dense_ppo.distribution import PixelCategorical
 from segarena.agents.dense_ppo.loss import penalised_reward, policy_gradient, stretched, surrogate
 
-O1 = {"pi": (0.5, 0.3, 0.2), "old": (0.4, 0.4, 0.2), "ref": (0.6, 0.2, 0.2), "r": 0.9, "v": 0.6}
+UP = {"pi": (0.5, 0.3, 0.2), "old": (0.4, 0.4, 0.2), "ref": (0.6, 0.2, 0.2), "r": 0.9, "v": 0.6}
 
-O2 = {"pi": (0.2, 0.7, 0.1), "old": (0.4, 0.5, 0.1), "ref": (0.3, 0.6, 0.1), "r": 0.1, "v": 0.55}
+DOWN = {"pi": (0.2, 0.7, 0.1), "old": (0.4, 0.5, 0.1), "ref": (0.3, 0.6, 0.1), "r": 0.1, "v": 0.55}
 
-O3 = {"pi": (0.8, 0.1, 0.1), "old": (0.75, 0.15, 0.1), "ref": (0.1, 0.1, 0.8), "r": 0.123, "v": 0.7}
+GIVEN = {"pi": (0.8, 0.1, 0.1), "old": (0.75, 0.15, 0.1), "ref": (0.1, 0.1, 0.8), "r": 0.123, "v": 0.7}
 
 
 def judged(*pixels, beta=0.05, gold=False, a=0):
@@ -36,8 +36,8 @@ def close(tensor, value):
     assert float(tensor) == pytest.approx(value, abs=2e-6)
 
 
-def test_oracle_1_a_pixel_with_positive_advantage():
-    out = judged(O1)
+def test_a_pixel_with_positive_advantage():
+    out = judged(UP)
     close(out["l"] - out["l_ref"], -0.182322)
     close(out["rho"], 0.909116)
     close(out["A"], 0.309116)
@@ -46,8 +46,8 @@ def test_oracle_1_a_pixel_with_positive_advantage():
     close(-out["gain"].mean() - 0.15 * out["H"].mean(), -0.525387)
 
 
-def test_oracle_2_a_pixel_with_negative_advantage():
-    out = judged(O2)
+def test_a_pixel_with_negative_advantage():
+    out = judged(DOWN)
     close(out["l"] - out["l_ref"], -0.405465)
     close(out["rho"], 0.120273)
     close(out["A"], -0.429727)
@@ -56,28 +56,28 @@ def test_oracle_2_a_pixel_with_negative_advantage():
 
 
 @pytest.mark.parametrize(("beta", "r"), [(0.05, 0.123), (10.0, 0.9)])
-def test_oracle_3_a_gold_pixel_depends_on_neither_beta_nor_reward(beta, r):
-    out = judged({**O3, "r": r}, beta=beta, gold=True)
+def test_a_gold_pixel_depends_on_neither_beta_nor_reward(beta, r):
+    out = judged({**GIVEN, "r": r}, beta=beta, gold=True)
     close(out["A"], 0.3)
     close(out["gain"], 0.32)
 
 
-def test_oracle_4_an_image_is_the_mean_of_its_pixels():
-    out = judged(O1, O2)
+def test_an_image_is_the_mean_of_its_pixels():
+    out = judged(UP, DOWN)
     close(out["gain"].mean(), 0.013579)
     close(out["H"].mean(), 0.915736)
 
 
 def test_the_learner_descends_exactly_these_terms():
-    """One image of 1 x 2 pixels with the numbers of oracles 1 and 2, through the learner's own loss."""
+    """One image of 1 x 2 pixels with the numbers of the first two, through the learner's own loss."""
     env = Shapes(1, size=1)
     env.single_observation_space = spaces.Box(0, 1, (1, 1, 2), np.float32)
     env.single_action_space = spaces.MultiDiscrete([3, 3])
     config = replace(PLAIN, num_envs=1, kl_coef=0.05, ent_coef=0.15)
     model = learner(config, env, Dots, norm_mode="group")
-    logits, old, ref = (torch.tensor([p[k] for p in (O1, O2)]).log().T[None, :, None] for k in ("pi", "old", "ref"))
+    logits, old, ref = (torch.tensor([p[k] for p in (UP, DOWN)]).log().T[None, :, None] for k in ("pi", "old", "ref"))
     action = torch.zeros(1, 1, 2, dtype=torch.uint8)
-    returns, values = (torch.tensor([p[k] for p in (O1, O2)])[None, None] for k in ("r", "v"))
+    returns, values = (torch.tensor([p[k] for p in (UP, DOWN)])[None, None] for k in ("r", "v"))
     l_old, l_ref = (PixelCategorical(x).log_prob(action) for x in (old, ref))
     batch = Samples(torch.zeros(1, 1, 1, 2), action, l_old, values, returns, l_ref, None)
     loss, scalars = model._loss(batch, (logits, values))

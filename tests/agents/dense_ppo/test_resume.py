@@ -16,7 +16,7 @@ TAGS += ["explained_variance", "grad_norm_actor"]
 
 
 @pytest.mark.parametrize("optional", [[], ["kl_ref", "gold_fraction"]])
-def test_it_logs_what_the_paper_page_lists_and_nothing_of_what_is_off(tmp_path, optional):
+def test_it_logs_what_the_docs_list_and_nothing_of_what_is_off(tmp_path, optional):
     env = Shapes(gold=True) if optional else None
     config = replace(PLAIN, kl_coef=0.1, imitate=True) if optional else PLAIN
     model = learner(config, env)

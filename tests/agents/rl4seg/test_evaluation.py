@@ -42,7 +42,7 @@ METHODS = {
     "Tiny, softmax": "source",
     "Tiny": "source",
 }
-"""All of section 10 that is trained here, and the labels that each has seen."""
+"""All of docs/rl4seg.md, Method 11, that is trained here, and the labels that each has seen."""
 
 
 def test_every_method_has_results_that_say_what_it_has_seen(evaluated):

@@ -37,7 +37,7 @@ def test_a_training_leaves_every_stage_finished_with_its_files(tiny):
 
 
 def test_every_curve_of_the_page_is_logged(tiny):
-    """Section 11.5."""
+    """Those of docs/rl4seg.md, "Logged metrics"."""
     train_keys = "policy_loss value_loss entropy approx_kl kl_ref clip_fraction ratio_mean adv_mean explained_variance"
     for i in (1, 2):
         shown = keys(tiny, f"iteration_{i}/ppo")

@@ -29,7 +29,7 @@ from segarena.segmenters.unet import UNet
 
 
 def test_the_schedules_of_the_paper():
-    """O5 of section 13."""
+    """docs/rl4seg.md, Method 5."""
     learners = [RL4SegExperiment().learner(i) for i in (1, 2, 3, 4)]
     assert [learner.num_envs for learner in learners] == [8, 16, 24, 32]
     assert [learner.ent_coef for learner in learners] == pytest.approx([0.15, 0.075, 0.05, 0.0375])

@@ -51,7 +51,7 @@ class Silent(BaseCallback):
 
 
 def test_the_opponent_stays_frozen_until_it_is_refreshed_and_then_equals_the_learner():
-    """Oracle 19."""
+    """docs/spars.md, Method 10."""
     env = SparsEnv(**ONE, obs_mode="features", num_envs=2)
     model = model_on(env)
     opponent = Snapshot(model.policy)
@@ -117,7 +117,7 @@ def test_a_single_agent_trains_without_an_opponent():
 
 
 def test_the_flat_policy_has_the_papers_number_of_parameters():
-    """Oracle 15, for the window (16, 16, 8) and by formula for (48, 48, 24)."""
+    """docs/spars.md, Method 9, for the window (16, 16, 8) and by formula for (48, 48, 24)."""
 
     def formula(n):
         return 2 * (64 * n + 64 + 4160) + 390 + 65
@@ -373,11 +373,11 @@ def test_theta_is_chosen_on_the_validation_cases_and_the_mode_names_shared_anato
     assert (tmp_path / "media" / "score_map_mean.png").stat().st_size > 10_000
 
 
-# -- learning: oracle 22 ---------------------------------------------------------------------------------------------
+# -- learning: docs/spars.md, Method 12 ------------------------------------------------------------------------------
 
 
 def test_a_policy_learns_to_reach_tau_far_more_often_than_chance():
-    """Oracle 22: at least 90 % and three times `random` within 100 k steps, near the shortest path."""
+    """docs/spars.md, Method 12: at least 90 % and three times `random` within 100 k steps, near the shortest path."""
     settings = {**ORACLE, "obs_mode": "features", "n_agents": 1, "start": "random_lattice", "eval_dice": False}
     settings |= {"threshold": 0.5, "horizon": 64, "reward": "shaped"}
     model = model_on(SparsEnv(**settings, num_envs=64), n_steps=32, batch_size=512, n_epochs=4, ent_coef=0.01)

@@ -192,7 +192,7 @@ def test_dice_from_block_counts_is_the_voxel_dice_as_an_integer_ratio(painting, 
         assert from_blocks == from_voxels
 
 
-def test_the_toy_episode_leaves_the_map_of_the_paper_page():
+def test_the_toy_episode_leaves_the_map_of_the_docs():
     lattice = WindowLattice((32, 32, 24), (8, 8, 8))
     path = torch.tensor([[20, 16, 12], [24, 16, 12], [24, 20, 12], [24, 20, 16]])
     painted = lattice.expand(lattice.paint(lattice.ids(path)[None], torch.tensor([[0.088, 0.092, 0.100, 0.112]])))[0]
