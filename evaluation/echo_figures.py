@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..rewards.echo_validity import is_valid
+from ..rewards.echo_validity import anatomical_metrics, broken_rules, is_valid
 from .drawing import Bytes, Heat, heat_bar, save_png, scale_bar, unit_rgb
 from .echo import echo_case_metrics
 from .echo_pictures import OUTLINE, PREDICTION, TRUTH, echo_panel
@@ -41,13 +41,17 @@ class EchoView:
 
     @property
     def verdict(self) -> str:
-        """Whether the prediction is anatomically valid; where there is a truth, its Dice and Hausdorff distance too."""
-        verdict = "valid" if is_valid(self.pred) else "not valid"
+        """Whether the prediction is anatomically valid, or the first rule that it breaks; where there is a truth, its
+        Dice and Hausdorff distance too."""
+        verdict = "valid"
+        if not is_valid(self.pred):
+            first, *more = broken_rules(anatomical_metrics(self.pred))
+            verdict = f"not valid ({first.replace('_', ' ')}{f' and {len(more)} more' if more else ''})"
         if self.label is None:
             return verdict
         values = echo_case_metrics(torch.from_numpy(self.pred), torch.from_numpy(self.label), self.spacing_mm)
         dice = ", ".join(f"{name.upper()} {100 * values[f'dice_{name}']:.1f}" for name in ("endo", "epi"))
-        return f"Dice {dice} %; HD EPI {values['hd_epi_mm']:.1f} mm; {verdict}"
+        return f"Dice {dice} %; HD EPI {values['hd_epi_mm']:.1f} mm\n{verdict}"
 
 
 def save_echo_figure(

@@ -260,11 +260,12 @@ def build_reward_data(
                 emit("argmax", at, c[at], a[at])
 
     triplets = Triplets.concatenate(made)
-    counts = {"n_images": len(rows), "n_valid": int(gold.sum()), "n_corrected": int(corrected.sum())}
+    gold_at, corrected_at = gold.nonzero()[:, 0], corrected.nonzero()[:, 0]
+    counts = {"n_images": len(rows), "n_valid": len(gold_at), "n_corrected": len(corrected_at)}
     counts["n_dropped"] = counts["n_images"] - counts["n_valid"] - counts["n_corrected"]
     kinds = {f"n_{kind}": number for kind, number in triplets.counts().items()}
     stats = {**counts, "n_triplets": len(triplets), **kinds}
-    return Built(triplets, rows[gold], a[gold], rows[corrected], c[corrected], stats)
+    return Built(triplets, rows[gold_at], a[gold_at], rows[corrected_at], c[corrected_at], stats)
 
 
 def similarity(a: Tensor, c: Tensor, kind: Literal["mean", "last_label"]) -> Tensor:
@@ -311,7 +312,10 @@ def noisy_parameters(net: nn.Module, m: float, generator: Generator) -> dict[str
 
 
 def contrasted(x: Tensor, f: float) -> Tensor:
-    """clip(f x + (1 - f) mean(x), 0, 1), the mean being each image's own; x float32 [B, 1, H, W]."""
+    """clip(f x + (1 - f) mean(x), 0, 1), the mean being each image's own; x float32 [B, 1, H, W].
+
+    TI-ST's jitter has the same formula but rounds otherwise; sharing one would change published weights.
+    """
     return torch.lerp(x.mean(dim=(1, 2, 3), keepdim=True), x, f).clamp(0, 1)
 
 

@@ -90,13 +90,13 @@ def adapt_batchnorm(net: nn.Module, batches: Iterable[Tensor]) -> None:
     layers = batchnorms(net)
     if not layers:
         return
-    sums = {layer: torch.zeros(3, layer.num_features, dtype=torch.float64) for layer in layers}
+    sums = {layer: layer.get_buffer("running_mean").new_zeros(3, layer.num_features).double() for layer in layers}
 
     def watch(layer: nn.Module, args: tuple[Any, ...]) -> None:
         x: Tensor = args[0].float()  # [B, C, H, W]
         var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
         moments = torch.stack([torch.ones_like(mean), mean, var + mean**2])
-        sums[layer] = sums[layer].to(x.device) + moments.double() * (x.numel() // x.shape[1])  # type: ignore[index]
+        sums[layer] += moments.double() * (x.numel() // x.shape[1])  # type: ignore[index]
 
     with modes_kept(net), statistics_kept(net):
         set_norm_mode(net, "batch", training=False)

@@ -16,7 +16,7 @@ from segarena.datasets.echo.images import EchoDataConfig, PhantomPatients, load_
 from segarena.envs.adapters import LearnerEnv
 from segarena.envs.rl4seg import EchoEnv
 from segarena.envs.spars import SparsEnv
-from segarena.rewards.shape_prior import Corrector
+from segarena.rewards.corrector import Corrector
 from stable_baselines3.common.callbacks import CallbackList
 
 SPARS = {

@@ -379,8 +379,8 @@ def test_the_figure_has_a_row_per_view_and_a_column_for_maps(tmp_path):
     heat = np.linspace(0, 1, image.size).reshape(image.shape)
     full = EchoView("p1_2CH_ED", image, phantom.label, phantom.label, heat, phantom.spacing_mm)
     bare = replace(full, label=None, heat=None)
-    assert full.verdict == "Dice ENDO 100.0, EPI 100.0 %; HD EPI 0.0 mm; valid"
-    assert replace(bare, pred=phantom.label * 0).verdict == "not valid"
+    assert full.verdict == "Dice ENDO 100.0, EPI 100.0 %; HD EPI 0.0 mm\nvalid"
+    assert replace(bare, pred=phantom.label * 0).verdict == "not valid (lv pixels and 3 more)"
     shapes = []
     for name, views in (("both", [full, bare]), ("full", [full]), ("bare", [bare])):
         save_echo_figure(tmp_path / f"{name}.png", views, title="phantom", heat_name="1 - r")
