@@ -54,6 +54,9 @@ def forked_rng(device: torch.device) -> Iterator[None]:
         yield
 
 
-def bfloat16_on_cuda(device: torch.device) -> torch.autocast:
-    """Convolutions in bfloat16 on CUDA, everything in float32 elsewhere; losses belong outside, in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+def bfloat16_on_cuda(device: torch.device, *, enabled: bool = True) -> torch.autocast:
+    """Convolutions in bfloat16 on CUDA, everything in float32 elsewhere; losses belong outside, in float32.
+
+    enabled: False where bfloat16 is not exact enough: TF32 then, as cuDNN does by default.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled and device.type == "cuda")

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 Engine = Literal["auto", "dense", "lazy"]
 ScoreFunction = Callable[[LiverCase, Tensor], Tensor]
 """Scores float32 [N] in [0, 1] of the windows of a case with lower corners int64 [N, 3]."""
-FORMAT = 1
+FORMAT = 2
 """Part of every cache key: raise it when the same network and volume shall give other scores."""
 
 
@@ -161,7 +161,7 @@ class ScoreTable:
             "format": FORMAT,
             "case": case.digest,
             "classifier": net.digest(),
-            "numerics": self.device.type,  # cpu: float32; cuda: bfloat16 convolutions
+            "numerics": "float32, convolutions in TF32" if self.device.type == "cuda" else "float32",
             "lattice": [self.lattice.full, self.lattice.window, self.lattice.step, self.lattice.phase],
             "features": features,
         }

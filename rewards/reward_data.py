@@ -244,8 +244,8 @@ def build_reward_data(
                 if config.swap:
                     emit("swap", at, good, a_s[partner[at]])
                 for kind, perturbed in _perturbations(net, images.at(rows[at]), config, draw):
-                    bad, kept = (_adapted if config.adaptive else _as_configured)(perturbed, good)
-                    kept &= (bad != BACKGROUND).flatten(1).any(dim=1)
+                    bad, fits = (_adapted if config.adaptive else _as_configured)(perturbed, good)
+                    kept = (fits & (bad != BACKGROUND).flatten(1).any(dim=1)).nonzero()[:, 0]  # waits once, not thrice
                     emit(kind, at[kept], good[kept], bad[kept])
                 if config.identity:
                     emit("identity", at, good, good)
@@ -288,9 +288,9 @@ def _predicted(
 
 def _judged(valid: Valid, masks: Tensor, where: Tensor) -> Tensor:
     """Which masks are valid, bool [N]; only those at `where` are looked at, for it is slow."""
-    found = where.clone()
-    if len(asked := masks[where]):
-        found[where] = valid(asked).to(found.device)
+    found, rows = where.clone(), where.nonzero()[:, 0]
+    if len(rows):
+        found[rows] = valid(masks[rows]).to(found.device)
     return found
 
 

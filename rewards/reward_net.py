@@ -203,18 +203,18 @@ def reward_scores(net: RewardNet, triplets: Triplets, images: ImagePool, batch_s
     """
     device = triplets.images.device
     bce = torch.zeros((), dtype=torch.float64, device=device)
-    counts = torch.zeros(2, AUROC_BINS, dtype=torch.float64, device=device)
+    counts = torch.zeros(2 * AUROC_BINS, dtype=torch.int64, device=device)
     for rows in torch.split(torch.arange(len(triplets), device=device), batch_size):
         z, e = error_logits(net, images, triplets.take(rows))
         bce += F.binary_cross_entropy_with_logits(z, e, reduction="sum").double() / (len(triplets) * e[0].numel())
         bins = ((z.clamp(-12, 12) + 12) / 24 * (AUROC_BINS - 1)).round().long()
-        joint = torch.bincount((bins + AUROC_BINS * e.long()).flatten(), minlength=2 * AUROC_BINS)
-        counts += joint.view(2, AUROC_BINS)
-    wrong, right = counts
+        joint = (bins + AUROC_BINS * e.long()).flatten()
+        counts.scatter_add_(0, joint, torch.ones_like(joint))  # bincount would wait for the device to know the size
+    wrong, right = counts.view(2, AUROC_BINS).double()
     below = wrong.cumsum(0) - wrong / 2  # wrong pixels with a lower z; ties count half
     pairs = wrong.sum() * right.sum()
     auroc = torch.where(pairs > 0, (below * right).sum() / pairs.clamp(min=1), 0.5)
-    return {"bce": float(bce), "auroc": float(auroc)}
+    return dict(zip(("bce", "auroc"), torch.stack([bce, auroc]).tolist(), strict=True))
 
 
 # -- temperature ---------------------------------------------------------------------------------------------------

@@ -102,16 +102,18 @@ def adapt_batchnorm(net: nn.Module, batches: Iterable[Tensor]) -> None:
         set_norm_mode(net, "batch", training=False)
         hooks = [layer.register_forward_pre_hook(watch) for layer in layers]
         try:
+            seen = False
             for images in batches:
                 with bfloat16_on_cuda(images.device):
                     net(images)
+                seen = True
         finally:
             for hook in hooks:
                 hook.remove()
+    if not seen:
+        raise ValueError("there is no batch to take the statistics from; give at least one")
     for layer in layers:
         count, total, squares = sums[layer]
-        if not count[0]:
-            raise ValueError("there is no batch to take the statistics from; give at least one")
         mean = total / count
         layer.get_buffer("running_mean").copy_(mean)
         layer.get_buffer("running_var").copy_((squares / count - mean**2) * count / (count - 1))

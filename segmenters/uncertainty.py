@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from ..common.device import forked_rng
 from .inference import logits_of
 
 MAX_SHIFT, MAX_ROTATION_DEG = 0.05, 10.0
@@ -43,8 +44,7 @@ def mc_dropout(net: nn.Module, images: Tensor, passes: int, seed: int) -> Tensor
     net.eval()
     for module in dropouts:
         module.train()
-    devices = [images.device] if images.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with forked_rng(images.device):
         torch.manual_seed(seed)
         mean = _mean_softmax([_plainly(net)] * passes, images)
     net.eval()

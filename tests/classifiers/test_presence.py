@@ -1,5 +1,6 @@
 """The presence classifier: a volume's forward knows what every crop's forward knows (SPARS section 3.2, oracle 10)."""
 
+import contextlib
 import pickle
 
 import pytest
@@ -148,6 +149,20 @@ def test_a_window_between_the_cells_is_refused(net):
 def test_a_volume_of_another_grid_is_refused(net):
     with pytest.raises(ValueError, match="lattice stands on"):
         net.dense_logits(torch.zeros(1, 1, 32, 32, 32), WindowLattice(FULL, (16, 16, 8)))
+
+
+def test_bfloat16_is_for_training_only(monkeypatch):
+    """It would shift scores by up to 0.015, and the paper's bound is 0.005."""
+    asked = []
+    told = lambda device, enabled: asked.append(enabled) or contextlib.nullcontext()  # noqa: E731
+    monkeypatch.setattr(presence, "bfloat16_on_cuda", told)
+    net, crop = random_net(), torch.rand(2, 1, 34, 34, 26)
+    net.score_lattice(random_volume(), WindowLattice(FULL, (16, 16, 8)))
+    net.score_windows(random_volume()[None], torch.zeros(1).long(), torch.zeros(1, 3).long(), (16, 16, 8))
+    assert asked
+    assert not any(asked)
+    net.train()(crop)
+    assert asked[-1]
 
 
 def test_every_weight_counts_in_the_digest(net):
