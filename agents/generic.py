@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from gymnasium import spaces
-from stable_baselines3 import PPO
 
 from ..common import checks
 from ..common.device import forked_rng
@@ -21,7 +20,7 @@ from ..evaluation.report import mean_metrics
 from ..evaluation.results import Case, Result, count_origins
 from .experiment import EvaluateOptions, Experiment, check_names, write_result
 from .policy import POLICIES, Episodes, Policy, TrainedPolicy, make_env, play, play_and_draw, reference
-from .ppo import PPOConfig, learn, restore
+from .ppo import Learner, PPOConfig, learn, restore
 
 COLUMNS = ("return", "steps")
 """Metrics of the table of results."""
@@ -61,10 +60,16 @@ def check(experiment: PPOExperiment) -> None:
     env_of(experiment, 1).reset()
 
 
-def _fresh(experiment: PPOExperiment) -> PPO:
-    env = env_of(experiment, experiment.ppo.num_envs)
-    policy = "MultiInputPolicy" if isinstance(env.single_observation_space, spaces.Dict) else "MlpPolicy"
-    return PPO(policy, LearnerEnv(env), seed=experiment.seed, device=env.device, **experiment.ppo.learner())
+def _fresh(experiment: PPOExperiment) -> Learner:
+    env, ppo = env_of(experiment, experiment.ppo.num_envs), experiment.ppo
+    return Learner(
+        "MultiInputPolicy" if isinstance(env.single_observation_space, spaces.Dict) else "MlpPolicy",
+        ppo.wrapped(LearnerEnv(env)),
+        policy_kwargs=ppo.policy_kwargs(),
+        seed=experiment.seed,
+        device=env.device,
+        **ppo.learner(),
+    )
 
 
 def train(experiment: PPOExperiment, run: Run) -> None:
@@ -83,11 +88,15 @@ def train(experiment: PPOExperiment, run: Run) -> None:
     )
 
 
-def learner(experiment: PPOExperiment, run: Run) -> PPO:
+def learner(experiment: PPOExperiment, run: Run) -> Learner:
     """The trained policy as a learner of Stable-Baselines3."""
     model = _fresh(experiment)
     restore(model, run.checkpoint())
     return model
+
+
+def _policy(model: Learner) -> TrainedPolicy:
+    return TrainedPolicy(model.policy, normalize=model.get_vec_normalize_env())
 
 
 def evaluate(runs: Sequence[tuple[Run, PPOExperiment]], options: EvaluateOptions) -> tuple[list[Result], list[str]]:
@@ -109,7 +118,7 @@ def evaluate(runs: Sequence[tuple[Run, PPOExperiment]], options: EvaluateOptions
     for run, experiment in runs:
         model = learner(experiment, run)
         env = env_of(experiment, experiment.episodes)
-        players: dict[str, Policy[Any]] = {experiment.name: TrainedPolicy(model.policy)}
+        players: dict[str, Policy[Any]] = {experiment.name: _policy(model)}
         if experiment.seed not in {result.seed for result in results}:
             players |= {name: row.make(env, experiment.seed) for name, row in policies.items()}
         for method, policy in players.items():
@@ -163,5 +172,5 @@ def render(run: Run, experiment: PPOExperiment, case: str | None, seed: int) -> 
     env.seed([seed])
     with forked_rng(env.device):
         torch.manual_seed(seed)
-        frames, played = play_and_draw(env, TrainedPolicy(model.policy))
+        frames, played = play_and_draw(env, _policy(model))
     return frames, f"{int(played.lengths[0])} steps, return {float(played.returns[0]):.3f}"

@@ -11,11 +11,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
 from ..common.checks import check_choice
 from ..envs import ENVIRONMENTS
-from ..envs.adapters import make_batch
+from ..envs.adapters import make_batch, to_numpy
 from ..envs.core import BatchedEnv, Frame
 
 Env = TypeVar("Env", bound=BatchedEnv)
@@ -48,10 +49,15 @@ class TrainedPolicy:
     policy: ActorCriticPolicy
     deterministic: bool = False
     """Take the likeliest action instead of a drawn one."""
+    normalize: VecNormalize | None = None
+    """The wrapper with the statistics by which it saw its observations normalised, if it did."""
 
     @torch.no_grad()
     def __call__(self, env: BatchedEnv) -> Tensor:
-        return self.policy.get_distribution(env.observe()).get_actions(deterministic=self.deterministic)
+        obs: Any = env.observe()
+        if self.normalize is not None:
+            obs, _ = self.policy.obs_to_tensor(self.normalize.normalize_obs(to_numpy(obs)))
+        return self.policy.get_distribution(obs).get_actions(deterministic=self.deterministic)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import imageio.v3 as imageio
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
-from segarena.agents.command_line import main
-from segarena.agents.policy import POLICIES
+from segarena.agents import generic
+from segarena.agents.command_line import main, read_experiment
+from segarena.agents.policy import POLICIES, TrainedPolicy
 from segarena.common.runs import Run
 from segarena.envs import ENVIRONMENTS
 from segarena.evaluation.results import read_results
@@ -60,6 +61,28 @@ def test_the_trained_policy_beats_chance_and_comes_near_the_best(copied, capsys)
     assert returns["walker"] > returns["random"] + 0.5
     assert returns["walker"] > returns["to the door"] - 0.1
     assert "p (return vs random)" in capsys.readouterr().out
+
+
+def test_a_policy_of_normalised_observations_is_played_with_their_statistics(tmp_path):
+    options = {"normalize_observations": "true", "normalize_rewards": "true", "net_arch": "[8]"}
+    options |= {"total_timesteps": "1024"}
+    arguments = [part for name, value in options.items() for part in (f"--ppo.{name}", value)]
+    out = str(tmp_path / "run")
+    assert main(["train", "--config", str(CONFIG), "--device", "cpu", "--out", out, *arguments]) == 0
+    _, experiment = read_experiment(Run.open(out))
+    model = generic.learner(experiment, Run(out))
+    statistics = model.get_vec_normalize_env()
+    env = generic.env_of(experiment, 64)
+    env.seed(range(64))
+    env.reset()
+    seen = []
+    model.policy.features_extractor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    TrainedPolicy(model.policy, normalize=statistics)(env)
+    raw = env.observe().numpy()
+    assert torch.equal(seen[0], torch.from_numpy(statistics.normalize_obs(raw)))
+    assert abs(seen[0].numpy() - raw).max() > 0.1
+    assert model.policy.action_net.in_features == 8
+    assert main(["evaluate", "--run", out, "--policies", "[]"]) == 0
 
 
 def test_chosen_reference_policies_are_evaluated_and_unknown_ones_refused(copied, capsys):
