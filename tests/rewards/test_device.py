@@ -19,6 +19,12 @@ def police():
     assert not police.errors, police.errors
 
 
+def unet():
+    """The same at each call."""
+    torch.manual_seed(0)
+    return UNet(1, 3, init_channels=2).to("cuda")
+
+
 def pool():
     """Noise, on the device."""
     images = torch.randint(256, (NUMBER, 1, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -34,7 +40,7 @@ def reward_data(images, net):
 
 
 def test_reward_data_wait_once_for_each_perturbation(police):
-    images, net = pool(), UNet(1, 3, init_channels=2).to("cuda")
+    images, net = pool(), unet()
     with police.count() as counted:
         triplets = reward_data(images, net)
     assert {KINDS[kind] for kind in triplets.kind.tolist()} >= {"swap", "weights", "contrast", "noise"}
@@ -43,14 +49,14 @@ def test_reward_data_wait_once_for_each_perturbation(police):
 
 def test_a_reward_network_is_judged_with_one_wait(police):
     images, net = pool(), RewardNet(classes=3, init_channels=2).to("cuda")
-    triplets = reward_data(images, UNet(1, 3, init_channels=2).to("cuda"))
+    triplets = reward_data(images, unet())
     with police.count() as counted:
         reward_scores(net, triplets, images, 16)
     assert counted.total == 1, counted.report()
 
 
 def test_adabn_does_not_wait(police):
-    images, net = pool(), UNet(1, 3, init_channels=2).to("cuda")
+    images, net = pool(), unet()
     batches = [images.at(rows) for rows in torch.arange(NUMBER, device="cuda").split(16)]
     with police.count() as counted:
         adapt_batchnorm(net, batches)
