@@ -1,4 +1,4 @@
-"""Does a window hold tumour? The frozen classifier f of SPARS (docs/spars.md, Method 2, 6 and 8).
+"""The presence classifier f of SPARS: the probability that a window holds tumour (docs/spars.md, Method 2, 6 and 8).
 
 Symbols: W(p) = window with lower corner p; f(p) = softmax(C(I[W(p)]))[1], its presence score in [0, 1]; φ = phase.
 `DensePresenceNet` is fully convolutional: one forward of the volume gives f at every position of a lattice, equal to

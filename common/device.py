@@ -1,4 +1,4 @@
-"""Where the tensors live, and what is special on CUDA: precision, speed, random state."""
+"""The device of a run, and what is special on CUDA: precision, speed, random state."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

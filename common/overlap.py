@@ -1,4 +1,4 @@
-"""How much two label maps agree."""
+"""Overlap of two label maps."""
 
 from collections.abc import Sequence
 

@@ -1,1 +1,1 @@
-"""What a move is worth."""
+"""Rewards, and the networks and rules that they come from."""

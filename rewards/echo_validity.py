@@ -1,10 +1,11 @@
-"""Whether a mask can be a heart: nine rules on the shape of the ventricle and its wall (docs/rl4seg.md, Method 9).
+"""Anatomical validity of a mask: nine rules on the shape of the ventricle and its wall (docs/rl4seg.md, Method 9).
 
-LV is the cavity, MYO the wall, epi both of them, BG the rest; the apex-base axis is roughly vertical. Everything counts
-in pixels, so the spacing has no say; S = H·W / 2^14 is what is too small to count. The rules are numbered as there.
+LV is the cavity, MYO the wall, epi both of them, BG the rest; the apex-base axis is roughly vertical. All sizes
+are in pixels, so the spacing plays no role; S = H·W / 2^14 is the size below which a component is ignored. The rules
+are numbered as there.
 
 Components are looked for in the heart's bounding box only. What lies around it is one background, except where the
-heart touches the border, and there each rule has its own idea of the outside: `_Heart` holds the box in two forms.
+heart touches the border, and there the rules differ in what they call outside: `_Heart` holds the box in two forms.
 """
 
 import math
@@ -87,7 +88,7 @@ def valid_masks(masks: Tensor | Mask, *, border_policy: BorderPolicy = "vital") 
 
 
 def anatomical_reward(actions: Tensor, *, border_policy: BorderPolicy = "vital") -> Tensor:
-    """The verdict of every mask at all of its pixels: 1 valid, 0 not; float32 [B, H, W], on the device of `actions`.
+    """Validity of each mask at all of its pixels: 1 valid, 0 not; float32 [B, H, W], on the device of `actions`.
 
     actions: uint8 [B, H, W] with labels 0..2.
 
@@ -112,7 +113,7 @@ class _Heart:
     beyond: int
     """Pixels of the image below or to the right of `seen`."""
     speck: float
-    """S."""
+    """S, pixels: smaller components are ignored."""
 
     @classmethod
     def of(cls, mask: Mask, border_policy: BorderPolicy) -> "_Heart":
@@ -144,27 +145,27 @@ def _allowed(name: str, value: float) -> bool:
 
 
 def _lv_pixels(heart: _Heart) -> int:
-    """1: whether there is no LV."""
+    """Rule 1: 1 where there is no LV, else 0."""
     return int(not (heart.seen == LV).any())
 
 
 def _holes_in_lv(heart: _Heart) -> int:
-    """2."""
+    """Rule 2: hole pixels inside the LV."""
     return _holes(heart.framed != LV)
 
 
 def _disconnectivity_in_lv(heart: _Heart) -> int:
-    """3."""
+    """Rule 3: pixels of the LV outside its largest component."""
     return _disconnectivity(heart.seen == LV)
 
 
 def _disconnectivity_in_myo(heart: _Heart) -> int:
-    """4."""
+    """Rule 4: pixels of MYO outside its largest component."""
     return _disconnectivity(heart.seen == MYO)
 
 
 def _erosion_ratio(heart: _Heart, enough: float = math.inf) -> float:
-    """5: n / d, or as soon as that is known to be at least `enough` some value from there up to n / d.
+    """Rule 5: n / d; or some value from `enough` to n / d, as soon as n / d is known to be at least `enough`.
 
     n is how often MYO can be eroded before it falls apart or is gone, d its largest depth (Euclidean distance to what
     is not MYO). n erosions leave the pixels with a chessboard depth above n, less the pieces smaller than S; and what
@@ -184,12 +185,12 @@ def _erosion_ratio(heart: _Heart, enough: float = math.inf) -> float:
 
 
 def _holes_in_epi(heart: _Heart) -> int:
-    """6."""
+    """Rule 6: hole pixels inside the epicardium."""
     return _holes(heart.framed == BACKGROUND)
 
 
 def _holes_between(heart: _Heart) -> int:
-    """7: pixels of the holes that are neither in LV alone nor in MYO alone.
+    """Rule 7: pixels of the holes that are neither in LV alone nor in MYO alone.
 
     The rule fills the holes of LV that hold no MYO and those of MYO that hold no LV, and counts the background that is
     left and cut off from pixel (0, 0). That is: the 4-connected pieces of background that touch both LV and MYO.
@@ -208,7 +209,7 @@ def _holes_between(heart: _Heart) -> int:
 
 
 def _width_ratio(heart: _Heart) -> float:
-    """8: LV over MYO in the row of the centre of mass."""
+    """Rule 8: width of LV over width of MYO in the row of the centre of mass."""
     per_row = np.count_nonzero(heart.seen, axis=1)
     middle = heart.seen[int(per_row @ np.arange(len(per_row))) // max(int(per_row.sum()), 1)]
     lv, myo = np.count_nonzero(middle == LV), np.count_nonzero(middle == MYO)
@@ -216,7 +217,7 @@ def _width_ratio(heart: _Heart) -> float:
 
 
 def _frontier_ratio(heart: _Heart) -> float:
-    """9: pixels of LV with background among their eight neighbours, over the width of LV."""
+    """Rule 9: pixels of LV with background among their eight neighbours, over the width of LV."""
     lv = heart.seen == LV
     if not lv.any():
         return math.nan

@@ -1,4 +1,4 @@
-"""Masks made whole, many at a time: biggest components and filled holes (docs/rl4seg.md, Method 8).
+"""Repair of masks, many at a time: biggest components and filled holes (docs/rl4seg.md, Method 8).
 
 The images stand on top of each other in one tall picture, a row of background between two of them: one call labels the
 components of all. Neighbours are those across an edge.
@@ -36,7 +36,7 @@ def clean_masks(masks: Masks) -> Masks:
 
 
 def biggest_components(regions: Regions) -> Regions:
-    """Of each region, bool [N, H, W], its biggest component; of equal ones the first in reading order."""
+    """The biggest component of each region, bool [N, H, W]; of equal ones the first in reading order."""
     tall = _stacked(regions)
     labels, number = ndimage.label(tall)
     at = np.flatnonzero(tall)

@@ -1,4 +1,4 @@
-"""The score volumes: f of every window of every case, a gather instead of a forward (docs/spars.md, Method 2 and 8).
+"""Presence scores of all windows of all cases, computed once and looked up afterwards (docs/spars.md, Method 2 and 8).
 
 A frozen classifier's score depends on the case and the window's corner only, and corners lie on a lattice of L
 positions. `ScoreTable` holds the C·L scores on one device; a step of the environment looks two of them up.

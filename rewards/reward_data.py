@@ -29,13 +29,13 @@ from ..segmenters.inference import labels_of, logits_of
 from ..segmenters.norms import modes_kept
 
 KINDS = ("swap", "weights", "contrast", "noise", "correction", "identity", "sampled", "argmax")
-"""How a bad mask was made; `Triplets.kind` counts them from 0."""
+"""Origins of a bad mask; `Triplets.kind` is an index into them."""
 SHARES = (0.81, 0.09, 0.10)
-"""Of the patients, in training, validation and test."""
+"""Shares of the patients in training, validation and test."""
 ADAPTIVE_DICE = (0.5, 0.98)
-"""With adaptive strength: wanted Dice of the bad and the good mask."""
+"""Adaptive strength: range of the Dice between bad and good mask."""
 ADAPTIVE_SCALES = (1.0, 2.0, 0.5, 4.0, 0.25, 8.0, 16.0)
-"""Multiples of the configured strength that are tried, in this order."""
+"""Adaptive strength: multiples of the configured one, tried in this order."""
 
 Masks = Callable[[Tensor], Tensor]
 """Masks uint8 [N, H, W] to masks uint8 [N, H, W]."""
@@ -47,7 +47,7 @@ Perturbed = Callable[[Tensor, float], Tensor]
 
 @dataclass(frozen=True)
 class RewardDataConfig:
-    """Which triplets are made, and how strong the perturbations are (docs/rl4seg.md, Method 7 and 14).
+    """Kinds of triplets, and strength of the perturbations (docs/rl4seg.md, Method 7 and 14).
 
     Raises:
         ValueError: a value outside its range.
@@ -81,7 +81,7 @@ class RewardDataConfig:
     """Scale each perturbation, image by image, until its Dice with the good mask lies in 0.5 to 0.98; leave it out
     where no scale does that (ours)."""
     batch_size: int = 32
-    """Images per forward; swaps and the noise on weights are shared within it."""
+    """Images per forward pass; swaps stay within it, and it shares the noise on weights."""
 
     def __post_init__(self) -> None:
         check(self, "reward_data.", weight_noise=POSITIVE, noise=POSITIVE, contrast=(0, BELOW_1))
@@ -166,7 +166,7 @@ class Triplets:
 
 @dataclass(frozen=True)
 class Built:
-    """What one iteration's new images gave."""
+    """Triplets, gold and corrected masks of one iteration's new images."""
 
     triplets: Triplets
     gold_rows: Tensor

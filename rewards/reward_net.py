@@ -1,4 +1,4 @@
-"""The learned reward: how likely is each pixel's label right? (docs/rl4seg.md, Method 3 and 5-6)
+"""The reward network, the probability that a label is right, and its training (docs/rl4seg.md, Method 3 and 5-6).
 
 Symbols: x = image, a = label map, z = logits, r = sigmoid(z) = probability that the label is right, T = temperature,
 e = error target 1[a_bad = a_ref].
@@ -34,7 +34,7 @@ AUROC_BINS = 2048
 
 @dataclass(frozen=True)
 class RewardNetConfig:
-    """How the reward network is trained (docs/rl4seg.md, Method 5).
+    """Training of the reward network (docs/rl4seg.md, Method 5).
 
     Raises:
         ValueError: a value outside its range.
@@ -43,11 +43,11 @@ class RewardNetConfig:
     epochs: int = 50
     """Epochs per iteration of the loop; the best by validation BCE counts."""
     learning_rate: float = 1e-3
-    """Adam's."""
+    """Adam learning rate."""
     batch_size: int = 64
     """Triplets per step, at most: an epoch's batches are of one size, give or take one."""
     plateau_factor: float = 0.1
-    """The learning rate is multiplied by it on a plateau of the validation BCE."""
+    """Factor on the learning rate at a plateau of the validation BCE."""
     plateau_patience: int = 10
     """Epochs without improvement that make a plateau."""
     action_encoding: ActionEncoding = "raw"
@@ -64,7 +64,7 @@ class RewardNetConfig:
 
 
 class RewardNet(Network):
-    """A U-Net that reads an image and its label map and says of each pixel whether the label is right.
+    """A U-Net from an image and its label map to the probability, at each pixel, that the label is right.
 
     It is made in eval mode, and is used in it: the paper's program never switched, so that the reward of an image
     depended on the others in its batch (docs/rl4seg.md, Method 3). Only `train_reward_net` trains.
@@ -72,8 +72,8 @@ class RewardNet(Network):
     Args:
         classes: number of labels.
         encoding: of the label map: "raw" (2 -> 1 channels) or "onehot" (1 + classes -> 1).
-        init_channels: of the U-Net.
-        norm: of the U-Net.
+        init_channels: twice the maps of the U-Net's first level.
+        norm: normalisation of the U-Net.
     """
 
     temperature: Tensor
@@ -136,7 +136,7 @@ def train_reward_net(
         images: the pool that the triplets' rows point into.
         config: see there.
         run: the stage; receives `reward_net/*` per epoch.
-        seed: of the order of the triplets.
+        seed: seeds the order of the triplets.
         workers: the processes that train together.
 
     Raises:

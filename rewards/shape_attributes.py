@@ -1,4 +1,4 @@
-"""What is measured of a heart's shape (docs/rl4seg.md, Method 8): the shape prior's code follows these attributes."""
+"""Seven attributes of a heart's shape, which the shape prior's code is trained to follow (docs/rl4seg.md, Method 8)."""
 
 import math
 

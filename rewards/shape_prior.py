@@ -26,7 +26,7 @@ from .shape_attributes import ATTRIBUTES, attributes
 
 BLOCKS = 4
 SHRINK = 2 ** (BLOCKS + 1)
-"""One pixel of the bottleneck is so many of the image."""
+"""Side, in pixels of the image, of one pixel of the bottleneck."""
 
 
 class ARVAE(Network):
@@ -96,7 +96,7 @@ def _layer(conv: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
 
 @dataclass(frozen=True)
 class ShapePriorConfig:
-    """How the shape prior is trained; weights of the loss from docs/rl4seg.md, Method 8, the rest is ours.
+    """Training of the shape prior; weights of the loss from docs/rl4seg.md, Method 8, the rest is ours.
 
     Raises:
         ValueError: a value outside its range.
@@ -105,7 +105,7 @@ class ShapePriorConfig:
     epochs: int = 100
     """Epochs; the best by the validation Dice of the reconstruction counts."""
     learning_rate: float = 1e-3
-    """Adam's."""
+    """Adam learning rate."""
     batch_size: int = 32
     """Masks per step, at most."""
     init_channels: int = 48
@@ -113,15 +113,15 @@ class ShapePriorConfig:
     latent: int = 16
     """Dimensions of the code; the first seven follow an attribute each."""
     dice_weight: float = 1.0
-    """Of 1 - Dice of LV and MYO."""
+    """Weight of 1 - Dice of LV and MYO."""
     ce_weight: float = 0.1
-    """Of the cross-entropy."""
+    """Weight of the cross-entropy."""
     kl_weight: float = 1e-4
-    """Of the divergence of the posterior from N(0, 1)."""
+    """Weight of the divergence of the posterior from N(0, 1)."""
     attribute_weight: float = 10.0
-    """Of the attribute regularisation."""
+    """Weight of the attribute regularisation."""
     delta: float = 1.0
-    """Steepness of tanh in the attribute regularisation."""
+    """Steepness of the tanh in the attribute regularisation."""
     shift: float = 0.0
     """Augmentation: masks are moved by up to this share of the image along each axis. 0 in the paper's program: a prior
     that has seen the source's positions only calls others wrong, which is what the paper measured."""
@@ -178,7 +178,7 @@ def train_shape_prior(
         val: the same, of other patients.
         config: see there.
         run: the stage; receives `shape_prior/*` per epoch.
-        seed: of weights, order, codes and augmentation.
+        seed: seeds weights, order, codes and augmentation.
         workers: the processes that train together.
 
     Raises:

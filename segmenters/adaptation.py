@@ -24,12 +24,12 @@ from .unet import UNet
 
 @dataclass(frozen=True)
 class EntropyConfig:
-    """How the entropy of the target's predictions is minimised (Wang et al., Tent, ICLR 2021)."""
+    """Minimisation of the entropy of the target's predictions (Wang et al., Tent, ICLR 2021)."""
 
     epochs: int = 5
     """Passes over the target images; the last one is kept."""
     learning_rate: float = 1e-3
-    """Step size of Adam (Tent: 1e-3)."""
+    """Adam learning rate (Tent: 1e-3)."""
     batch_size: int = 32
     """Target images per step, at most; their statistics normalise them."""
     parameters: Literal["norm", "all"] = "norm"

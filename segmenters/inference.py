@@ -71,5 +71,5 @@ def _logits(net: nn.Module, images: Tensor, batch_size: int) -> Iterator[Tensor]
 
 
 def device_of(net: nn.Module) -> torch.device:
-    """Where the network is."""
+    """Device of the network's parameters."""
     return next(net.parameters()).device

@@ -1,4 +1,4 @@
-"""What a network's normalisation does, and how its weights are loosened (docs/rl4seg.md, Method 3 and 5).
+"""Modes of batch normalisation, AdaBN, and shrink-and-perturb (docs/rl4seg.md, Method 3 and 5).
 
 Batch normalisation makes a policy depend on the batch that an image comes in. `frozen` keeps it a function of the
 image: the running statistics are estimated once on target images (AdaBN) and then stay. `batch` is what the paper's
@@ -20,12 +20,12 @@ NormMode = Literal["frozen", "batch", "group"]
 
 
 def norm_of(mode: NormMode) -> Norm:
-    """The normalisation layers of networks for this mode."""
+    """Which normalisation layers a network for this mode has."""
     return "group" if mode == "group" else "batch"
 
 
 def batchnorms(net: nn.Module) -> list[nn.BatchNorm2d]:
-    """Its batch normalisations, from the first to the last."""
+    """The batch normalisation layers of `net`, from the first to the last."""
     return [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
 
 
@@ -50,7 +50,7 @@ def set_norm_mode(net: nn.Module, mode: NormMode, *, training: bool) -> None:
 
 @contextmanager
 def modes_kept(net: nn.Module) -> Iterator[None]:
-    """Afterwards every layer is in the mode, train or eval, in which it was before."""
+    """Put every layer back into its mode, train or eval, after the block."""
     modes = [(layer, layer.training) for layer in net.modules()]
     try:
         yield
@@ -61,7 +61,7 @@ def modes_kept(net: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def statistics_kept(net: nn.Module) -> Iterator[None]:
-    """Forwards in `batch` mode leave the running statistics as they are."""
+    """Keep the running statistics as they are during forward passes in `batch` mode."""
     layers = batchnorms(net)
     for layer in layers:
         layer.track_running_stats = False  # in train mode: the batch decides, and nothing is remembered
@@ -131,10 +131,10 @@ def shrink_perturb(
 
     Args:
         net: is changed.
-        generator: of the noise.
-        shrink: factor of the weights.
+        generator: draws the noise.
+        shrink: factor on the weights.
         sigma: standard deviation of the noise.
-        include_norm: the gains of the normalisation too.
+        include_norm: whether the gains of normalisation layers change too.
     """
     for name, weight in net.named_parameters():
         if name.endswith("weight") and (include_norm or weight.ndim > 1):  # gains are the only vectors among them

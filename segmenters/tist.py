@@ -1,4 +1,4 @@
-"""TI-ST: self-training that trusts what does not depend on the look of an image (Ghamsarian et al., MICCAI 2023).
+"""TI-ST: self-training on predictions that do not change with the image's intensities (Ghamsarian et al., MICCAI 2023).
 
 As the program of RL4Seg uses it (docs/rl4seg.md, Method 11). Symbols: e = epoch from 0; lambda(e) = weight of
 the target term; q, p = predictions on a target image and on a jittered copy; m = 1 where both are sure of one class.
@@ -28,7 +28,7 @@ from .training import truth_of
 from .unet import UNet
 
 SURE = 0.85
-"""Probability above which a prediction counts as sure."""
+"""Least probability of a prediction that counts as certain."""
 JITTER = 0.6
 """Brightness and contrast are scaled by 0.4 to 1.6; the saturation of the paper's jitter does nothing to grey."""
 BLUR_SIGMA = (0.1, 2.0)
@@ -40,16 +40,16 @@ WEIGHTS = "weights.safetensors"
 
 @dataclass(frozen=True)
 class TistConfig:
-    """How TI-ST trains. Defaults: the program of RL4Seg."""
+    """Training of TI-ST. Defaults: the program of RL4Seg."""
 
     nets: Literal["binary", "multi"] = "binary"
     """binary: one network for LV and one for MYO, merged. multi: one network of three classes."""
     overlap: Literal["lv", "myo"] = "lv"
-    """Class of the pixels that both binary networks claim (the authors' figures: myo)."""
+    """Class of a pixel that both binary networks call foreground (the authors' figures: myo)."""
     epochs: int = 50
     """Passes over the source images; at least 2: the target acts in the second half of them."""
     learning_rate: float = 1e-3
-    """Step size of Adam."""
+    """Adam learning rate."""
     batch_size: int = 32
     """Images of each domain per step, at most."""
 

@@ -23,7 +23,7 @@ Loss = Literal["ce", "ce_double_softmax"]
 
 @dataclass(frozen=True)
 class SupervisedConfig:
-    """How a segmenter is trained on labelled images. Defaults: the paper's program, but for the loss."""
+    """Supervised training of a segmenter. Defaults: the paper's program, but for the loss."""
 
     epochs: int = 50
     """Passes over the training images; 0 leaves the network as it is."""

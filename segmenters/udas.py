@@ -33,20 +33,20 @@ HEAD_KEYS = ("seed", "udas.head_epochs", "udas.head_learning_rate", "udas.batch_
 
 @dataclass(frozen=True)
 class UdasConfig:
-    """How UDAS trains. Defaults: the method's own, but for epochs and step size on the target, which are ours."""
+    """Training of UDAS. Defaults: the method's own, but for epochs and step size on the target, which are ours."""
 
     head_epochs: int = 50
     """Passes of the head over the source; the best by validation Dice is kept."""
     head_learning_rate: float = 1e-3
-    """Step size of the head's Adam."""
+    """Adam learning rate of the head."""
     epochs: int = 50
     """Passes of the first block over the target, at most."""
     learning_rate: float = 1e-4
-    """Step size of the first block's Adam: small, because the teacher changes with it."""
+    """Adam learning rate of the first block; small, because the teacher changes with it."""
     batch_size: int = 20
     """Images per step, at most."""
     tolerance: float = 0.005
-    """Stop after an epoch that changes the Dice between head and teacher by less."""
+    """Stop after an epoch that changes the Dice between head and teacher by less than this; 0 to 1."""
 
     def __post_init__(self) -> None:
         check(self, "udas.", head_epochs=AT_LEAST_0, head_learning_rate=POSITIVE, batch_size=AT_LEAST_1)

@@ -1,4 +1,4 @@
-"""How sure a segmenter is, by the classic means that the reward network is compared with (docs/rl4seg.md, Method 12).
+"""Uncertainty of a segmenter by ensembles, MC dropout and test-time augmentation (docs/rl4seg.md, Method 12).
 
 p̄ = mean softmax over passes, [N, C, H, W]; u = entropy of p̄ in base C, in [0, 1].
 """
@@ -14,10 +14,11 @@ from ..common.device import forked_rng
 from .inference import logits_of
 
 MAX_SHIFT, MAX_ROTATION_DEG = 0.05, 10.0
-"""Of test-time augmentation: translation as a share of the image's size, and rotation, each to both sides."""
+"""Test-time augmentation: largest translation, as a share of the image's size, and largest rotation, to both sides."""
 CONTRAST = (0.8, 1.2)
-"""Of test-time augmentation: factor of the contrast around the image's mean."""
+"""Test-time augmentation: range of the factor on the distance from the image's mean."""
 BATCH = 32
+"""Images per forward pass."""
 
 
 def entropy_map(probabilities: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ class UNet(Network):
     """Six levels, two 3x3 convolutions each, transposed convolutions upwards, no activation at the end.
 
     Args:
-        in_channels: of x.
-        out_channels: of the map that comes out.
+        in_channels: channels of x.
+        out_channels: channels of the output.
         init_channels: twice the number of maps of the first level; 32 in the paper's program (7 781 363 parameters for
             1 -> 3), less for small images.
         norm: "batch", or "group": groups of at most 8 maps, the same in training and use.
