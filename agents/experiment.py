@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from ..common.checks import check
-from ..common.device import resolve_device
+from ..common.device import accelerate, resolve_device
 from ..common.files import replacing
 from ..common.runs import Run, plain
 from ..envs.core import Frame
@@ -118,6 +118,7 @@ class Paper(Generic[E]):
         return self._finish(experiment.resolved(), Run.open(out))
 
     def _finish(self, experiment: E, run: Run) -> Run:
+        accelerate(resolve_device(experiment.device))
         self.train(experiment, run)
         run.close()
         return run

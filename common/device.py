@@ -34,8 +34,7 @@ def accelerate(device: torch.device, *, deterministic: bool = False) -> None:
     """Choose how CUDA computes in this process from now on; on the CPU nothing changes.
 
     By default fast: cuDNN measures its algorithms for each shape and takes the fastest; float32 products are made in
-    TF32. With `deterministic` cuDNN uses only algorithms that repeat bit for bit, without measuring. Call it after each
-    learner of Stable-Baselines3 is built, whose `set_random_seed` chooses for the whole process.
+    TF32. With `deterministic` cuDNN uses only algorithms that repeat bit for bit, without measuring.
     """
     if device.type != "cuda":
         return

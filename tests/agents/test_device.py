@@ -45,8 +45,19 @@ RL4SEG = {
 }
 
 
+@pytest.fixture
+def flags(monkeypatch):
+    """cuDNN's settings; they and the precision of products are put back afterwards."""
+    precision = torch.get_float32_matmul_precision()
+    for name in ("deterministic", "benchmark"):
+        monkeypatch.setattr(torch.backends.cudnn, name, name == "benchmark")
+    yield torch.backends.cudnn
+    torch.set_float32_matmul_precision(precision)
+
+
 @pytest.mark.parametrize("config", [SPARS, RL4SEG], ids=["spars", "rl4seg"])
-def test_a_training_has_no_tensor_on_the_wrong_device(tmp_path, monkeypatch, config):
+def test_a_training_is_fast_and_has_no_tensor_on_the_wrong_device(tmp_path, monkeypatch, flags, config):
+    flags.benchmark = False
     # an untrained policy's masks pass as valid, and as their own correction: there is reward data after one epoch
     monkeypatch.setattr(stages, "valid_masks", lambda masks, border_policy: torch.ones(len(masks), dtype=torch.bool))
     monkeypatch.setattr(Corrector, "__call__", lambda self, masks: masks)
@@ -55,6 +66,7 @@ def test_a_training_has_no_tensor_on_the_wrong_device(tmp_path, monkeypatch, con
         status = main(["train", "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run")])
     assert not police.errors, police.errors
     assert status == 0
+    assert (flags.benchmark, torch.get_float32_matmul_precision()) == (True, "high")
 
 
 def test_an_iteration_of_dense_ppo_waits_for_its_two_logs_and_the_environment_only():
@@ -71,14 +83,6 @@ def test_an_iteration_of_dense_ppo_waits_for_its_two_logs_and_the_environment_on
     own = sum(times for (_, where), times in counted.waits.items() if where.startswith("dense_ppo/"))
     assert own == 2 * 2, counted.report()  # the logs of rollout and update
     assert counted.total <= 5 * 2, counted.report()
-
-
-@pytest.fixture
-def flags(monkeypatch):
-    """cuDNN's settings, put back afterwards."""
-    for name in ("deterministic", "benchmark"):
-        monkeypatch.setattr(torch.backends.cudnn, name, name == "benchmark")
-    return torch.backends.cudnn
 
 
 def test_ppo_waits_a_stated_number_of_times_per_step_and_minibatch_and_leaves_cudnn_alone(flags):
