@@ -19,7 +19,7 @@ from segarena.agents.rl4seg import stages as rl4seg_stages
 from segarena.agents.rl4seg.context import Context
 from segarena.common.runs import Run
 from segarena.datasets.echo.phantom import echo_phantom
-from segarena.rewards.shape_prior import Corrector
+from segarena.rewards.corrector import Corrector
 
 TINY = {
     "paper": "rl4seg",

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from segarena.agents.rl4seg import stages, training
-from segarena.agents.rl4seg.baselines import METHODS
+from segarena.agents.rl4seg.baselines import BASELINES
 from segarena.agents.rl4seg.config import (
     GoldConfig,
     NetworkConfig,
@@ -18,11 +18,13 @@ from segarena.agents.rl4seg.config import (
 from segarena.agents.rl4seg.context import Context
 from segarena.common.runs import Run
 from segarena.datasets.echo.images import EchoDataConfig, PhantomPatients
-from segarena.rewards.shape_prior import Corrector, ShapePriorConfig
+from segarena.rewards.corrector import Corrector
+from segarena.rewards.shape_prior import ShapePriorConfig
 from segarena.segmenters.tist import TistConfig
 from segarena.segmenters.training import SupervisedConfig
 from segarena.segmenters.udas import UdasConfig
 
+TRAINED = [name for name, row in BASELINES.items() if row.included is None]
 SMALL = RL4SegExperiment(
     device="cpu",
     source=EchoDataConfig(size=32, phantom_patients=PhantomPatients(train=2, val=1, test=0, pred=0)),
@@ -36,7 +38,7 @@ SMALL = RL4SegExperiment(
     ppo=PPOStageConfig(epochs=1, batch=Schedule("linear_iter", 4)),
     tist=TistConfig(epochs=2),
     udas=UdasConfig(head_epochs=1, epochs=1),
-    methods=list(METHODS),
+    baselines=TRAINED,
 )
 LOADED = ("source", "source_val", "target_all", "target", "target_val")
 """What a context loads once: each stage shall load its own, so that it is seen to read the keys."""
@@ -80,11 +82,12 @@ def trained(tmp_path_factory):
         patch.setattr(Context, "stage", watched_stage)
         for kind, prefix in ((RL4SegExperiment, ""), (NetworkConfig, "network."), (GoldConfig, "gold.")):
             watch(patch, kind, prefix, read)
-        run = training.train(SMALL, tmp_path_factory.mktemp("stages") / "run", {})
+        run = Run(tmp_path_factory.mktemp("stages") / "run")
+        training.train(SMALL.resolved(), run)
     return run, reads
 
 
-INSIDE = {"methods/tist/lv", "methods/tist/myo", "methods/udas/head"}
+INSIDE = {"baselines/tist/lv", "baselines/tist/myo", "baselines/udas/head"}
 """Stages of a stage; what is read for them, the outer one reads."""
 
 
@@ -105,15 +108,15 @@ def test_a_stage_depends_on_every_key_that_it_reads(trained):
 
 
 LOOP = {f"iteration_{i}/{part}" for i in (1, 2) for part in ("reward_data", "reward_net", "ppo")}
-SELF_TRAINING = {"methods/gold_self_training", "methods/corrected_self_training"}
-BY_RL = {"methods/policy_gradient", "methods/oracle_rl"}
+SELF_TRAINING = {"baselines/gold_self_training", "baselines/corrected_self_training"}
+BY_RL = {"baselines/policy_gradient", "baselines/oracle_rl"}
 ON_SOURCE = {
     "supervised",
     "shape_prior",
-    "methods/ensemble/1",
-    "methods/ensemble/2",
-    "methods/ensemble/3",
-    "methods/mc_dropout",
+    "baselines/ensemble/1",
+    "baselines/ensemble/2",
+    "baselines/ensemble/3",
+    "baselines/mc_dropout",
 }
 
 
@@ -124,12 +127,12 @@ ON_SOURCE = {
         ("device", set()),
         ("evaluation.pictures", set()),
         ("source.cache_dir", set()),
-        ("udas.epochs", {"methods/udas"}),
-        ("udas.head_epochs", {"methods/udas", "methods/udas/head"}),
-        ("entropy.epochs", {"methods/entropy"}),
-        ("network.dropout", {"methods/mc_dropout"}),
-        ("shape_prior.epochs", {"shape_prior", *LOOP, "methods/policy_gradient", *SELF_TRAINING}),
-        ("reward_net.epochs", {*LOOP, "methods/policy_gradient"} - {"iteration_1/reward_data"}),
+        ("udas.epochs", {"baselines/udas"}),
+        ("udas.head_epochs", {"baselines/udas", "baselines/udas/head"}),
+        ("entropy.epochs", {"baselines/entropy"}),
+        ("network.dropout", {"baselines/mc_dropout"}),
+        ("shape_prior.epochs", {"shape_prior", *LOOP, "baselines/policy_gradient", *SELF_TRAINING}),
+        ("reward_net.epochs", {*LOOP, "baselines/policy_gradient"} - {"iteration_1/reward_data"}),
         ("ppo.epochs", {*LOOP, *SELF_TRAINING, *BY_RL} - {"iteration_1/reward_data", "iteration_1/reward_net"}),
     ],
 )
@@ -148,7 +151,7 @@ def test_the_target_decides_no_stage_that_learns_from_the_source_only(trained):
     ("changes", "refused", "others"),
     [
         ({"name": "Other", "evaluation": ProtocolConfig(pictures=1)}, None, 0),
-        ({"udas": replace(SMALL.udas, epochs=7)}, "methods/udas/manifest.json was made with udas.epochs = 1", 0),
+        ({"udas": replace(SMALL.udas, epochs=7)}, "baselines/udas/manifest.json was made with udas.epochs = 1", 0),
         ({"network": replace(SMALL.network, dropout=0.5)}, "mc_dropout/manifest.json was made with network.dropout", 0),
         ({"gold": GoldConfig(fraction=0.5)}, "iteration_1/ppo/manifest.json was made with gold.fraction = 1.0", 0),
         ({"supervised": SupervisedConfig(epochs=7)}, "/supervised/manifest.json was made with supervised.", 9),
@@ -165,7 +168,7 @@ def test_a_changed_key_stops_the_first_stage_that_depends_on_it_and_those_after_
         except ValueError as error:
             found.append(str(error))
 
-    for part in (stages.loop, *(METHODS[name] for name in context.experiment.methods)):
+    for part in (stages.loop, *(BASELINES[name].networks for name in TRAINED)):
         check(part)
     if refused is None:
         assert found == []
