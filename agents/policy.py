@@ -94,7 +94,8 @@ def play(env: Env, policy: Policy[Env], *, on_end: Callable[[Tensor], None] | No
     lengths = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device)
     by_term, over = (torch.zeros(env.num_envs, dtype=torch.bool, device=env.device) for _ in range(2))
     infos: list[dict[str, Any]] = [{} for _ in range(env.num_envs)]
-    while not bool(over.all()):
+    running = env.num_envs
+    while running:
         reward, terminated, truncated = env.step(policy(env))
         returns += reward.double().masked_fill(over, 0.0)
         env_ids = ((terminated | truncated) & ~over).nonzero().flatten()
@@ -105,6 +106,7 @@ def play(env: Env, policy: Policy[Env], *, on_end: Callable[[Tensor], None] | No
             if on_end:
                 on_end(env_ids)
             over = over.index_fill(0, env_ids, True)
+            running -= len(env_ids)
     return Episodes(returns, lengths, by_term, infos)
 
 
