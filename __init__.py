@@ -1,4 +1,4 @@
-"""SegArena: medical-image segmentation as a env. Importing it registers every environment with Gymnasium."""
+"""SegArena: medical images are segmented in Gymnasium environments. Importing it registers every environment with Gymnasium."""
 
 from . import envs as envs
 

@@ -133,7 +133,7 @@ class Bench:
         torch.manual_seed(0)
         reward = RewardNet(classes=len(CLASSES), init_channels=sizes.init_channels).to(device).requires_grad_(False)
         images = self.phantoms(4 * sizes.batch, sizes.size)
-        model = learner(images, lambda x, a, rows: reward(x, a), config, sizes.init_channels, device)
+        model = learner(images, lambda x, a, index: reward(x, a), config, sizes.init_channels, device)
         steps = sizes.iterations * sizes.batch
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -152,7 +152,7 @@ class Bench:
         speed = {name: [steps / value for value in values] for name, values in spent.items()}
 
         paid = torch.ones(sizes.batch, 1, 1, device=device)
-        env = env_of(images, lambda x, a, rows: paid, sizes.batch, device)
+        env = env_of(images, lambda x, a, index: paid, sizes.batch, device)
         env.reset()
         actions = torch.zeros(sizes.batch, sizes.size**2, dtype=torch.uint8, device=device)
         data = rates(lambda: [env.advance(actions) for _ in range(50)], 50 * sizes.batch, sizes.repeats, device)
@@ -322,10 +322,10 @@ def distorted(masks: Masks, rng: np.random.Generator) -> Masks:
     return (soft + 0.2 * field / field.std()).argmax(axis=1).astype(np.uint8)
 
 
-def env_of(images: ImagePool, reward: RewardFunction, slots: int, device: torch.device) -> EchoEnv:
+def env_of(images: ImagePool, reward: RewardFunction, num_envs: int, device: torch.device) -> EchoEnv:
     """As a training plays it."""
     return EchoEnv(
-        images=images, device=device, expose_truth=False, reward_function=reward, num_envs=slots, sampler="shared"
+        images=images, device=device, expose_truth=False, reward_function=reward, num_envs=num_envs, sampler="shared"
     )
 
 

@@ -1,6 +1,6 @@
 """How fast SPARS plays, learns and scores: each figure against its target (docs/spars.md, Method 14).
 
-`python benchmarks/spars_speed.py` prints a table and writes a JSON file. A step is one move in one episode slot. Every
+`python benchmarks/spars_speed.py` prints a table and writes a JSON file. A step is one move in one environment. Every
 figure is the median of several repeats after a warm-up; both sides of a ratio run alternately. Scores are the oracle's
 (the share of the tumour inside the window), so that no trained weights are needed; features come from a classifier with
 random weights, which costs what a trained one costs. Only the single environment uses the packaged classifier, if it
@@ -81,7 +81,7 @@ class Sizes:
     """Voxels of the CT that is prepared."""
     repeats: int = 7
     moves: int = 2000
-    """Moves of all N slots per repeat."""
+    """Moves of all N environments per repeat."""
     single_steps: int = 5000
     ppo_steps: int = 20_480
     """Steps of PPO per repeat."""
@@ -104,7 +104,7 @@ class Bench:
     """Temporary: caches and the random weights."""
 
     def env(self, grid: Grid, **settings: Any) -> SparsEnv:
-        """A env on two phantoms on `grid`, on the CPU unless said otherwise."""
+        """An environment on two phantoms on `grid`, on the CPU unless said otherwise."""
         weights = Path(self.folder) / f"{grid.name}.safetensors"
         if not weights.exists():
             torch.manual_seed(0)
@@ -149,7 +149,7 @@ class Bench:
         return figures
 
     def observed_steps(self) -> list[Figure]:
-        """Moves with automatic reset and an observation of every slot."""
+        """Moves with automatic reset and an observation of every environment."""
         figures = []
         for grid in (PHANTOM, self.sizes.full):
             env = self.env(grid, opponent="random", obs_mode="features")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import segarena  # noqa: F401 (registers the environments)
 import torch
+from device_police import DevicePolice
 
 torch.set_num_threads(1)  # the tests' tensors are small: a second thread costs more than it gives
 
@@ -13,6 +14,14 @@ torch.set_num_threads(1)  # the tests' tensors are small: a second thread costs 
 def cache_elsewhere(tmp_path_factory, monkeypatch):
     """Nothing of a test lands in the user's cache; tests share one, so that the same case is prepared once."""
     monkeypatch.setenv("SEGARENA_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def police():
+    """A pretended CUDA device while the test runs; at its end, nothing may have been refused."""
+    with DevicePolice(watch="segarena") as police:
+        yield police
+    assert not police.errors, police.errors
 
 
 @pytest.fixture

@@ -69,10 +69,14 @@ class WindowLattice:
 
     def corners(self, ids: Tensor | None = None) -> Tensor:
         """Lower corners in voxels, int64 [..., 3], of the positions numbered `ids` (all of them by default)."""
-        ids = torch.arange(self.size) if ids is None else ids
+        cells = self._cells(torch.arange(self.size) if ids is None else ids)
+        return torch.stack([cell * self.step + p for cell, p in zip(cells, self.phase, strict=True)], dim=-1)
+
+    def _cells(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Place along each axis, int64 [...], of the positions numbered `ids`; by plain numbers, which CUDA need not be
+        waited for to receive."""
         sx, sy, _ = self.strides
-        cells = torch.stack((ids // sx, ids % sx // sy, ids % sy), dim=-1)
-        return cells * self.step + torch.tensor(self.phase, device=ids.device)
+        return ids // sx, ids % sx // sy, ids % sy
 
     def ids(self, corners: Tensor) -> Tensor:
         """Numbers, int64 [...], of the positions with lower corners `corners`, int64 [..., 3] in voxels.
@@ -132,6 +136,11 @@ class WindowLattice:
         x, y, z = self.block_widths
         return x[:, None, None] * y[None, :, None] * z[None, None, :]
 
+    @cached_property
+    def _sizes_on(self) -> dict[torch.device, Tensor]:
+        """`block_sizes` on each device that asked for them."""
+        return {}
+
     def block_sums(self, volume: Tensor) -> Tensor:
         """g_b: sum of `volume` [X, Y, Z] inside each block, int64 [Bx, By, Bz]."""
         sums = volume.to(torch.int64)
@@ -146,7 +155,9 @@ class WindowLattice:
 
         inside: bool [..., Bx, By, Bz], the blocks of the mask; target_blocks: g_b, int64, of the same shape.
         """
-        sizes = self.block_sizes.to(inside.device)
+        if inside.device not in self._sizes_on:
+            self._sizes_on[inside.device] = self.block_sizes.to(inside.device)
+        sizes = self._sizes_on[inside.device]
         common, mask = ((counts * inside).sum(dim=(-3, -2, -1)) for counts in (target_blocks, sizes))
         return common, mask, target_blocks.sum(dim=(-3, -2, -1))
 
@@ -176,14 +187,14 @@ class WindowLattice:
         """Sum of int64 `values` over the windows that cover each block: 8 signed updates an event, three cumsums."""
         episodes, device = len(ids), ids.device
         bx, by, bz = (n + 1 for n in self.block_shape)
-        low = (self.corners(ids.clamp(min=0)) - torch.tensor(self.phase, device=device)) // self.step
-        low = low + torch.tensor([int(p > 0) for p in self.phase], device=device)  # the cut first block is block 0
+        cells = self._cells(ids.clamp(min=0))
+        low = [cell + int(p > 0) for cell, p in zip(cells, self.phase, strict=True)]  # the cut first block is block 0
         values = torch.where(ids >= 0, values, 0)
         base = torch.arange(episodes, device=device)[:, None] * (bx * by * bz)
         flat = torch.zeros(episodes * bx * by * bz, dtype=torch.int64, device=device)
         span = [w // self.step for w in self.window]
         for corner in range(8):
-            at = [low[..., axis] + (span[axis] if corner >> axis & 1 else 0) for axis in range(3)]
+            at = [low[axis] + (span[axis] if corner >> axis & 1 else 0) for axis in range(3)]
             index = base + (at[0] * by + at[1]) * bz + at[2]
             sign = -1 if corner.bit_count() % 2 else 1
             flat.index_add_(0, index.flatten(), sign * values.flatten())

@@ -183,6 +183,108 @@ def test_a_saved_state_continues_the_same_episodes(env_id):
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
+def begun(env_id, num_envs=3, **settings):
+    env = make_batch(ENVIRONMENTS[env_id].env_class, num_envs, **small(env_id, **settings)).batched
+    env.seed(range(num_envs))
+    env.reset()
+    return env
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_reward_terms_add_up_to_the_reward_and_stand_in_the_info_of_every_adapter(env_id):
+    env = begun(env_id, 2)
+    names = list(env.reward_weights)
+    vector, learner = BatchEnv(begun(env_id, 2)), LearnerEnv(begun(env_id, 2))
+    single = make_single(ENVIRONMENTS[env_id].env_class, **small(env_id))
+    infos = [single.reset(seed=0)[1], vector.reset(seed=0)[1]]
+    assert all(not np.any(info[f"reward/{name}"]) for info in infos for name in names), "0 at the start"
+    learner.seed(0)
+    learner.reset()
+    for action in actions_for(env.single_action_space, 60, 2):
+        step = env.advance(env.actions_from(action))
+        assert list(env.reward_terms) == names
+        terms = {name: term.clone() for name, term in env.reward_terms.items()}
+        assert torch.equal(sum(terms.values()), step.reward), "those of ended episodes too"
+        _, _, terminated, truncated, told = single.step(action[0])
+        v_info, l_infos = vector.step(action)[4], learner.step(action)[3]
+        for name in names:
+            key = f"reward/{name}"
+            assert told[key] == terms[name][0]
+            for i in range(2):
+                if step.terminated[i] or step.truncated[i]:
+                    assert v_info["final_info"][key][i] == l_infos[i][key] == terms[name][i]
+                    assert v_info[key][i] == 0, "a new episode"
+                else:
+                    assert v_info[key][i] == terms[name][i]
+        if terminated or truncated:
+            single.reset()
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_to_switch_a_term_off_changes_the_reward_by_exactly_that_term(env_id):
+    for name in begun(env_id).reward_weights:
+        whole, without, twice = (begun(env_id) for _ in range(3))
+        without.reward_weights[name], twice.reward_weights[name] = 0.0, 2.0
+        acted = False
+        for action in map(whole.actions_from, actions_for(whole.single_action_space, 60, 3)):
+            reward, less, more = (env.advance(action).reward for env in (whole, without, twice))
+            term = whole.reward_terms[name]
+            assert torch.equal(reward - less, term)
+            assert torch.equal(more - reward, term)
+            acted |= bool(term.any())
+        assert acted, f"{name}: no step paid it"
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_facts_of_an_episode_are_made_when_asked_for_and_are_those_of_its_end(env_id, monkeypatch):
+    asked, made = begun(env_id), []
+    late = begun(env_id)
+    plain = type(late)._episode_info
+
+    def counted(self, env_ids):
+        make = plain(self, env_ids)
+        return lambda: made.append(len(env_ids)) or make()
+
+    monkeypatch.setattr(late, "_episode_info", counted.__get__(late))
+    kept = []
+    for action in map(late.actions_from, actions_for(late.single_action_space, 60, 3)):
+        at_once, later = asked.advance(action).ended, late.advance(action).ended
+        kept += [(str(at_once.episode_info), later)] if later else []
+    assert kept
+    assert made == [], "nobody asked"
+    for facts, ended in kept:  # after the logs were overwritten, and everybody plays other episodes
+        assert str(ended.episode_info) == facts
+        assert ended.episode_info is ended.episode_info
+    assert len(made) == len(kept), "once each"
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_arguments_of_gymnasium_point_to_ours(env_id):
+    with pytest.raises(ValueError, match=r"num_envs is 4 but gym.make makes one .* gym.make_vec\(id, num_envs=4\)"):
+        gym.make(env_id, num_envs=4, **small(env_id))
+    with pytest.raises(ValueError, match=r"max_episode_steps is 5 .* give horizon=5"):
+        gym.make_vec(env_id, num_envs=2, max_episode_steps=5, **small(env_id))
+    with pytest.raises(ValueError, match=r"render_mode is 'human' .* this machine has no display"):
+        gym.make_vec(env_id, num_envs=2, render_mode="human", **small(env_id))
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_the_adapters_document_themselves_by_the_environment(env_id):
+    single, vector = gym.make(env_id, **small(env_id)), gym.make_vec(env_id, num_envs=2, **small(env_id))
+    assert single.unwrapped.__doc__ == type(single.unwrapped.batched).__doc__ == vector.unwrapped.__doc__
+    for section in ("Description", "Action Space", "Observation Space", "Rewards", "Starting State", "Episode End"):
+        assert f"## {section}\n" in single.unwrapped.__doc__
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_actions_may_be_tensors_and_are_checked_as_arrays_are(env_id):
+    env = begun(env_id)
+    action = actions_for(env.single_action_space, 1, 3)[0]
+    assert torch.equal(env.actions_from(torch.as_tensor(action)), env.actions_from(action))
+    with pytest.raises(ValueError, match="outside"):
+        env.actions_from(torch.full_like(torch.as_tensor(action), 10_000))
+
+
 @pytest.mark.parametrize("env_id", IDS)
 def test_render_gives_pictures_that_change_and_can_be_recorded(env_id, tmp_path):
     env = gym.make(env_id, render_mode="rgb_array", **small(env_id))
@@ -316,6 +418,57 @@ def test_an_environment_may_keep_a_graph_and_act_per_pixel_and_end_after_one_ste
     vector = BatchEnv(Graph())
     vector.reset(seed=0)
     assert vector.step(actions)[4]["final_info"]["pixel_reward"].shape == (3, 2, 2)
+
+
+class Guess(BatchedEnv):
+    """Pays the action in two terms; never terminates by itself."""
+
+    def __init__(self, **settings):
+        super().__init__(device="cpu", **settings)
+        self.single_observation_space = spaces.Box(0.0, 1.0, (1,), np.float32)
+        self.single_action_space = spaces.Discrete(3)
+        self.reward_weights = {"high": 1.0, "low": 0.5}
+
+    def _reset(self, env_ids, options):
+        pass
+
+    def _step(self, actions):
+        terms = {"high": actions.float(), "low": -actions.float()}
+        return terms, torch.zeros(self.num_envs, dtype=torch.bool)
+
+    def observe(self, env_ids=None):
+        return torch.zeros(self.num_envs if env_ids is None else len(env_ids), 1)
+
+    def _render_frame(self, env_id):
+        return np.zeros((2, 2, 3), np.uint8)
+
+
+def test_terms_are_weighted_and_each_needs_a_weight():
+    env = Guess(num_envs=2)
+    env.reset()
+    reward, _, _ = env.step(torch.tensor([2, 1]))
+    assert reward.tolist() == [1.0, 0.5]
+    assert {name: term.tolist() for name, term in env.reward_terms.items()} == {"high": [2.0, 1.0], "low": [-1.0, -0.5]}
+    del env.reward_weights["low"]
+    with pytest.raises(ValueError, match=r"reward_weights names \['high'\] but the reward terms are \['high', 'low'\]"):
+        env.step(torch.tensor([2, 1]))
+
+
+def test_the_single_step_of_an_episode_terminates_it_and_one_of_several_is_truncated():
+    for horizon, terminates in ((1, True), (2, False)):
+        env = Guess(num_envs=2, horizon=horizon)
+        env.reset()
+        for left in reversed(range(horizon)):
+            step = env.advance(torch.zeros(2, dtype=torch.int64))
+            assert step.terminated.tolist() == [terminates and not left] * 2
+            assert step.truncated.tolist() == [not terminates and not left] * 2
+        assert step.ended.env_ids.tolist() == [0, 1]
+        assert step.ended.episode_info == [{}, {}]
+
+
+def test_an_unknown_argument_names_the_closest():
+    with pytest.raises(ValueError, match="unknown argument 'horizn'; did you mean 'horizon'"):
+        Guess(horizn=3)
 
 
 def test_a_saved_state_is_a_copy():

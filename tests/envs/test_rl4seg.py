@@ -88,6 +88,18 @@ def test_each_reward_of_a_two_by_two_mask_is_as_computed_by_hand(reward, expecte
     assert truncated.tolist() == [False]
 
 
+def test_the_reward_is_one_term_named_as_the_argument():
+    for settings, name in (
+        ({"reward": "dice"}, "dice"),
+        ({"reward": ["dice", "pixel_accuracy"]}, "dice+pixel_accuracy"),
+        ({"reward_function": lambda images, masks, index: torch.ones(1, 1, 1)}, "reward_function"),
+    ):
+        env = begun(two_by_two(), **settings)
+        reward, _, _ = env.step(MASK[None])
+        assert list(env.reward_terms) == [name]
+        assert torch.equal(env.info()[f"reward/{name}"], reward)
+
+
 def test_dice_of_the_structures_is_as_computed_by_hand():
     nothing = torch.zeros(1, 2, 2, dtype=torch.uint8)
     dice = structure_dice(torch.cat((MASK[None], nothing, nothing)), torch.cat((LABEL[None], nothing, LABEL[None])))
@@ -397,7 +409,7 @@ def test_gold_masks_are_told_with_their_images():
 
 
 @pytest.mark.parametrize(
-    ("rows", "masks", "match"),
+    ("index", "masks", "match"),
     [
         (torch.tensor([1, 1]), torch.zeros(2, 8, 8, dtype=torch.uint8), "each once"),
         (torch.tensor([1.0]), torch.zeros(1, 8, 8, dtype=torch.uint8), "int64"),
@@ -407,24 +419,24 @@ def test_gold_masks_are_told_with_their_images():
         (torch.tensor([1]), torch.full((1, 8, 8), 3, dtype=torch.uint8), "label 3"),
     ],
 )
-def test_gold_masks_that_do_not_fit_are_refused(rows, masks, match):
+def test_gold_masks_that_do_not_fit_are_refused(index, masks, match):
     with pytest.raises(ValueError, match=match):
-        begun().set_gold(rows, masks)
+        begun().set_gold(index, masks)
 
 
 # -- the rest ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("settings", [{"sampler": "per_env"}, {"sampler": "shared"}, {"sampler": "shared", "group": 2}])
-def test_a_restored_game_shows_the_same_images_and_says_the_same(settings):
+def test_a_restored_environment_shows_and_tells_the_same(settings):
     env, other = (begun(num_envs=4, seed=seed, **settings) for seed in (0, 50))
     shown(env, 3)
     env.step(RandomPolicy(0)(env))
     other.load_state(env.state())
     for name, value in env.info().items():
         assert torch.equal(value, other.info()[name]), name
-    rows = torch.arange(4)
-    assert str(env.episode_info(rows)) == str(other.episode_info(rows))
+    env_ids = torch.arange(4)
+    assert str(env.episode_info(env_ids)) == str(other.episode_info(env_ids))
     np.testing.assert_array_equal(env.render(), other.render())
     for one in (env, other):
         one.reset()
@@ -465,6 +477,8 @@ def test_the_truth_can_be_kept_to_oneself():
         ({"rewards": "dice"}, "unknown argument 'rewards'; did you mean 'reward'"),
         ({"num_envs": 0}, "num_envs is 0"),
         ({"images": pool(labels=False)}, "reward 'pixel_accuracy' needs the truth"),
+        ({"images": 3}, "images is 3 but must be an ImagePool"),
+        ({"horizon": 3}, "unknown argument 'horizon'"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(settings, match):

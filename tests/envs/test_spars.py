@@ -417,6 +417,24 @@ def test_the_shaped_reward_adds_the_discounted_difference_of_the_potential(monke
     assert reward.item() == pytest.approx(-1 - 0.05), "the potential of the terminal state is zero"
 
 
+@pytest.mark.parametrize(
+    ("settings", "terms"),
+    [
+        ({}, {"duel": -1.0, "bonus": -10.0}),
+        ({"reward": "diff"}, {"duel": 0.1 - 0.4, "bonus": -10.0}),
+        ({"reward": "score"}, {"score": 0.1, "bonus": -10.0}),
+        ({"reward": "shaped"}, {"duel": -1.0, "potential": -0.05, "bonus": -10.0}),
+        ({"n_agents": 1}, {"potential": 0.99 * 0.1 - 0.05, "bonus": 0.0}),
+        ({"n_agents": 1, "reward": "score"}, {"score": 0.1, "bonus": 0.0}),
+    ],
+)
+def test_each_reward_has_its_named_terms(monkeypatch, settings, terms):
+    env = two_places(monkeypatch, threshold=0.35, **settings)
+    env.step(torch.tensor([0]))
+    env.reset()  # which does not change the terms of the last step
+    assert {name: term.item() for name, term in env.reward_terms.items()} == pytest.approx(terms)
+
+
 @pytest.mark.parametrize("bonus", [0.0, 10.0])
 def test_the_terminal_bonus_has_the_sign_of_the_duel(monkeypatch, bonus):
     env = two_places(monkeypatch, threshold=0.35, terminal_bonus=bonus)
@@ -437,9 +455,10 @@ def test_without_tau_the_episode_is_truncated_at_its_horizon_and_not_terminated(
 
 
 def test_a_score_above_tau_on_the_last_step_terminates_and_does_not_truncate(monkeypatch):
-    env = two_places(monkeypatch, threshold=0.35, horizon=1)
-    _, terminated, truncated = env.step(torch.tensor([0]))
-    assert (terminated.item(), truncated.item()) == (True, False)
+    env = two_places(monkeypatch, threshold=0.35, horizon=2)
+    env.set_opponent(_Script(iter((1, 0))))
+    assert [over.item() for over in env.step(torch.tensor([0]))[1:]] == [False, False]
+    assert [over.item() for over in env.step(torch.tensor([0]))[1:]] == [True, False]
 
 
 def test_alone_nobody_else_ends_the_episode_and_s2_counts_as_minus_one(monkeypatch):
@@ -622,6 +641,12 @@ def test_reset_options_choose_case_and_starts_and_unknown_ones_are_refused():
         env.reset(options={"colour": 1})
     with pytest.raises(ValueError, match="not on the lattice"):
         env.reset(options={"start": [1, 0, 0]})
+    for bad in ((0, 0), (0.0, 0.0, 0.0), "middle", None):
+        with pytest.raises(ValueError, match="must be three integers"):
+            env.reset(options={"start": bad})
+    batched = env.unwrapped.batched
+    with pytest.raises(ValueError, match="opponent is 'greedy' but must be"):
+        batched.set_opponent("greedy")
 
 
 def test_every_case_is_drawn():
@@ -687,6 +712,9 @@ def test_lazy_and_dense_scores_give_the_same_episodes():
         ({"profile": "mine"}, "profile is 'mine'"),
         ({"obs_size": (8, 8, 8)}, "obs_size"),
         ({"hu_window": (-100.0, 300.0)}, "was trained with another one"),
+        ({"score_source": 3}, "is 3 but must be"),
+        ({"opponent": 3}, r"opponent is 3 but must be a name or an object with act\(obs, deterministic\)"),
+        ({"opponent": object}, r"opponent is <class 'object'> but must be a name or an object with act"),
     ],
 )
 def test_bad_arguments_are_refused_with_value_rule_and_way_out(bad, match):
@@ -746,8 +774,10 @@ def test_every_rule_plays_either_side_with_every_action_set(action_set, rule):
 
 def test_a_hit_with_rounds_left_on_the_last_step_ends_by_time(monkeypatch):
     env = two_places(monkeypatch, threshold=0.35, horizon=2, lesion_rounds=2)
-    env.step(torch.tensor([1]))
+    env.set_opponent(_Script(iter((1, 0))))
+    env.step(torch.tensor([0]))
     _, terminated, truncated = env.step(torch.tensor([0]))
+    assert env.duel[1].item() == pytest.approx(0.4), "a hit"
     assert (terminated.item(), truncated.item()) == (False, True)
     assert env.episode_info(torch.tensor([0]))[0]["reason"] == "time"
 
