@@ -1,4 +1,4 @@
-"""SegArena: medical images are segmented in Gymnasium environments. Importing it registers every environment with Gymnasium."""
+"""SegArena: Gymnasium environments in which medical images are segmented. Importing it registers them."""
 
 from . import envs as envs
 
