@@ -1,4 +1,4 @@
-"""SegArena: environments in which medical images are segmented. Importing it registers them with Gymnasium."""
+"""SegArena: Gymnasium environments in which medical images are segmented. Importing it registers them."""
 
 from . import envs as envs
 
