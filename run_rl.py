@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The RL driver: train, evaluate, render, list.
+"""The RL driver: train, evaluate, render, play, list.
 
 python run_rl.py train --config configs/spars/demo.yaml --out runs/demo
 python run_rl.py evaluate --run runs/demo

@@ -1,22 +1,58 @@
-"""Prints the tables of the pages in docs/ from the result files in benchmarks/results: python benchmarks/tables.py"""
+"""Prints the tables of README.md and docs/ from the result files in benchmarks/results: python benchmarks/tables.py"""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from segarena.agents.papers import PAPERS
 from segarena.agents.spars.evaluation import METRICS
-from segarena.evaluation.results import read_results
+from segarena.evaluation import echo
+from segarena.evaluation.report import table
+from segarena.evaluation.results import Result, read_results
 
+RESULTS = Path(__file__).parent / "results"
 SPARS = ("dice", METRICS["dice_at_0.5"], "lesion_recall", METRICS["terminal_hit"], METRICS["steps"])
+"""Columns of the tables of SPARS in docs/spars.md."""
+README = {
+    "spars_phantom": ("dice", METRICS["terminal_hit"], METRICS["steps"]),
+    "rl4seg_phantom": tuple(echo.METRICS[name] for name in ("dice_avg", "hd_epi_mm", "valid")),
+}
+"""Columns of the tables in README.md, by the folder of their results."""
+ROWS = {
+    "SPARS": (
+        *("score map (mean)", "score map (max)", "random", "constant0", "greedy", "SPARS", "SPARS, τ = 0.3"),
+        *("single-agent PPO", "bfs_to_tau"),
+    ),
+    "RL4Seg": (
+        *("source only", "AdaBN", "entropy minimisation", "TI-ST", "UDAS", "corrector", "MC dropout", "ensemble"),
+        *("test-time augmentation", "gold self-training", "gold and corrected self-training"),
+        *("RL4Seg", "RL4Seg, softmax", "policy gradient", "oracle RL", "target-supervised"),
+    ),
+}
+"""Rows of the tables of each paper: baselines, the method, its variants, upper bounds."""
 
 
-def tables_of(folder: Path) -> list[str]:
-    """The tables of one folder of results."""
-    results = read_results(folder)
+def ordered(folder: str) -> list[Result]:
+    """The results of a folder below benchmarks/results, in the order of `ROWS`."""
+    results = read_results(RESULTS / folder)
+    return sorted(results, key=lambda result: (ROWS[result.paper].index(result.method), result.seed))
+
+
+def tables_of(folder: str) -> list[str]:
+    """The tables in docs/ of one folder of results."""
+    results = ordered(folder)
     paper = PAPERS[results[0].paper.lower()]
     return replace(paper, columns=SPARS).tables(results) if results[0].paper == "SPARS" else paper.tables(results)
 
 
+def readme_table(folder: str) -> str:
+    """The table in README.md of one folder of results, without the lines below it; RL4Seg's masks in one row."""
+    results: Sequence[Result] = [result for result in ordered(folder) if result.method != "RL4Seg, softmax"]
+    return table(results, README[folder]).split("\n\n")[0]
+
+
 if __name__ == "__main__":
-    for folder in sorted(path for path in (Path(__file__).parent / "results").iterdir() if path.is_dir()):
-        print(f"### {folder.name}\n\n" + "\n\n".join(tables_of(folder)) + "\n")
+    for folder in sorted(path.name for path in RESULTS.iterdir() if path.is_dir()):
+        print(f"### {folder}\n\n" + "\n\n".join(tables_of(folder)) + "\n")
+    for folder in README:
+        print(f"### README.md, {folder}\n\n{readme_table(folder)}\n")
