@@ -104,7 +104,8 @@ class BatchedEnv(ABC):
                 self.number = torch.zeros(self.num_envs, device=self.device)
 
             def _reset(self, env_ids, options):
-                self.number[env_ids] = self.streams.uniform(1, env_ids)[:, 0].float()
+                drawn = self.streams.uniform(1, env_ids)[:, 0].float()
+                self.number = self.number.index_copy(0, env_ids, drawn)  # a new tensor: observations are views of it
 
             def _step(self, actions):
                 right = (self.number > 0.5) == (actions > 0)
@@ -118,8 +119,8 @@ class BatchedEnv(ABC):
                 return np.full((8, 8, 3), int(255 * self.number[env_id]), np.uint8)
 
     `GuessEnv(num_envs=64, device="cuda", horizon=20)` is ready for a learner: `LearnerEnv(env)` is a VecEnv of
-    Stable-Baselines3, `SingleEnv` and `BatchEnv` are Gymnasium's interfaces. With a row in `ENVIRONMENTS`
-    (envs/__init__.py), or its own `gym.register` with the same entry points, `gym.make` finds it.
+    Stable-Baselines3, `SingleEnv` and `BatchEnv` are Gymnasium's interfaces. After `segarena.envs.register` both
+    `gym.make` and the command line find it by its id.
 
     An environment may keep what it likes between steps, a gradient graph or networks in training; one that needs
     gradients opens `torch.enable_grad()` in `_reset` and `_step` itself, since learners step under `no_grad`. What
@@ -172,14 +173,14 @@ class BatchedEnv(ABC):
             )
         self.config = self._resolved(with_settings(self.config_class() if config is None else config, settings))
         for name, value in (("num_envs", num_envs), ("horizon", self.config.horizon)):
-            if value < 1:
-                raise ValueError(f"{name} is {value!r} but must be at least 1")
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r} but must be an integer, at least 1")
         modes = self.metadata["render_modes"]
         if render_mode not in (None, *modes):
             display = "; this machine has no display" if render_mode == "human" else ""
             raise ValueError(f"render_mode is {render_mode!r} but must be None or one of {modes}{display}")
         self.num_envs, self.device = num_envs, resolve_device(device)
-        self.horizon, self.render_mode = int(self.config.horizon), render_mode
+        self.horizon, self.render_mode = self.config.horizon, render_mode
         self.reward_weights, self.reward_terms = {"reward": 1.0}, {}
         self.streams = Streams(num_envs, self.device)
         self.t = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
@@ -206,7 +207,10 @@ class BatchedEnv(ABC):
 
     @abstractmethod
     def observe(self, env_ids: Tensor | None = None) -> Obs:
-        """What the learner sees now, [N, ...]; in the environments `env_ids` int64 [K] only, [K, ...]."""
+        """What the learner sees now, [N, ...]; in the environments `env_ids` int64 [K] only, [K, ...].
+
+        The tensors are the caller's: no later step or reset may write to them.
+        """
 
     @abstractmethod
     def _render_frame(self, env_id: int) -> Frame:

@@ -1,6 +1,7 @@
 """The contract of every environment, over the registry: a new id is tested because it is registered."""
 
 import pickle
+import textwrap
 import warnings
 
 import gymnasium as gym
@@ -13,8 +14,8 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check
 from gymnasium.vector import AutoresetMode
 from segarena.datasets.echo.images import PhantomPatients
 from segarena.envs import ENVIRONMENTS
-from segarena.envs.adapters import BatchEnv, LearnerEnv, make_batch, make_single
-from segarena.envs.core import BatchedEnv
+from segarena.envs.adapters import BatchEnv, LearnerEnv, SingleEnv, make_batch, make_single
+from segarena.envs.core import BatchedEnv, EnvConfig
 from segarena.envs.random import Streams
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as sb3_check
@@ -441,6 +442,24 @@ class Guess(BatchedEnv):
 
     def _render_frame(self, env_id):
         return np.zeros((2, 2, 3), np.uint8)
+
+
+def test_the_example_of_the_contract_is_a_whole_environment():
+    lines = BatchedEnv.__doc__.split("class GuessEnv", 1)[1].split("`GuessEnv(", 1)[0]
+    known = (BatchedEnv, EnvConfig)
+    scope = {"Any": object, "np": np, "spaces": spaces, "torch": torch, **{one.__name__: one for one in known}}
+    exec(textwrap.dedent("        class GuessEnv" + lines), scope)
+    guess = scope["GuessEnv"]
+    gymnasium_check(SingleEnv(guess(device="cpu")), skip_render_check=True)
+    env = LearnerEnv(guess(num_envs=64, device="cpu", horizon=20))
+    env.seed(0)
+    obs = env.reset()
+    for _ in range(20):
+        obs, reward, done, infos = env.step((obs[:, 0] > 0.5).astype(np.int64))
+        assert reward.tolist() == [1.0] * 64
+    assert done.all()
+    assert infos[0]["episode"]["r"] == 20
+    assert 0.3 < obs.mean() < 0.7
 
 
 def test_terms_are_weighted_and_each_needs_a_weight():
