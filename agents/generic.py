@@ -64,11 +64,11 @@ def _fresh(experiment: PPOExperiment) -> Learner:
     env, ppo = env_of(experiment, experiment.ppo.num_envs), experiment.ppo
     return Learner(
         "MultiInputPolicy" if isinstance(env.single_observation_space, spaces.Dict) else "MlpPolicy",
-        ppo.wrapped(LearnerEnv(env)),
+        ppo.wrap(LearnerEnv(env)),
         policy_kwargs=ppo.policy_kwargs(),
         seed=experiment.seed,
         device=env.device,
-        **ppo.learner(),
+        **ppo.ppo_kwargs(),
     )
 
 

@@ -93,7 +93,7 @@ class PPOConfig:
                 f"{self.num_envs * self.n_steps} samples"
             )
 
-    def learner(self) -> dict[str, Any]:
+    def ppo_kwargs(self) -> dict[str, Any]:
         """Keyword arguments of SB3's PPO, those of its policy and environment apart."""
         same = (
             *("n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "clip_range_vf", "normalize_advantage"),
@@ -110,7 +110,7 @@ class PPOConfig:
         widths = {} if self.net_arch is None else {"net_arch": {"pi": self.net_arch, "vf": self.net_arch}}
         return {**(given or {}), **widths, "log_std_init": self.log_std_init}
 
-    def wrapped(self, env: LearnerEnv) -> VecEnv:
+    def wrap(self, env: LearnerEnv) -> VecEnv:
         """The environment, in SB3's VecNormalize if this configuration normalises something.
 
         Raises:
@@ -142,10 +142,9 @@ def _linear(start: float, remaining: float) -> float:
 
 
 class Learner(PPO):
-    """SB3's PPO without what it does to the rest of the process on CUDA.
+    """SB3's PPO that leaves process-wide cuDNN flags unchanged on CUDA and never recommends the CPU.
 
-    It neither chooses cuDNN's algorithms for everything that runs after it, nor recommends the CPU: the device is the
-    experiment's choice, for all of its networks.
+    The device and cuDNN's algorithms are the experiment's choice, for all of its networks.
     """
 
     def set_random_seed(self, seed: int | None = None) -> None:

@@ -330,7 +330,7 @@ class Learner:
     """PPO as `segarena-rl train` sets it up, with self-play where somebody competes; call it with a number of steps."""
 
     def __init__(self, env: VecEnv, policy: PolicyName, device: torch.device) -> None:
-        arguments = {**policy_arguments(policy, env.observation_space), **PPOConfig().learner()}
+        arguments = {**policy_arguments(policy, env.observation_space), **PPOConfig().ppo_kwargs()}
         self.model = PPO(env=env, seed=0, device=device, **arguments)
         self.callbacks: list[BaseCallback] = [SelfPlay(env.batched)] if isinstance(env, LearnerEnv) else []
 

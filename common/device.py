@@ -30,16 +30,15 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
-def accelerate(device: torch.device, *, deterministic: bool = False) -> None:
-    """Choose how CUDA computes in this process from now on; on the CPU nothing changes.
+def accelerate(device: torch.device) -> None:
+    """Let CUDA compute fast in this process from now on; on the CPU nothing changes.
 
-    By default fast: cuDNN measures its algorithms for each shape and takes the fastest; float32 products are made in
-    TF32. With `deterministic` cuDNN uses only algorithms that repeat bit for bit, without measuring.
+    cuDNN measures its algorithms for each shape and takes the fastest; float32 products are made in TF32. Every
+    training calls it once, at its start.
     """
     if device.type != "cuda":
         return
-    torch.backends.cudnn.benchmark = not deterministic
-    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = True, False
     torch.set_float32_matmul_precision("high")
 
 

@@ -1,4 +1,5 @@
-"""Sources can be opened: every "docs/<page>.md, Method n" names a heading, every file that a page names exists."""
+"""Sources can be opened: every "docs/<page>.md, Method n" names a heading, every "Eq. n.m" of code an equation of the
+page that its file names, and every file that a page names exists."""
 
 import re
 from pathlib import Path
@@ -15,6 +16,8 @@ SOURCES = sorted(
 )
 PAGES = [path for path in SOURCES if path.suffix == ".md"]
 METHOD = re.compile(r"(?:docs/(\w+)\.md, )?\bMethod (\d+(?:(?:-|, | and )\d+)*)")
+EQUATIONS_OF = re.compile(r"Eq\. n\.m are those of docs/(\w+)\.md, Method n\b")
+EQUATION = re.compile(r"\bEq\. (\d+\.\d+(?:(?:-| and )\d+\.\d+)*)")
 OF_NOTES = re.compile(
     r"\b[Ss]ections? \d|\b[Oo]racles? \d|\boracle \d+-\d+|\(papers?: (?:SPARS|RL4Seg|section)|\"\"\"O\d+\b|_oracle_\d"
 )
@@ -100,6 +103,28 @@ def test_code_cites_the_pages():
     code = [path for path in SOURCES if path.suffix == ".py" and path.relative_to(ROOT).parts[0] != "tests"]
     cited = {match[1] for path in code for match in METHOD.finditer(one_line(path.read_text(encoding="utf-8")))}
     assert {"spars", "rl4seg"} <= cited
+
+
+def equations_of(page):
+    """Numbers "n.m" of the equations of a page, each of which stands in front of its line."""
+    return re.findall(r"^\((\d+\.\d+)\) ", page.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def unresolved_equations(text):
+    """Numbers of equations that a file of code names, but not the page that its docstring names."""
+    page = EQUATIONS_OF.search(one_line(text))
+    known = equations_of(ROOT / "docs" / f"{page[1]}.md") if page else []
+    for match in EQUATION.finditer(text):
+        yield from (number for number in re.split(r"-| and ", match[1]) if number not in known)
+
+
+def test_every_equation_that_code_names_stands_in_the_page_that_its_file_names():
+    code = [path for path in SOURCES if path.suffix == ".py" and path.relative_to(ROOT).parts[0] != "tests"]
+    wrong = {name_of(path): list(unresolved_equations(path.read_text(encoding="utf-8"))) for path in code}
+    assert {name: found for name, found in wrong.items() if found} == {}
+    assert equations_of(ROOT / "docs" / "rl4seg.md") == ["4.1", "4.2", "4.3", "4.4", "4.5"]
+    assert list(unresolved_equations("Eq. n.m are those of docs/rl4seg.md, Method n. Eq. 4.1-4.9")) == ["4.9"]
+    assert list(unresolved_equations("# Eq. 4.1")) == ["4.1"]
 
 
 def test_links_to_headings_lead_to_headings():

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -27,9 +29,9 @@ class Samples(NamedTuple):
     old_values: Tensor
     """V when it was played; with groups, the mean return of the group."""
     returns: Tensor
-    """r, and in longer episodes what followed it."""
+    """λ-return per pixel; equal to the reward r when an episode is one step. [B, H, W]"""
     ref_log_prob: Tensor | None
-    """l of the reference; None without one."""
+    """l of the reference network; None without one."""
     gold: Tensor | None
     """True for images whose action was given, bool [B]; None without imitation."""
 
@@ -46,7 +48,7 @@ class DenseRolloutBuffer:
         gamma: discount factor.
         n_envs: N.
         action_shape: H, W of the grid of actions; None: the images' own.
-        reference: keep the reference's log-probabilities, and the divergence from it.
+        reference: keep the reference network's log-probabilities, and the divergence from it.
         imitate: keep which actions were given.
     """
 
@@ -76,7 +78,7 @@ class DenseRolloutBuffer:
         self.dones = torch.zeros(steps, dtype=torch.bool, device=device)
         self.ref_log_probs = torch.zeros(maps, device=device) if reference else None
         self.divergence = torch.zeros(steps, device=device) if reference else None
-        """Mean KL per pixel of the policy that played from the reference."""
+        """Mean KL per pixel of the policy that played from the reference network."""
         self.gold = torch.zeros(steps, dtype=torch.bool, device=device) if imitate else None
         self.reset()
 
@@ -93,7 +95,9 @@ class DenseRolloutBuffer:
         self.pos += 1
 
     def compute_returns(self, last_values: Tensor, group_size: int = 1) -> None:
-        """GAE in every pixel: `returns` = A + V. With G > 1, `values` becomes the mean return of each group.
+        """Fill `returns` with A + V, A by GAE in every pixel; with G > 1 also `values`, with each group's mean return.
+
+        Without a critic V is 0, and λ = 1 gives Monte Carlo returns; a smaller λ would discount a second time.
 
         last_values: V of what is observed after the last step, [N, H, W]; not used where an episode has ended there.
         """
@@ -129,3 +133,12 @@ def info_of_step(env: BatchedEnv, step: Advance, name: str) -> Tensor | None:
         return ended.info.get(name)
     now = env.info().get(name)
     return now if now is None or ended is None else now.index_copy(0, ended.env_ids, ended.info[name])
+
+
+def dones_of_step(step: Advance) -> npt.NDArray[np.bool_]:
+    """True for episodes that ended in the step, bool [N]; waits for the device only where others go on."""
+    envs = len(step.terminated)
+    ended = 0 if step.ended is None else len(step.ended.env_ids)
+    if ended in (0, envs):
+        return np.full(envs, ended == envs)
+    return (step.terminated | step.truncated).cpu().numpy()

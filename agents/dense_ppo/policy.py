@@ -61,14 +61,14 @@ def map_shape(
 
 
 class DensePolicy(ActorCriticPolicy):
-    """Actor, critic and frozen reference over images, networks that share nothing.
+    """Separate actor, critic and frozen reference networks over images (no shared weights).
 
     Args:
         observation_space: Box (channels, H, W); uint8 images are divided by 255.
         action_space: flat MultiDiscrete of equal numbers, or MultiBinary, one action for each pixel.
         lr_schedule: SB3's argument; the learner sets the learning rates of the groups "actor" and "critic" itself.
-        action_shape: H, W of the grid of actions; None: one action for each pixel of the image. Logits and values that
-            the networks give for each pixel of the image are averaged over each place of a coarser grid.
+        action_shape: H, W of the grid of actions; None: one action for each pixel of the image. Logits, and the
+            critic's output before its sigmoid, are averaged over each place of a coarser grid.
         init_channels: size of the U-Nets, see `UNet`.
         head: "categorical": C logits per pixel; "bernoulli": one logit, for two actions.
         critic: "unet": a value for each pixel; "scalar": one for the image, the U-Net's mean logit; "none": V = 0.
@@ -143,7 +143,7 @@ class DensePolicy(ActorCriticPolicy):
     # -- maps ------------------------------------------------------------------------------------------------------
 
     def logits(self, obs: Tensor, net: nn.Module | None = None) -> Tensor:
-        """Logits of the actor (or of `net`, the reference) float32 [B, C, H, W]."""
+        """Logits of the actor (or of `net`, the reference network) float32 [B, C, H, W]."""
         out = self._run(net or self.actor, obs)
         return torch.cat((torch.zeros_like(out), out), dim=1) if self.head == "bernoulli" else out
 

@@ -1,9 +1,9 @@
-"""PPO with an action, a reward and a ratio for every pixel, on top of SB3 (docs/rl4seg.md, Method 4).
+"""PPO with an action, a reward and a ratio for every pixel, on top of SB3.
 
-Symbols: a = action map [B, H, W]; r = reward map; l, l_old, l_ref = log-probability of a under the policy, under the
-one that drew a, and under the reference; β, c_H = weights of KL penalty and entropy; V = value map;
-ρ = r - β (l - l_ref); A = ρ - V; q = exp(l - l_old). B = images, T = steps of a rollout, N = environments, K = inner
-steps.
+Eq. n.m are those of docs/rl4seg.md, Method n. Symbols: a = action map [B, H, W]; r = reward map; l, l_old, l_ref =
+log-probability of a under the policy, under the one that drew a, and under the reference network; β, c_H = weights of
+KL penalty and entropy; V = value map; ρ = penalised reward; A = advantage; q = ratio. B = images, T = steps of a
+rollout, N = environments, K = passes over a rollout; an inner step is the gradient step on one batch of a pass.
 
 The actions are one for each pixel of the observed image, or for each place of a coarser grid H x W, which the
 environment names as its `action_shape`. Its `info` may have `pixel_reward` float32 [N, H, W], a reward for each action
@@ -21,13 +21,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from ...common.checks import AT_LEAST_0, AT_LEAST_1, SHARE, check
+from ...common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, SHARE, check
 from ...envs.adapters import LearnerEnv
 from ...envs.core import Advance, BatchedEnv
 from ..ppo import Learner
-from .buffer import DenseRolloutBuffer, Samples, info_of_step
+from .buffer import DenseRolloutBuffer, Samples, dones_of_step, info_of_step
 from .distribution import Exploration, PixelCategorical, explore
-from .loss import penalised_reward, policy_gradient, stretched, surrogate
+from .loss import diagnostics, penalised_reward, policy_gradient, rescale_per_image, surrogate
 from .policy import Critic, DensePolicy, Head, ValueOutput
 
 Objective = Literal["ppo", "pg"]
@@ -36,7 +36,10 @@ ValueTarget = Literal["raw", "penalised"]
 
 @dataclass(frozen=True)
 class DensePPOConfig:
-    """Hyper-parameters of PPO per pixel (docs/rl4seg.md, Method 4-5)."""
+    """Hyper-parameters of PPO per pixel (docs/rl4seg.md, Method 4-5).
+
+    No schedules, no advantage normalisation, no vf_coef (actor and critic have separate parameters).
+    """
 
     total_timesteps: int = 50_000
     """Environment steps, summed over the environments (with one-step episodes: images shown); 0 trains no agent."""
@@ -45,7 +48,7 @@ class DensePPOConfig:
     n_steps: int = 1
     """Steps of each environment per rollout."""
     batch_size: int | None = None
-    """Images per inner step; None: the whole rollout (paper)."""
+    """Images per inner step; null: the whole rollout (paper)."""
     n_epochs: int = 5
     """K, passes over a rollout; 1 for objective pg."""
     actor_lr: float = 5e-4
@@ -55,14 +58,16 @@ class DensePPOConfig:
     gamma: float = 1.0
     """Discount factor per step; without effect where an episode is one step."""
     gae_lambda: float = 0.95
-    """λ of generalised advantage estimation, 0 to 1; without effect where an episode is one step."""
+    """λ of generalised advantage estimation, 0 to 1; without effect where an episode is one step. Ignored without a
+    critic (Monte Carlo returns)."""
     clip_range: float = 0.2
     """ε: the ratio of each pixel is clipped to 1 - ε .. 1 + ε."""
     ent_coef: float = 0.15
     """c_H: weight of the mean entropy per pixel in nats (paper: 0.15 in the first iteration)."""
     kl_coef: float = 0.05
-    """β: weight of the penalty for leaving the reference policy, per pixel (paper: 0.05 in the first iteration); 0: no
-    reference is kept."""
+    """β: weight of the penalty for leaving the reference network, per pixel (paper: 0.05 in the first iteration); 0: no
+    reference network is kept. In longer episodes it is taken from the return of its own step; earlier steps do not see
+    it."""
     imitate: bool = False
     """Imitate the actions that the environment gives for some images (info `gold`, `gold_action`): they take the place
     of the sampled ones, with reward 1 in every pixel."""
@@ -92,7 +97,7 @@ class DensePPOConfig:
     stretch_reward: bool = False
     """Stretch each reward map to [0, 1] over its pixels (of the paper's successor)."""
     target_kl: float | None = None
-    """Stop the inner steps once the mean KL per pixel from the rollout's policy, in nats, exceeds 1.5 times this; None:
+    """Stop the inner steps once the mean KL per pixel from the rollout's policy, in nats, exceeds 1.5 times this; null:
     never."""
 
     def __post_init__(self) -> None:
@@ -100,7 +105,7 @@ class DensePPOConfig:
         check(self, "", actor_lr=SHARE, critic_lr=SHARE, gamma=SHARE, gae_lambda=SHARE, clip_range=SHARE)
         check(self, "", ent_coef=AT_LEAST_0, kl_coef=AT_LEAST_0, max_grad_norm=AT_LEAST_0, group_size=AT_LEAST_1)
         check(self, "", exploration_scale=(1e-6, math.inf), exploration_sigma_px=(0.1, 1e3), eps_greedy=SHARE)
-        check(self, "", target_kl=AT_LEAST_0, batch_size=AT_LEAST_1)
+        check(self, "", target_kl=POSITIVE, batch_size=AT_LEAST_1)
         rollout = self.num_envs * self.n_steps
         if self.batch_size is not None and rollout % self.batch_size:
             raise ValueError(f"batch_size is {self.batch_size} but must divide num_envs x n_steps = {rollout} images")
@@ -122,6 +127,9 @@ class DensePPO(Learner):
     Differs from SB3: ratio, clip, advantage and entropy of every pixel; optionally a KL penalty in the reward and
     imitation of given actions; the advantage is taken anew in each inner step, with today's V and policy; only the
     actor's gradient is clipped; rollouts are played in the same mode as updates.
+
+    After each step callbacks find in their `locals` `dones`, a NumPy array bool [N] of the episodes that ended, and
+    `step`, the `Advance` with tensors on the device, instead of SB3's `rewards` and `infos`.
 
     Args:
         policy: `DensePolicy` or a subclass.
@@ -164,7 +172,7 @@ class DensePPO(Learner):
             batch_size=1,  # set below, where the number of environments is known
             n_epochs=cfg.n_epochs,
             gamma=cfg.gamma,
-            gae_lambda=cfg.gae_lambda,
+            gae_lambda=1.0 if cfg.critic == "none" else cfg.gae_lambda,  # with V = 0 it would be a second discount
             clip_range=cfg.clip_range,
             normalize_advantage=False,
             ent_coef=cfg.ent_coef,
@@ -211,14 +219,14 @@ class DensePPO(Learner):
     ) -> bool:
         """Play T steps in every environment; False where a callback stopped it."""
         assert isinstance(env, LearnerEnv)
-        policy, batched, buffer = self.policy, env.batched, rollout_buffer
+        cfg, policy, batched, buffer = self.config, self.policy, env.batched, rollout_buffer
         reuse = n_rollout_steps == 1 and self.batch_size == env.num_envs  # the first inner step sees the same batch
         buffer.reset()
         pixels, episodes = [], [torch.zeros(0, 2, dtype=torch.float64, device=batched.device)]
         callback.on_rollout_start()
         policy.set_training_mode(True)  # callbacks may have looked at the policy in evaluation mode
+        obs = batched.observe()  # [N, channels, height, width]
         for _ in range(n_rollout_steps):
-            obs = batched.observe()  # [N, channels, height, width]
             assert isinstance(obs, Tensor)
             with torch.set_grad_enabled(reuse):
                 logits, values = policy.logits(obs), policy.predict_values(obs)  # [N, C, H, W], [N, H, W]
@@ -226,42 +234,38 @@ class DensePPO(Learner):
             with torch.no_grad():
                 old = PixelCategorical(logits.detach())
                 actions = self._explore(old)  # [N, H, W]
+
                 lengths = batched.t + 1
                 step = batched.advance(actions.flatten(1))
+                dones = dones_of_step(step)
                 self.num_timesteps += env.num_envs
                 callback.update_locals(locals())
                 if not callback.on_step():
                     return False
                 policy.set_training_mode(True)
-                reward = self._reward_map(step, values)
-                pixels.append(reward)
-                optional = {}
-                if self.config.imitate:  # after the reward was computed: r is that of the action that was played
-                    gold, given = self._given(step)
-                    actions = torch.where(gold[:, None, None], given, actions)
-                    optional["gold"] = gold
-                if policy.reference is not None:
-                    reference = PixelCategorical(policy.logits(obs, policy.reference))
-                    optional["ref_log_probs"] = reference.log_prob(actions)
-                    optional["divergence"] = old.kl(reference).mean(dim=(1, 2))
                 returns = env.count(step)
                 if step.ended is not None:
                     env_ids = step.ended.env_ids
                     episodes.append(torch.stack((returns[env_ids], lengths[env_ids].double()), dim=1))
+
+                reward = self._reward_map(step, values)  # of the actions that were played, not of those given below
+                pixels.append(reward)
+                actions, imitation_terms = self._imitated(step, actions)
                 buffer.add(
                     observations=obs,
                     actions=actions,
                     log_probs=old.log_prob(actions),
-                    rewards=self._bootstrapped(step, stretched(reward) if self.config.stretch_reward else reward),
+                    rewards=self._bootstrapped(step, rescale_per_image(reward) if cfg.stretch_reward else reward),
                     values=values.detach(),
                     dones=step.terminated | step.truncated,
-                    **optional,
+                    **imitation_terms,
+                    **self._reference_terms(obs, actions, old),
                 )
+                obs = step.obs
         with torch.no_grad():
-            all_ended = step.ended is not None and len(step.ended.env_ids) == env.num_envs
-            assert isinstance(step.obs, Tensor)
-            last_values = torch.zeros_like(values) if all_ended else policy.predict_values(step.obs)
-            buffer.compute_returns(last_values, self.config.group_size)
+            assert isinstance(obs, Tensor)
+            last_values = torch.zeros_like(values) if dones.all() else policy.predict_values(obs)
+            buffer.compute_returns(last_values, cfg.group_size)
             self._record_rollout(torch.stack(pixels).flatten(), torch.cat(episodes))
         callback.update_locals(locals())
         callback.on_rollout_end()
@@ -279,12 +283,21 @@ class DensePPO(Learner):
             )
         return reward.float()
 
-    def _given(self, step: Advance) -> tuple[Tensor, Tensor]:
-        """Which images have a given action, bool [N], and these actions, uint8 [N, H, W]."""
-        gold, action = (info_of_step(self._batched, step, name) for name in ("gold", "gold_action"))
-        if gold is None or action is None:
+    def _imitated(self, step: Advance, actions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Actions uint8 [N, H, W] with the given ones in place of those played; and `gold` bool [N] for the buffer."""
+        if not self.config.imitate:
+            return actions, {}
+        gold, given = (info_of_step(self._batched, step, name) for name in ("gold", "gold_action"))
+        if gold is None or given is None:
             raise ValueError("imitate is True but info has no gold and gold_action; let the environment tell them")
-        return gold, action
+        return torch.where(gold[:, None, None], given, actions), {"gold": gold}
+
+    def _reference_terms(self, obs: Tensor, actions: Tensor, old: PixelCategorical) -> dict[str, Tensor]:
+        """l_ref [N, H, W] and the mean KL of each image [N], for the buffer; {} without a reference network."""
+        if self.policy.reference is None:
+            return {}
+        reference = PixelCategorical(self.policy.logits(obs, self.policy.reference))
+        return {"ref_log_probs": reference.log_prob(actions), "divergence": old.kl(reference).mean(dim=(1, 2))}
 
     @property
     def _batched(self) -> BatchedEnv:
@@ -297,9 +310,9 @@ class DensePPO(Learner):
         return explore(distribution, cfg.exploration, scale=scale, sigma_px=sigma_px, eps_greedy=cfg.eps_greedy)
 
     def _bootstrapped(self, step: Advance, reward: Tensor) -> Tensor:
-        """r [N, H, W], plus γ V of the last observation where an episode was cut off rather than over."""
+        """Reward [N, H, W] plus γ V(last observation) where an episode was truncated (bootstrapping)."""
         if step.ended is None or self.policy.critic is None or self._batched.horizon == 1:
-            return reward  # an episode of one step is never cut off: to ask would be to wait for the device
+            return reward  # an episode of one step is never truncated: to ask would be to wait for the device
         if not bool(step.truncated.any()):
             return reward
         assert isinstance(step.ended.obs, Tensor)
@@ -321,7 +334,7 @@ class DensePPO(Learner):
     # -- update ----------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """K passes over the rollout."""
+        """Update actor and critic by K epochs of clipped PPO on the rollout (docs/rl4seg.md, Eq. 4.1-4.5)."""
         cfg, policy, buffer = self.config, self.policy, self.rollout_buffer
         policy.set_training_mode(True)
         optimizer = policy.optimizer
@@ -363,29 +376,21 @@ class DensePPO(Learner):
         log_prob = distribution.log_prob(batch.actions)  # [B, H, W]
         with torch.set_grad_enabled(cfg.ent_coef > 0):
             entropy = distribution.entropy().mean()
+        # Eq. 4.1, [B, H, W]
         rho = penalised_reward(batch.returns, log_prob, batch.ref_log_prob, batch.gold, cfg.kl_coef)
-        advantage = rho - (batch.old_values if policy.critic is None else values.detach())
+        advantage = rho - (batch.old_values if policy.critic is None else values.detach())  # Eq. 4.2, [B, H, W]
         if cfg.objective == "pg":
-            policy_loss = -policy_gradient(log_prob, rho).mean()
+            policy_loss = -policy_gradient(log_prob, rho).mean()  # mean over B, H, W
         else:
+            # Eq. 4.3 and 4.4, mean over B, H, W
             policy_loss = -surrogate(log_prob, batch.old_log_prob, advantage, cfg.clip_range).mean()
-        loss = policy_loss - cfg.ent_coef * entropy
-        with torch.no_grad():
-            log_ratio = log_prob - batch.old_log_prob
-            ratio = log_ratio.exp()
-            scalars = {
-                "policy_loss": policy_loss.detach(),
-                "entropy": entropy.detach(),
-                "approx_kl": (ratio - 1 - log_ratio).mean(),
-                "clip_fraction": ((ratio - 1).abs() > cfg.clip_range).float().mean(),
-                "ratio_mean": ratio.mean(),
-                "adv_mean": advantage.mean(),
-            }
+        loss = policy_loss - cfg.ent_coef * entropy  # L_π, Eq. 4.4
+        losses = {"policy_loss": policy_loss, "entropy": entropy}
         if policy.critic is not None:
-            target = batch.returns if cfg.value_target == "raw" else rho
+            target = batch.returns if cfg.value_target == "raw" else rho  # [B, H, W]
             if policy.critic_kind == "scalar":
                 target = target.mean(dim=(1, 2), keepdim=True).expand_as(target)
-            value_loss = F.mse_loss(values, target)
-            loss = loss + value_loss
-            scalars["value_loss"] = value_loss.detach()
-        return loss, scalars
+            losses["value_loss"] = F.mse_loss(values, target)  # L_V, Eq. 4.5, mean over B, H, W
+            loss = loss + losses["value_loss"]
+        scalars = {name: value.detach() for name, value in losses.items()}
+        return loss, scalars | diagnostics(log_prob, batch.old_log_prob, advantage, cfg.clip_range)

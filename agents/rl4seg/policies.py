@@ -14,7 +14,7 @@ from ...envs.adapters import LearnerEnv
 from ...envs.rl4seg import EchoEnv, RewardFunction
 from ...segmenters.inference import segment
 from ...segmenters.unet import UNet
-from ..dense_ppo.loss import stretched
+from ..dense_ppo.loss import rescale_per_image
 from ..dense_ppo.policy import DensePolicy
 from ..dense_ppo.ppo import DensePPO, DensePPOConfig
 from ..ppo import learn, restore
@@ -66,7 +66,7 @@ def train_policy(
         policy.critic.load_state_dict(critic.state_dict())
     elif policy.critic is not None and context.experiment.ppo.critic_start == "policy":
         worth = judge(segment(start, context.target_val.images))
-        worth = stretched(worth) if config.stretch_reward else worth
+        worth = rescale_per_image(worth) if config.stretch_reward else worth
         _begin_with_features(policy.critic, start, float(worth.mean()))
     elif policy.critic is not None:
         context.adapt(policy.critic, i)

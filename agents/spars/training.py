@@ -120,11 +120,11 @@ def _begun(experiment: SparsExperiment, run: Run) -> tuple[Learner, SparsEnv, Se
     ppo = experiment.ppo
     env = env_of(experiment, run, num_envs=ppo.num_envs, eval_dice=False)
     model = Learner(
-        env=ppo.wrapped(LearnerEnv(env)),
+        env=ppo.wrap(LearnerEnv(env)),
         seed=experiment.seed,
         device=env.device,
         **_policy_arguments(experiment, env.single_observation_space),
-        **ppo.learner(),
+        **ppo.ppo_kwargs(),
     )
     self_play = None
     if env.config.n_agents == 2 and env.config.opponent == "snapshot":

@@ -98,7 +98,7 @@ def test_ppo_waits_a_stated_number_of_times_per_step_and_minibatch_and_leaves_cu
         )
         arguments = policy_arguments("feature_mlp", env.single_observation_space)
         config = PPOConfig(num_envs=16, n_steps=16, batch_size=64, n_epochs=1)
-        model = Learner(env=LearnerEnv(env), seed=0, device="cuda", **arguments, **config.learner())
+        model = Learner(env=LearnerEnv(env), seed=0, device="cuda", **arguments, **config.ppo_kwargs())
         assert (flags.deterministic, flags.benchmark) == (False, True)
         callback = CallbackList([SelfPlay(env), RewardTerms(env)])
         model.learn(256, callback=callback)

@@ -60,10 +60,10 @@ class Point(BatchedEnv):
 def learner(config=None, wrap=None, env=None, seed=3):
     config = config or PPOConfig(**SMALL)
     env = LearnerEnv(env or Point(config.num_envs))
-    env = wrap(env) if wrap else config.wrapped(env)
+    env = wrap(env) if wrap else config.wrap(env)
     policy = "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy"
     kwargs = config.policy_kwargs()
-    return Learner(policy, env, seed=seed, device="cpu", policy_kwargs=kwargs, **config.learner())
+    return Learner(policy, env, seed=seed, device="cpu", policy_kwargs=kwargs, **config.ppo_kwargs())
 
 
 def train(model, folder, rollouts, callbacks=(), checkpoint=None):
@@ -184,9 +184,9 @@ def test_the_defaults_are_those_of_the_published_runs():
         "clip_range": 0.2, "ent_coef": 0.01, "vf_coef": 0.5, "max_grad_norm": 0.5,
         "clip_range_vf": None, "normalize_advantage": True, "target_kl": None,
     }  # fmt: skip
-    assert PPOConfig().learner() == published
+    assert PPOConfig().ppo_kwargs() == published
     env = LearnerEnv(Point())
-    assert PPOConfig().wrapped(env) is env
+    assert PPOConfig().wrap(env) is env
     assert PPOConfig().policy_kwargs({"net_arch": [3]}) == {"net_arch": [3], "log_std_init": 0.0}
 
 
@@ -227,13 +227,13 @@ def test_settings_reach_the_learner_and_its_policy():
 
 def test_normalising_wraps_the_floats_and_refuses_where_there_are_none():
     config = PPOConfig(**SMALL, normalize_observations=True, gamma=0.9)
-    env = config.wrapped(LearnerEnv(Point(parts=True)))
+    env = config.wrap(LearnerEnv(Point(parts=True)))
     assert isinstance(env, VecNormalize)
     assert (env.norm_obs_keys, env.norm_reward, env.gamma) == (["place"], False, 0.9)
     bytes_only = Point()
     bytes_only.single_observation_space = spaces.Box(0, 255, (4,), np.uint8)
     with pytest.raises(ValueError, match=r"normalize_observations is True but observations are .*none of them float32"):
-        config.wrapped(LearnerEnv(bytes_only))
+        config.wrap(LearnerEnv(bytes_only))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """PPO per pixel learns: toys whose thresholds a wrong sign misses; and refuses what does not fit together."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from dense_toys import PLAIN, SIZE, Shapes, learner, trained, unet_learner
 from gymnasium import spaces
 from segarena.agents.dense_ppo.policy import DensePolicy
 from segarena.agents.dense_ppo.ppo import DensePPO, DensePPOConfig
+from stable_baselines3.common.callbacks import StopTrainingOnMaxEpisodes
 
 
 def argmax_accuracy(model, seed=123):
@@ -159,6 +161,35 @@ def test_rollouts_of_longer_episodes_bootstrap_where_they_were_cut_off():
     torch.testing.assert_close(told, returns)
 
 
+@pytest.mark.parametrize("without_critic", [{"group_size": 2}, {"objective": "pg", "n_epochs": 1}])
+def test_without_a_critic_the_returns_are_monte_carlo_whatever_lambda_says(without_critic):
+    """Three steps, each with reward 1 in every pixel."""
+    config = replace(PLAIN, num_envs=4, n_steps=3, gae_lambda=0.95, critic="none", **without_critic)
+    model = learner(config, Shapes(4, horizon=3, group=config.group_size, pay=(1.0, 1.0)), norm_mode="frozen")
+    trained(model, 1)
+    returns = model.rollout_buffer.returns
+    assert returns[:, 0, 0, 0].tolist() == [3.0, 2.0, 1.0]
+    assert torch.equal(returns, returns[:, :1, :1, :1].expand_as(returns))
+
+
+class FirstEndsAtOnce(Shapes):
+    """Episodes of the first environment end in each step, the others never."""
+
+    def _step(self, actions):
+        terms, _ = super()._step(actions)
+        return terms, torch.arange(self.num_envs) == 0
+
+
+@pytest.mark.parametrize(
+    ("env", "steps"), [(Shapes, 2), (partial(Shapes, horizon=3), 6), (partial(FirstEndsAtOnce, horizon=99), 8)]
+)
+def test_sb3s_callbacks_learn_which_episodes_ended(env, steps):
+    """Two episodes for each of four environments, whoever plays them."""
+    model = learner(replace(PLAIN, num_envs=4), env(4), norm_mode="frozen")
+    model.learn(1000, callback=StopTrainingOnMaxEpisodes(max_episodes=2))
+    assert model.num_timesteps == 4 * steps
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -167,6 +198,7 @@ def test_rollouts_of_longer_episodes_bootstrap_where_they_were_cut_off():
         ({"kl_coef": -1.0}, "kl_coef is -1.0"),
         ({"exploration_scale": 0.0}, "exploration_scale is 0.0"),
         ({"target_kl": float("nan")}, "target_kl is nan"),
+        ({"target_kl": 0.0}, "target_kl is 0.0"),
         ({"batch_size": 5}, "batch_size is 5 but must divide .* 32 images"),
         ({"group_size": 5, "critic": "none"}, "num_envs is 32 but must be a multiple of group_size, 5"),
         ({"group_size": 4}, "critic is 'unet' .* 'none' belongs to"),

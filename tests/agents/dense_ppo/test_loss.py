@@ -9,7 +9,7 @@ from dense_toys import PLAIN, Dots, Shapes, learner, trained
 from gymnasium import spaces
 from segarena.agents.dense_ppo.buffer import Samples
 from segarena.agents.dense_ppo.distribution import PixelCategorical
-from segarena.agents.dense_ppo.loss import penalised_reward, policy_gradient, stretched, surrogate
+from segarena.agents.dense_ppo.loss import penalised_reward, policy_gradient, rescale_per_image, surrogate
 
 UP = {"pi": (0.5, 0.3, 0.2), "old": (0.4, 0.4, 0.2), "ref": (0.6, 0.2, 0.2), "r": 0.9, "v": 0.6}
 
@@ -93,9 +93,9 @@ def test_the_policy_gradient_standardises_the_reward_over_all_pixels():
     assert float(policy_gradient(log_prob, rho).mean()) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_a_stretched_map_fills_the_unit_interval_and_a_constant_one_stays():
+def test_a_rescaled_map_fills_the_unit_interval_and_a_constant_one_stays():
     maps = torch.stack((torch.tensor([[0.2, 0.4], [0.3, 0.2]]), torch.full((2, 2), 0.7)))
-    torch.testing.assert_close(stretched(maps), torch.tensor([[[0.0, 1], [0.5, 0]], [[0.7, 0.7], [0.7, 0.7]]]))
+    torch.testing.assert_close(rescale_per_image(maps), torch.tensor([[[0.0, 1], [0.5, 0]], [[0.7, 0.7], [0.7, 0.7]]]))
 
 
 def gradients_of(config, env=None, **policy_kwargs):
