@@ -127,7 +127,10 @@ class EchoEnv(BatchedEnv):
             raise ValueError(f"num_envs is {num_envs} but must be a multiple of group, {cfg.group}")
         if images is None and cfg.data == "phantom":
             notice_phantom("RL4Seg-Echo-v0", "give data=<CAMUS folder> to play on echocardiography")
-        self.pool = _checked(load_echo(cfg, cfg.split) if images is None else images).to(self.device)
+        pool = load_echo(cfg, cfg.split) if images is None else images
+        if not isinstance(pool, ImagePool):
+            raise ValueError(f"images is {pool!r} but must be an ImagePool")
+        self.pool = pool.checked(channels=1, classes=len(CLASSES)).to(self.device)
         self._rewards = [reward_function] if reward_function else [self._reward_named(name) for name in cfg.rewards]
         self._term = "reward_function" if reward_function else "+".join(cfg.rewards)
         self.reward_weights = {self._term: 1.0}
@@ -349,20 +352,3 @@ def structure_dice(masks: Tensor, labels: Tensor) -> Tensor:
 
 def _by_truth(reward: RewardMap, labels: Tensor, images: Tensor, masks: Tensor, index: Tensor) -> Tensor:
     return reward(masks, labels[index])
-
-
-def _checked(pool: ImagePool) -> ImagePool:
-    """The images, if they can be played on."""
-    if not isinstance(pool, ImagePool):
-        raise ValueError(f"images is {pool!r} but must be an ImagePool")
-    images, labels = pool.images, pool.labels
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 1 or images.numel() == 0:
-        shape = tuple(images.shape)
-        raise ValueError(f"images are {images.dtype} {shape} but must be uint8 [N, 1, H, W], N at least 1")
-    if labels is not None:
-        shape = tuple(images[:, 0].shape)
-        if labels.dtype != torch.uint8 or labels.shape != shape:
-            raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)} but must be uint8 {shape}")
-        if labels.max() >= len(CLASSES):
-            raise ValueError(f"labels reach {int(labels.max())} but must be 0..{len(CLASSES) - 1}")
-    return pool
