@@ -5,6 +5,7 @@ Rows may be added from outside: `PAPERS["mine"] = Paper(...)`, `POLICIES["Mine-v
 
 from typing import Any
 
+from ..common.checks import check_choice
 from . import generic
 from .experiment import Paper
 from .policy import POLICIES
@@ -68,6 +69,5 @@ def paper_named(name: object) -> Paper[Any]:
     Raises:
         ValueError: there is no such paper.
     """
-    if not isinstance(name, str) or name not in PAPERS:
-        raise ValueError(f"paper is {name!r} but must be one of {', '.join(PAPERS)}")
-    return PAPERS[name]
+    check_choice("paper", name, PAPERS)
+    return PAPERS[str(name)]

@@ -21,7 +21,7 @@ from segarena.agents.dense_ppo.ppo import DensePPOConfig
 from segarena.common.device import bfloat16_on_cuda
 from segarena.common.overlap import class_dice
 from segarena.datasets.echo.images import LV, MYO
-from segarena.rewards.reward_data import RewardDataConfig, contrasted, noised
+from segarena.rewards.reward_data import RewardDataConfig, add_noise, adjust_contrast
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
@@ -155,8 +155,8 @@ class PlainRewardData:
             masks.append(self._argmax(x))
             with self.parts("noise"):
                 self.net.load_state_dict(clean)
-        masks += [self._argmax(contrasted(x, factor)) for factor in self.config.contrast]
-        return masks + [self._argmax(noised(x, s * torch.randn_like(x))) for s in self.config.noise]
+        masks += [self._argmax(adjust_contrast(x, factor)) for factor in self.config.contrast]
+        return masks + [self._argmax(add_noise(x, s * torch.randn_like(x))) for s in self.config.noise]
 
     def _argmax(self, x: Tensor) -> Tensor:
         with self.parts("predictions"):

@@ -246,8 +246,8 @@ def windows_batch(
     """Logits [N, 2] and labels bool [N] of N windows of any cases."""
     case, corners, labels = pool.draw(config.windows_per_batch, generator)
     crops = gather_crops(pool.images, case, corners, pool.window)
-    crops = flipped(crops, _draw_flips(len(crops), config, generator).to(crops.device))
-    return net(shaken(crops, net.hu_window, config, generator)), labels
+    crops = flip_axes(crops, _draw_flips(len(crops), config, generator).to(crops.device))
+    return net(jitter_intensity(crops, net.hu_window, config, generator)), labels
 
 
 def dense_batch(
@@ -259,9 +259,9 @@ def dense_batch(
     x, y, z = (int(torch.randint(n, (), generator=generator)) for n in free)
     lattice = WindowLattice(pool.full, pool.window, step, (x, y, z))
     flips = _draw_flips(len(case), config, generator).to(case.device)
-    volumes = flipped(pool.images[case][:, None], flips).float() / 255  # [B, 1, X, Y, Z]
-    tumours = flipped(pool.tumours[case][:, None], flips)[:, 0]
-    logits = net.dense_logits(shaken(volumes, net.hu_window, config, generator), lattice)
+    volumes = flip_axes(pool.images[case][:, None], flips).float() / 255  # [B, 1, X, Y, Z]
+    tumours = flip_axes(pool.tumours[case][:, None], flips)[:, 0]
+    logits = net.dense_logits(jitter_intensity(volumes, net.hu_window, config, generator), lattice)
     return logits.flatten(0, 3), torch.cat([pool.labels(tumour, lattice) for tumour in tumours])
 
 
@@ -276,14 +276,16 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return 0.5 * (nll * (weights[0] + weights[1])).sum()
 
 
-def flipped(x: Tensor, flips: Tensor) -> Tensor:
+def flip_axes(x: Tensor, flips: Tensor) -> Tensor:
     """x [B, C, X, Y, Z] with the axes of each sample reversed where flips, bool [B, 3], says so."""
     for axis in range(3):
         x = torch.where(flips[:, axis].view(-1, 1, 1, 1, 1), x.flip(axis + 2), x)
     return x
 
 
-def shaken(x: Tensor, hu_window: tuple[float, float], config: PresenceTrainingConfig, generator: Generator) -> Tensor:
+def jitter_intensity(
+    x: Tensor, hu_window: tuple[float, float], config: PresenceTrainingConfig, generator: Generator
+) -> Tensor:
     """Images in [0, 1] as of a scanner that reads a·HU + b, a in 1 ± hu_scale and b in ± hu_shift; x [B, 1, X, Y, Z].
 
     Air stays 0: it lies far below the window, and the halo outside the volume is 0 when the classifier is used.

@@ -127,9 +127,9 @@ class EchoEnv(BatchedEnv):
             raise ValueError(f"num_envs is {num_envs} but must be a multiple of group, {cfg.group}")
         if images is None and cfg.data == "phantom":
             notice_phantom("RL4Seg-Echo-v0", "give data=<CAMUS folder> to play on echocardiography")
-        if images is not None and not isinstance(images, ImagePool):
-            raise ValueError(f"images is {images!r} but must be an ImagePool")
         pool = load_echo(cfg, cfg.split) if images is None else images
+        if not isinstance(pool, ImagePool):
+            raise ValueError(f"images is {pool!r} but must be an ImagePool")
         self.pool = pool.checked(channels=1, classes=len(CLASSES)).to(self.device)
         self._rewards = [reward_function] if reward_function else [self._reward_named(name) for name in cfg.rewards]
         self._term = "reward_function" if reward_function else "+".join(cfg.rewards)

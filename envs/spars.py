@@ -25,7 +25,7 @@ from .spars_painting import Painting
 from .spars_rules import RULES, Competitor, checked, random_move
 from .spars_tables import Windows, lattice_of, score_tables, start_position
 
-STATE = ("case", "at", "scores", "duel", "_home", "_over", "_found")
+STATE = ("case", "at", "scores", "duel", "_start_ids", "_terminated", "_found")
 """Tensors that an episode consists of, beside those of the core and the painting."""
 TRIES = 8
 """Places that are tried for a random start: the first with a score of at most τ is taken, or else the first of all."""
@@ -150,10 +150,10 @@ class SparsEnv(BatchedEnv):
         players, n = cfg.n_agents, self.num_envs
         self.case = torch.zeros(n, dtype=torch.int64, device=self.device)
         self.at = torch.zeros(players, n, dtype=torch.int64, device=self.device)  # lattice positions of p1 (and p2)
-        self._home = torch.zeros_like(self.at)  # where the episode began
+        self._start_ids = torch.zeros_like(self.at)  # where the episode began
         self.scores = torch.zeros(players, n, device=self.device)  # f at those positions
         self.duel = torch.zeros(2, n, device=self.device)  # s1, s2 of the last step, s2 = -1 without a competitor
-        self._over = torch.zeros(n, dtype=torch.bool, device=self.device)  # by τ, in the last step
+        self._terminated = torch.zeros(n, dtype=torch.bool, device=self.device)  # by τ, in the last step
         self._found = torch.full((n, cfg.lesion_rounds - 1), -1, dtype=torch.int64, device=self.device)
         self.painting = Painting(self)
 
@@ -195,7 +195,7 @@ class SparsEnv(BatchedEnv):
         self._place(env_ids, case, at)
 
     def _place(self, env_ids: Tensor, case: Tensor, at: Tensor) -> None:
-        self.case[env_ids], self.at[:, env_ids], self._home[:, env_ids] = case, at, at
+        self.case[env_ids], self.at[:, env_ids], self._start_ids[:, env_ids] = case, at, at
         self._found.index_fill_(0, env_ids, -1)  # not by an index: that would wait for CUDA, and so below
         scores = self.scores[:, env_ids] = self.table.lookup(case, at)
         self.duel[:, env_ids] = torch.stack(_own_and_rival(scores))
@@ -226,7 +226,7 @@ class SparsEnv(BatchedEnv):
         self.duel = torch.stack((own, rival))
         hit = (self.duel > cfg.threshold).any(dim=0)
         self.painting.add(self.at, self.scores)  # on the last step too
-        terminated = self._over = self._next_round(hit) if cfg.lesion_rounds > 1 else hit
+        terminated = self._terminated = self._next_round(hit) if cfg.lesion_rounds > 1 else hit
         sign = torch.sign(own - rival)
         terms = {}
         if cfg.reward == "score":
@@ -249,7 +249,7 @@ class SparsEnv(BatchedEnv):
         free = torch.arange(rounds, device=self.device) == (rounds - left)[:, None]  # [N, m - 1], the next to be filled
         winner = self.at.gather(0, (self.duel[1] > self.duel[0]).long()[None])[0]
         self._found = torch.where(free & again[:, None], winner[:, None], self._found)
-        self.at = torch.where(again, self._home, self.at)
+        self.at = torch.where(again, self._start_ids, self.at)
         self.scores = self.scores_at(self.at)
         return hit & ~again
 
@@ -322,7 +322,7 @@ class SparsEnv(BatchedEnv):
 
     def _episode_info(self, env_ids: Tensor) -> Callable[[], list[dict[str, Any]]]:
         """Case and reason of the end of each episode and, with eval_dice, how well its mask fits."""
-        hits = (self.duel[:, env_ids] > self.config.threshold) & self._over[env_ids]
+        hits = (self.duel[:, env_ids] > self.config.threshold) & self._terminated[env_ids]
         facts = torch.cat((self.case[env_ids][None], hits.long()))  # [3, K]
         strokes = self.painting.strokes(env_ids) if self.config.eval_dice else None
 

@@ -311,7 +311,7 @@ def noisy_parameters(net: nn.Module, m: float, generator: Generator) -> dict[str
     }
 
 
-def contrasted(x: Tensor, f: float) -> Tensor:
+def adjust_contrast(x: Tensor, f: float) -> Tensor:
     """clip(f x + (1 - f) mean(x), 0, 1), the mean being each image's own; x float32 [B, 1, H, W].
 
     TI-ST's jitter has the same formula but rounds otherwise; sharing one would change published weights.
@@ -319,7 +319,7 @@ def contrasted(x: Tensor, f: float) -> Tensor:
     return torch.lerp(x.mean(dim=(1, 2, 3), keepdim=True), x, f).clamp(0, 1)
 
 
-def noised(x: Tensor, noise: Tensor) -> Tensor:
+def add_noise(x: Tensor, noise: Tensor) -> Tensor:
     """(x + noise) / max(x + noise), the maximum being each image's own; both float32 [B, 1, H, W]."""
     x = x + noise
     return x / x.amax(dim=(1, 2, 3), keepdim=True)
@@ -340,11 +340,11 @@ def _perturbations(net: nn.Module, x: Tensor, config: RewardDataConfig, draw: Dr
         return perturbed
 
     def contrast(f: float) -> Perturbed:
-        return lambda at, scale: labels_of(logits_of(net, contrasted(x[at], max(1 - scale * (1 - f), 0.0))))
+        return lambda at, scale: labels_of(logits_of(net, adjust_contrast(x[at], max(1 - scale * (1 - f), 0.0))))
 
     def noise(number: int, s: float) -> Perturbed:
         drawn = torch.randn(x.shape, generator=draw("noise", number), device=x.device)
-        return lambda at, scale: labels_of(logits_of(net, noised(x[at], scale * s * drawn[at])))
+        return lambda at, scale: labels_of(logits_of(net, add_noise(x[at], scale * s * drawn[at])))
 
     if config.model:
         for number, m in enumerate(config.weight_noise):

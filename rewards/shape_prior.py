@@ -195,7 +195,7 @@ def train_shape_prior(
     def train_epoch(net: ARVAE, generator: Generator) -> Scalars:
         totals: dict[str, Tensor] = {}
         for rows in shuffled_rows(len(masks), config.batch_size, generator, masks.device, workers):
-            batch = moved(masks[rows], config, generator)
+            batch = augment_masks(masks[rows], config, generator)
             mu, logvar = net.encode(batch)
             noise = torch.randn(mu.shape, generator=generator).to(mu.device)
             z = mu + noise * (0.5 * logvar).exp()
@@ -226,7 +226,7 @@ def train_shape_prior(
     return net.requires_grad_(False)
 
 
-def moved(masks: Tensor, config: ShapePriorConfig, generator: Generator) -> Tensor:
+def augment_masks(masks: Tensor, config: ShapePriorConfig, generator: Generator) -> Tensor:
     """Masks uint8 [B, H, W], each shifted, scaled and turned as `config` allows; background comes in from outside."""
     if not (config.shift or config.scale or config.rotation_deg):
         return masks

@@ -239,18 +239,18 @@ def jitter(x: Tensor, generator: Generator) -> Tensor:
     """
     draw = torch.rand(5, len(x), 1, 1, 1, generator=generator).to(x.device)
     light, contrast = 1 + JITTER * (2 * draw[:2] - 1)
-    light_first = contrasted((light * x).clamp(0, 1), contrast)
-    x = torch.where(draw[2] < 0.5, light_first, (light * contrasted(x, contrast)).clamp(0, 1))
+    light_first = adjust_contrast((light * x).clamp(0, 1), contrast)
+    x = torch.where(draw[2] < 0.5, light_first, (light * adjust_contrast(x, contrast)).clamp(0, 1))
     sigma = BLUR_SIGMA[0] + (BLUR_SIGMA[1] - BLUR_SIGMA[0]) * draw[3]
-    return torch.where(draw[4] < 0.5, blurred(x, sigma), sharpened(x))
+    return torch.where(draw[4] < 0.5, blur(x, sigma), sharpen(x))
 
 
-def contrasted(x: Tensor, factor: Tensor) -> Tensor:
+def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
     """clip(f x + (1 - f) mean(x)), the mean over each image. x [B, 1, H, W]; factor [B, 1, 1, 1]."""
     return (factor * x + (1 - factor) * x.mean(dim=(1, 2, 3), keepdim=True)).clamp(0, 1)
 
 
-def blurred(x: Tensor, sigma: Tensor) -> Tensor:
+def blur(x: Tensor, sigma: Tensor) -> Tensor:
     """x [B, 1, H, W] under a 5 x 5 Gaussian of sigma [B, 1, 1, 1] pixels, mirrored at the border."""
     along = torch.exp(-0.5 * (torch.arange(-2, 3, device=x.device) / sigma) ** 2)  # [B, 1, 1, 5]
     along = along / along.sum(dim=-1, keepdim=True)
@@ -259,7 +259,7 @@ def blurred(x: Tensor, sigma: Tensor) -> Tensor:
     return F.conv2d(rows, kernels, groups=len(x)).transpose(0, 1)
 
 
-def sharpened(x: Tensor) -> Tensor:
+def sharpen(x: Tensor) -> Tensor:
     """clip(1.5 x - 0.5 smooth(x)), x [B, 1, H, W]; smooth: 3 x 3 mean of centre weight 5; the border stays."""
     kernel = torch.ones(1, 1, 3, 3, device=x.device)
     kernel[..., 1, 1] = 5

@@ -123,10 +123,8 @@ def truth_of(images: ImagePool, classes: int) -> Tensor:
     """Their labels.
 
     Raises:
-        ValueError: no image, no labels, or a label that is none of the classes 0..classes-1.
+        ValueError: no labels, or a label that is none of the classes 0..classes-1.
     """
-    if not len(images):
-        raise ValueError("there is no image to train with; choose a split that has some")
     if images.labels is None:
         raise ValueError(
             f"{images.ids[0]} and the other images have no labels, which training needs; use a labelled set"

@@ -52,7 +52,7 @@ def mc_dropout(net: nn.Module, images: Tensor, passes: int, seed: int) -> Tensor
     return mean
 
 
-def augmented(net: nn.Module, images: Tensor, passes: int, seed: int) -> Tensor:
+def test_time_augmentation(net: nn.Module, images: Tensor, passes: int, seed: int) -> Tensor:
     """p̄ of `passes` views of each image, changed in contrast, shifted and turned, with the masks turned back."""
     generator = Generator().manual_seed(seed)
     net.eval()

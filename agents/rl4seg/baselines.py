@@ -22,9 +22,9 @@ from ...segmenters.adaptation import minimise_entropy
 from ...segmenters.tist import train_tist
 from ...segmenters.training import SupervisedConfig, train_segmenter
 from ...segmenters.udas import train_udas
-from ...segmenters.uncertainty import augmented
 from ...segmenters.uncertainty import ensemble as mean_of_networks
 from ...segmenters.uncertainty import mc_dropout as mean_of_dropouts
+from ...segmenters.uncertainty import test_time_augmentation
 from ...segmenters.unet import UNet
 from ..dense_ppo.ppo import DensePPOConfig
 from ..policy import Policy
@@ -268,7 +268,7 @@ def _correct(context: Context, nets: list[nn.Module]) -> Policy[EchoEnv]:
 
 
 def _augment(context: Context, nets: list[nn.Module], images: Tensor) -> Tensor:
-    return augmented(nets[0], images, context.experiment.evaluation.tta_passes, context.seed("tta"))
+    return test_time_augmentation(nets[0], images, context.experiment.evaluation.tta_passes, context.seed("tta"))
 
 
 def _average(context: Context, nets: list[nn.Module], images: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ PICTURES_EVERY = 2
 """Looks at the validation images between two pictures."""
 
 
-class Examine(BaseCallback):
+class ValidationCallback(BaseCallback):
     """Looks at the validation images now and then, and keeps the weights of the best look.
 
     eval/val_reward_argmax, eval/val_reward_sampled: mean R of the most probable and of drawn masks. eval/anat_valid:

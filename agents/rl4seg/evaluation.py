@@ -61,7 +61,7 @@ UNCERTAINTY_COLUMNS = ("error_auroc", "ece", METRICS["dice_avg"])
 
 
 @dataclass(frozen=True)
-class Answer:
+class MethodPrediction:
     """The masks of one method for all test images."""
 
     method: str
@@ -95,17 +95,17 @@ def evaluate(runs: Sequence[tuple[Run, RL4SegExperiment]], options: EvaluateOpti
         skipped += bad
         reliable: dict[str, Calibration] = {}
         risky: dict[str, RiskCoverage] = {}
-        for answer in tqdm(_answers(context, images, policies), desc=f"seed {experiment.seed}", unit="method"):
-            if (answer.method, experiment.seed) in {(result.method, result.seed) for result in results}:
+        for prediction in tqdm(_predictions(context, images, policies), desc=f"seed {experiment.seed}", unit="method"):
+            if (prediction.method, experiment.seed) in {(result.method, result.seed) for result in results}:
                 continue
-            result = _result(context, images, split, answer, options.command)
-            if answer.uncertainty is not None and images.labels is not None:
+            result = _result(context, images, split, prediction, options.command)
+            if prediction.uncertainty is not None and images.labels is not None:
                 dice = torch.tensor([case["dice"] for case in result.cases], dtype=torch.float64)
-                report = uncertainty_report(answer.uncertainty, answer.masks, images.labels, dice)
+                report = uncertainty_report(prediction.uncertainty, prediction.masks, images.labels, dice)
                 result.metrics.update({f"all_{name}": value for name, value in report.metrics.items()})
-                reliable[answer.method], risky[answer.method] = report.calibration, report.pixels
+                reliable[prediction.method], risky[prediction.method] = report.calibration, report.pixels
             results.append(write_result(run, result))
-            _figure(context, images, answer)
+            _figure(context, images, prediction)
         if reliable:
             title = f"Uncertainty of each method on its own masks, {len(images)} images"
             save_reliability_figure(run.media / "uncertainty.png", reliable, title=title, risk=risky, risk_name="wrong")
@@ -142,10 +142,10 @@ def _test_images(context: Context, options: EvaluateOptions) -> tuple[ImagePool,
     return images, split, [f"{image.id}: {image.reason}" for image in bad]
 
 
-# -- what each method answers --------------------------------------------------------------------------------------
+# -- predictions of each method --------------------------------------------------------------------------------------
 
 
-def _answers(context: Context, images: ImagePool, policies: Sequence[str]) -> Iterator[Answer]:
+def _predictions(context: Context, images: ImagePool, policies: Sequence[str]) -> Iterator[MethodPrediction]:
     """Reference policies, baselines, and the trained policy last."""
     env = EchoEnv(
         images=images,
@@ -164,57 +164,57 @@ def _answers(context: Context, images: ImagePool, policies: Sequence[str]) -> It
     for name in policies:
         row = POLICIES[name]
         masks = masks_of(row.make(env, context.experiment.seed))
-        yield Answer(name, masks, supervision=row.supervision, sees_target=False)
+        yield MethodPrediction(name, masks, supervision=row.supervision, sees_target=False)
     for baseline in baselines_of(context.experiment).values():
         seen, nets = (baseline.supervision, baseline.sees_target), baseline.networks(context)
         if baseline.probabilities is None:
-            yield Answer(baseline.title, masks_of(baseline.policy(context, nets)), None, *seen)
+            yield MethodPrediction(baseline.title, masks_of(baseline.policy(context, nets)), None, *seen)
         else:
             mean = baseline.probabilities(context, nets, images.images)
-            yield Answer(baseline.title, mean.argmax(dim=1).byte(), entropy_map(mean), *seen)
+            yield MethodPrediction(baseline.title, mean.argmax(dim=1).byte(), entropy_map(mean), *seen)
     if context.experiment.iterations:
         net = context.load(policy_folder(context, context.experiment.iterations))
         yield from _policy(context, images, net, masks_of(NetworkPolicy(net)))
 
 
-def _policy(context: Context, images: ImagePool, net: nn.Module, masks: Tensor) -> Iterator[Answer]:
+def _policy(context: Context, images: ImagePool, net: nn.Module, masks: Tensor) -> Iterator[MethodPrediction]:
     """The last policy: with the reward network's doubt, and with the entropy of its own probabilities."""
     experiment = context.experiment
     labels = experiment.gold.source == "gt" or experiment.reward in OF_TRUTH
     supervision = "source and target" if labels else "source"
     if experiment.reward != "reward_net":
-        yield Answer(experiment.name, masks, supervision=supervision)
+        yield MethodPrediction(experiment.name, masks, supervision=supervision)
         return
     judge = context.reward_net(experiment.iterations)
     with torch.no_grad():
         parts = torch.split(torch.arange(len(images), device=context.device), AT_ONCE)
         trust = [judge(images.at(part), masks[part], calibrated=True) for part in parts]
     own = entropy_map(probabilities(net, images.images))
-    yield Answer(f"{experiment.name}, softmax", masks, own, supervision)
-    yield Answer(experiment.name, masks, 1 - torch.cat(trust), supervision)
+    yield MethodPrediction(f"{experiment.name}, softmax", masks, own, supervision)
+    yield MethodPrediction(experiment.name, masks, 1 - torch.cat(trust), supervision)
 
 
 # -- what is kept of it ----------------------------------------------------------------------------------------------
 
 
-def _result(context: Context, images: ImagePool, split: str, answer: Answer, command: str) -> Result:
+def _result(context: Context, images: ImagePool, split: str, prediction: MethodPrediction, command: str) -> Result:
     experiment = context.experiment
-    seen = set(context.target.groups) if answer.sees_target else set()
-    cases = _cases(images, answer)
+    seen = set(context.target.groups) if prediction.sees_target else set()
+    cases = _cases(images, prediction)
     metrics: dict[str, float | None] = dict(mean_metrics(cases))
     metrics["subject_valid"] = subject_validity(cases)
     if images.labels is not None:
-        metrics |= dice_batch32(largest_heart(answer.masks), images.labels)
+        metrics |= dice_batch32(largest_heart(prediction.masks), images.labels)
     target = experiment.target
     return Result(
-        id=f"{slug(answer.method)}_seed{experiment.seed}",
+        id=f"{slug(prediction.method)}_seed{experiment.seed}",
         paper="RL4Seg",
         env="RL4Seg-Echo-v0",
-        method=answer.method,
+        method=prediction.method,
         seed=experiment.seed,
         data=f"echo phantom, vendor {target.vendor}" if target.data == "phantom" else Path(target.data).name,
         split=split,
-        supervision=answer.supervision,
+        supervision=prediction.supervision,
         mode="transductive" if seen & set(images.groups) else "inductive",
         origins=count_origins(cases),
         metrics=metrics,
@@ -233,40 +233,40 @@ def _result(context: Context, images: ImagePool, split: str, answer: Answer, com
     )
 
 
-def _cases(images: ImagePool, answer: Answer) -> list[Case]:
+def _cases(images: ImagePool, prediction: MethodPrediction) -> list[Case]:
     """Metrics of each image; where the truth is unknown, validity only."""
     if images.labels is None:
-        valid = valid_masks(largest_heart(answer.masks)).tolist()
+        valid = valid_masks(largest_heart(prediction.masks)).tolist()
         names = zip(images.ids, images.groups, valid, strict=True)
         return [
             {"case_id": name, "origin": images.origin, "patient": patient, "valid": float(ok)}
             for name, patient, ok in names
         ]
-    cases = echo_cases(images, answer.masks)
-    if answer.uncertainty is not None:
+    cases = echo_cases(images, prediction.masks)
+    if prediction.uncertainty is not None:
         for n, case in enumerate(cases):
-            heart = (answer.masks[n] | images.labels[n]) != 0
-            u, wrong = answer.uncertainty[n][heart], (answer.masks[n] != images.labels[n])[heart]
+            heart = (prediction.masks[n] | images.labels[n]) != 0
+            u, wrong = prediction.uncertainty[n][heart], (prediction.masks[n] != images.labels[n])[heart]
             case["ece"] = calibration(1 - u, ~wrong).ece
             case["error_auroc"] = error_detection(u, wrong)[0]
     return cases
 
 
-def _figure(context: Context, images: ImagePool, answer: Answer) -> None:
+def _figure(context: Context, images: ImagePool, prediction: MethodPrediction) -> None:
     shown = range(min(context.experiment.evaluation.pictures, len(images)))
-    hearts = largest_heart(answer.masks[: len(shown)])
+    hearts = largest_heart(prediction.masks[: len(shown)])
     views = [
         EchoView(
             images.ids[n],
             images.images[n, 0].cpu().numpy(),
             None if images.labels is None else images.labels[n].cpu().numpy(),
             hearts[n].cpu().numpy(),
-            None if answer.uncertainty is None else answer.uncertainty[n].clamp(0, 1).cpu().numpy(),
+            None if prediction.uncertainty is None else prediction.uncertainty[n].clamp(0, 1).cpu().numpy(),
             (float(images.spacing_mm[n, 0]), float(images.spacing_mm[n, 1])),
         )
         for n in shown
     ]
-    save_echo_figure(context.run.media / f"{slug(answer.method)}.png", views, title=answer.method)
+    save_echo_figure(context.run.media / f"{slug(prediction.method)}.png", views, title=prediction.method)
 
 
 def render(run: Run, experiment: RL4SegExperiment, case: str | None, seed: int) -> tuple[list[Frame], str]:

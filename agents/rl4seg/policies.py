@@ -18,7 +18,7 @@ from ..dense_ppo.loss import rescale_per_image
 from ..dense_ppo.policy import DensePolicy
 from ..dense_ppo.ppo import DensePPO, DensePPOConfig
 from ..ppo import learn, restore
-from .callbacks import Examine
+from .callbacks import ValidationCallback
 from .context import AT_ONCE, CRITIC, SEGMENTER, Context, Gold
 
 
@@ -61,7 +61,7 @@ def train_policy(
         policy.reference.load_state_dict(reference.state_dict())
     every = context.experiment.ppo.examine_every * len(env.pool) * config.group_size
     judge = partial(rewards_of, env_of(context, context.target_val, reward))
-    examine = Examine(stage, context.target_val, judge, every)
+    validation = ValidationCallback(stage, context.target_val, judge, every)
     if critic is not None and policy.critic is not None:
         policy.critic.load_state_dict(critic.state_dict())
     elif policy.critic is not None and context.experiment.ppo.critic_start == "policy":
@@ -73,19 +73,19 @@ def train_policy(
     checkpoint = stage.resume()
     if checkpoint:
         restore(model, checkpoint)
-        examine.load_state(checkpoint.state["examine"])
+        validation.load_state(checkpoint.state["examine"])
     if config.total_timesteps:
         learn(
             model,
             stage,
             config.total_timesteps,
-            [examine],
+            [validation],
             checkpoint_every=every,
-            extra_state=lambda: {"examine": examine.state()},
+            extra_state=lambda: {"examine": validation.state()},
             checkpoint=checkpoint,
         )
-        examine.look()
-        policy.load_state_dict(examine.best.weights)
+        validation.look()
+        policy.load_state_dict(validation.best.weights)
     files = {SEGMENTER: policy.actor, CRITIC: policy.critic}
     for name, net in files.items():
         if net is not None:

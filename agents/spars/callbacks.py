@@ -15,7 +15,7 @@ from .rollouts import roll_out
 from .self_play import SelfPlay, Snapshot
 
 
-class Watch(BaseCallback):
+class DuelMetrics(BaseCallback):
     """Curves of the duel, per rollout.
 
     spars/win_rate: share of steps with s1 > s2. spars/score_self, spars/score_opp: mean s1, s2. spars/terminated_frac:
@@ -57,7 +57,7 @@ class Watch(BaseCallback):
             self.logger.record("spars/opponent_age", self.num_timesteps - self.self_play.refreshed_at)
 
 
-class Examine(BaseCallback):
+class ValidationCallback(BaseCallback):
     """Segments the validation cases now and then: spars/dice_eval (at the configured θ), spars/terminal_hit, a picture.
 
     The weights of the look with the highest mean Dice go to `best`.
@@ -88,9 +88,9 @@ class Examine(BaseCallback):
         before = step - self.model.n_steps * self.model.n_envs  # type: ignore[attr-defined]
         if step > self.seen and step // self.every > before // self.every:
             with forked_rng(self.env.device):
-                self._examine(step)
+                self._validate(step)
 
-    def _examine(self, step: int) -> None:
+    def _validate(self, step: int) -> None:
         assert isinstance(self.model.policy, ActorCriticPolicy)
         self.learner = self.learner or Snapshot(self.model.policy)
         self.learner.refresh(self.model.policy)

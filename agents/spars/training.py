@@ -24,7 +24,7 @@ from ...envs.spars_config import SparsConfig
 from ...evaluation.metrics import classification_metrics
 from ..callbacks import Best
 from ..ppo import Learner, learn, restore
-from .callbacks import Examine, Watch
+from .callbacks import DuelMetrics, ValidationCallback
 from .config import TRAIN, SparsExperiment
 from .policies import policy_arguments
 from .self_play import SelfPlay, Snapshot
@@ -158,8 +158,8 @@ def _train_agent(experiment: SparsExperiment, run: Run) -> None:
         experiment.ppo.total_timesteps,
         [
             *([self_play] if self_play else []),
-            Watch(env, self_play),
-            *_examiners(experiment, run, self_play, best, seen),
+            DuelMetrics(env, self_play),
+            *_validation_callback(experiment, run, self_play, best, seen),
         ],
         checkpoint_every=experiment.checkpoint_every,
         extra_state=lambda: {"best": best.state(), **({"self_play": self_play.state()} if self_play else {})},
@@ -195,7 +195,7 @@ def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple
     return learner, Snapshot(policy)
 
 
-def _examiners(
+def _validation_callback(
     experiment: SparsExperiment, run: Run, self_play: SelfPlay | None, best: Best, seen: int
 ) -> list[BaseCallback]:
     if not experiment.examine_every:
@@ -206,7 +206,7 @@ def _examiners(
         log.warning("validation cases without labels: training is not looked at on the way (examine_every)")
         return []
     return [
-        Examine(
+        ValidationCallback(
             env,
             run,
             experiment.examine_every,

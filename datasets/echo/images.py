@@ -24,7 +24,7 @@ from ..selection import Catalogue, PhantomNames, one_split_each
 from . import phantom as echo_phantom
 from .camus import EchoFiles, find_echo
 from .files import read_image, read_mask, stored_in
-from .preparation import Acquisition, acquired, resized, resized_mask, sector, to_bytes
+from .preparation import Acquisition, resize, resize_mask, sector, simulate_acquisition, to_bytes
 
 log = logging.getLogger(__name__)
 
@@ -182,12 +182,12 @@ def _load(files: EchoFiles, config: EchoDataConfig, prepared: bool) -> dict[str,
                     "lie on each other; resample the mask to the image"
                 )
             label[label == ATRIUM] = BACKGROUND
-            tensors["label"] = torch.from_numpy(resized_mask(label, config.size))
+            tensors["label"] = torch.from_numpy(resize_mask(label, config.size))
         if not prepared:
             image = np.where(sector(image), image, np.float32(0))  # text and ECG beside it
         if config.acquisition != Acquisition():
-            image = acquired(image, spacing_mm, config.acquisition, files.id)
-        tensors["image"] = torch.from_numpy(to_bytes(resized(image, config.size), clahe))
+            image = simulate_acquisition(image, spacing_mm, config.acquisition, files.id)
+        tensors["image"] = torch.from_numpy(to_bytes(resize(image, config.size), clahe))
         steps = [mm * n / config.size for mm, n in zip(spacing_mm, image.shape, strict=True)]
         return tensors | {"spacing_mm": torch.tensor(steps, dtype=torch.float64)}
 

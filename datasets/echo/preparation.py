@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from skimage import transform
 from skimage.exposure import equalize_adapthist
 from skimage.morphology import convex_hull_image
-from skimage.transform import resize
 
 from ...common.checks import AT_LEAST_0, POSITIVE, SHARE, check
 from .files import FloatArray, Spacing
@@ -68,38 +68,76 @@ def sector(image: FloatArray) -> npt.NDArray[np.bool_]:
     return inside
 
 
-def acquired(image: FloatArray, spacing_mm: Spacing, acquisition: Acquisition, id: str) -> FloatArray:
-    """The image [Y, X] in [0, 1] as the acquisition would have given it."""
-    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(id.encode()).digest(), "big"))
+def simulate_acquisition(image: FloatArray, spacing_mm: Spacing, acquisition: Acquisition, image_id: str) -> FloatArray:
+    """The image as if acquired so: float32 [Y, X] in [0, 1], 0 outside the sector.
+
+    Args:
+        image: float32 [Y, X] in [0, 1].
+        spacing_mm: (y, x).
+        acquisition: what changes.
+        image_id: seeds speckle and wedges.
+    """
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(image_id.encode()).digest(), "big"))
     inside = sector(image)
-    y, x = (np.arange(n, dtype=np.float32) * mm for n, mm in zip(image.shape, spacing_mm, strict=True))
+    depth, angle = _beams(inside, spacing_mm)
     changed = image
     if acquisition.speckle:
-        grain = ndimage.gaussian_filter(
-            rng.standard_normal((2, *image.shape), np.float32),
-            (0, *(acquisition.speckle_mm / 2 / np.array(spacing_mm))),
-        )
-        rayleigh = np.hypot(*grain)
-        changed = changed * (1 + acquisition.speckle / rayleigh.std() * (rayleigh - rayleigh.mean()))
+        changed = _add_speckle(changed, spacing_mm, acquisition.speckle, acquisition.speckle_mm, rng)
+    changed = _add_wedges(changed, angle, acquisition.wedges, acquisition.wedge_loss, rng)
+    changed = _attenuate(changed, depth, acquisition.attenuation, spacing_mm)
+    grey: FloatArray = np.where(inside, _adjust_gain(changed, acquisition.gain, acquisition.gamma), 0)
+    return grey.astype(np.float32)
+
+
+def _beams(inside: npt.NDArray[np.bool_], spacing_mm: Spacing) -> tuple[FloatArray, FloatArray]:
+    """Depth below the probe in mm, [Y, 1], and angle from its axis in radians, [Y, X]; the probe is the middle of the
+    sector's top row."""
+    y, x = (np.arange(n, dtype=np.float32) * mm for n, mm in zip(inside.shape, spacing_mm, strict=True))
     top = int(inside.any(axis=1).argmax())
     probe_y, probe_x = top * spacing_mm[0], float(np.flatnonzero(inside[top]).mean()) * spacing_mm[1]
     depth = np.maximum(y - probe_y, 0)[:, None]
-    angle = np.arctan2(x - probe_x, depth + spacing_mm[0])
-    for _ in range(acquisition.wedges):
+    return depth, np.arctan2(x - probe_x, depth + spacing_mm[0])
+
+
+def _add_speckle(
+    image: FloatArray, spacing_mm: Spacing, spread: float, grain_mm: float, rng: np.random.Generator
+) -> FloatArray:
+    """The image times 1 + Rayleigh noise of mean 0 and standard deviation `spread`, in grains of `grain_mm`."""
+    grain = ndimage.gaussian_filter(
+        rng.standard_normal((2, *image.shape), np.float32), (0, *(grain_mm / 2 / np.array(spacing_mm)))
+    )
+    rayleigh = np.hypot(*grain)
+    speckled: FloatArray = image * (1 + spread / rayleigh.std() * (rayleigh - rayleigh.mean()))
+    return speckled
+
+
+def _add_wedges(image: FloatArray, angle: FloatArray, number: int, loss: float, rng: np.random.Generator) -> FloatArray:
+    """The image less up to `loss` in each of `number` beams, 8 to 18 degrees wide, that may overlap."""
+    for _ in range(number):
         middle, width = np.deg2rad(rng.uniform(-35, 35)), np.deg2rad(rng.uniform(4, 9))
-        changed = changed - acquisition.wedge_loss * np.exp(-(((angle - middle) / width) ** 4))
-    changed = changed - acquisition.attenuation * depth / max(depth.max(), spacing_mm[0]) + acquisition.gain
-    grey: FloatArray = np.where(inside, np.clip(changed, 0, 1) ** acquisition.gamma, 0).astype(np.float32)
-    return grey
+        image = image - loss * np.exp(-(((angle - middle) / width) ** 4))
+    return image
 
 
-def resized(image: FloatArray, size: int) -> FloatArray:
+def _attenuate(image: FloatArray, depth: FloatArray, loss: float, spacing_mm: Spacing) -> FloatArray:
+    """The image less a share of `loss` that grows evenly from 0 at the probe to 1 at the deepest row."""
+    attenuated: FloatArray = image - loss * depth / max(depth.max(), spacing_mm[0])
+    return attenuated
+
+
+def _adjust_gain(image: FloatArray, gain: float, gamma: float) -> FloatArray:
+    """clip(image + gain, 0, 1) to the power of gamma."""
+    adjusted: FloatArray = np.clip(image + gain, 0, 1) ** gamma
+    return adjusted
+
+
+def resize(image: FloatArray, size: int) -> FloatArray:
     """The image stretched to size x size, linear (smoothed first where it shrinks)."""
-    shrunk: FloatArray = resize(image, (size, size), order=1, anti_aliasing=True)
+    shrunk: FloatArray = transform.resize(image, (size, size), order=1, anti_aliasing=True)
     return shrunk
 
 
-def resized_mask(mask: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+def resize_mask(mask: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     """The mask stretched to size x size, nearest."""
     rows, columns = (((np.arange(size) + 0.5) * n / size).astype(int) for n in mask.shape)
     small: npt.NDArray[np.uint8] = mask[rows[:, None], columns]

@@ -25,7 +25,7 @@ from ..msd import CaseFiles, find_cases, read_sample
 from ..nifti import Frame, read_frame, write_mask
 from ..sample import BadSample, Origin, Sample, load_each
 from ..selection import Catalogue, PhantomNames
-from .grid import GridFrame, around_body, scale_hu, stretched
+from .grid import GridFrame, crop_around_body, resample_to_shape, scale_hu
 from .lattice import Triple
 from .lesions import LesionConfig, implant_lesions
 from .phantom import AFFINE, SHAPE, liver_phantom
@@ -254,9 +254,9 @@ def _to_grid(sample: Sample, file: Frame, config: LiverDataConfig) -> dict[str, 
     """Image, label and hu (where there are any) of a case on the grid, and how they came there."""
     shape = config.grid_shape or (SHAPE if config.data == "phantom" else CT_GRID)
     if config.grid == "fixed_shape":
-        frame = stretched(file, shape)
+        frame = resample_to_shape(file, shape)
     else:
-        frame = around_body(sample, file, shape, config.spacing_mm)
+        frame = crop_around_body(sample, file, shape, config.spacing_mm)
     hu = frame.image(sample.image[0])
     tensors = {"image": scale_hu(hu, config.hu_window or HU_WINDOW)}
     if config.hu_window is None:

@@ -56,12 +56,12 @@ class GridFrame:
         return np.ascontiguousarray(self.file.from_ras(native))
 
 
-def stretched(file: Frame, shape: Triple) -> GridFrame:
+def resample_to_shape(file: Frame, shape: Triple) -> GridFrame:
     """The whole volume stretched or squeezed to `shape` voxels."""
     return GridFrame(file, shape, resampled=shape)
 
 
-def around_body(sample: Sample, file: Frame, shape: Triple, spacing_mm: tuple[float, float, float]) -> GridFrame:
+def crop_around_body(sample: Sample, file: Frame, shape: Triple, spacing_mm: tuple[float, float, float]) -> GridFrame:
     """The volume at about `spacing_mm`, cropped to `shape` voxels around the body, or padded on both sides alike."""
     sizes = zip(sample.image.shape[1:], sample.spacing_mm, spacing_mm, strict=True)
     x, y, z = (max(1, round(count * old / new)) for count, old, new in sizes)

@@ -191,7 +191,7 @@ def test_each_window_of_each_label_has_a_gradient():
 def test_flips_turn_the_axes_of_their_own_sample():
     x = torch.rand(2, 1, 3, 4, 5, generator=generator())
     flips = torch.tensor([[True, False, True], [False, False, False]])
-    y = training.flipped(x, flips)
+    y = training.flip_axes(x, flips)
     assert torch.equal(y[0], x[0].flip(1, 3))
     assert torch.equal(y[1], x[1])
 
@@ -209,7 +209,7 @@ def test_intensities_change_like_those_of_another_scanner(shift, scale):
     hu = torch.tensor([-1000.0, 30.0, 60.0, 110.0, 150.0])
     x = ((hu - low) / (high - low)).clamp(0, 1).view(1, 1, 1, 1, -1).expand(500, -1, -1, -1, -1)
     config = dataclasses.replace(TINY, hu_shift=shift, hu_scale=scale)
-    y = training.shaken(x, HU_WINDOW, config, generator()).flatten(1)
+    y = training.jitter_intensity(x, HU_WINDOW, config, generator()).flatten(1)
     assert not y[:, 0].any()  # air stays air
     read = y[:, 1:] * (high - low) + low
     a = (read[:, 3] - read[:, 0]) / (hu[4] - hu[1])

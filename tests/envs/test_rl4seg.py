@@ -493,6 +493,7 @@ def test_images_that_do_not_fit_are_refused():
         ({"images": good.images[:0]}, "N at least 1"),
         ({"labels": good.labels[:, 1:]}, "labels are"),
         ({"labels": good.labels + 2}, "labels reach 4"),
+        ({"images": good.images.expand(-1, 2, -1, -1)}, "images have 2 channels but 1 is needed"),
     ):
         with pytest.raises(ValueError, match=match):
             EchoEnv(images=ImagePool(**{**vars(good), **change}), device="cpu")

@@ -15,10 +15,10 @@ from segarena.rewards.reward_data import (
     Draws,
     RewardDataConfig,
     Triplets,
+    add_noise,
+    adjust_contrast,
     build_reward_data,
-    contrasted,
     gumbel,
-    noised,
     noisy_parameters,
     similarity,
 )
@@ -302,7 +302,7 @@ def test_the_image_perturbations_see_the_clean_weights():
     part = of_kind(built.triplets, "contrast")
     with torch.no_grad():
         x = images.at(part.images)
-        clean = {f: net(contrasted(x, f)).argmax(dim=1).byte() for f in TINY.contrast}
+        clean = {f: net(adjust_contrast(x, f)).argmax(dim=1).byte() for f in TINY.contrast}
     assert all(any(torch.equal(bad, masks[i]) for masks in clean.values()) for i, bad in enumerate(part.a_bad))
 
 
@@ -360,15 +360,15 @@ def test_similarity_is_the_mean_of_both_classes_or_as_in_the_program_the_last():
 def test_contrast_shrinks_towards_each_images_mean_and_stays_in_range():
     """docs/rl4seg.md, Method 7."""
     x = torch.tensor([[0.2, 0.6], [0.0, 0.0]]).view(2, 1, 1, 2)
-    torch.testing.assert_close(contrasted(x, 0.5)[0].flatten(), torch.tensor([0.3, 0.5]))
-    torch.testing.assert_close(contrasted(x, 1.0), x)
-    assert not contrasted(x, 0.5)[1].any()
+    torch.testing.assert_close(adjust_contrast(x, 0.5)[0].flatten(), torch.tensor([0.3, 0.5]))
+    torch.testing.assert_close(adjust_contrast(x, 1.0), x)
+    assert not adjust_contrast(x, 0.5)[1].any()
 
 
 def test_noise_is_added_and_each_image_scaled_to_its_maximum():
     x, noise = torch.tensor([0.2, 0.5]).view(2, 1, 1, 1).expand(2, 1, 2, 2), torch.zeros(2, 1, 2, 2)
     noise[0, 0, 0, 0], noise[1, 0, 1, 1] = 0.3, -0.7
-    y = noised(x, noise)
+    y = add_noise(x, noise)
     assert y.amax(dim=(1, 2, 3)).tolist() == [1, 1]
     assert float(y[0, 0, 0, 1]) == pytest.approx(0.4)
     assert float(y[1, 0, 1, 1]) == pytest.approx(-0.4)  # not clipped at 0

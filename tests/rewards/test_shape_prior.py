@@ -15,8 +15,8 @@ from segarena.rewards.shape_attributes import ATTRIBUTES, attributes
 from segarena.rewards.shape_prior import (
     ARVAE,
     ShapePriorConfig,
+    augment_masks,
     loss_terms,
-    moved,
     train_shape_prior,
     weighted,
 )
@@ -217,21 +217,23 @@ def test_the_seed_decides_and_nothing_else_does(tmp_path):
 
 def test_augmentation_is_off_by_default_and_moves_masks_when_asked():
     masks = hearts(40)
-    assert moved(masks, ShapePriorConfig(), generator()) is masks
+    assert augment_masks(masks, ShapePriorConfig(), generator()) is masks
     for setting, name in (
         ({"shift": 0.15}, "epi_center_x"),
         ({"shift": 0.15}, "epi_center_y"),
         ({"scale": 0.3}, "lv_area"),
     ):
-        change = attribute(moved(masks, ShapePriorConfig(**setting), generator()), name) - attribute(masks, name)
+        change = attribute(augment_masks(masks, ShapePriorConfig(**setting), generator()), name) - attribute(
+            masks, name
+        )
         assert float(change.abs().max()) > 0.01
     bars = torch.zeros(20, 64, 64, dtype=torch.uint8)
     bars[:, 16:48, 28:36] = 1
-    angles = attribute(moved(bars, ShapePriorConfig(rotation_deg=30.0), generator()), "lv_orientation")
+    angles = attribute(augment_masks(bars, ShapePriorConfig(rotation_deg=30.0), generator()), "lv_orientation")
     assert math.radians(20) < float(angles.abs().max()) < math.radians(31)
     wide = torch.zeros(20, 64, 128, dtype=torch.uint8)
     wide[:, 22:42, 54:74] = 1  # turned within an image that is not square, it keeps its area
-    turned = moved(wide, ShapePriorConfig(rotation_deg=45.0), generator())
+    turned = augment_masks(wide, ShapePriorConfig(rotation_deg=45.0), generator())
     assert float((attribute(turned, "lv_area") / attribute(wide, "lv_area") - 1).abs().max()) < 0.05
 
 

@@ -16,11 +16,11 @@ from segarena.segmenters.inference import probabilities, segment
 from segarena.segmenters.tist import (
     BinaryPair,
     TistConfig,
-    blurred,
-    contrasted,
+    adjust_contrast,
+    blur,
     cycled_rows,
     jitter,
-    sharpened,
+    sharpen,
     source_term,
     target_term,
     tist_weight,
@@ -247,7 +247,7 @@ def test_brightness_of_flat_images_is_scaled_by_0_4_to_1_6():
 
 def test_contrast_moves_values_away_from_the_images_own_mean():
     x = torch.tensor([[0.2, 0.6], [0.4, 0.8]]).view(2, 1, 1, 2)
-    out = contrasted(x, torch.tensor([0.5, 1.5]).view(2, 1, 1, 1))
+    out = adjust_contrast(x, torch.tensor([0.5, 1.5]).view(2, 1, 1, 1))
     torch.testing.assert_close(out.view(2, 2), torch.tensor([[0.3, 0.5], [0.3, 0.9]]))
 
 
@@ -255,7 +255,7 @@ def test_blur_is_the_gaussian_of_each_image():
     point = torch.zeros(2, 1, 9, 9)
     point[..., 4, 4] = 1
     sigma = torch.tensor([0.1, 1.5]).view(2, 1, 1, 1)
-    out = blurred(point, sigma)
+    out = blur(point, sigma)
     torch.testing.assert_close(out[0], point[0])
     along = torch.exp(-0.5 * (torch.arange(-2.0, 3) / 1.5) ** 2)
     kernel = torch.outer(along, along) / along.sum() ** 2
@@ -267,7 +267,7 @@ def test_sharpening_is_an_edge_made_half_as_steep_again_inside_the_border():
     x = torch.rand(1, 1, 6, 7, generator=generator()) * 0.2 + 0.4
     kernel = torch.tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
     inside = (x.unfold(2, 3, 1).unfold(3, 3, 1) * kernel).sum(dim=(-1, -2))
-    out = sharpened(x)
+    out = sharpen(x)
     torch.testing.assert_close(out[..., 1:-1, 1:-1], 1.5 * x[..., 1:-1, 1:-1] - 0.5 * inside)
     out[..., 1:-1, 1:-1] = x[..., 1:-1, 1:-1]
     torch.testing.assert_close(out, x)

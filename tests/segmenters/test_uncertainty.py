@@ -56,7 +56,7 @@ class Thirds(nn.Module):
 def test_augmented_views_are_turned_back_onto_the_image():
     image = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
     image[..., 20:44, 16:36], image[..., 26:38, 22:30] = 128, 250
-    mean = uncertainty.augmented(Thirds(), image, 25, 0)
+    mean = uncertainty.test_time_augmentation(Thirds(), image, 25, 0)
     torch.testing.assert_close(mean.sum(dim=1), torch.ones(1, 64, 64))
     plain = Thirds()(image.float() / 255).argmax(dim=1)
     assert (mean.argmax(dim=1) == plain).float().mean() > 0.97
@@ -69,5 +69,5 @@ def test_a_uniform_network_stays_uniform_inside_under_augmentation(images):
         def forward(self, x):
             return x.new_zeros(len(x), 3, *x.shape[-2:])
 
-    u = uncertainty.entropy_map(uncertainty.augmented(Uniform(), images, 8, 0))
+    u = uncertainty.entropy_map(uncertainty.test_time_augmentation(Uniform(), images, 8, 0))
     assert u[:, 14:18, 14:18].min() > 0.999

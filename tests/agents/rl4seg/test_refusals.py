@@ -35,7 +35,7 @@ REFUSED = {
         "the loop needs 18 target images (initial_images 2 + iterations 2 x new_images 8) but the splits "
         "['train', 'pred'] of 'phantom' have 16; lower new_images",
     ),
-    "an unknown paper": ({"paper": "rl5seg"}, "paper is 'rl5seg' but must be one of spars, rl4seg"),
+    "an unknown paper": ({"paper": "rl5seg"}, "paper is 'rl5seg' but must be one of 'spars', 'rl4seg'"),
     "sizes that differ": ({"target.size": 64}, "source.size is 32 but target.size is 64; they must be equal"),
     "images too small for the network": (
         {"source.size": 16, "target.size": 16},

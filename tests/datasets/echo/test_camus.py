@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from segarena.datasets.echo.images import LV, MYO, EchoDataConfig, load_echo
-from segarena.datasets.echo.preparation import Acquisition, resized_mask, to_bytes
+from segarena.datasets.echo.preparation import Acquisition, resize_mask, to_bytes
 
 SHAPE = (48, 40)
 """(y, x) of the small images made here."""
@@ -156,7 +156,7 @@ def test_camus_may_be_named_itself_or_by_the_folder_above(tmp_path, layout):
         folder = tmp_path if layout == "above" else tmp_path / "database_nifti"
     echo = load(folder, size=16, clahe=False)
     assert echo.ids == [f"patient0001_{kind}" for kind in ("2CH_ED", "2CH_ES", "4CH_ED", "4CH_ES")]
-    np.testing.assert_array_equal(echo.labels[0], resized_mask(np.where(truth() == 3, 0, truth()), 16))
+    np.testing.assert_array_equal(echo.labels[0], resize_mask(np.where(truth() == 3, 0, truth()), 16))
     torch.testing.assert_close(echo.spacing_mm[0], torch.tensor([48 * 0.5 / 16, 40 * 1.0 / 16], dtype=torch.float64))
     assert echo.images[0, 0, :7].float().mean() > 2 * echo.images[0, 0, 9:].float().mean()
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from segarena.datasets.echo.images import LV, MYO, EchoDataConfig, PhantomPatients, load_echo
 from segarena.datasets.echo.phantom import INSTANTS, VENDORS, VIEWS, echo_phantom
-from segarena.datasets.echo.preparation import Acquisition, acquired, resized, resized_mask, sector, to_bytes
+from segarena.datasets.echo.preparation import Acquisition, resize, resize_mask, sector, simulate_acquisition, to_bytes
 from segarena.rewards.echo_validity import valid_masks
 
 FEW = PhantomPatients(train=3, val=1, test=2, pred=1)
@@ -242,7 +242,7 @@ def test_a_picture_without_black_margin_is_all_sector():
 )
 def test_gain_and_gamma_change_the_grey_inside_the_sector_only(change, expected):
     picture, _ = fan()
-    changed = acquired(picture, (1.0, 1.0), Acquisition(**change), "one")
+    changed = simulate_acquisition(picture, (1.0, 1.0), Acquisition(**change), "one")
     inside = sector(picture)
     np.testing.assert_allclose(changed[(picture > 0) & inside], expected, rtol=1e-5)
     assert (changed[~inside] == 0).all()
@@ -251,7 +251,7 @@ def test_gain_and_gamma_change_the_grey_inside_the_sector_only(change, expected)
 
 def test_attenuation_grows_evenly_with_depth():
     picture, _ = fan()
-    rows = acquired(picture, (1.0, 1.0), Acquisition(attenuation=0.4), "one")[20:110, 75]
+    rows = simulate_acquisition(picture, (1.0, 1.0), Acquisition(attenuation=0.4), "one")[20:110, 75]
     steps = np.diff(rows)
     np.testing.assert_allclose(steps, steps[0], atol=1e-6)
     assert -0.4 / 110 < steps[0] < -0.4 / 125
@@ -259,7 +259,9 @@ def test_attenuation_grows_evenly_with_depth():
 
 def test_speckle_adds_noise_of_the_stated_spread_and_grain():
     picture = np.full((200, 200), 0.5, np.float32)
-    fine, coarse = (acquired(picture, (0.5, 0.5), Acquisition(speckle=0.2, speckle_mm=mm), "one") for mm in (1.0, 6.0))
+    fine, coarse = (
+        simulate_acquisition(picture, (0.5, 0.5), Acquisition(speckle=0.2, speckle_mm=mm), "one") for mm in (1.0, 6.0)
+    )
     assert fine.std() == pytest.approx(0.1, rel=0.05)
     assert fine.mean() == pytest.approx(0.5, abs=0.01)
     assert np.abs(np.diff(coarse)).mean() < 0.5 * np.abs(np.diff(fine)).mean()
@@ -268,7 +270,7 @@ def test_speckle_adds_noise_of_the_stated_spread_and_grain():
 def test_wedges_darken_beams_and_depend_on_the_image_only():
     picture, _ = fan()
     wedge = Acquisition(wedges=2, wedge_loss=0.5)
-    one, again, other = (acquired(picture, (1.0, 1.0), wedge, id) for id in ("one", "one", "other"))
+    one, again, other = (simulate_acquisition(picture, (1.0, 1.0), wedge, id) for id in ("one", "one", "other"))
     np.testing.assert_array_equal(one, again)
     assert not np.array_equal(one, other)
     lit = sector(picture) & (picture > 0)
@@ -295,13 +297,13 @@ def test_an_acquisition_out_of_range_is_refused(field, value):
 
 def test_resizing_is_linear_for_images_and_nearest_for_masks():
     ramp = np.broadcast_to(np.linspace(0, 1, 80, dtype=np.float32), (50, 80))
-    small = resized(np.ascontiguousarray(ramp), 20)
+    small = resize(np.ascontiguousarray(ramp), 20)
     np.testing.assert_allclose(small[10, 2:-2], ramp[0].reshape(20, 4).mean(1)[2:-2], atol=0.01)
     mask = np.zeros((40, 80), np.uint8)
     mask[10:20, 40:] = 2
     expected = np.zeros((20, 20), np.uint8)
     expected[5:10, 10:] = 2
-    np.testing.assert_array_equal(resized_mask(mask, 20), expected)
+    np.testing.assert_array_equal(resize_mask(mask, 20), expected)
 
 
 def test_clahe_raises_the_contrast_of_a_flat_part():

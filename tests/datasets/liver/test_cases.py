@@ -12,7 +12,7 @@ import pytest
 import torch
 from segarena.datasets.liver import cases as liver_ct
 from segarena.datasets.liver.cases import PHANTOM_SPLITS, LiverDataConfig, iter_liver_cases, load_liver_cases
-from segarena.datasets.liver.grid import scale_hu, stretched
+from segarena.datasets.liver.grid import resample_to_shape, scale_hu
 from segarena.datasets.liver.lesions import LesionConfig
 from segarena.datasets.liver.phantom import liver_phantom
 from segarena.datasets.nifti import Frame
@@ -65,7 +65,7 @@ def test_image_and_label_are_resampled_about_the_same_voxel_centres():
         ((2, 4, 6), [1.0, 4.0], [1, 4]),  # the middle of three voxels
         ((12, 4, 6), [0.0, *(n / 2 + 0.25 for n in range(10)), 5.0], [n // 2 for n in range(12)]),
     ]:
-        grid = stretched(frame, shape)
+        grid = resample_to_shape(frame, shape)
         assert grid.image(ramp)[:, 0, 0].tolist() == image
         assert grid.label(ramp.to(torch.uint8))[:, 0, 0].tolist() == label
 
