@@ -6,11 +6,12 @@ A paper is one row of `papers.PAPERS`: its kind of experiment and the functions 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import nn
 
-from ..common.checks import check
+from ..common.checks import check, check_choice
 from ..common.device import accelerate, resolve_device
 from ..common.files import replacing
 from ..common.runs import Run, plain
@@ -19,6 +20,8 @@ from ..evaluation.report import Column, column, table
 from ..evaluation.results import Result
 
 E = TypeVar("E", bound="Experiment")
+C = TypeVar("C")
+B = TypeVar("B", bound="Baseline[Any, Any]")
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,51 @@ class EvaluateOptions:
     """Leave bad files out, and say so, instead of raising."""
 
 
-class Titled(Protocol):
-    """A row of a paper's table of baselines; what else it holds is the paper's own."""
+@dataclass(frozen=True)
+class Baseline(Generic[E, C]):
+    """One row of a paper's table of baselines: everything about one; a paper's own kind adds how it segments."""
 
-    @property
-    def title(self) -> str:
-        """What tables of results call it."""
+    title: str
+    """What tables of results call it."""
+    networks: Callable[[C], list[nn.Module]] | None = None
+    """Its networks in the paper's context of a run: trained first unless that is done. None: it trains nothing."""
+    supervision: str | None = None
+    """Labels that it learns from; None: those that the paper's evaluation names for the run."""
+    sees_target: bool = True
+    """Whether it learns from the images that the agent is trained on: results on one of these are transductive then."""
+    section: str | None = None
+    """Field of the experiment that holds its settings."""
+    included: Callable[[E], bool] | None = None
+    """Whether the tables of an experiment include it unasked. None: they do where `baselines` of the experiment names
+    it."""
+    objection: Callable[[E], str | None] = lambda experiment: None
+    """Why it cannot be trained in an experiment that names it, as the rest of a sentence; None: it can."""
+
+
+def always(experiment: Experiment) -> bool:
+    """True: `included` of a baseline that stands in every table."""
+    return True
+
+
+def baselines_of(rows: Mapping[str, B], names: Sequence[str], experiment: Experiment) -> dict[str, B]:
+    """The rows of a run by name: those that it includes unasked, then those of `names`, in this order.
+
+    Args:
+        rows: all baselines of the paper.
+        names: those that the experiment asks for.
+
+    Raises:
+        ValueError: `names` has a baseline that there is not, or twice, or that cannot be trained in the experiment.
+    """
+    known = [name for name, row in rows.items() if row.included is None]
+    for name in names:
+        check_choice("each of baselines", name, known)
+        if objection := rows[name].objection(experiment):
+            raise ValueError(f"baseline {name} {objection}")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"baselines names {', '.join(twice)} more than once")
+    unasked = {name: row for name, row in rows.items() if row.included and row.included(experiment)}
+    return {**unasked, **{name: rows[name] for name in names}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +135,8 @@ class Paper(Generic[E]):
     """The method with which the others are compared."""
     more_columns: tuple[Column | str, ...] = ()
     """Columns of a second table, of the results that have the first of them."""
-    baselines: Mapping[str, Titled] = field(default_factory=dict)
-    """The paper's table of baselines."""
+    baselines: Mapping[str, Baseline[E, Any]] = field(default_factory=dict)
+    """The paper's table of baselines by name."""
     frame_ms: int = 125
     """Time in milliseconds that each frame of an episode is shown."""
 
@@ -156,7 +198,7 @@ def check_names(experiments: Sequence[Experiment], taken: Iterable[tuple[str, in
     if clash := sorted({name for name, _ in set(named) & set(taken)}):
         raise ValueError(
             f"{', '.join(clash)} is the name of a run and of another row of the table; train it with another --name, "
-            f"or evaluate them apart"
+            f"or leave the other row out"
         )
 
 

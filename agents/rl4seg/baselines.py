@@ -12,7 +12,6 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ...common.checks import check_choice
 from ...common.networks import save_network
 from ...common.runs import Run
 from ...datasets.images import ImagePool
@@ -27,6 +26,7 @@ from ...segmenters.uncertainty import mc_dropout as mean_of_dropouts
 from ...segmenters.uncertainty import test_time_augmentation
 from ...segmenters.unet import UNet
 from ..dense_ppo.ppo import DensePPOConfig
+from ..experiment import Baseline, always
 from ..policy import Policy
 from .config import RL4SegExperiment
 from .context import SEGMENTER, SOURCE, TARGET, UNET, Context
@@ -36,46 +36,16 @@ from .stages import CORRECTION, adabn_net, corrector, gold_of, reward_function, 
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """One row: everything about a baseline."""
+class NetworkBaseline(Baseline[RL4SegExperiment, Context]):
+    """One row; its networks give logits [B, 3, H, W] of images [B, 1, H, W]."""
 
-    title: str
-    """What tables of results call it."""
-    networks: Callable[[Context], list[nn.Module]]
-    """Its networks, trained first unless that is done: logits [B, 3, H, W] of images [B, 1, H, W]."""
     supervision: str = "source"
     """Labels that it learns from: source, target, or source and target."""
-    sees_target: bool = True
-    """Whether its networks learn from images of the target."""
-    section: str | None = None
-    """Field of the experiment that holds its settings."""
     policy: Callable[[Context, list[nn.Module]], Policy[EchoEnv]] = lambda context, nets: NetworkPolicy(nets[0])
-    """How it segments."""
+    """How it segments with its networks (an empty list where it trains none)."""
     probabilities: Callable[[Context, list[nn.Module], Tensor], Tensor] | None = None
     """Mean probabilities [N, 3, H, W] of images uint8 [N, 1, H, W]: it segments by the largest, and their entropy is
     its uncertainty. None: it segments by `policy`, without uncertainty."""
-    included: Callable[[RL4SegExperiment], bool] | None = None
-    """For what needs no training of its own: the runs whose tables it stands in. None: it is trained in the runs whose
-    `baselines` name it."""
-    objection: Callable[[RL4SegExperiment], str | None] = lambda experiment: None
-    """Why it cannot be trained in an experiment; None: it can."""
-
-
-def baselines_of(experiment: RL4SegExperiment) -> dict[str, Baseline]:
-    """The rows of a run: those that need no training, then those that it trains, in its order.
-
-    Raises:
-        ValueError: the experiment names a baseline that there is not, or twice, or that cannot be trained in it.
-    """
-    named, known = experiment.baselines, [name for name, row in BASELINES.items() if row.included is None]
-    for name in named:
-        check_choice("each of baselines", name, known)
-        if objection := BASELINES[name].objection(experiment):
-            raise ValueError(f"baseline {name} {objection}")
-    if twice := sorted({name for name in named if named.count(name) > 1}):
-        raise ValueError(f"baselines names {', '.join(twice)} more than once")
-    untrained = {name: row for name, row in BASELINES.items() if row.included and row.included(experiment)}
-    return {**untrained, **{name: BASELINES[name] for name in named}}
 
 
 # -- how each is trained -------------------------------------------------------------------------------------------
@@ -255,20 +225,21 @@ def _supervised(
 # -- how some are asked, and when they stand in a table ------------------------------------------------------------
 
 
-def _source(context: Context) -> list[nn.Module]:
-    return [context.load(source_net(context))]
+def _source(context: Context, nets: list[nn.Module]) -> Policy[EchoEnv]:
+    return NetworkPolicy(context.load(source_net(context)))
 
 
-def _adabn(context: Context) -> list[nn.Module]:
-    return [context.load(adabn_net(context))]
+def _adabn(context: Context, nets: list[nn.Module]) -> Policy[EchoEnv]:
+    return NetworkPolicy(context.load(adabn_net(context)))
 
 
 def _correct(context: Context, nets: list[nn.Module]) -> Policy[EchoEnv]:
-    return CorrectorPolicy(nets[0], corrector(context))
+    return CorrectorPolicy(context.load(source_net(context)), corrector(context))
 
 
 def _augment(context: Context, nets: list[nn.Module], images: Tensor) -> Tensor:
-    return test_time_augmentation(nets[0], images, context.experiment.evaluation.tta_passes, context.seed("tta"))
+    net = context.load(source_net(context))
+    return test_time_augmentation(net, images, context.experiment.evaluation.tta_passes, context.seed("tta"))
 
 
 def _average(context: Context, nets: list[nn.Module], images: Tensor) -> Tensor:
@@ -308,24 +279,24 @@ def _without_reward_net(experiment: RL4SegExperiment) -> str | None:
 
 SOURCE_ONLY = "source only"
 """Title of the baseline with which the others are compared."""
-BASELINES: dict[str, Baseline] = {
-    "source_only": Baseline(SOURCE_ONLY, _source, sees_target=False, included=lambda experiment: True),
-    "test_time_augmentation": Baseline(
-        "test-time augmentation", _source, sees_target=False, probabilities=_augment, included=_uncertainty_is_shown
+BASELINES: dict[str, NetworkBaseline] = {
+    "source_only": NetworkBaseline(SOURCE_ONLY, sees_target=False, policy=_source, included=always),
+    "test_time_augmentation": NetworkBaseline(
+        "test-time augmentation", sees_target=False, probabilities=_augment, included=_uncertainty_is_shown
     ),
-    "adabn": Baseline("AdaBN", _adabn, included=_statistics_are_adapted),
-    "corrector": Baseline("corrector", _source, sees_target=False, policy=_correct, included=_prior_is_trained),
-    "entropy": Baseline("entropy minimisation", entropy, section="entropy"),
-    "gold_self_training": Baseline("gold self-training", gold_self_training, objection=_without_prior),
-    "corrected_self_training": Baseline(
+    "adabn": NetworkBaseline("AdaBN", policy=_adabn, included=_statistics_are_adapted),
+    "corrector": NetworkBaseline("corrector", sees_target=False, policy=_correct, included=_prior_is_trained),
+    "entropy": NetworkBaseline("entropy minimisation", entropy, section="entropy"),
+    "gold_self_training": NetworkBaseline("gold self-training", gold_self_training, objection=_without_prior),
+    "corrected_self_training": NetworkBaseline(
         "gold and corrected self-training", corrected_self_training, objection=_without_prior
     ),
-    "tist": Baseline("TI-ST", tist, section="tist"),
-    "udas": Baseline("UDAS", udas, section="udas"),
-    "policy_gradient": Baseline("policy gradient", policy_gradient, objection=_without_reward_net),
-    "oracle_rl": Baseline("oracle RL", oracle_rl, supervision="source and target"),
-    "target_supervised": Baseline("target-supervised", target_supervised, supervision="target"),
-    "ensemble": Baseline("ensemble", ensemble, sees_target=False, probabilities=_average),
-    "mc_dropout": Baseline("MC dropout", mc_dropout, sees_target=False, probabilities=_drop_out),
+    "tist": NetworkBaseline("TI-ST", tist, section="tist"),
+    "udas": NetworkBaseline("UDAS", udas, section="udas"),
+    "policy_gradient": NetworkBaseline("policy gradient", policy_gradient, objection=_without_reward_net),
+    "oracle_rl": NetworkBaseline("oracle RL", oracle_rl, supervision="source and target"),
+    "target_supervised": NetworkBaseline("target-supervised", target_supervised, supervision="target"),
+    "ensemble": NetworkBaseline("ensemble", ensemble, sees_target=False, probabilities=_average),
+    "mc_dropout": NetworkBaseline("MC dropout", mc_dropout, sees_target=False, probabilities=_drop_out),
 }
 """Every baseline by the name that a configuration gives it; those without training come first in tables."""

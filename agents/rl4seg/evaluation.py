@@ -34,11 +34,9 @@ from ...evaluation.results import Case, Result, count_origins
 from ...rewards.echo_validity import valid_masks
 from ...segmenters.inference import probabilities
 from ...segmenters.uncertainty import entropy_map
-from ..experiment import EvaluateOptions, check_names, write_result
+from ..experiment import EvaluateOptions, baselines_of, check_names, write_result
 from ..policy import Policy, play, reference
-from .baselines import (
-    baselines_of,
-)
+from .baselines import BASELINES
 from .config import RL4SegExperiment
 from .context import AT_ONCE, Context
 from .rules import POLICIES, NetworkPolicy
@@ -116,8 +114,9 @@ def _check_together(experiments: Sequence[RL4SegExperiment], policies: Sequence[
     """Say before the work what would keep the results out of one table."""
     for name in policies:
         reference(POLICIES, name)
-    titles = [(e.seed, [*policies, *(row.title for row in baselines_of(e).values())]) for e in experiments]
-    check_names([e for e in experiments if e.iterations], [(name, seed) for seed, names in titles for name in names])
+    taken = [(name, e.seed) for e in experiments for name in policies]
+    taken += [(row.title, e.seed) for e in experiments for row in baselines_of(BASELINES, e.baselines, e).values()]
+    check_names([e for e in experiments if e.iterations], taken)
     if len({repr(experiment.target) for experiment in experiments}) > 1:
         raise ValueError("the runs have different targets; evaluate them apart")
 
@@ -165,8 +164,9 @@ def _predictions(context: Context, images: ImagePool, policies: Sequence[str]) -
         row = POLICIES[name]
         masks = masks_of(row.make(env, context.experiment.seed))
         yield MethodPrediction(name, masks, supervision=row.supervision, sees_target=False)
-    for baseline in baselines_of(context.experiment).values():
-        seen, nets = (baseline.supervision, baseline.sees_target), baseline.networks(context)
+    for baseline in baselines_of(BASELINES, context.experiment.baselines, context.experiment).values():
+        seen = baseline.supervision, baseline.sees_target
+        nets = baseline.networks(context) if baseline.networks else []
         if baseline.probabilities is None:
             yield MethodPrediction(baseline.title, masks_of(baseline.policy(context, nets)), None, *seen)
         else:

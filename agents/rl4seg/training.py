@@ -17,7 +17,8 @@ baselines/<name>/            what the policy is compared with (baselines.py)
 from ...common.runs import Run
 from ...envs.rl4seg_config import OF_TRUTH
 from ..dense_ppo.ppo import DensePPO
-from .baselines import baselines_of
+from ..experiment import baselines_of, check_names
+from .baselines import BASELINES
 from .config import RL4SegExperiment
 from .context import Context
 from .policies import exported
@@ -26,9 +27,8 @@ from .stages import loop, policy_folder, source_net
 
 def check(experiment: RL4SegExperiment) -> None:
     """Raises whatever can be known to be wrong before anything is written."""
-    rows = baselines_of(experiment)
-    if experiment.iterations and experiment.name in {row.title for row in rows.values()}:
-        raise ValueError(f"name is {experiment.name!r}, as tables call a baseline of this run; choose another")
+    rows = baselines_of(BASELINES, experiment.baselines, experiment)
+    check_names([experiment] if experiment.iterations else [], [(row.title, experiment.seed) for row in rows.values()])
     context = Context(experiment, Run("."), trains=False)
     needed = {"source train": context.source, "source val": context.source_val}
     adapts = experiment.iterations or experiment.baselines
@@ -67,8 +67,8 @@ def train(experiment: RL4SegExperiment, run: Run) -> None:
 def everything(context: Context) -> None:
     """The stages of the loop, and those of the baselines."""
     loop(context)
-    for row in baselines_of(context.experiment).values():
-        if row.included is None:
+    for row in baselines_of(BASELINES, context.experiment.baselines, context.experiment).values():
+        if row.networks:
             row.networks(context)
 
 

@@ -5,22 +5,24 @@ A = painted map, B = score map, f = presence score. An agent that nobody compete
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 
 from ...envs.spars import SparsEnv
+from ..experiment import Baseline, always
+from .config import SparsExperiment
 from .rollouts import Maps
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """One row: everything about a baseline of SPARS. It learns nothing; its labels are those of the scores f."""
+class MapBaseline(Baseline[SparsExperiment, SparsEnv]):
+    """One row: a map of each case. Without `supervision` of its own its labels are those of the scores f."""
 
-    title: str
-    """What tables of results call it."""
-    maps: Callable[[SparsEnv], Maps]
+    networks: None = field(default=None, init=False)
+    """SPARS has no stage that would train them."""
+    maps: Callable[[SparsEnv], Maps] = field(kw_only=True)
     """Its map of each case of an environment."""
 
 
@@ -33,8 +35,12 @@ def score_map(env: SparsEnv, reduce: str) -> Maps:
     return Maps(env, blocks, [{} for _ in env.cases])
 
 
-BASELINES: dict[str, Baseline] = {
-    "score_map_mean": Baseline("score map (mean)", partial(score_map, reduce="mean")),
-    "score_map_max": Baseline("score map (max)", partial(score_map, reduce="max")),
+BASELINES: dict[str, MapBaseline] = {
+    "score_map_mean": MapBaseline(
+        "score map (mean)", maps=partial(score_map, reduce="mean"), sees_target=False, included=always
+    ),
+    "score_map_max": MapBaseline(
+        "score map (max)", maps=partial(score_map, reduce="max"), sees_target=False, included=always
+    ),
 }
 """Every baseline, in the order of the tables."""

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,9 @@ from ...evaluation.metrics import dice, segmentation_metrics
 from ...evaluation.report import Column, mean_metrics
 from ...evaluation.results import Case, Result, count_origins
 from ...evaluation.volume_figures import CaseView, save_case_figure
-from ..experiment import EvaluateOptions, check_names, write_result
+from ..experiment import EvaluateOptions, baselines_of, check_names, write_result
 from ..policy import Policy, Reference, TrainedPolicy, play_and_draw, reference
-from .baselines import BASELINES
+from .baselines import BASELINES, MapBaseline
 from .config import TRAIN, CaseChoice, SparsExperiment
 from .rollouts import PAPER_THRESHOLD, Maps, choose_threshold, roll_out
 from .rules import POLICIES
@@ -74,9 +73,8 @@ def evaluate(runs: Sequence[tuple[Run, SparsExperiment]], options: EvaluateOptio
         with forked_rng(resolve_device(experiment.device)):
             torch.manual_seed(experiment.seed)
             others = None if experiment.seed in seeds else policies
-            for method, maps in _methods(experiment, run, (test, validation), others):
-                learned = method == experiment.name
-                result = _result(experiment, run, method, *maps, learned=learned, command=options.command)
+            for method, row, maps in _methods(experiment, run, (test, validation), others):
+                result = _result(experiment, run, method, row, *maps, command=options.command)
                 results.append(write_result(run, result))
         seeds.add(experiment.seed)
     return results, skipped
@@ -86,8 +84,9 @@ def _check_together(experiments: Sequence[SparsExperiment], policies: Sequence[s
     """Say before the work what would keep the results out of one table."""
     for name in policies:
         reference(POLICIES, name)
-    others, seeds = [*policies, *(row.title for row in BASELINES.values())], {one.seed for one in experiments}
-    check_names([one for one in experiments if one.ppo.total_timesteps], product(others, seeds))
+    taken = [(name, e.seed) for e in experiments for name in policies]
+    taken += [(row.title, e.seed) for e in experiments for row in baselines_of(BASELINES, (), e).values()]
+    check_names([e for e in experiments if e.ppo.total_timesteps], taken)
     if len(data := {experiment.env.data for experiment in experiments}) > 1:
         raise ValueError(f"the runs have different data, {', '.join(sorted(data))}; evaluate them apart")
 
@@ -129,8 +128,8 @@ def _methods(
     run: Run,
     configs: tuple[SparsConfig, SparsConfig],
     policies: Sequence[str] | None,
-) -> Iterator[tuple[str, tuple[Maps, Maps]]]:
-    """Name of each method, and its maps of the test and of the validation cases.
+) -> Iterator[tuple[str, MapBaseline | None, tuple[Maps, Maps]]]:
+    """Name of each method, its row where it is a baseline, and its maps of the test and of the validation cases.
 
     policies: reference policies to play, followed by the baselines; None: neither.
     """
@@ -157,17 +156,24 @@ def _methods(
         return played(env, TrainedPolicy(learner.policy, protocol.deterministic))
 
     if experiment.ppo.total_timesteps:
-        yield experiment.name, both(trained, envs())
+        yield experiment.name, None, both(trained, envs())
     if policies is not None:  # nobody competes, so that nobody else ends an episode
         alone = envs(n_agents=1, reward=None, obs_mode="own_window")
         for name in policies:
-            yield name, both(partial(by_reference, POLICIES[name]), alone)
-        for row in BASELINES.values():
-            yield row.title, both(row.maps, alone)
+            yield name, None, both(partial(by_reference, POLICIES[name]), alone)
+        for row in baselines_of(BASELINES, (), experiment).values():
+            yield row.title, row, both(row.maps, alone)
 
 
 def _result(
-    experiment: SparsExperiment, run: Run, method: str, test: Maps, validation: Maps, *, learned: bool, command: str
+    experiment: SparsExperiment,
+    run: Run,
+    method: str,
+    row: MapBaseline | None,
+    test: Maps,
+    validation: Maps,
+    *,
+    command: str,
 ) -> Result:
     theta = choose_threshold(validation)
     protocol = experiment.evaluation
@@ -188,7 +194,9 @@ def _result(
             heat = test.env.lattice.expand(blocks / blocks.max().clamp(min=1e-9)).float().cpu().numpy()
             views.append(CaseView(case.id, case.image.numpy(), truth.numpy(), masks[0].numpy(), heat, case.spacing_mm))
     save_case_figure(run.media / f"{slug(method)}.png", views, title=f"{method}, θ = {theta:.3g}", heat_name="map")
+    learned = row.sees_target if row else method == experiment.name
     seen = {base(case_id) for case_id in _known(experiment, agent=learned)}
+    of_scores = "voxel" if experiment.env.score_source == "oracle_fraction" else "window"
     return Result(
         id=f"{slug(method)}_seed{experiment.seed}",
         paper="SPARS",
@@ -197,7 +205,7 @@ def _result(
         seed=experiment.seed,
         data="liver phantom" if experiment.env.data == "phantom" else Path(experiment.env.data).name,
         split=test.env.config.split if test.env.config.cases is None else ", ".join(test.env.config.cases),
-        supervision="voxel" if experiment.env.score_source == "oracle_fraction" else "window",
+        supervision=row.supervision if row and row.supervision else of_scores,
         mode="transductive" if seen & {base(case["case_id"]) for case in cases} else "inductive",
         origins=count_origins(cases),
         metrics=dict(mean_metrics(cases, METRICS.values())),

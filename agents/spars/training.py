@@ -23,7 +23,9 @@ from ...envs.spars import SparsEnv
 from ...envs.spars_config import SparsConfig
 from ...evaluation.metrics import classification_metrics
 from ..callbacks import Best
+from ..experiment import baselines_of, check_names
 from ..ppo import Learner, learn, restore
+from .baselines import BASELINES
 from .callbacks import DuelMetrics, ValidationCallback
 from .config import TRAIN, SparsExperiment
 from .policies import policy_arguments
@@ -43,6 +45,8 @@ CLASSIFIER_KEYS = (
 def check(experiment: SparsExperiment) -> None:
     """Raises whatever can be known to be wrong before anything is written."""
     settings, is_trained = experiment.env, experiment.env.classifier == TRAIN
+    rows = baselines_of(BASELINES, (), experiment).values()
+    check_names([experiment] if experiment.ppo.total_timesteps else [], [(row.title, experiment.seed) for row in rows])
     for choice in (experiment.validation, experiment.test):
         liver_case_ids(choice.of(settings))
     if is_trained:

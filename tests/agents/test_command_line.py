@@ -21,7 +21,9 @@ import yaml
 from segarena.agents.command_line import main, read_experiment
 from segarena.agents.papers import PAPERS
 from segarena.agents.policy import POLICIES
+from segarena.agents.spars.baselines import BASELINES, MapBaseline, score_map
 from segarena.agents.spars.config import SparsExperiment
+from segarena.agents.spars.rollouts import Maps
 from segarena.common.runs import Run
 from segarena.envs import ENVIRONMENTS
 from segarena.evaluation.results import read_results
@@ -503,6 +505,29 @@ def test_a_run_is_not_called_like_another_row_of_its_table(run, capsys):
     config = Run.open(run).config
     (run / "config.yaml").write_text(yaml.safe_dump({**config, "name": "greedy"}))
     assert_refused(call("evaluate", "--run", run), capsys, "greedy is the name of a run and of another row")
+
+
+def test_a_new_baseline_of_spars_is_one_row_and_one_function(run, monkeypatch, capsys):
+    def nothing(env):
+        return Maps(env, torch.zeros_like(score_map(env, "mean").blocks), [{} for _ in env.cases])
+
+    row = MapBaseline("a toy", maps=nothing, supervision="none", included=lambda experiment: experiment.seed == 0)
+    monkeypatch.setitem(BASELINES, "toy", row)
+    assert call("evaluate", "--run", run, "--policies", "[]") == 0
+    results = {result.method: result for result in read_results(run / "evaluation")}
+    assert results.keys() == {"Tiny", "score map (mean)", "score map (max)", "a toy"}
+    assert (results["a toy"].supervision, results["Tiny"].supervision) == ("none", "voxel")
+    assert results["a toy"].metrics["dice"] == 0.0 < results["score map (mean)"].metrics["dice"]
+    assert re.search(r"^\| a toy +\| none ", capsys.readouterr().out, re.MULTILINE)
+    assert call("evaluate", "--run", run, "--cases", "[phantom_02000]", "--policies", "[]") == 0
+    modes = {result.method: result.mode for result in read_results(run / "evaluation")}
+    assert modes["a toy"] == modes["Tiny"] == "transductive", "the case that the agent was trained on"
+    assert modes["score map (mean)"] == "inductive"
+    assert call("list") == 0
+    assert "toy: a toy" in capsys.readouterr().out
+    assert_refused(train("--name", "a toy", "--out", "out"), capsys, "a toy is the name of a run and of another row")
+    assert not Path("out").exists()
+    assert train("--name", "a toy", "--out", "out", "--seed", "1") == 0, "where the row is not included"
 
 
 def test_an_episode_is_rendered(run, capsys):

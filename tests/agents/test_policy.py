@@ -1,5 +1,7 @@
 """Reference policies: one way to play them all, by name, without a trained run."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from segarena.agents.command_line import main
@@ -67,11 +69,21 @@ def test_every_reference_policy_acts_inside_the_action_space(env_id, name):
     assert POLICIES[env_id][name].about
 
 
-def test_every_environment_has_reference_policies_and_every_paper_titles_for_its_baselines():
+def test_every_environment_has_reference_policies():
     assert POLICIES.keys() == ENVIRONMENTS.keys()
-    assert all(row.title for paper in PAPERS.values() for row in paper.baselines.values())
     with pytest.raises(ValueError, match=r"policy is 'gredy' but must be one of .*did you mean 'greedy'"):
         reference(POLICIES["SPARS-LiverCT-v0"], "gredy")
+
+
+@pytest.mark.parametrize("paper", PAPERS.values(), ids=PAPERS)
+def test_every_baseline_can_be_chosen_and_its_settings_are_a_field_of_the_experiment(paper):
+    known = {field.name for field in fields(paper.experiment)}
+    titles = [row.title for row in paper.baselines.values()]
+    assert len(set(titles)) == len(titles)
+    for row in paper.baselines.values():
+        assert row.title
+        assert row.included or "baselines" in known
+        assert row.section is None or row.section in known
 
 
 # -- the command line ----------------------------------------------------------------------------------------------

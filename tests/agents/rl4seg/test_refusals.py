@@ -55,7 +55,7 @@ REFUSED = {
         "needs iterations > 0 and reward 'reward_net'",
     ),
     "a baseline without a loop": ({"baselines": ["policy_gradient"], "iterations": 0}, "needs iterations > 0"),
-    "a name that tables give to another": ({"name": "AdaBN"}, "name is 'AdaBN', as tables call a baseline of this run"),
+    "a name that tables give to another": ({"name": "AdaBN"}, "AdaBN is the name of a run and of another row"),
     "a coefficient in the wrong place": (
         {"ppo.learner.ent_coef": 0.3},
         "ppo.learner.ent_coef is decided by ppo.epochs, ppo.batch, ppo.ent_coef, ppo.kl_coef and gold",

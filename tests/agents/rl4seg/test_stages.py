@@ -24,7 +24,7 @@ from segarena.segmenters.tist import TistConfig
 from segarena.segmenters.training import SupervisedConfig
 from segarena.segmenters.udas import UdasConfig
 
-TRAINED = [name for name, row in BASELINES.items() if row.included is None]
+TRAINED = [name for name, row in BASELINES.items() if row.networks]
 SMALL = RL4SegExperiment(
     device="cpu",
     source=EchoDataConfig(size=32, phantom_patients=PhantomPatients(train=2, val=1, test=0, pred=0)),
