@@ -124,7 +124,7 @@ def test_a_wrong_configuration_is_refused(tmp_path, capsys):
     assert main([*arguments, "--env", "Coridor-v0"]) == 2
     assert "env is 'Coridor-v0' but must be one of" in capsys.readouterr().err
     assert main([*arguments, "--settings", "{horizon: 0}"]) == 2
-    assert "horizon is 0 but must be at least 1" in capsys.readouterr().err
+    assert "horizon is 0 but must be an integer, at least 1" in capsys.readouterr().err
     assert main([*arguments, "--ppo.total_timesteps", "0"]) == 2
     assert not (tmp_path / "run").exists()
 
