@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import Any
 
@@ -74,7 +74,8 @@ def _fresh(experiment: PPOExperiment) -> Learner:
 
 def train(experiment: PPOExperiment, run: Run) -> None:
     """Train the policy from the run's last checkpoint on."""
-    model = _fresh(experiment)
+    model, ppo = _fresh(experiment), asdict(experiment.ppo)
+    run.depend_on({"seed": experiment.seed, "env": experiment.env, "settings": experiment.settings, "ppo": ppo})
     if checkpoint := run.resume():
         restore(model, checkpoint)
     learn(

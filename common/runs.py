@@ -10,6 +10,7 @@ media/              pictures
 manifest.json       of a finished stage: the settings that it depends on, and the checksums of its files
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,12 +29,17 @@ from .checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from .files import file_digest, replacing
 from .workers import ONE_PROCESS, Workers
 
+AFTER = "after/"
+"""Before the name of a stage: the setting that holds a digest of it, for those that build on it."""
+
 
 class Run:
     """The folder of one training run, or of one stage of it. Nothing is written before something is logged or saved."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self.settings: dict[str, bool | int | float | str] = {}
+        """What it depends on, see `depend_on`."""
         self._purge_step: int | None = None
 
     @classmethod
@@ -133,7 +139,8 @@ class Run:
     def save(self, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Keep a checkpoint; what was logged so far belongs to it."""
         logged = self._metrics.stat().st_size if self._metrics.exists() else 0
-        save_checkpoint(self.folder / "checkpoints", step, weights, {**state, "metrics_bytes": logged})
+        kept = {**state, "metrics_bytes": logged, "settings": self.settings}
+        save_checkpoint(self.folder / "checkpoints", step, weights, kept)
 
     def checkpoint(self) -> Checkpoint:
         """The newest whole checkpoint.
@@ -147,12 +154,39 @@ class Run:
         return checkpoint
 
     def resume(self) -> Checkpoint | None:
-        """The newest whole checkpoint, with the logs cut back to it; None (and empty logs) where there is none yet."""
-        checkpoint = latest_checkpoint(self.folder / "checkpoints")
+        """The newest whole checkpoint, with the logs cut back to it; None (and empty logs) where there is none yet.
+
+        Raises:
+            ValueError: it was made with other settings, or from a stage that was made anew since: see `finished`.
+        """
+        folder = self.folder / "checkpoints"
+        checkpoint = latest_checkpoint(folder)
+        if checkpoint:
+            where = f"the checkpoint of {self.folder} at step {checkpoint.step}"
+            self._compare(checkpoint.state.get("settings", {}), where, delete=folder)
         if self._metrics.exists():
             os.truncate(self._metrics, checkpoint.state["metrics_bytes"] if checkpoint else 0)
         self._purge_step = checkpoint.step + 1 if checkpoint else 0
         return checkpoint
+
+    def depend_on(self, settings: Mapping[str, Any], after: Sequence[Path] = ()) -> None:
+        """State what this run or stage depends on: kept in its checkpoints and manifest, compared when it goes on.
+
+        Args:
+            settings: the part of the configuration that decides it, and nothing else.
+            after: folders of the finished stages that it builds on: it depends on all that they depend on, and on
+                their files.
+
+        Raises:
+            ValueError: a stage that it builds on is not finished.
+        """
+        here, before, digests = self.folder.absolute(), dict[str, Any](), dict[str, str]()
+        for folder in after:
+            stage, there = Run(folder), folder.absolute()
+            before |= stage.made_with
+            name = there.relative_to(os.path.commonpath([here, there])).as_posix()
+            digests[AFTER + name] = stage._digest()
+        self.settings = before | flat(settings) | digests
 
     def complete(
         self,
@@ -165,45 +199,40 @@ class Run:
         """The folder of this stage, finished: made by `make` now, unless it was finished before.
 
         Args:
-            settings: the part of the configuration that the stage depends on, and nothing else.
+            settings: see `depend_on`.
             make: makes the stage, from its checkpoint where there is one, and returns the names of its files.
-            after: folders of the finished stages that it builds on: it depends on all that they depend on.
+            after: see `depend_on`.
             workers: the processes that make it together; rank 0 alone marks it as finished.
 
         Raises:
             ValueError: as `finished`; or a stage that it builds on is not finished.
         """
-        settings = {key: value for folder in after for key, value in Run(folder).made_with.items()} | flat(settings)
-        if not workers.broadcast(workers.is_main and self.finished(settings)):
+        self.depend_on(settings, after)
+        if not workers.broadcast(workers.is_main and self.finished()):
             files = make(self)
             if workers.is_main:
-                self.finish(settings, files)
+                self.finish(files)
             workers.broadcast(None)  # until the files are there
         return self.folder
 
-    def finish(self, settings: Mapping[str, Any], files: Sequence[str]) -> None:
-        """Mark this stage as finished: `files` of its folder were made with these settings."""
-        made = {"config": flat(settings), "sha256": {name: file_digest(self.folder / name) for name in files}}
+    def finish(self, files: Sequence[str]) -> None:
+        """Mark this stage as finished: `files` of its folder were made with its settings."""
+        made = {"config": self.settings, "sha256": {name: file_digest(self.folder / name) for name in files}}
         _write(self.folder / "manifest.json", json.dumps(made, indent=1) + "\n")
         self.close()
 
-    def finished(self, settings: Mapping[str, Any]) -> bool:
+    def finished(self) -> bool:
         """Whether this stage is finished.
 
         Raises:
-            ValueError: it was finished with other settings (names the first key that differs), or one of its files is
-                missing or was changed since.
+            ValueError: it was finished with other settings (names the first key that differs), or from a stage that was
+                made anew since (names it); or one of its files is missing or was changed since.
         """
         manifest = self._manifest()
         if manifest is None:
             return False
-        (then, sums), now = manifest, flat(settings)
-        for key in sorted({*then, *now}):
-            if then.get(key) != now.get(key):
-                raise ValueError(
-                    f"{self.folder / 'manifest.json'} was made with {key} = {then.get(key, 'absent')!r} but the run "
-                    f"has {now.get(key, 'absent')!r}; put it back, or start a new run with another --out"
-                )
+        then, sums = manifest
+        self._compare(then, str(self.folder / "manifest.json"), delete=self.folder)
         for name, digest in sums.items():
             if not (self.folder / name).is_file() or file_digest(self.folder / name) != digest:
                 raise ValueError(
@@ -214,7 +243,7 @@ class Run:
 
     @property
     def made_with(self) -> dict[str, Any]:
-        """The settings that this finished stage and those before it depend on, flat: {"ppo.epochs": 5}.
+        """The part of the configuration that this finished stage and those before it depend on: {"ppo.epochs": 5}.
 
         Raises:
             ValueError: the stage is not finished.
@@ -222,7 +251,31 @@ class Run:
         manifest = self._manifest()
         if manifest is None:
             raise ValueError(f"stage {str(self.folder)!r} is not finished, but another one builds on it; make it first")
-        return manifest[0]
+        return {key: value for key, value in manifest[0].items() if not key.startswith(AFTER)}
+
+    def _digest(self) -> str:
+        """One checksum of all files of this finished stage and of those before it."""
+        manifest = self._manifest()
+        assert manifest is not None
+        settings, sums = manifest
+        before = {key: value for key, value in settings.items() if key.startswith(AFTER)}
+        return hashlib.sha256(json.dumps([sums, before], sort_keys=True).encode()).hexdigest()
+
+    def _compare(self, then: Mapping[str, Any], where: str, *, delete: Path) -> None:
+        """Raises where `where` was made with the settings `then`, which are others; delete: what makes it anew."""
+        now = self.settings
+        for key in sorted({*then, *now}, key=lambda key: (key.startswith(AFTER), key)):
+            if then.get(key) == now.get(key):
+                continue
+            if key.startswith(AFTER):
+                raise ValueError(
+                    f"{where} was made from an earlier {key.removeprefix(AFTER)}, which was made anew since; delete "
+                    f"{delete} to make it anew too"
+                )
+            raise ValueError(
+                f"{where} was made with {key} = {then.get(key, 'absent')!r} but the run has "
+                f"{now.get(key, 'absent')!r}; put it back, or start a new run with another --out"
+            )
 
     def _manifest(self) -> tuple[dict[str, Any], dict[str, str]] | None:
         """Settings and checksums of a finished stage."""

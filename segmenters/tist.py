@@ -7,6 +7,8 @@ the target term; q, p = predictions on a target image and on a jittered copy; m 
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -103,6 +105,7 @@ def train_tist(
         config: see there.
         run: the stage; below `lv` and `myo`, or `multi`, it receives the scalars `tist/source`, `tist/target` (the two
             terms), `tist/weight` (lambda), `tist/trusted` (share of pixels with m = 1) and `tist/dice` (on `val`).
+            These stages in it depend on its settings.
         seed: of order, jitter and dropout.
         workers: the processes that train together.
 
@@ -110,22 +113,30 @@ def train_tist(
         ValueError: source images without labels, or a loss that is no longer finite.
     """
 
-    def one(name: str, label: int | None) -> UNet:
+    def make(label: int | None, stage: Run) -> list[str]:
         net = fresh(len(CLASSES) if label is None else 1)
+        _train_one(net, label, source, val, target, config, stage, seed, workers)
+        if workers.is_main:
+            save_weights(stage.folder / WEIGHTS, net.state_dict())
+        return [WEIGHTS]
 
-        def make(stage: Run) -> list[str]:
-            _train_one(net, label, source, val, target, config, stage, seed, workers)
-            if workers.is_main:
-                save_weights(stage.folder / WEIGHTS, net.state_dict())
-            return [WEIGHTS]
+    settings = {"tist": asdict(config), "seed": seed, **run.settings}
+    for name, label in ({"multi": None} if config.nets == "multi" else {"lv": LV, "myo": MYO}).items():
+        run.stage(name).complete(settings, partial(make, label), workers=workers)
+    return load_tist(fresh, run.folder, config)
 
-        path = run.stage(name).complete({"tist": asdict(config), "seed": seed}, make, workers=workers) / WEIGHTS
+
+def load_tist(fresh: Callable[[int], UNet], folder: Path, config: TistConfig) -> UNet | BinaryPair:
+    """The segmenter that `train_tist` left in `folder`, in eval mode; fresh, config: those of the training."""
+
+    def load(name: str, out: int) -> UNet:
+        net, path = fresh(out), folder / name / WEIGHTS
         load_into(net, load_weights(path)[0], str(path))
         return net.eval()
 
     if config.nets == "multi":
-        return one("multi", None)
-    return BinaryPair(one("lv", LV), one("myo", MYO), config.overlap).eval()
+        return load("multi", len(CLASSES))
+    return BinaryPair(load("lv", 1), load("myo", 1), config.overlap).eval()
 
 
 def tist_weight(epoch: int, epochs: int = 50) -> float:

@@ -18,7 +18,7 @@ from ..common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, SHARE, check
 from ..common.device import bfloat16_on_cuda, forked_rng
 from ..common.fitting import Scalars, descend, fit, shuffled_rows
 from ..common.overlap import class_dice
-from ..common.runs import Run, chosen
+from ..common.runs import Run
 from ..common.workers import ONE_PROCESS, Workers
 from ..datasets.images import ImagePool
 from .inference import device_of, image_batches, labels_of
@@ -27,8 +27,6 @@ from .unet import UNet
 
 HEAD = "weights.safetensors"
 """File of the head in its stage."""
-HEAD_KEYS = ("seed", "udas.head_epochs", "udas.head_learning_rate", "udas.batch_size")
-"""Settings that the head depends on."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,8 @@ def train_udas(
         target: images; their labels are not read.
         config: see there.
         run: the stage; receives below `head` the scalars `udas_head/loss`, `udas_head/dice*`, and below `early`
-            `udas/loss`, `udas/agreement` (Dice between head and teacher) and its `udas/change`.
+            `udas/loss`, `udas/agreement` (Dice between head and teacher) and its `udas/change`. These stages in it
+            depend on its settings.
         seed: of the head's weights and of the order of the images.
         workers: the processes that train together.
 
@@ -95,11 +94,13 @@ def train_udas(
             save_weights(stage.folder / HEAD, head.state_dict())
         return [HEAD]
 
-    settings = chosen({"udas": asdict(config), "seed": seed}, HEAD_KEYS)
-    path = run.stage("head").complete(settings, make, workers=workers) / HEAD
-    load_into(head, load_weights(path)[0], str(path))
+    settings = {"udas": asdict(config), "seed": seed, **run.settings}
+    trained = run.stage("head").complete(settings, make, workers=workers)
+    load_into(head, load_weights(trained / HEAD)[0], str(trained / HEAD))
     head.eval().requires_grad_(False)
-    _train_early(net, head, target, config, run.stage("early"), seed, workers)
+    early = run.stage("early")
+    early.depend_on(settings, after=[trained])
+    _train_early(net, head, target, config, early, seed, workers)
     return net.requires_grad_(True)
 
 

@@ -18,7 +18,7 @@ from ...datasets.images import ImagePool
 from ...envs.rl4seg import EchoEnv
 from ...rewards.shape_prior import SHRINK
 from ...segmenters.adaptation import minimise_entropy
-from ...segmenters.tist import train_tist
+from ...segmenters.tist import load_tist, train_tist
 from ...segmenters.training import SupervisedConfig, train_segmenter
 from ...segmenters.udas import train_udas
 from ...segmenters.uncertainty import ensemble as mean_of_networks
@@ -138,18 +138,13 @@ def tist(context: Context) -> list[nn.Module]:
     def fresh(out: int) -> UNet:
         return context.segmenter(context.seed("tist"), out=out)
 
-    def trained(stage: Run) -> nn.Module:
-        config = context.experiment.tist
-        return train_tist(
-            fresh, context.source, context.source_val, context.target, config, stage, context.seed("tist")
-        )
-
     def make(stage: Run) -> list[str]:
-        trained(stage)
+        config, seed = context.experiment.tist, context.seed("tist")
+        train_tist(fresh, context.source, context.source_val, context.target, config, stage, seed)
         return sorted(str(path.relative_to(stage.folder)) for path in stage.folder.glob("*/weights.safetensors"))
 
     folder = _stage(context, "tist", make, keys=(*SOURCE, *TARGET, *UNET))
-    return [trained(Run(folder))]  # its networks are stages of their own, now finished
+    return [load_tist(fresh, folder, context.experiment.tist)]
 
 
 def udas(context: Context) -> list[nn.Module]:

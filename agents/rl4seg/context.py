@@ -1,7 +1,7 @@
 """What the stages of one RL4Seg run share: folders, data, networks, seeds (docs/rl4seg.md, Method 1 and 5).
 
 A stage is a folder of the run. A finished one has a manifest, with the settings that it depends on and checksums of its
-files, and is not made again; an unfinished one continues from its checkpoint.
+files, and is not made again; an unfinished one continues from its checkpoint, which holds the settings too.
 """
 
 import logging
@@ -87,7 +87,7 @@ class Context:
             name: of its folder, below the run's.
             make: trains it, from its checkpoint where there is one.
             keys: of the configuration that `make` reads itself: "seed", "ppo", "network.norm_mode".
-            after: folders of the stages whose files `make` reads; what they depend on, this one depends on.
+            after: folders of the stages whose files `make` reads: it depends on these files, and on what decided them.
 
         Raises:
             ValueError: it is not finished, and this context does not train; or it was made with other settings.

@@ -139,7 +139,7 @@ def iterate(context: Context, i: int) -> None:
         data = context.stage(
             f"iteration_{i}/reward_data",
             partial(_reward_data, context, i),
-            keys=(*TARGET, *CORRECTION, "reward_data"),
+            keys=(*TARGET, *CORRECTION, "reward_data"),  # gold.refresh, read if i > 1, is a key of the PPO before it
             after=[policy_folder(context, i - 1), shape_prior(context), *seen],
         )
         warm = [run.stage(f"iteration_{i - 1}/reward_net").folder] if i > 1 and experiment.reward_net.warm_start else []

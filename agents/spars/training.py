@@ -40,6 +40,13 @@ CLASSIFIER_KEYS = (
     *(f"env.{field.name}" for field in fields(LiverDataConfig) if field.name not in ("split", "cases", "cache_dir")),
 )
 """Keys of the configuration that the classifier's training depends on."""
+AGENT_KEYS = (
+    *("seed", "policy", "ppo", "self_play", "validation", "examine_every"),
+    *("evaluation.rollouts", "evaluation.jitter_cells", "evaluation.deterministic"),
+    *(f"env.{field.name}" for field in fields(SparsConfig) if field.name != "cache_dir"),
+)
+"""Keys of the configuration that the agent's training depends on; those of the looks at the validation cases decide its
+best weights."""
 
 
 def check(experiment: SparsExperiment) -> None:
@@ -133,6 +140,8 @@ def _begun(experiment: SparsExperiment, run: Run) -> tuple[Learner, SparsEnv, Se
     self_play = None
     if env.config.n_agents == 2 and env.config.opponent == "snapshot":
         self_play = SelfPlay(env, experiment.self_play.refresh_every, experiment.self_play.initial_opponent)
+    trained = [trained_classifier(experiment, run).parent] if experiment.env.classifier == TRAIN else []
+    run.depend_on(chosen(asdict(experiment), AGENT_KEYS), after=trained)
     best, checkpoint = Best(), run.resume()
     if checkpoint:
         restore(model, checkpoint)

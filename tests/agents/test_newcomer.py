@@ -112,6 +112,13 @@ def test_an_interrupted_run_ends_like_one_that_was_not(run, tmp_path, monkeypatc
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+def test_a_run_is_not_continued_with_other_settings(copied, capsys):
+    config = copied / "config.yaml"
+    config.write_text(config.read_text().replace("gamma: 0.99", "gamma: 0.5"))
+    assert main(["train", "--resume", str(copied)]) == 2
+    assert "was made with ppo.gamma = 0.99 but the run has 0.5" in capsys.readouterr().err
+
+
 def test_an_episode_is_rendered(copied, capsys):
     assert main(["render", "--run", str(copied), "--seed", "5"]) == 0
     frames = imageio.imread(copied / "media" / "episode.gif", index=None)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -147,16 +148,24 @@ def stage(tmp_path):
     (stage.folder / "lv").mkdir(parents=True)
     (stage.folder / "a.safetensors").write_bytes(b"weights")
     (stage.folder / "lv" / "b.safetensors").write_bytes(b"more")
-    stage.finish(SETTINGS, ["a.safetensors", "lv/b.safetensors"])
+    stage.depend_on(SETTINGS)
+    stage.finish(["a.safetensors", "lv/b.safetensors"])
     return stage
 
 
+def finished(folder, settings):
+    """Whether the stage in this folder is finished, in a run that has these settings."""
+    stage = Run(folder)
+    stage.depend_on(settings)
+    return stage.finished()
+
+
 def test_a_stage_is_finished_once_its_manifest_is_there(stage):
-    assert stage.finished(SETTINGS)
-    assert Run(stage.folder).finished(json.loads(json.dumps(SETTINGS))), "lists are tuples that were read from JSON"
+    assert finished(stage.folder, SETTINGS)
+    assert finished(stage.folder, json.loads(json.dumps(SETTINGS))), "lists are tuples that were read from JSON"
     (stage.folder / "manifest.json").unlink()
-    assert not stage.finished(SETTINGS)
-    assert not Run(stage.folder / "nothing").finished(SETTINGS)
+    assert not finished(stage.folder, SETTINGS)
+    assert not finished(stage.folder / "nothing", SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -171,12 +180,12 @@ def test_a_stage_is_finished_once_its_manifest_is_there(stage):
 )
 def test_a_stage_of_another_configuration_names_the_key_that_differs(stage, change, said):
     with pytest.raises(ValueError, match=rf"manifest.json was made with {said}; put it back, or start a new run"):
-        stage.finished({**SETTINGS, **change})
+        finished(stage.folder, {**SETTINGS, **change})
 
 
 def test_a_key_that_the_configuration_lost_is_named(stage):
     with pytest.raises(ValueError, match="made with seed = 3 but the run has 'absent'"):
-        stage.finished({name: value for name, value in SETTINGS.items() if name != "seed"})
+        finished(stage.folder, {name: value for name, value in SETTINGS.items() if name != "seed"})
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "lv/b.safetensors"])
@@ -184,7 +193,7 @@ def test_a_key_that_the_configuration_lost_is_named(stage):
 def test_a_file_that_is_missing_or_changed_is_named_with_the_way_out(stage, name, harm):
     harm(stage.folder / name)
     with pytest.raises(ValueError, match=rf"{name} is missing or differs from its manifest; delete .*deep/stage to"):
-        stage.finished(SETTINGS)
+        finished(stage.folder, SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -193,12 +202,12 @@ def test_a_file_that_is_missing_or_changed_is_named_with_the_way_out(stage, name
 def test_a_manifest_that_is_none_is_refused_with_the_way_out(stage, text):
     (stage.folder / "manifest.json").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=r"manifest.json is no manifest .*; delete .* to make the stage anew"):
-        stage.finished(SETTINGS)
+        finished(stage.folder, SETTINGS)
 
 
 def test_a_stage_without_its_files_is_not_marked(tmp_path):
     with pytest.raises(FileNotFoundError):
-        Run(tmp_path).finish(SETTINGS, ["gone.safetensors"])
+        Run(tmp_path).finish(["gone.safetensors"])
     assert not (tmp_path / "manifest.json").exists()
 
 
@@ -210,9 +219,28 @@ def test_a_manifest_is_written_whole_or_not_at_all(stage, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="no space left"):
-        stage.finish({"seed": 9}, ["a.safetensors"])
+        stage.finish(["a.safetensors"])
     assert (stage.folder / "manifest.json").read_bytes() == before
     assert sorted(path.name for path in stage.folder.iterdir()) == ["a.safetensors", "lv", "manifest.json"]
+
+
+def test_a_checkpoint_of_other_settings_is_not_continued(tmp_path):
+    run = Run(tmp_path)
+    run.depend_on(SETTINGS)
+    for step in (1, 2):
+        run.log(step, {"loss": 1.0})
+        run.save(step, weights(step), {})
+    run.log(3, {"loss": 1.0})
+    run.close()
+    other = Run(tmp_path)
+    other.depend_on({**SETTINGS, "rates": [0.1]})
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"the checkpoint of .* at step 2 was made with rates = '\[0.1, 0.2\]' but"):
+        other.resume()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    again = Run(tmp_path)
+    again.depend_on(SETTINGS)
+    assert again.resume().step == 2
 
 
 # -- stages that build on each other -------------------------------------------------------------------------------
@@ -281,3 +309,63 @@ def test_a_stage_that_was_made_again_with_another_setting_makes_those_after_it_s
 def test_a_stage_cannot_build_on_one_that_is_not_finished(tmp_path):
     with pytest.raises(ValueError, match="'one' is not finished, but another one builds on it; make it first"):
         Run(tmp_path).complete({}, lambda stage: [], after=[Path("one")])
+
+
+def build(folder, *texts, seed=3):
+    """Three stages, each on the one before it, whose files hold these texts where they are made now."""
+
+    def make(stage):
+        stage.folder.mkdir(parents=True)
+        (stage.folder / "net").write_text(texts[len(before)])
+        return ["net"]
+
+    before = []
+    for name in ("one", "deep/two", "deep/three"):
+        before.append(Run(folder / name).complete({"seed": seed}, lambda stage: make(stage), after=before[-1:]))
+
+
+@pytest.fixture
+def built(tmp_path):
+    build(tmp_path, "a", "b", "c")
+    return tmp_path
+
+
+def test_a_stage_that_was_made_again_with_the_same_files_leaves_those_after_it_as_they_are(built):
+    shutil.rmtree(built / "one")
+    build(built, "a", "other", "other")
+    assert (built / "deep" / "three" / "net").read_text() == "c"
+
+
+def test_a_stage_that_was_made_again_with_other_files_is_named_by_all_that_build_on_it(built):
+    shutil.rmtree(built / "one")
+    said = "deep/two/manifest.json was made from an earlier one, which was made anew since; delete .*deep/two to"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=said):
+            build(built, "other", "", "")
+    shutil.rmtree(built / "deep" / "two")
+    with pytest.raises(ValueError, match=r"three/manifest.json was made from an earlier two, .* delete .*three to"):
+        build(built, "", "b", "")  # the third may have read files of the first
+    shutil.rmtree(built / "deep" / "three")
+    build(built, "", "", "new")
+    build(built, "", "", "")
+    assert [(built / name / "net").read_text() for name in ("one", "deep/two", "deep/three")] == ["other", "b", "new"]
+
+
+def test_a_checkpoint_that_was_made_from_an_earlier_stage_is_not_continued(built):
+    def continued():
+        stage = Run(built / "four")
+        stage.depend_on({"seed": 3}, after=[built / "deep" / "three"])
+        return stage, stage.resume()
+
+    continued()[0].save(1, weights(), {})
+    assert continued()[1].step == 1
+    shutil.rmtree(built / "deep" / "three")
+    build(built, "", "", "other")
+    with pytest.raises(ValueError, match=r"was made from an earlier deep/three, .* delete .*four/checkpoints to"):
+        continued()
+
+
+def test_a_changed_key_is_named_rather_than_the_stage_that_it_made_other(built):
+    shutil.rmtree(built / "one")
+    with pytest.raises(ValueError, match=r"deep/two/manifest.json was made with seed = 3 but the run has 4"):
+        build(built, "other", "", "", seed=4)

@@ -28,6 +28,7 @@ from rl4seg_runs import (
 from segarena.agents.command_line import read_experiment
 from segarena.agents.dense_ppo.ppo import DensePPO
 from segarena.agents.papers import PAPERS
+from segarena.agents.rl4seg import stages
 from segarena.agents.rl4seg.context import Context
 from segarena.common import checkpoints, fitting
 from segarena.common.runs import Run
@@ -45,7 +46,9 @@ def test_a_stage_whose_manifest_is_lost_is_made_the_same_again(copied, tiny):
     lost = ["shape_prior", "iteration_1/reward_data", "iteration_2/reward_net", "iteration_2/ppo", "baselines/tist"]
     for name in lost:
         (copied / name / "manifest.json").unlink()
-    shutil.rmtree(copied / "baselines" / "entropy")
+    for name in ("supervised", "baselines/entropy"):
+        shutil.rmtree(copied / name)
+    lost += ["supervised"]
     others = {path: seen for path, seen in everything(copied).items() if not any(name in str(path) for name in lost)}
     assert call("train", "--resume", copied) == 0
     assert_same(copied, tiny)
@@ -208,6 +211,60 @@ def test_a_run_that_is_interrupted_at_drawn_moments_ends_like_one_that_was_not(t
     assert train(tmp_path, RESUMED) == 130
     assert go_on(tmp_path / "run") > 5
     assert_ends_like(tmp_path / "run", whole)
+
+
+STOPPED = {"iterations": 1, "supervised.epochs": 4, "ppo.epochs": 3, "tist.epochs": 4, "udas.epochs": 3}
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "key"),
+    [
+        ("supervised", {"supervised.loss": "ce_double_softmax"}, "supervised.loss = 'ce'"),
+        ("iteration_1/ppo", {"ppo.learner.ent_coef": 0.5}, "ppo.learner.ent_coef = 0.15"),
+        ("baselines/tist/lv", {"target.vendor": "a"}, "target.vendor = 'b'"),
+        ("baselines/tist/myo", {"target.vendor": "a"}, "target.vendor = 'b'"),
+        ("baselines/tist/multi", {"target.vendor": "a"}, "target.vendor = 'b'"),
+        ("baselines/udas/head", {"udas.head_learning_rate": 0.5}, "udas.head_learning_rate = 0.001"),
+        ("baselines/udas/early", {"udas.learning_rate": 0.5}, "udas.learning_rate = 0.0001"),
+    ],
+)
+def test_an_unfinished_stage_is_not_continued_with_other_settings(
+    tmp_path, monkeypatch, capsys, all_valid, stage, changes, key
+):
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", -1.0)
+    run, config = tmp_path / "run", merged(QUICK, STOPPED)
+    if stage.startswith("baselines"):
+        method = stage.split("/")[1]
+        nets = {"tist.nets": "multi"} if stage.endswith("multi") else {}
+        config = merged(config, {**nets, "iterations": 0, "initial_images": 0, "baselines": [method]})
+        config = merged(config, {"initial_images": 7})
+
+    def stop(when, arguments):
+        if (when, arguments[0].folder) == ("after", run / stage) and arguments[1] > 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        interrupting(patch, Run, "save", stop)
+        assert train(tmp_path, config) == 130
+    unchanged = shutil.copytree(run, tmp_path / "unchanged")
+    assert not (run / stage / "manifest.json").exists()
+    assert list((run / stage / "checkpoints").iterdir())
+    reconfigure(run, changes)
+    before = everything(run)
+    first = "lv" if stage.endswith("myo") else ""  # finished, and asked before the second
+    where = f"tist/{first}/manifest.json" if first else f"the checkpoint of {run / stage} at step"
+    assert_refused(call("train", "--resume", run), capsys, where, f"was made with {key} but the run has", "put it back")
+    assert everything(run) == before
+    assert call("train", "--resume", unchanged) == 0
+
+
+def test_what_was_made_from_a_stage_that_came_out_otherwise_is_not_used(copied, monkeypatch, capsys):
+    shutil.rmtree(copied / "supervised")
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "train_segmenter", lambda *_, **__: None)
+        said = "reward_data/manifest.json was made from an earlier supervised, which was made anew since; delete"
+        assert_refused(call("train", "--resume", copied), capsys, said)
+    assert_refused(call("evaluate", "--run", copied), capsys, said, "iteration_1/reward_data to make it anew too")
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")

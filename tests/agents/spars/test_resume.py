@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from segarena.common.checkpoints import KEPT, load_weights
+from segarena.common.checkpoints import KEPT, load_weights, save_weights
+from segarena.common.files import file_digest
 from segarena.common.runs import Run
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
@@ -291,6 +292,55 @@ def test_a_finished_run_stays_as_it_is(tmp_path, classifier_first):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert go_on(tmp_path) == 0, (tmp_path / "said.txt").read_text()
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def reconfigure(run, **changes):
+    path = run / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    for place, value in changes.items():
+        *outer, last = place.split("__")
+        (config[outer[0]] if outer else config)[last] = value
+    path.write_text(yaml.safe_dump(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"ppo__learning_rate": 0.1}, "ppo.learning_rate = 0.0003 but the run has 0.1"),
+        ({"env__threshold": 0.5}, "env.threshold = 0.9 but the run has 0.5"),
+        ({"validation__cases": ["phantom_01001"]}, "validation.cases = "),
+    ],
+)
+def test_an_agent_is_not_continued_with_other_settings(tmp_path, agent_only, change, key):
+    run = copied(agent_only, tmp_path)
+    shutil.rmtree(sorted((run / "checkpoints").iterdir())[-1])
+    reconfigure(run, **change)
+    assert go_on(tmp_path) == 2
+    said = " ".join((tmp_path / "said.txt").read_text().split())
+    assert f"was made with {key}" in said
+    assert "Traceback" not in said
+
+
+def test_an_agent_is_continued_where_only_its_name_and_its_tables_changed(tmp_path, agent_only):
+    run = copied(agent_only, tmp_path)
+    shutil.rmtree(sorted((run / "checkpoints").iterdir())[-1])
+    reconfigure(run, name="Other", evaluation__pictures=1, test__cases=["phantom_03001"])
+    assert go_on(tmp_path) == 0, (tmp_path / "said.txt").read_text()
+    assert_ends_like(run, agent_only)
+
+
+def test_an_agent_is_not_continued_with_a_classifier_that_came_out_otherwise(tmp_path, classifier_first):
+    run = copied(classifier_first, tmp_path)
+    manifest = run / "classifier" / "manifest.json"
+    made = json.loads(manifest.read_text())
+    weights, described = load_weights(run / "classifier" / "presence.safetensors")
+    save_weights(run / "classifier" / "presence.safetensors", {k: v + 1 for k, v in weights.items()}, described)
+    made["sha256"] = {name: file_digest(run / "classifier" / name) for name in made["sha256"]}
+    manifest.write_text(json.dumps(made))
+    assert go_on(tmp_path) == 2
+    said = " ".join((tmp_path / "said.txt").read_text().split())
+    assert "was made from an earlier classifier, which was made anew since; delete" in said
+    assert f"{run / 'checkpoints'} to make it anew too" in said
 
 
 def test_a_command_killed_from_outside_is_resumed_by_a_command(tmp_path, agent_only):
