@@ -36,21 +36,12 @@ from ...segmenters.inference import probabilities
 from ...segmenters.uncertainty import entropy_map
 from ..experiment import EvaluateOptions, check_names, write_result
 from ..policy import Policy, play, reference
-from .baselines import (
-    baselines_of,
-)
+from .baselines import baselines_of
 from .config import RL4SegExperiment
 from .context import AT_ONCE, Context
 from .rules import POLICIES, NetworkPolicy
 from .stages import policy_folder, reward_function
 from .training import everything
-
-COLUMNS = tuple(
-    METRICS[name] for name in ("dice_avg", "dice_endo", "dice_myo", "dice_epi", "hd_endo_mm", "hd_epi_mm", "valid")
-)
-"""The table of results."""
-UNCERTAINTY_COLUMNS = ("error_auroc", "ece", METRICS["dice_avg"])
-"""The table of the results that say how sure they are."""
 
 COLUMNS = tuple(
     METRICS[name] for name in ("dice_avg", "dice_endo", "dice_myo", "dice_epi", "hd_endo_mm", "hd_epi_mm", "valid")
