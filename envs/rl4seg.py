@@ -128,6 +128,7 @@ class EchoEnv(BatchedEnv):
         if images is None and cfg.data == "phantom":
             notice_phantom("RL4Seg-Echo-v0", "give data=<CAMUS folder> to play on echocardiography")
         self.pool = _checked(load_echo(cfg, cfg.split) if images is None else images).to(self.device)
+        self.origin = self.pool.origin
         self._rewards = [reward_function] if reward_function else [self._reward_named(name) for name in cfg.rewards]
         self._term = "reward_function" if reward_function else "+".join(cfg.rewards)
         self.reward_weights = {self._term: 1.0}
