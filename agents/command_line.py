@@ -96,7 +96,7 @@ def _evaluate_parser() -> ArgumentParser:
     options.add_argument("--split", type=str | None, help="another split than the run's test split")
     options.add_argument("--cases", type=list[str] | None, help="other cases than the run's test cases, as a list")
     options.add_argument(
-        "--policies", type=list[str] | None, help="reference policies to play too (default: those of the paper)"
+        "--policies", nargs="*", type=str, help="reference policies to play too, space-separated (default: the paper's)"
     )
     options.add_argument("--on_error", type=str, default="stop", help="what a bad file does: stop or skip")
     return options
@@ -186,11 +186,14 @@ def run_train(options: Namespace, command: str, paper: Paper[Any]) -> int:
         given = parser(paper).parse_args(shlex.split(command.removeprefix(PROGRAM)), defaults=False).train
         if ignored := sorted(set(given.keys()) - {"resume", "export_sb3"}):
             raise ValueError(f"--resume continues a run as it was configured; leave out {', '.join(ignored)}")
-        run = Run.open(options.resume)
-        paper, experiment = read_experiment(run)
-        run = paper.resume(experiment, run.folder)
+        paper, experiment = read_experiment(Run.open(options.resume))
     else:
         experiment = _experiment(paper, experiment_parser(paper), options)
+    if sb3_zip is not None:
+        paper.check_export(experiment)
+    if options.resume:
+        run = paper.resume(experiment, options.resume)
+    else:
         out = options.out or f"runs/{slug(experiment.name.lower())}-seed{experiment.seed}"
         run = paper.start(experiment, out, {**describe_machine(), "command": command})
     if sb3_zip is not None:
@@ -243,8 +246,10 @@ def run_render(options: Namespace, command: str, _: Paper[Any]) -> int:
 
 def run_play(options: Namespace, command: str, _: Paper[Any]) -> int:
     """Reference policies on new episodes; 1 if one of them cannot play with these arguments."""
-    env = make_env(options.env, num_envs=options.episodes, device=options.device, **_settings(options.set))
-    table = POLICIES.get(options.env, {})
+    env = make_env(options.env, _settings(options.set), num_envs=options.episodes, device=options.device)
+    table = POLICIES.get(options.env)
+    if not table:
+        raise ValueError(f"{options.env} has no reference policies to play; add them to POLICIES[{options.env!r}]")
     chosen = dict(table) if options.policy == "all" else {options.policy: reference(table, options.policy)}
     played, refused = dict[str, Episodes](), list[str]()
     for name, row in chosen.items():

@@ -137,6 +137,8 @@ class Paper(Generic[E]):
     """Columns of a second table, of the results that have the first of them."""
     baselines: Mapping[str, Baseline[E, Any]] = field(default_factory=dict)
     """The paper's table of baselines by name."""
+    check_export: Callable[[E], None] = lambda experiment: None
+    """Raises where a run has no policy for a zip of Stable-Baselines3, or one that needs what the zip does not hold."""
     frame_ms: int = 125
     """Time in milliseconds that each frame of an episode is shown."""
 
@@ -166,7 +168,12 @@ class Paper(Generic[E]):
         return run
 
     def export(self, experiment: E, run: Run, path: str | Path) -> None:
-        """Write the trained policy as a zip of Stable-Baselines3, for its own `load`."""
+        """Write the trained policy as a zip of Stable-Baselines3, for its own `load`.
+
+        Raises:
+            ValueError: as `check_export`.
+        """
+        self.check_export(experiment)
         learner = self.learner(experiment.resolved(), run)
         with replacing(Path(path)) as unfinished:
             learner.save(unfinished)

@@ -4,8 +4,9 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from .ppo import Learner, PPOConfig, learn, restore
 
 COLUMNS = ("return", "steps")
 """Metrics of the table of results."""
+NEW_EPISODES = 2**33
+"""Seed of the first episode of an evaluation: above the seeds of all trainings, which begin below 2^32."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +50,35 @@ class PPOExperiment(Experiment):
         super().__post_init__()
         checks.check(self, episodes=checks.AT_LEAST_1, checkpoint_every=checks.AT_LEAST_1)
 
+    def resolved(self) -> "PPOExperiment":
+        """The same with the whole path of the environment's data, where `settings` names a folder or file."""
+        data = self.settings.get("data", "phantom")
+        if data == "phantom" or not Path(str(data)).exists():
+            return self
+        return replace(self, settings={**self.settings, "data": str(Path(data).resolve())})
+
 
 def env_of(experiment: PPOExperiment, num_envs: int, **settings: Any) -> BatchedEnv:
     """The environment of an experiment."""
-    return make_env(experiment.env, num_envs=num_envs, device=experiment.device, **{**experiment.settings, **settings})
+    return make_env(experiment.env, experiment.settings, num_envs=num_envs, device=experiment.device, **settings)
 
 
 def check(experiment: PPOExperiment) -> None:
     """Raises whatever can be known to be wrong before anything is written."""
     if not experiment.ppo.total_timesteps:
         raise ValueError("nothing to train: ppo.total_timesteps is 0")
-    env_of(experiment, 1).reset()
+    env = env_of(experiment, 1)
+    experiment.ppo.wrap(LearnerEnv(env))
+    env.reset()
+
+
+def check_export(experiment: PPOExperiment) -> None:
+    """Raises where the policy is nothing without statistics of the observations, which a zip of SB3 does not hold."""
+    if experiment.ppo.normalize_observations:
+        raise ValueError(
+            "export_sb3 writes no statistics of observations, without which a policy trained with "
+            "ppo.normalize_observations is of no use; leave out one of the two"
+        )
 
 
 def _fresh(experiment: PPOExperiment) -> Learner:
@@ -104,13 +125,13 @@ def evaluate(runs: Sequence[tuple[Run, PPOExperiment]], options: EvaluateOptions
     """Results of every run's policy, and of every reference policy once per seed, on the same new episodes.
 
     Raises:
-        ValueError: cases or splits, which there are not; runs on different environments.
+        ValueError: cases or splits, which there are not; runs on different environments or numbers of episodes.
     """
     if options.split or options.cases:
         raise ValueError("split and cases choose among cases, but the episodes of paper 'ppo' are drawn by the seed")
     experiments = [experiment for _, experiment in runs]
-    if len({(one.env, repr(one.settings)) for one in experiments}) > 1:
-        raise ValueError("the runs have different environments or settings; evaluate them apart")
+    if len({(one.env, repr(one.settings), one.episodes) for one in experiments}) > 1:
+        raise ValueError("the runs have different environments, settings or numbers of episodes; evaluate them apart")
     table = POLICIES.get(experiments[0].env, {})
     names = list(table) if options.policies is None else options.policies
     policies = {name: reference(table, name) for name in names}
@@ -125,24 +146,29 @@ def evaluate(runs: Sequence[tuple[Run, PPOExperiment]], options: EvaluateOptions
         for method, policy in players.items():
             played = _new_episodes(env, policy, experiment.seed)
             supervision = policies[method].supervision if method in policies else "none"
-            result = _result(experiment, method, played, supervision, options.command)
+            result = _result(experiment, env, method, played, supervision, options.command)
             results.append(write_result(run, result))
     return results, []
 
 
 def _new_episodes(env: BatchedEnv, policy: Policy[Any], seed: int) -> Episodes:
-    """An episode of every environment, other ones than those of the training."""
-    env.seed([(seed + 1) * 2**32 + number for number in range(env.num_envs)])
+    """An episode of every environment: the same ones for all policies and seeds, and none of a training.
+
+    seed: of what the policy draws.
+    """
+    env.seed([NEW_EPISODES + number for number in range(env.num_envs)])
     env.reset()
     with forked_rng(env.device):
         torch.manual_seed(seed)
         return play(env, policy)
 
 
-def _result(experiment: PPOExperiment, method: str, played: Episodes, supervision: str, command: str) -> Result:
+def _result(
+    experiment: PPOExperiment, env: BatchedEnv, method: str, played: Episodes, supervision: str, command: str
+) -> Result:
     numbers = zip(played.returns.tolist(), played.lengths.tolist(), played.infos, strict=True)
     cases: list[Case] = [
-        {"case_id": f"episode_{number}", "origin": "phantom", "return": total, "steps": float(steps)}
+        {"case_id": f"episode_{number}", "origin": env.origin, "return": total, "steps": float(steps)}
         | {name: float(value) for name, value in info.items() if isinstance(value, bool | int | float)}
         for number, (total, steps, info) in enumerate(numbers)
     ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
@@ -44,7 +45,10 @@ class Reference(Generic[Env]):
 
 @dataclass(frozen=True)
 class TrainedPolicy:
-    """The policy of a learner of Stable-Baselines3. Draws from PyTorch's global generator unless deterministic."""
+    """The policy of a learner of Stable-Baselines3: the actions of its `predict`, without leaving the device.
+
+    Draws from PyTorch's global generator unless deterministic.
+    """
 
     policy: ActorCriticPolicy
     deterministic: bool = False
@@ -55,9 +59,25 @@ class TrainedPolicy:
     @torch.no_grad()
     def __call__(self, env: BatchedEnv) -> Tensor:
         obs: Any = env.observe()
-        if self.normalize is not None:
-            obs, _ = self.policy.obs_to_tensor(self.normalize.normalize_obs(to_numpy(obs)))
-        return self.policy.get_distribution(obs).get_actions(deterministic=self.deterministic)
+        transposed = _shapes(self.policy.observation_space) != _shapes(env.single_observation_space)
+        if self.normalize is not None or transposed:  # images with the channels last, which SB3 puts first
+            seen = to_numpy(obs)
+            obs, _ = self.policy.obs_to_tensor(self.normalize.normalize_obs(seen) if self.normalize else seen)
+        self.policy.set_training_mode(False)
+        space = self.policy.action_space
+        assert space.shape is not None
+        actions = self.policy.get_distribution(obs).get_actions(deterministic=self.deterministic)
+        actions = actions.reshape(-1, *space.shape)
+        if not isinstance(space, spaces.Box):
+            return actions
+        low, high = (torch.as_tensor(bound, device=actions.device) for bound in (space.low, space.high))
+        if self.policy.squash_output:  # a tanh: -1..1 stand for low..high
+            return low + 0.5 * (actions + 1.0) * (high - low)
+        return actions.clamp(low, high)  # a Gaussian has no bounds
+
+
+def _shapes(space: spaces.Space[Any]) -> Any:
+    return {name: part.shape for name, part in space.items()} if isinstance(space, spaces.Dict) else space.shape
 
 
 @dataclass(frozen=True)
@@ -123,14 +143,24 @@ def play_and_draw(env: Env, policy: Policy[Env]) -> tuple[list[Frame], Episodes]
     return [frame for frame in frames if frame is not None], played
 
 
-def make_env(env_id: str, **settings: Any) -> BatchedEnv:
-    """The environments behind an id; settings: num_envs, device and the constructor's own arguments.
+def make_env(env_id: str, chosen: Mapping[str, Any] | None = None, **settings: Any) -> BatchedEnv:
+    """The environments behind an id.
+
+    Args:
+        env_id: a name in `ENVIRONMENTS`.
+        chosen: arguments of the constructor that a user chose, without those of `BatchedEnv`.
+        settings: more of them; num_envs, device, render_mode.
 
     Raises:
-        ValueError: there is no such id, or the constructor refuses a setting.
+        ValueError: there is no such id, the constructor refuses an argument, or `chosen` has one of `BatchedEnv`.
     """
     check_choice("env", env_id, ENVIRONMENTS)
-    return make_batch(ENVIRONMENTS[env_id].env_class, **settings).batched
+    if taken := [name for name in chosen or {} if name in ("num_envs", "device", "render_mode")]:
+        raise ValueError(
+            f"{', '.join(taken)} cannot stand among the arguments of {env_id}: device, the number of environments and "
+            f"what draws them have options of their own"
+        )
+    return make_batch(ENVIRONMENTS[env_id].env_class, **{**(chosen or {}), **settings}).batched
 
 
 def reference(table: Mapping[str, Reference[Env]], name: str) -> Reference[Env]:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..common.checks import with_settings
 from ..common.device import resolve_device
+from ..datasets.sample import Origin
 from .random import Streams
 
 log = logging.getLogger(__name__)
@@ -150,6 +151,8 @@ class BatchedEnv(ABC):
     action_shape: tuple[int, int] | None = None
     """Height and width of the grid of a flat action space with fewer actions than the observed image has pixels; the
     image's height and width must be multiples of it. None: one action for each pixel, or no grid."""
+    origin: Origin = "phantom"
+    """Where the samples come from; a subclass that plays on recorded ones sets it. Results name it."""
     reward_weights: dict[str, float]
     """Weight of each reward term that `_step` gives, by name; a subclass whose terms are others than "reward" sets it.
     To leave a term out of the reward, set its weight to 0."""

@@ -131,6 +131,7 @@ class EchoEnv(BatchedEnv):
         if not isinstance(pool, ImagePool):
             raise ValueError(f"images is {pool!r} but must be an ImagePool")
         self.pool = pool.checked(channels=1, classes=len(CLASSES)).to(self.device)
+        self.origin = self.pool.origin
         self._rewards = [reward_function] if reward_function else [self._reward_named(name) for name in cfg.rewards]
         self._term = "reward_function" if reward_function else "+".join(cfg.rewards)
         self.reward_weights = {self._term: 1.0}

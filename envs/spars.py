@@ -122,6 +122,7 @@ class SparsEnv(BatchedEnv):
         if cfg.data == "phantom":
             notice_phantom("SPARS-LiverCT-v0", "give data=<Task03_Liver folder> to play on real CT")
         self.cases = load_liver_cases(cfg)
+        self.origin = self.cases[0].origin  # that of all: `data` and `implant_lesions` decide
         self.table, self._features, n_features = score_tables(cfg, self.cases, self.lattice, function, self.device)
         self._score_tables = list(dict.fromkeys((self.table, self._features)))
         self._make_tables()

@@ -50,13 +50,6 @@ COLUMNS = tuple(
 UNCERTAINTY_COLUMNS = ("error_auroc", "ece", METRICS["dice_avg"])
 """The table of the results that say how sure they are."""
 
-COLUMNS = tuple(
-    METRICS[name] for name in ("dice_avg", "dice_endo", "dice_myo", "dice_epi", "hd_endo_mm", "hd_epi_mm", "valid")
-)
-"""The table of results."""
-UNCERTAINTY_COLUMNS = ("error_auroc", "ece", METRICS["dice_avg"])
-"""The table of the results that say how sure they are."""
-
 
 @dataclass(frozen=True)
 class MethodPrediction:

@@ -151,14 +151,14 @@ def _begun(experiment: SparsExperiment, run: Run) -> tuple[Learner, SparsEnv, Se
     return model, env, self_play, best, checkpoint
 
 
-def learner(experiment: SparsExperiment, run: Run) -> Learner:
-    """The trained agent as a learner of Stable-Baselines3.
-
-    Raises:
-        ValueError: the run trains a classifier only.
-    """
+def check_export(experiment: SparsExperiment) -> None:
+    """Raises where the run trains a classifier only."""
     if not experiment.ppo.total_timesteps:
         raise ValueError("export_sb3 needs an agent, but this run trains none: ppo.total_timesteps is 0")
+
+
+def learner(experiment: SparsExperiment, run: Run) -> Learner:
+    """The trained agent as a learner of Stable-Baselines3."""
     return _begun(experiment, run)[0]
 
 

@@ -169,6 +169,10 @@ REFUSED = {
     ),
     "no rollouts": (["--evaluation.rollouts", "0"], "evaluation.rollouts is 0 but must be at least 1"),
     "a zip with another name": (["--export_sb3", "policy.pt"], "export_sb3 is 'policy.pt' but must end in .zip"),
+    "a zip of no agent": (
+        [*LEARNED, "--ppo.total_timesteps", "0", "--export_sb3", "policy.zip"],
+        "export_sb3 needs an agent, but this run trains none",
+    ),
     "an option that is a typo": (["--env.windw_size", "[8,8,8]"], "env.windw_size"),
     "a word for a number": (["--seed", "three"], "three"),
     "other values for a run that goes on": (["--resume", "gone"], "--resume continues a run as it was configured"),
@@ -493,12 +497,12 @@ def test_other_cases_may_be_evaluated(run):
 
 
 def test_other_reference_policies_may_be_evaluated(run, capsys):
-    assert call("evaluate", "--run", run, "--policies", "[sweep]") == 0
+    assert call("evaluate", "--run", run, "--policies", "sweep", "greedy") == 0
     methods = {result.method for result in read_results(run / "evaluation")}
-    assert methods == {"Tiny", "sweep", "score map (mean)", "score map (max)"}
+    assert methods == {"Tiny", "sweep", "greedy", "score map (mean)", "score map (max)"}
     capsys.readouterr()
     said = "policy is 'sweap' but must be one of 'random', 'constant0', 'greedy', 'sweep', 'bfs_to_tau'"
-    assert_refused(call("evaluate", "--run", run, "--policies", "[sweap]"), capsys, said, "did you mean 'sweep'?")
+    assert_refused(call("evaluate", "--run", run, "--policies", "sweap"), capsys, said, "did you mean 'sweep'?")
 
 
 def test_a_run_is_not_called_like_another_row_of_its_table(run, capsys):

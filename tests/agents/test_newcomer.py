@@ -7,8 +7,11 @@ from pathlib import Path
 
 import gymnasium as gym
 import imageio.v3 as imageio
+import numpy as np
 import pytest
 import torch
+import yaml
+from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from segarena.agents import generic
 from segarena.agents.command_line import main, read_experiment
@@ -82,13 +85,13 @@ def test_a_policy_of_normalised_observations_is_played_with_their_statistics(tmp
     assert torch.equal(seen[0], torch.from_numpy(statistics.normalize_obs(raw)))
     assert abs(seen[0].numpy() - raw).max() > 0.1
     assert model.policy.action_net.in_features == 8
-    assert main(["evaluate", "--run", out, "--policies", "[]"]) == 0
+    assert main(["evaluate", "--run", out, "--policies"]) == 0
 
 
 def test_chosen_reference_policies_are_evaluated_and_unknown_ones_refused(copied, capsys):
-    assert main(["evaluate", "--run", str(copied), "--policies", "[random]"]) == 0
+    assert main(["evaluate", "--run", str(copied), "--policies", "random"]) == 0
     assert {result.method for result in read_results(copied / "evaluation")} == {"walker", "random"}
-    assert main(["evaluate", "--run", str(copied), "--policies", "[randon]"]) == 2
+    assert main(["evaluate", "--run", str(copied), "--policies", "randon"]) == 2
     assert "did you mean 'random'?" in capsys.readouterr().err
     assert main(["evaluate", "--run", str(copied), "--split", "test"]) == 2
 
@@ -133,7 +136,73 @@ def test_a_wrong_configuration_is_refused(tmp_path, capsys):
     assert main([*arguments, "--settings", "{horizon: 0}"]) == 2
     assert "horizon is 0 but must be an integer, at least 1" in capsys.readouterr().err
     assert main([*arguments, "--ppo.total_timesteps", "0"]) == 2
+    assert main([*arguments, "--settings", "{num_envs: 3}"]) == 2
+    assert "num_envs cannot stand among the arguments of Corridor-v0" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_observations_that_cannot_be_normalised_are_refused_before_anything_is_written(
+    newcomer, tmp_path, monkeypatch, capsys
+):
+    of_floats = newcomer.Corridor.__init__
+
+    def of_bytes(self, **settings):
+        of_floats(self, **settings)
+        self.single_observation_space = spaces.Box(0, 255, (2,), np.uint8)
+
+    monkeypatch.setattr(newcomer.Corridor, "__init__", of_bytes)
+    arguments = ["train", "--config", str(CONFIG), "--out", str(tmp_path / "run")]
+    assert main([*arguments, "--ppo.normalize_observations", "true"]) == 2
+    assert "none of them float32" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_policy_of_normalised_observations_is_not_exported_without_their_statistics(tmp_path, capsys):
+    arguments = [
+        "train",
+        "--config",
+        str(CONFIG),
+        "--out",
+        str(tmp_path / "run"),
+        "--ppo.normalize_observations",
+        "true",
+    ]
+    assert main([*arguments, "--export_sb3", str(tmp_path / "policy.zip")]) == 2
+    assert "export_sb3 writes no statistics of observations" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()), "refused before the training"
+
+
+def test_the_cases_of_a_result_name_where_the_samples_of_the_environment_come_from(newcomer, copied, monkeypatch):
+    assert main(["evaluate", "--run", str(copied), "--policies", "random"]) == 0
+    assert {tuple(result.origins) for result in read_results(copied / "evaluation")} == {("phantom",)}
+    monkeypatch.setattr(newcomer.Corridor, "origin", "real")
+    assert main(["evaluate", "--run", str(copied), "--policies", "random"]) == 0
+    assert {tuple(result.origins) for result in read_results(copied / "evaluation")} == {("real",)}
+
+
+def test_every_seed_is_evaluated_on_the_same_episodes(copied, tmp_path, capsys):
+    other = Path(shutil.copytree(copied, tmp_path / "other"))
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    (other / "config.yaml").write_text(yaml.safe_dump({**config, "seed": 2**32 - 1}))
+    assert main(["evaluate", "--run", str(copied), str(other)]) == 0
+    rule = {result.seed: result for result in read_results(copied / "evaluation") if result.method == "to the door"}
+    rule |= {result.seed: result for result in read_results(other / "evaluation") if result.method == "to the door"}
+    assert rule[0].cases == rule[2**32 - 1].cases, "it draws nothing, so that only the episodes could differ"
+    (other / "config.yaml").write_text(yaml.safe_dump({**config, "seed": 1, "episodes": 7}))
+    capsys.readouterr()
+    assert main(["evaluate", "--run", str(copied), str(other)]) == 2
+    assert "different environments, settings or numbers of episodes" in capsys.readouterr().err
+
+
+def test_a_run_can_be_continued_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    monkeypatch.chdir(tmp_path)
+    settings = {"data": "images", "horizon": 3}
+    assert generic.PPOExperiment(settings=settings).resolved().settings == {
+        **settings,
+        "data": str(tmp_path / "images"),
+    }
+    assert generic.PPOExperiment(settings={"data": "phantom"}).resolved().settings == {"data": "phantom"}
 
 
 def test_the_file_is_a_driver_of_its_own(tmp_path):

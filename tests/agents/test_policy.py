@@ -2,12 +2,17 @@
 
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from segarena.agents.command_line import main
 from segarena.agents.papers import PAPERS
-from segarena.agents.policy import POLICIES, make_env, play, play_and_draw, reference
+from segarena.agents.policy import POLICIES, TrainedPolicy, make_env, play, play_and_draw, reference
+from segarena.agents.ppo import Learner
 from segarena.envs import ENVIRONMENTS
+from segarena.envs.adapters import LearnerEnv
+from segarena.envs.core import BatchedEnv
 
 SPARS = {"cases": ["phantom_02000"], "score_source": "oracle_fraction", "device": "cpu", "threshold": 0.4}
 
@@ -86,6 +91,58 @@ def test_every_baseline_can_be_chosen_and_its_settings_are_a_field_of_the_experi
         assert row.section is None or row.section in known
 
 
+class Slider(BatchedEnv):
+    """Moves a point by a little; what it sees is a picture with the channels last."""
+
+    def __init__(self, low=-0.1, high=0.2, **settings):
+        super().__init__(horizon=4, **settings)
+        self.single_observation_space = spaces.Box(0, 255, (4, 5, 3), np.uint8)
+        self.single_action_space = spaces.Box(low, high, (2, 3), np.float32)
+        self.seen = torch.zeros(self.num_envs, 4, 5, 3, dtype=torch.uint8, device=self.device)
+        self.moves = []
+
+    def _reset(self, env_ids, options):
+        drawn = self.streams.uniform(60, env_ids) * 256
+        self.seen[env_ids] = drawn.to(torch.uint8).view(-1, 4, 5, 3)
+
+    def _step(self, actions):
+        self.moves.append(actions)
+        return {"reward": actions.mean(dim=(1, 2))}, torch.zeros(self.num_envs, dtype=torch.bool)
+
+    def observe(self, env_ids=None):
+        return self.seen.clone() if env_ids is None else self.seen[env_ids]
+
+    def _render_frame(self, env_id):
+        return self.seen[env_id].numpy()
+
+
+@pytest.mark.parametrize("squashed", [False, True])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_trained_policy_plays_the_actions_that_stable_baselines_predicts(squashed, deterministic):
+    env = Slider(num_envs=16, device="cpu")
+    kwargs = {"squash_output": True, "log_std_init": 0.0} if squashed else {"log_std_init": 0.5}
+    model = Learner("MlpPolicy", LearnerEnv(env), seed=0, device="cpu", use_sde=squashed, policy_kwargs=kwargs)
+    with torch.no_grad():
+        model.policy.action_net.weight.mul_(200)  # as a trained policy, beyond the bounds
+    policy = TrainedPolicy(model.policy, deterministic)
+    torch.manual_seed(1)
+    played = play(begun(env), policy)
+    torch.manual_seed(1)
+    expected = [model.predict(env.observe().numpy(), deterministic=deterministic)[0] for _ in range(4)]
+    assert torch.equal(torch.stack(env.moves), torch.from_numpy(np.stack(expected)))
+    lowest, highest = float(np.min(expected)), float(np.max(expected))
+    assert -0.1001 < lowest < -0.05 < 0.1 < highest < 0.2001
+    if not squashed:
+        assert (lowest, highest) == pytest.approx((-0.1, 0.2)), "some actions must be clipped"
+    assert -0.401 < played.returns.min() < played.returns.max() < 0.801
+
+
+def test_an_environment_without_reference_policies_is_not_played_by_none(monkeypatch, capsys):
+    monkeypatch.delitem(POLICIES, "RL4Seg-Echo-v0")
+    assert main(["play", "--env", "RL4Seg-Echo-v0", "--episodes", "1", "--device", "cpu"]) == 2
+    assert "RL4Seg-Echo-v0 has no reference policies to play" in capsys.readouterr().err
+
+
 # -- the command line ----------------------------------------------------------------------------------------------
 
 
@@ -125,6 +182,7 @@ def test_a_policy_that_cannot_play_is_named_and_left_out(capsys):
         (["--env", "SPARS-LiverCT"], "env is 'SPARS-LiverCT' but must be one of"),
         (["--env", "SPARS-LiverCT-v0", "--policy", "gredy"], "did you mean 'greedy'?"),
         (["--env", "SPARS-LiverCT-v0", "--episodes", "0"], "0 but must be at least 1"),
+        (["--env", "SPARS-LiverCT-v0", "--set", "num_envs=3"], "num_envs cannot stand among the arguments"),
         (["--env", "SPARS-LiverCT-v0", "--set", "horizon"], "set has 'horizon' but each must be name=value"),
         (["--env", "SPARS-LiverCT-v0", "--set", "horizn=3"], "did you mean 'horizon'?"),
         (["--env", "SPARS-LiverCT-v0", "--set", "cases=[x"], "whose value is not YAML"),

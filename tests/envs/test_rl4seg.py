@@ -1,5 +1,7 @@
 """RL4Seg-Echo-v0: known rewards, samplers, gold masks, what is refused (docs/rl4seg.md, Method 2)."""
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -54,6 +56,11 @@ def shown(env, steps):
         seen.append(env.index)
         env.advance(blank)
     return torch.stack(seen)
+
+
+def test_an_environment_names_where_its_images_come_from():
+    assert begun().origin == "phantom"
+    assert begun(replace(pool(), origin="real")).origin == "real"
 
 
 # -- rewards -------------------------------------------------------------------------------------------------------

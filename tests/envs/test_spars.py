@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from segarena.datasets.liver import cases as liver_ct
 from segarena.datasets.liver.lattice import WindowLattice
+from segarena.datasets.liver.lesions import LesionConfig
 from segarena.envs import core, spars
 from segarena.envs.spars import SparsEnv
 from segarena.envs.spars_config import MOVES, SparsConfig
@@ -591,6 +592,14 @@ def test_the_label_changes_nothing_but_dice_precision_and_recall(monkeypatch, tm
 
 
 # -- export, rendering, options --------------------------------------------------------------------------------------
+
+
+def test_an_environment_names_where_its_cases_come_from(liver_data):
+    real = {"data": str(liver_data), "cases": ["liver_2"], "score_source": "oracle_fraction", "device": "cpu"}
+    real |= {"grid_shape": (32, 32, 24), "window_size": (8, 8, 8)}
+    assert SparsEnv(**real).origin == "real"
+    assert SparsEnv(**real, implant_lesions=LesionConfig(number=(1, 1))).origin == "implanted"
+    assert SparsEnv(cases=["phantom_02000"], score_source="oracle_fraction", device="cpu").origin == "phantom"
 
 
 def test_a_mask_is_written_in_the_space_of_the_cases_own_file(liver_data, tmp_path):
