@@ -1,4 +1,4 @@
-"""SegArena: medical images are segmented in Gymnasium environments. Importing it registers every environment with Gymnasium."""
+"""SegArena: Gymnasium environments for medical image segmentation; importing it registers every environment."""
 
 from . import envs as envs
 

@@ -1,4 +1,4 @@
-"""What RL4Seg is compared with, trained in the same run on the same images (docs/rl4seg.md, Method 11).
+"""Baselines of RL4Seg, trained in the same run on the same images (docs/rl4seg.md, Method 11).
 
 A baseline is one row of `BASELINES`, at the end, and one function; training, evaluation, checks and tables read the
 row. Each one that is trained is a stage below baselines/ and leaves its networks there. None chooses anything by labels
@@ -40,7 +40,7 @@ class Baseline:
     """One row: everything about a baseline."""
 
     title: str
-    """What tables of results call it."""
+    """Name in tables of results."""
     networks: Callable[[Context], list[nn.Module]]
     """Its networks, trained first unless that is done: logits [B, 3, H, W] of images [B, 1, H, W]."""
     supervision: str = "source"
@@ -50,7 +50,7 @@ class Baseline:
     section: str | None = None
     """Field of the experiment that holds its settings."""
     policy: Callable[[Context, list[nn.Module]], Policy[EchoEnv]] = lambda context, nets: NetworkPolicy(nets[0])
-    """How it segments."""
+    """Its policy, which segments the test images."""
     probabilities: Callable[[Context, list[nn.Module], Tensor], Tensor] | None = None
     """Mean probabilities [N, 3, H, W] of images uint8 [N, 1, H, W]: it segments by the largest, and their entropy is
     its uncertainty. None: it segments by `policy`, without uncertainty."""

@@ -65,7 +65,7 @@ class Answer:
     """The masks of one method for all test images."""
 
     method: str
-    """What tables call it."""
+    """Name in tables of results."""
     masks: Tensor
     """uint8 [N, H, W], the most probable labels."""
     uncertainty: Tensor | None = None
@@ -113,7 +113,7 @@ def evaluate(runs: Sequence[tuple[Run, RL4SegExperiment]], options: EvaluateOpti
 
 
 def _check_together(experiments: Sequence[RL4SegExperiment], policies: Sequence[str]) -> None:
-    """Say before the work what would keep the results out of one table."""
+    """Check, before the work, that the results can stand in one table."""
     for name in policies:
         reference(POLICIES, name)
     titles = [(e.seed, [*policies, *(row.title for row in baselines_of(e).values())]) for e in experiments]
@@ -123,7 +123,7 @@ def _check_together(experiments: Sequence[RL4SegExperiment], policies: Sequence[
 
 
 def _finished(run: Run, experiment: RL4SegExperiment) -> Context:
-    """What the stages of a run share, after checking that all are finished and nobody changed them since."""
+    """Context of a run, after checking that all stages are finished and unchanged since."""
     context = Context(experiment.resolved(), run, trains=False)
     everything(context)
     return context
@@ -178,7 +178,7 @@ def _answers(context: Context, images: ImagePool, policies: Sequence[str]) -> It
 
 
 def _policy(context: Context, images: ImagePool, net: nn.Module, masks: Tensor) -> Iterator[Answer]:
-    """The last policy: with the reward network's doubt, and with the entropy of its own probabilities."""
+    """The last policy: with the reward network's uncertainty, and with the entropy of its own probabilities."""
     experiment = context.experiment
     labels = experiment.gold.source == "gt" or experiment.reward in OF_TRUTH
     supervision = "source and target" if labels else "source"

@@ -171,7 +171,8 @@ def _train_agent(experiment: SparsExperiment, run: Run) -> None:
 
 
 def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple[Snapshot, Snapshot | None]:
-    """The trained policy of a run and its last opponent (None in single-agent runs), frozen, on the environment's device.
+    """The trained policy of a run and its last opponent (None in single-agent runs), frozen, on the environment's
+    device.
 
     With evaluation.best the policy is that of the best look at the validation cases, else the last one.
 
