@@ -1,4 +1,4 @@
-"""SegArena: Gymnasium environments in which medical images are segmented. Importing it registers them."""
+"""SegArena: Gymnasium environments for medical image segmentation; importing it registers every environment."""
 
 from . import envs as envs
 

@@ -1,1 +1,1 @@
-"""Who plays: learners, opponents and reference policies."""
+"""Learners, opponents, reference policies, and the drivers of each paper."""

@@ -35,7 +35,7 @@ set_parsing_settings(
     import_path_allowlist=[f"{LesionConfig.__module__}.{LesionConfig.__qualname__}"],  # ... but this type, which is one
 )
 PROGRAM = "segarena-rl" if Path(sys.argv[0]).stem == "segarena-rl" else "python run_rl.py"
-"""How the user called this."""
+"""Command that called this, for messages and results."""
 
 
 def paper_of(arguments: Sequence[str]) -> Paper[Any]:
@@ -75,7 +75,9 @@ def parser(paper: Paper[Any] = PAPERS[DEFAULT_PAPER]) -> ArgumentParser:
 def experiment_parser(paper: Paper[Any]) -> ArgumentParser:
     """The fields of a training run, as options and as the keys of its YAML."""
     options = ArgumentParser(description="Train as a configuration says, or continue a run.")
-    options.add_argument("--config", action="config", help="YAML file; options after it win")
+    options.add_argument(
+        "--config", action="config", help="YAML file; may be given several times; later files and options win"
+    )
     options.add_class_arguments(paper.experiment)
     return options
 
@@ -83,41 +85,63 @@ def experiment_parser(paper: Paper[Any]) -> ArgumentParser:
 def _train_parser(paper: Paper[Any]) -> ArgumentParser:
     options, text = experiment_parser(paper), str | None
     options.add_argument("--out", type=text, help="new folder of the run (default: runs/<name>-seed<seed>)")
-    options.add_argument("--resume", type=text, help="folder of a run to continue; other options are not needed")
     options.add_argument(
-        "--export_sb3", type=text, help="file .zip to which the trained policy is also written, as SB3"
+        "--resume", type=text, help="folder of a run to continue, with the configuration in it; excludes other options"
+    )
+    options.add_argument(
+        "--export_sb3", type=text, help="file .zip for the trained policy, for the load of Stable-Baselines3"
     )
     return options
 
 
 def _evaluate_parser() -> ArgumentParser:
-    options = ArgumentParser(description="Judge what a run trained, and what it is compared with, on test cases.")
-    options.add_argument("--run", nargs="+", type=str, required=True, help="run folders, space-separated")
-    options.add_argument("--split", type=str | None, help="another split than the run's test split")
-    options.add_argument("--cases", type=list[str] | None, help="other cases than the run's test cases, as a list")
-    options.add_argument(
-        "--policies", nargs="*", type=str, help="reference policies to play too, space-separated (default: the paper's)"
+    options = ArgumentParser(
+        description="Evaluate trained runs, with their baselines and reference policies, on test cases."
     )
-    options.add_argument("--on_error", type=str, default="stop", help="what a bad file does: stop or skip")
+    options.add_argument(
+        "--run", nargs="+", type=str, required=True, help="run folders, space-separated; of one paper and one data set"
+    )
+    options.add_argument("--split", type=str | None, help="split to evaluate on (default: the run's test split)")
+    options.add_argument(
+        "--cases",
+        type=list[str] | None,
+        help="cases to evaluate on, ids or patterns such as '[liver_*]' (default: the test split)",
+    )
+    options.add_argument(
+        "--policies",
+        nargs="*",
+        type=str,
+        help="reference policies to play, space-separated (default: those that the paper compares with)",
+    )
+    options.add_argument(
+        "--on_error",
+        type=str,
+        default="stop",
+        help="stop or skip: end at an unreadable file, or leave it out (exit status 1)",
+    )
     return options
 
 
 def _render_parser() -> ArgumentParser:
-    options = ArgumentParser(description="Play one episode and write it as an animated picture.")
+    options = ArgumentParser(description="Play one episode of a trained policy and write it as a GIF.")
     options.add_argument("--run", type=str, required=True, help="run folder")
-    options.add_argument("--case", type=str | None, help="case id (default: the first of the test split)")
-    options.add_argument("--out", type=str | None, help="file .gif to write (default: in the run's media)")
+    options.add_argument(
+        "--case", type=str | None, help="id of the case to play (default: the first of the test split)"
+    )
+    options.add_argument("--out", type=str | None, help="file .gif to write (default: RUN/media/episode.gif)")
     options.add_argument("--seed", type=int, default=0, help="seed of the episode")
     return options
 
 
 def _play_parser() -> ArgumentParser:
     options = ArgumentParser(description="Play reference policies; prints mean [min, max] over the episodes.")
-    options.add_argument("--env", type=str, required=True, help="id of the environment")
+    options.add_argument("--env", type=str, required=True, help="id of the environment; `list` names them")
     options.add_argument("--policy", type=str, default="all", help="name of a reference policy, or all")
     options.add_argument("--episodes", type=int, default=20, help="number of episodes, all played at once")
-    options.add_argument("--seed", type=int, default=0, help="seed of the episodes, the same ones for every policy")
-    options.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    options.add_argument("--seed", type=int, default=0, help="seed of the episodes; every policy plays the same ones")
+    options.add_argument(
+        "--device", type=str, default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N"
+    )
     options.add_argument(
         "--set", nargs="+", type=str, default=[], help="arguments of the environment, as name=value name=value ..."
     )
@@ -140,7 +164,7 @@ def _experiment(paper: Paper[Any], options: ArgumentParser, given: Namespace) ->
 
 
 def tool(name: str) -> str:
-    """How to call a program of this Python's environment from here: by its name where that finds it."""
+    """Shell command for a program of this Python's environment: its name if that finds it, else its path."""
     path = Path(sys.executable).with_name(name)
     if shutil.which(name) == str(path) or not path.exists():
         return name

@@ -1,4 +1,4 @@
-"""What the experiments of all papers share: the head of the configuration, and the way from it to a trained run.
+"""Experiment and Paper, which all papers share: the head of the configuration, and the way from it to a trained run.
 
 A paper is one row of `papers.PAPERS`: its kind of experiment and the functions that check, train, evaluate and show it.
 """
@@ -29,12 +29,12 @@ class Experiment:
     """The head of every configuration; a paper's own experiment adds the rest."""
 
     paper: str
-    """Paper whose experiment this is; decides all other options (`list` names the papers, `train --paper NAME --help`
-    their options)."""
+    """Name of the paper; it decides all other options (`list` prints the papers, `train --paper NAME --help` their
+    options)."""
     name: str
     """Name of the trained policy in tables of results."""
     seed: int = 0
-    """Seed of everything that is random."""
+    """Seed of every random number, 0 to 2^32 - 1."""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:N."""
 
@@ -52,14 +52,14 @@ class Experiment:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What the command line of `evaluate` may choose."""
+    """Options of the command `evaluate`."""
 
     command: str = ""
-    """How it was called, for the results."""
+    """The command line, for the results."""
     split: str | None = None
-    """Another split than the run's test split."""
+    """Split to evaluate on; None: the run's test split."""
     cases: list[str] | None = None
-    """Other cases than the run's test cases, as ids or patterns."""
+    """Cases to evaluate on, as ids or patterns; None: the run's test cases."""
     policies: list[str] | None = None
     """Reference policies to play beside the run's own policy, by name; None: those that the paper compares with."""
     skip_bad: bool = False
@@ -71,7 +71,7 @@ class Baseline(Generic[E, C]):
     """One row of a paper's table of baselines: everything about one; a paper's own kind adds how it segments."""
 
     title: str
-    """What tables of results call it."""
+    """Name in tables of results."""
     networks: Callable[[C], list[nn.Module]] | None = None
     """Its networks in the paper's context of a run: trained first unless that is done. None: it trains nothing."""
     supervision: str | None = None
@@ -115,7 +115,7 @@ def baselines_of(rows: Mapping[str, B], names: Sequence[str], experiment: Experi
 
 @dataclass(frozen=True, eq=False)
 class Paper(Generic[E]):
-    """One paper's experiment: what trains, evaluates and shows it."""
+    """One paper: its configuration, and the functions that train, evaluate and draw it."""
 
     experiment: type[E]
     """Its configuration."""
@@ -145,7 +145,7 @@ class Paper(Generic[E]):
     def start(self, experiment: E, out: str | Path, environment: Mapping[str, Any]) -> Run:
         """Train in the new folder `out`; see `resume` for a run that was interrupted.
 
-        environment: what is to be kept of the machine.
+        environment: description of the machine, written into environment.json.
 
         Raises:
             ValueError: a value, case, file or folder that cannot be used; nothing is written then. Or, later, what the

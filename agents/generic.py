@@ -38,11 +38,11 @@ class PPOExperiment(Experiment):
     env: str = ""
     """Id of the environment; `list` names them."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the environment's constructor by name."""
+    """Arguments of the environment by name, e.g. '{horizon: 64}'."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    """The learner."""
+    """Settings of PPO."""
     episodes: int = 100
-    """Episodes that `evaluate` plays with each policy."""
+    """Number of episodes that `evaluate` plays with each policy."""
     checkpoint_every: int = 20_480
     """Environment steps between checkpoints."""
 

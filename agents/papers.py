@@ -58,7 +58,7 @@ PAPERS: dict[str, Paper[Any]] = {
         baseline="random",
     ),
 }
-"""What `paper:` in a configuration chooses from; ppo is plain PPO on any environment."""
+"""Papers by the name that `paper:` in a configuration gives; ppo is plain PPO on any environment."""
 DEFAULT_PAPER = "spars"
 """The paper of a configuration that names none."""
 POLICIES["SPARS-LiverCT-v0"] = spars_rules.POLICIES

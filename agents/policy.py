@@ -36,7 +36,7 @@ class Reference(Generic[Env]):
     """One row of a table of reference policies: a policy that needs the environment and a seed, but no training."""
 
     about: str
-    """What it does, in one line."""
+    """Description in one line."""
     make: Callable[[Env, int], Policy[Env]]
     """The policy for an environment, from a seed; ValueError where it cannot play there."""
     supervision: str = "none"

@@ -1,4 +1,4 @@
-"""What the benchmarks share: figures with targets, clocks, memory, a command line, an environment that does nothing."""
+"""Tools of the benchmarks: figures with targets, clocks, memory, a command line, an environment that does nothing."""
 
 import argparse
 import json
@@ -96,7 +96,7 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
 
 
 class Parts(defaultdict[str, float]):
-    """Seconds of each part of a work: `with parts("network"): ...` adds to them, and waits for the device."""
+    """Seconds of each part of a work: `with parts("network"): ...` adds to them, and synchronises with the GPU."""
 
     def __init__(self, device: torch.device = CPU) -> None:
         super().__init__(float)
@@ -171,18 +171,18 @@ class NothingEnv(VecEnv):
 
 
 def command_line(doc: str | None, name: str, items: Sequence[str]) -> argparse.ArgumentParser:
-    """What every benchmark can be told."""
+    """Command line of every benchmark."""
     parser = argparse.ArgumentParser(prog=f"{name}.py", description=(doc or "").partition("\n")[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: also what is expected of a GPU")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: also the targets of a GPU")
     parser.add_argument("--out", type=Path, help=f"JSON file; default results/{name}_<device>.json beside this")
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, not how fast")
     parser.add_argument("--only", nargs="+", choices=items, default=items, help="some of the measurements")
-    parser.add_argument("--threads", type=int, help="of PyTorch; by default its own choice")
+    parser.add_argument("--threads", type=int, help="number of PyTorch's threads; by default its own choice")
     return parser
 
 
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """What it was told; from now on PyTorch has so many threads, and warnings are not shown."""
+    """Parsed command line; also sets the number of PyTorch's threads and hides warnings."""
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)

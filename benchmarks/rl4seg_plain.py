@@ -1,4 +1,5 @@
-"""What RL4Seg is measured against: its work in the order of the released program (docs/rl4seg.md, Method 7 and 13).
+"""Plain counterpart of RL4Seg in the speed benchmark: its work in the order of the released program (docs/rl4seg.md,
+Method 7 and 13).
 
 Symbols: x = images, a = argmax or played masks, a_s = sampled masks, c = corrected masks; r = reward map; l, l_old,
 l_ref = log-probabilities of a; V = value map; β = weight of the KL penalty. Plain PyTorch: what is computed twice
@@ -118,7 +119,7 @@ class PlainRewardData:
     net: nn.Module
     corrector: Callable[[Tensor], Tensor]
     valid: Callable[[Tensor], bool]
-    """Of one mask uint8 [H, W]."""
+    """Validity of one mask uint8 [H, W]."""
     config: RewardDataConfig
     folder: Path
     parts: Parts

@@ -1,4 +1,4 @@
-"""How fast RL4Seg plays, learns, judges and makes reward data, against plain implementations
+"""Speed of RL4Seg: playing, learning, metrics and reward data, against plain implementations
 (docs/rl4seg.md, Method 13).
 
 `python benchmarks/rl4seg_speed.py` prints a table and writes a JSON file. Every figure is the median of several repeats
@@ -41,7 +41,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ITEMS = ["distribution", "ppo", "validity", "reward_data"]
 K = DensePPOConfig().n_epochs
 NEEDED, RELEASED = 2 + 6 * K, 6 + 9 * K
-"""What an iteration costs for each image, in forwards of a U-Net, a backward being two: ours, and in
+"""Cost of an iteration per image, in forwards of a U-Net, a backward being two: ours, and in
 docs/rl4seg.md, Method 13."""
 PRIOR_MAPS = 48 / 32
 """Maps of the auto-encoder's first level for each of the U-Net's init_channels."""
@@ -51,22 +51,22 @@ PARTS = {
     "validity": "validity",
     "files": "files",
 }
-"""Of the work on reward data."""
+"""Parts of the work on reward data."""
 Masks = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured."""
+    """Sizes of the measurements."""
 
     size: int = 64
     """Pixels of an image's side, of PPO and reward data."""
     init_channels: int = 16
-    """Of all U-Nets."""
+    """`init_channels` of all U-Nets."""
     batch: int = 8
     """Images of an iteration of PPO."""
     iterations: int = 2
-    """Of PPO in a repeat."""
+    """Iterations of PPO in a repeat."""
     repeats: int = 7
     maps: tuple[int, ...] = (32, 64)
     """Pixels of a side, of the distribution alone; 4 images each."""
@@ -291,10 +291,11 @@ class Scorer:
 
 
 class Painter(nn.Module):
-    """A policy whose mask is always the one that the image was painted from; what its U-Net says counts little."""
+    """A policy whose mask is always the one that the image was painted from; the output of its U-Net has little
+    weight."""
 
     GREY = 127
-    """Of label 1; twice that is label 2."""
+    """Grey value of label 1; twice that is label 2."""
 
     def __init__(self, init_channels: int) -> None:
         super().__init__()

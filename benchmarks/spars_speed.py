@@ -1,4 +1,4 @@
-"""How fast SPARS plays, learns and scores: each figure against its target (docs/spars.md, Method 14).
+"""Speed of SPARS: playing, learning, scoring; each figure against its target (docs/spars.md, Method 14).
 
 `python benchmarks/spars_speed.py` prints a table and writes a JSON file. A step is one move in one environment. Every
 figure is the median of several repeats after a warm-up; both sides of a ratio run alternately. Scores are the oracle's
@@ -74,7 +74,7 @@ PHANTOM = Grid("phantom grid", (64, 64, 48), (16, 16, 8))
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured."""
+    """Sizes of the measurements."""
 
     full: Grid = Grid("full grid", (256, 256, 180), (48, 48, 24))
     ct: Triple = (512, 512, 200)
@@ -292,7 +292,7 @@ class Bench:
     # -- docs/spars.md, Method 14 ----------------------------------------------------------------------------------
 
     def cuda(self) -> list[Figure]:
-        """What is expected of an H200-class GPU."""
+        """Targets on an H200-class GPU."""
         device, full, repeats = self.device, self.sizes.full, self.sizes.repeats
         torch.cuda.reset_peak_memory_stats(device)
         lattice = WindowLattice(full.shape, full.window)

@@ -31,7 +31,7 @@ from ..datasets.liver.lesions import TUMOUR
 from .presence import DensePresenceNet, gather_crops
 
 Metrics = Callable[[Tensor, Tensor], Mapping[str, float]]
-"""What is watched, of scores in [0, 1] and bool labels; it must name "auroc"."""
+"""Validation metrics by name, of scores in [0, 1] and bool labels; "auroc" must be one of them."""
 SHORT = {
     "accuracy": "acc",
     "auroc": "auc",
@@ -46,7 +46,7 @@ VALIDATION_SEED = 0
 
 @dataclass(frozen=True)
 class PresenceTrainingConfig:
-    """How the classifier is trained; the defaults are ours (docs/spars.md, Method 7).
+    """Training of the presence classifier; the defaults are ours (docs/spars.md, Method 7).
 
     Raises:
         ValueError: a value outside its range.
@@ -56,27 +56,28 @@ class PresenceTrainingConfig:
     """windows: crops at random voxels, half of them with tumour. dense: all lattice windows of whole volumes, at a
     random phase, the two classes weighted to one half each."""
     windows_per_batch: int = 64
-    """Windows per step with batch=windows (reference: 40)."""
+    """Windows per optimiser step with batch=windows (paper's program: 40)."""
     volumes_per_batch: int = 4
-    """Volumes per step with batch=dense; with one, BatchNorm learns statistics that no other volume has."""
+    """Volumes per optimiser step with batch=dense; with one, BatchNorm learns statistics that no other volume has."""
     batches_per_epoch: int = 64
-    """Optimiser steps per epoch (reference: 6)."""
+    """Optimiser steps per epoch (paper's program: 6)."""
     epochs: int = 32
-    """Epochs (reference: 32); validation and a checkpoint follow each."""
+    """Number of epochs (paper's program: 32); each ends with a validation."""
     learning_rate: float = 1e-3
-    """AdamW's at the start, to 0 along a cosine (reference: Adam, 1e-3, constant)."""
+    """AdamW learning rate at the start; falls to 0 along a cosine (paper's program: Adam, constant 1e-3)."""
     weight_decay: float = 1e-4
-    """AdamW's decay (reference: 0)."""
+    """AdamW weight decay (paper's program: 0)."""
     min_tumour_voxels: int = 1
-    """A window with fewer tumour voxels counts as free of tumour."""
+    """Fewest tumour voxels that make a window positive."""
     flip_probability: float = 0.5
-    """Chance of a flip along each axis (reference: none)."""
+    """Probability of a flip along each axis, 0 to 1 (paper's program: no flips)."""
     hu_shift: float = 10.0
-    """Intensities are shifted by up to this many HU (reference: 0)."""
+    """Largest random shift of the intensities, in HU, to both sides (paper's program: 0)."""
     hu_scale: float = 0.05
-    """Intensities are scaled by up to this fraction (reference: 0)."""
+    """Largest random relative change of the intensities, to both sides (paper's program: 0)."""
     validation_windows: int = 512
-    """Windows of the fixed validation set, half of them with tumour (reference: 160, drawn anew each epoch)."""
+    """Windows of the fixed validation set, half of them with tumour (paper's program: 160, drawn anew
+    each epoch)."""
 
     def __post_init__(self) -> None:
         least_two = (2, math.inf)  # one window of each label

@@ -1,1 +1,1 @@
-"""The ground floor: files, runs, checkpoints, training loop and checks; knows no paper."""
+"""Files, runs, checkpoints, networks on disk, training loop and checks, for all papers; imports nothing of ours."""

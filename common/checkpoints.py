@@ -30,7 +30,7 @@ KEPT = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved at `step`: network weights, and the state (tensors, numbers, strings, nested) beside them."""
+    """Network weights saved at `step`, and the state (tensors, numbers, strings, nested) beside them."""
 
     step: int
     weights: dict[str, Tensor]
@@ -127,7 +127,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+    """Description of the damage of a checkpoint; None: it is intact."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         return None if manifest == _manifest(folder, _step(folder)) else "its files differ from their checksums"

@@ -77,7 +77,7 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
 
 
 def _closest(value: object, allowed: Iterable[object]) -> str:
-    """The question whether the string of `allowed` that is most like `value` was meant; "" where none is like it."""
+    """'; did you mean ...?' with the string of `allowed` that is most like `value`; "" where none is like it."""
     strings = [one for one in allowed if isinstance(one, str)]
     found = difflib.get_close_matches(value, strings, 1) if isinstance(value, str) else []
     return f"; did you mean {found[0]!r}?" if found else ""
@@ -89,7 +89,7 @@ def _types(config: Any) -> dict[str, Any]:
 
 
 def _misfit(value: Any, kind: Any) -> str | None:
-    """What a value of this type must be, if `value` is something else; None: it fits.
+    """Rule that `value` breaks, as a value of this type ("must be ..."); None: it fits.
 
     A list that the type allows is judged by its first wrong item.
     """

@@ -41,7 +41,7 @@ class Workers:
     rank: int = 0
     """Number of this process, from 0."""
     world_size: int = 1
-    """How many processes there are."""
+    """Number of processes."""
 
     @classmethod
     @contextmanager

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 def cached(
     name: str, key: Mapping[str, object], build: Callable[[], dict[str, Tensor]], cache_dir: str | None = None
 ) -> dict[str, Tensor]:
-    """What `build()` returns, from disk if an earlier call with the same name and key has stored it.
+    """Tensors of `build()`, from disk if an earlier call with the same name and key has stored it.
 
     name: the kind of thing, a folder in the cache. key: everything the result depends on, as JSON values: digests of
     contents and parameters, never paths or times. cache_dir: the cache; default $SEGARENA_CACHE, else

@@ -18,6 +18,15 @@ class ImagePool:
 
     Raises:
         ValueError: fields of another type or shape than stated, or of different lengths.
+
+    >>> from segarena.datasets.echo.images import EchoDataConfig, PhantomPatients, load_echo
+    >>> pool = load_echo(EchoDataConfig(size=32, phantom_patients=PhantomPatients(test=1)), "test")
+    >>> pair = pool.take([3, 0])
+    >>> len(pair), pair.tags["instant"], pair.groups
+    (2, ['ES', 'ED'], ['phantom_a_200000', 'phantom_a_200000'])
+    >>> import torch
+    >>> pair.at(torch.tensor([1])).dtype, pair.at(torch.tensor([1])).shape
+    (torch.float32, torch.Size([1, 1, 32, 32]))
     """
 
     images: Tensor
@@ -29,7 +38,7 @@ class ImagePool:
     groups: list[str]
     """Patient (or scene) of each image: images of one group never lie in two splits."""
     tags: dict[str, list[str]]
-    """What else is known of each image, by name: view and instant of an echocardiogram, say."""
+    """Further facts of each image by name, such as view and instant of an echocardiogram."""
     spacing_mm: Tensor
     """float64 [N, 2], (y, x), of the pixels of `images`; NaN where it is not known (photographs). On the CPU."""
     classes: tuple[str, ...]

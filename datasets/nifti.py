@@ -22,12 +22,12 @@ from ..common.files import replacing
 
 Dtype = TypeVar("Dtype", bound=np.generic)
 DAMAGE = (OSError, EOFError, ValueError, zlib.error)
-"""What nibabel, gzip and zlib raise on a truncated or corrupted file."""
+"""Errors of nibabel, gzip and zlib on a truncated or corrupted file."""
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """How a file stores its voxels: in which order, and where they lie in the patient."""
+    """Shape and affine of a file: the order of its voxels, and where they lie in the patient."""
 
     shape: tuple[int, int, int]
     affine: npt.NDArray[np.float64]
@@ -70,7 +70,7 @@ class Frame:
 
 
 def read_frame(path: Path) -> Frame:
-    """How the file stores its voxels; reads the header only.
+    """Shape and affine of a file, from its header only.
 
     Raises:
         FileNotFoundError: no such file.

@@ -40,7 +40,7 @@ class BadSample:
 
 
 class HasId(Protocol):
-    """What a sample is loaded from: files or a number, with the sample's id."""
+    """Source of a sample, with the sample's id: files or a number."""
 
     @property
     def id(self) -> str: ...

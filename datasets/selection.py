@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What a data set has to choose from."""
+    """Ids, groups and splits of a data set, for a choice among them."""
 
     data: str
     """Its folder, or "phantom"; named in errors."""
@@ -22,9 +22,9 @@ class Catalogue:
     splits: Mapping[str, Sequence[str]]
     """Groups of each split, in their order; some may not be there. Split "all" is every case, and stands in none."""
     noun: str = "case"
-    """What an id names; for errors."""
+    """Word for what an id names, for errors."""
     hint: str = ""
-    """How else to choose, the end of errors about splits."""
+    """Other ways to choose, the end of errors about splits."""
 
     def named(self, patterns: Sequence[str]) -> list[str]:
         """The ids that fit one of the patterns, or whose group does; once each, in the order of the patterns.
@@ -89,7 +89,7 @@ def one_split_each(splits: Mapping[str, Sequence[str]], where: str) -> None:
 
 
 class PhantomNames(NamedTuple):
-    """How phantoms are called: a prefix and their number. There is a phantom of every number, in a split or not."""
+    """Names of phantoms: a prefix and their number. There is a phantom of every number, in a split or not."""
 
     prefix: str
     digits: int

@@ -10,9 +10,9 @@ class Entry:
     """One environment: its class, its paper and the configuration that trains it."""
 
     env_class: str
-    """Where its `BatchedEnv` is, as "module:Class"."""
+    """Its `BatchedEnv`, as "module:Class"."""
     paper: str
-    """What it is, in one line."""
+    """Paper and subject, in one line."""
     config: str
     """Configuration that trains it, from the root of the package or absolute."""
 

@@ -223,7 +223,7 @@ class LearnerEnv(VecEnv):
         return returns
 
     def state(self) -> dict[str, Any]:
-        """What `load_state` needs."""
+        """Tensors and numbers for `load_state`."""
         return {"env": self.batched.state(), "returns": self._returns}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

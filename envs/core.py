@@ -39,7 +39,7 @@ _HAS_DISPLAY = sys.platform in ("win32", "darwin") or bool(
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """The least that the configuration of an environment holds."""
+    """Arguments common to all environments."""
 
     horizon: int = 100
     """T: steps after which an episode is truncated."""
@@ -56,7 +56,7 @@ class Ended:
     info: dict[str, Tensor]
     """`info()` of their last step, each [K, ...]."""
     make_episode_info: Callable[[], list[dict[str, Any]]] = field(repr=False)
-    """Makes `episode_info`; waits for the device."""
+    """Makes `episode_info`; synchronises with the GPU."""
 
     @cached_property
     def episode_info(self) -> list[dict[str, Any]]:
@@ -90,7 +90,7 @@ class BatchedEnv(ABC):
     * `observe(env_ids)` gives observations;
     * `_render_frame(env_id)` draws one environment.
 
-    If it has more to tell it writes `_info` (tensors) and `_episode_info` (anything, at the end of an episode); if
+    If it has infos of its own it writes `_info` (tensors) and `_episode_info` (anything, at the end of an episode); if
     training in it shall be resumed exactly, `state` and `load_state`. Counting steps, truncation, automatic reset,
     weighing rewards, seeding and checking actions are done here. State lives in tensors [N, ...] on `self.device`;
     randomness comes from `self.streams.uniform(numbers_per_env, env_ids)`, never from PyTorch's or NumPy's generators.
@@ -210,7 +210,7 @@ class BatchedEnv(ABC):
 
     @abstractmethod
     def observe(self, env_ids: Tensor | None = None) -> Obs:
-        """What the learner sees now, [N, ...]; in the environments `env_ids` int64 [K] only, [K, ...].
+        """Current observations [N, ...], or those of the environments `env_ids` int64 [K] only, [K, ...].
 
         The tensors are the caller's: no later step or reset may write to them.
         """
@@ -232,7 +232,7 @@ class BatchedEnv(ABC):
         return lambda: [{} for _ in range(len(env_ids))]
 
     def state(self) -> dict[str, Any]:
-        """What `load_state` needs to continue these episodes: tensors, numbers, strings; subclasses add theirs."""
+        """Tensors, numbers and strings from which `load_state` continues these episodes; subclasses add theirs."""
         return {
             "t": self.t,
             "streams": self.streams.state(),
@@ -307,7 +307,7 @@ class BatchedEnv(ABC):
         return {**self._info(), **terms}
 
     def episode_info(self, env_ids: Tensor) -> list[dict[str, Any]]:
-        """Facts of the episodes that just ended in the environments `env_ids` int64 [K]; waits for the device."""
+        """Facts of the episodes that just ended in the environments `env_ids` int64 [K]; synchronises with the GPU."""
         return self._episode_info(env_ids)()
 
     def render(self, env_id: int = 0) -> Frame | None:

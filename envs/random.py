@@ -55,7 +55,7 @@ class Streams:
         return self._ahead[place]
 
     def state(self) -> dict[str, Any]:
-        """What `load_state` needs."""
+        """Tensors and numbers for `load_state`."""
         return {"key": self.key, "drawn": self.drawn, "ticks": self.ticks}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """RL4Seg: one image, one segmentation, a reward for every pixel (Judge et al., MICCAI 2024, arXiv 2406.17902).
 
 Symbols, as in the paper: x = image, a = mask (a label for every pixel), R(x, a) = map of rewards in [0, 1], here
-`pixel_reward`. An episode is one step: the environment shows x, is told a, and pays the mean of R. The penalty for
-leaving the reference policy belongs to the agent. The images stay on the device as bytes; a step is a gather and one
-call of the reward for all environments.
+`pixel_reward`. An episode is one step: observe x, act with a mask a, receive the mean of R. The KL penalty towards the
+reference network is added by the learner (agents/dense_ppo/loss.py). The images stay on the device as bytes; a step
+is a gather and one call of the reward for all environments.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -50,8 +50,8 @@ class EchoEnv(BatchedEnv):
 
     ## Description
     The environment shows one echocardiographic image; the agent gives every pixel a label: 0 background, 1 cavity of
-    the left ventricle (LV), 2 myocardium (MYO). What that is worth may be known from the truth, or only guessed: by a
-    reward network that was trained without labels of these images, or from anatomy.
+    the left ventricle (LV), 2 myocardium (MYO). The reward is computed from ground-truth labels, predicted by a reward
+    network trained without labels of these images, or derived from anatomical rules.
 
     ## Action Space
     `MultiDiscrete([3] * (H * W))`: a label for every pixel, row by row. Masks of shape (H, W) are taken too, and any
@@ -72,7 +72,7 @@ class EchoEnv(BatchedEnv):
     | anatomical | 1 where the mask is anatomically valid, else 0 | mask |
     | reward_net | probability that the label is right | image and mask |
 
-    A list of several gives the least of them at each pixel.
+    A list of several gives their minimum at each pixel.
 
     ## Starting State
     The next image in a shuffled order of all images. `reset(options={"index": 3})` shows image 3 in every environment,
@@ -279,7 +279,7 @@ class EchoEnv(BatchedEnv):
             raise ValueError(f"no truth is known of {self.pool.ids[0]} and the other images")
         return self.pool.labels[self.index]
 
-    # -- what is told ----------------------------------------------------------------------------------------------
+    # -- info --------------------------------------------------------------------------------------------------------
 
     def _info(self) -> dict[str, Tensor]:
         """Number and gold mask of each image, R of the mask that was given, and whether it is valid."""

@@ -13,7 +13,7 @@ OF_TRUTH = ("pixel_accuracy", "accuracy_map", "accuracy", "dice")
 
 @dataclass(frozen=True)
 class EchoEnvConfig(EchoDataConfig):
-    """Constructor arguments of RL4Seg-Echo-v0: the data, what a mask is worth, and the order of the images.
+    """Constructor arguments of RL4Seg-Echo-v0: the data, the reward, and the order of the images.
 
     Raises:
         ValueError: a value outside its range.
@@ -22,9 +22,9 @@ class EchoEnvConfig(EchoDataConfig):
     split: str = "train"
     """train, val or test, of phantoms also pred, the pool to adapt to; no patient is in two of them."""
     reward: RewardName | list[RewardName] = "pixel_accuracy"
-    """What a pixel is worth, in [0, 1]. reward_net: the network's belief that its label is right; pixel_accuracy: 1
-    where it is right; accuracy, accuracy_map: share of right pixels; dice: mean of LV and MYO; anatomical: 1 where the
-    mask is valid. Several: the least of them at each pixel. All but reward_net and anatomical use the truth."""
+    """Pixel reward in [0, 1]. reward_net: predicted probability that the label is correct; pixel_accuracy: 1 where it
+    is correct; accuracy, accuracy_map: share of right pixels; dice: mean of LV and MYO; anatomical: 1 where the mask is
+    valid. Several: their minimum at each pixel. All but reward_net and anatomical use the truth."""
     reward_net: str | None = None
     """Weights (.safetensors) of the reward network, for reward=reward_net."""
     sampler: Literal["per_env", "shared"] = "per_env"
@@ -33,9 +33,10 @@ class EchoEnvConfig(EchoDataConfig):
     group: int = 1
     """Number of consecutive environments that show the same image; more than 1 needs sampler=shared."""
     compute_validity: bool = False
-    """Tell is_valid, the anatomical validity of the mask (docs/rl4seg.md, Method 9), in info; computed on the CPU."""
+    """Add is_valid, the anatomical validity of the mask (docs/rl4seg.md, Method 9), to the info; computed on the
+    CPU."""
     expose_truth: bool = True
-    """Tell dice_lv, dice_myo and dice_epi at the end of an episode, where the truth is known."""
+    """Add dice_lv, dice_myo and dice_epi to the info at the end of an episode, where the truth is known."""
     horizon: ClassVar[int] = 1
     """An episode is one step."""
 
@@ -53,5 +54,5 @@ class EchoEnvConfig(EchoDataConfig):
 
     @property
     def rewards(self) -> list[str]:
-        """The rewards whose smallest counts."""
+        """Names of the configured rewards; the pixel reward is their minimum."""
         return [self.reward] if isinstance(self.reward, str) else list(self.reward)

@@ -12,7 +12,7 @@ from .random import Streams
 class PerEnvSampler:
     """Each environment has an order of its own of all `size` images; used up, it is shuffled anew.
 
-    So N environments show what N single environments would show. A draw waits for the device.
+    So N environments show what N single environments would show. A draw synchronises with the GPU.
     """
 
     def __init__(self, size: int, streams: Streams) -> None:
@@ -35,7 +35,7 @@ class PerEnvSampler:
         return drawn
 
     def state(self) -> dict[str, Any]:
-        """What `load_state` needs, beside the streams."""
+        """Tensors and numbers for `load_state`, beside the streams."""
         return {"order": self._order, "next": self._next}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -47,7 +47,7 @@ class SharedSampler:
     """One order of all `size` images for all environments, shuffled by the first one's stream; used up, it is shuffled
     anew, even within a draw.
 
-    `group` environments that follow each other show the same image. Nothing here waits for the device.
+    `group` environments that follow each other show the same image. Nothing here synchronises with the GPU.
     """
 
     def __init__(self, size: int, streams: Streams, group: int) -> None:
@@ -78,7 +78,7 @@ class SharedSampler:
         return torch.cat(drawn).repeat_interleave(self._group)
 
     def state(self) -> dict[str, Any]:
-        """What `load_state` needs, beside the streams."""
+        """Tensors and numbers for `load_state`, beside the streams."""
         return {"order": self._order, "next": self._next}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

@@ -286,7 +286,7 @@ class SparsEnv(BatchedEnv):
         "snapshot")."""
         self._opponent = checked(policy)
 
-    # -- what is seen: docs/spars.md, Method 4 ---------------------------------------------------------------------
+    # -- observation: docs/spars.md, Method 4 ----------------------------------------------------------------------
 
     def observe(self, env_ids: Tensor | None = None, player: int = 0) -> Obs:
         """Observation of `player` (0 learner, 1 competitor, for whom own and competitor are swapped), [N, ...]."""
@@ -305,7 +305,7 @@ class SparsEnv(BatchedEnv):
             return torch.cat((*self._features.feature_rows(case, at).float(), state), dim=1)
         return {"windows": self._windows.crop(case, at), "state": state}
 
-    # -- what is told: docs/spars.md, Method 3 ---------------------------------------------------------------------
+    # -- info: docs/spars.md, Method 3 -----------------------------------------------------------------------------
 
     def _info(self) -> dict[str, Tensor]:
         """Positions (voxels), scores and the winner of the last step."""
@@ -382,7 +382,7 @@ class SparsEnv(BatchedEnv):
         return ids.index(case_id)
 
     def state(self) -> dict[str, Any]:
-        """What `load_state` needs; not the competitor."""
+        """Tensors and numbers for `load_state`; without the competitor."""
         tables = [table.state() for table in self._score_tables]
         tensors = {name: getattr(self, name) for name in STATE}
         return {**super().state(), "tables": tables, "painting": self.painting.state(), **tensors}

@@ -39,60 +39,68 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class SparsConfig(LiverDataConfig):
-    """Constructor arguments of SPARS-LiverCT-v0; None means "as the profile (or the data) says"."""
+    """Constructor arguments of SPARS-LiverCT-v0; null is filled in from profile and data."""
 
     profile: Literal["default", "paper"] = "default"
-    """Fills in the fields that are None. paper: what text and program specify; default: what we recommend."""
+    """Values of the fields that are null. paper: those of the paper's text and program; default: our recommendation."""
     window_size: Triple | None = None
-    """w in voxels (x, y, z), multiples of `step`. None: (16, 16, 8) for phantoms, else (48, 48, 24)."""
+    """w in voxels (x, y, z), multiples of `step`. null: (16, 16, 8) for phantoms, else (48, 48, 24)."""
     step: int = 4
-    """Length of a move in voxels."""
+    """h: length of a move in voxels."""
     action_set: Literal["axis6", "axis7", "king26", "multidiscrete3"] = "axis6"
-    """axis6: ± each axis; axis7: and stay; king26: all neighbours; multidiscrete3: -1, 0, +1 per axis."""
+    """Moves. axis6: one step along ± each axis; axis7: those and stay; king26: to all 26 neighbours; multidiscrete3:
+    -1, 0, +1 along each axis."""
     obs_mode: Literal["own_window", "two_window", "features"] | None = None
-    """Profile default: two_window; paper: own_window."""
+    """Observation. own_window: voxels of the own window; two_window: of both windows, and the state; features: the
+    classifier's features of both windows, and the state. null: two_window; profile paper: own_window."""
     obs_size: Triple | None = None
-    """Size in voxels to which own_window observations are resized (nearest). None: window_size."""
+    """Size in voxels to which own_window observations are resized (nearest); null: window_size."""
     score_source: Literal["classifier", "oracle_fraction"] = "classifier"
-    """classifier, or oracle_fraction: the share of the tumour inside the window (uses labels: for tests only)."""
+    """Source of the scores. classifier; oracle_fraction: share of the tumour inside the window (reads labels: for tests
+    and upper bounds)."""
     classifier: str | None = None
-    """Weights (.safetensors) of the presence classifier, or "packaged": the one made for phantoms, their default."""
+    """Weights (.safetensors) of the presence classifier, or "packaged": those made for phantoms. null: packaged for
+    phantoms; an experiment on files then trains its own."""
     score_engine: Literal["auto", "dense", "lazy"] = "auto"
     """dense: all windows when the case is loaded; lazy: a window when it is first visited; auto: dense where one
     forward serves all windows, else lazy."""
     threshold: float = 0.3
     """τ in [0, 1]: a score above it ends the episode; 1 never does."""
     horizon: int | None = None
-    """T: steps after which an episode is truncated. Profile default: 128; paper: 32."""
+    """T: steps after which an episode is truncated; null: 128; profile paper: 32."""
     reward: Literal["sign", "diff", "score", "shaped"] | None = None
     """sign: ±1 for the higher score; diff: s1 - s2; score: s1; shaped: gamma·f(p') - f(p), added to sign where somebody
-    competes. None: sign; shaped for one agent (sign and diff would say nothing, score pays for not ending)."""
+    competes. null: sign; shaped for one agent (sign and diff are then always positive, and score
+    rewards never ending the episode)."""
     gamma: float = 0.99
-    """Discount of the potential in reward "shaped"; give PPO the same."""
+    """γ: discount of the potential in reward "shaped", 0 to 1; must be that of PPO."""
     tie_reward: float | None = None
-    """Reward of "sign" for equal scores. Profile default: 0 (zero-sum); paper: +1."""
+    """Reward of "sign" for equal scores; null: 0 (zero-sum); profile paper: +1."""
     terminal_bonus: float | None = None
-    """Added, with the sign of s1 - s2, when a score exceeds τ. Profile default: 10; paper: 0."""
+    """Reward added, with the sign of s1 - s2, when a score exceeds τ; null: 10; profile paper: 0."""
     n_agents: Literal[1, 2] = 2
-    """1: nobody competes; s2 counts as -1 in comparisons and is not observed."""
+    """Number of agents. 1: no competitor; s2 counts as -1 in comparisons and is not observed."""
     opponent: Literal["snapshot", "random", "constant0", "greedy"] = "snapshot"
-    """random, constant0 (always +z), greedy, or snapshot: the policy given to set_opponent, random before that."""
+    """Policy of the competitor: random, constant0 (always +z), greedy (the neighbour with the highest score), or
+    snapshot: the policy given to set_opponent, random before that."""
     start: Literal["centre", "corner_paper", "random_lattice"] | None = None
-    """centre: window centred; corner_paper: lower corner at half the grid; random_lattice: each agent anywhere that τ
-    does not end at once. Profile default: centre, random_lattice for phantoms (tumours fill much of their middle);
-    paper: corner_paper."""
+    """Start position. centre: window centred; corner_paper: lower corner at half the grid; random_lattice: each agent
+    anywhere with a score of at most τ. null: centre, random_lattice for phantoms (tumours fill much of their middle);
+    profile paper: corner_paper."""
     phase: Triple | None = None
-    """Offset of the lattice in voxels, each below `step`. None: the start corner modulo step."""
+    """Offset of the lattice in voxels, each below `step`; null: the start corner modulo step."""
     accumulate: Literal["learner", "both"] = "learner"
-    """Whose windows are painted."""
+    """Agents whose windows are painted: the learner alone, or both."""
     reduce: Literal["sum", "mean", "max"] = "sum"
-    """What overlapping paint makes: the sum (paper), the mean per visit, the maximum."""
+    """Combination of the scores of overlapping windows in a voxel: sum (paper), mean per visit, or maximum."""
     mask_threshold: float = 0.5
-    """θ: a voxel with A > θ belongs to the mask."""
+    """θ: a voxel whose painted map A exceeds it belongs to the mask."""
     lesion_rounds: int = 1
-    """m > 1: a found region is blanked in the score volume and both agents start again, m - 1 times an episode."""
+    """m: lesions to find in an episode; after each but the last, the found window is blanked in the score volume and
+    both agents return to their start."""
     eval_dice: bool = True
-    """Give n_painted_blocks and, where there is a label, dice, precision and recall at the end of an episode."""
+    """Add n_painted_blocks and, where there is a label, dice, precision and recall to the info at the end of an
+    episode."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""What the agents of SPARS paint: the windows of each episode, and the maps and masks that come of them.
+"""Painted windows of each episode of SPARS, and the maps and masks made from them.
 
 Symbols: A = painted map, θ = mask threshold, T = horizon, P = agents, N = environments, K = environments asked for,
 g_b = tumour voxels in block b. Windows are unions of the lattice's blocks, so that A is one value per block, and
@@ -49,7 +49,7 @@ class Painting:
     # -- maps ------------------------------------------------------------------------------------------------------
 
     def strokes(self, env_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """What was painted in the episodes of `env_ids` int64 [K]: positions int64 and scores float32, [K, T or 2T].
+        """Painted windows of the episodes of `env_ids` int64 [K]: positions int64 and scores float32, [K, T or 2T].
 
         A position of -1 paints nothing. The next step may overwrite the log, but not what was read here.
         """
@@ -137,7 +137,7 @@ class Painting:
         ]
 
     def state(self) -> dict[str, Any]:
-        """What `load_state` needs."""
+        """Tensors and numbers for `load_state`."""
         return {"at": self._at, "scores": self._scores, "steps": self._steps}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Who may compete in SPARS: an object that acts on observations, or a rule that the environment plays by its name.
+"""Competitors of SPARS: an object that acts on observations, or a rule that the environment plays by its name.
 
 A rule needs neither training nor labels: a function (env, player) -> actions int64 [N] of that player (0 learner, 1
 competitor) as the environment stands now.

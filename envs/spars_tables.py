@@ -1,4 +1,4 @@
-"""What SPARS looks up in a step: positions, scores and features of the classifier, grey values under a window."""
+"""Lookup tables of a step of SPARS: positions, scores and features of the classifier, grey values under a window."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -25,7 +25,7 @@ MI_BINS = 10
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far a confidence is from the share that is right; the arrays are what a reliability diagram draws."""
+    """Calibration errors of a confidence, and the arrays of its reliability diagram."""
 
     ece: float
     """Expected calibration error, in [0, 1]: Σ (n_k / n) |confidence_k - accuracy_k| over bins of equal width."""

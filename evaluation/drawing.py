@@ -1,4 +1,4 @@
-"""What all pictures share: colours, blending, the heat scale, and scale bars in mm."""
+"""Drawing functions of all pictures: colours, blending, the heat scale, and scale bars in mm."""
 
 from functools import lru_cache
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How good segmentations of the heart are (docs/rl4seg.md, Method 12).
+"""Metrics of segmented hearts (docs/rl4seg.md, Method 12).
 
 Structures: ENDO = LV (the cavity), MYO = the myocardium, EPI = LV and MYO together. All methods are scored on one path:
 `largest_heart` of the most probable labels. Masks without a structure follow the table of `metrics`: where it is in

@@ -35,7 +35,7 @@ class EchoView:
 
     @property
     def height_per_width(self) -> float:
-        """Of the image in mm."""
+        """Height over width of the image, both in mm."""
         height, width = self.image.shape
         return float(height * self.spacing_mm[0] / (width * self.spacing_mm[1]))
 

@@ -18,12 +18,12 @@ LINE_SHARE = 200
 
 
 class Style(NamedTuple):
-    """How one mask is drawn."""
+    """Colours and opacity of one drawn mask."""
 
     lv: Colour
     myo: Colour
     opacity: float = 0.0
-    """Of the colour over the inside of the structures; the lines are always opaque."""
+    """Opacity of the colour inside the structures, 0 to 1; the lines are always opaque."""
 
 
 # close to Okabe and Ito's colours: told apart by colour-blind readers too

@@ -1,4 +1,4 @@
-"""How good a mask or a classifier is (docs/spars.md, Method 13; docs/rl4seg.md, Method 12).
+"""Metrics of masks and of classifiers (docs/spars.md, Method 13; docs/rl4seg.md, Method 12).
 
 Masks are boolean tensors [*spatial] of equal shape; surface and lesion metrics take two or three axes. The values for
 empty masks stand in one table, so that no case drops out of a mean unnoticed:

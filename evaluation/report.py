@@ -24,7 +24,7 @@ class Column(NamedTuple):
     """A metric and how a table shows it: its values times `scale` are in `unit`."""
 
     name: str
-    """Of the metric, as in the cases of a result."""
+    """Name of the metric, as in the cases of a result."""
     title: str
     unit: str = ""
     scale: float = 1.0

@@ -26,7 +26,7 @@ Mode = Literal["transductive", "inductive"]
 
 @dataclass(frozen=True)
 class Result:
-    """What one method with one seed reached on one data set.
+    """Result of one method with one seed on one data set.
 
     Raises:
         ValueError: an unknown mode or origin, a case without id or origin, a case twice, origins that do not count the
@@ -50,7 +50,7 @@ class Result:
     """Means over the cases; see `report.mean_metrics`."""
     cases: list[Case]
     settings: dict[str, Any]
-    """What decides the numbers: rollouts, mask_threshold and how it was chosen, tolerance_mm, ..."""
+    """Settings of the evaluation: rollouts, mask_threshold and how it was chosen, tolerance_mm, ..."""
     command: str
     revision: str | None = field(default_factory=git_revision)
     machine: dict[str, Any] = field(default_factory=describe_machine)

@@ -1,4 +1,4 @@
-"""How sure a mean is, and whether two methods differ: the intervals and p-values of every report."""
+"""Bootstrap intervals of means and p-values of differences, for every report."""
 
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple

@@ -47,9 +47,10 @@ class RewardNetConfig:
     batch_size: int = 64
     """Triplets per step, at most: an epoch's batches are of one size, give or take one."""
     plateau_factor: float = 0.1
-    """Factor on the learning rate at a plateau of the validation BCE."""
+    """Factor on the learning rate at a plateau of the validation BCE, above 0 and below 1."""
     plateau_patience: int = 10
-    """Epochs without improvement that make a plateau."""
+    """Epochs in a row without a better validation BCE after which the learning rate stays; one more lowers it
+    (PyTorch's ReduceLROnPlateau)."""
     action_encoding: ActionEncoding = "raw"
     """raw: a as one channel of 0, 1, 2, as in the paper's program; onehot: a channel per class, so without an order."""
     early_stop: int | None = None
@@ -209,7 +210,9 @@ def reward_scores(net: RewardNet, triplets: Triplets, images: ImagePool, batch_s
         bce += F.binary_cross_entropy_with_logits(z, e, reduction="sum").double() / (len(triplets) * e[0].numel())
         bins = ((z.clamp(-12, 12) + 12) / 24 * (AUROC_BINS - 1)).round().long()
         joint = (bins + AUROC_BINS * e.long()).flatten()
-        counts.scatter_add_(0, joint, torch.ones_like(joint))  # bincount would wait for the device to know the size
+        counts.scatter_add_(
+            0, joint, torch.ones_like(joint)
+        )  # bincount would synchronise with the GPU to know the size
     wrong, right = counts.view(2, AUROC_BINS).double()
     below = wrong.cumsum(0) - wrong / 2  # wrong pixels with a lower z; ties count half
     pairs = wrong.sum() * right.sum()

@@ -1,4 +1,4 @@
-"""Uncertainty of a segmenter by ensembles, MC dropout and test-time augmentation (docs/rl4seg.md, Method 12).
+"""Uncertainty of a segmenter by ensembles, MC dropout and test-time augmentation (docs/rl4seg.md, Method 11).
 
 p̄ = mean softmax over passes, [N, C, H, W]; u = entropy of p̄ in base C, in [0, 1].
 """

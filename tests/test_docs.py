@@ -6,16 +6,24 @@ import re
 from pathlib import Path
 
 import pytest
+from segarena.datasets import images
+from segarena.datasets.echo import images as echo_images
+from segarena.datasets.echo import preparation
+from segarena.datasets.liver import cases, lesions
 from segarena.envs import rl4seg, spars
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.mark.parametrize("module", [spars, rl4seg], ids=lambda module: module.__name__)
-def test_the_examples_of_the_environment_run(module):
+@pytest.mark.parametrize(
+    ("module", "least"),
+    [(spars, 6), (rl4seg, 6), (cases, 4), (lesions, 5), (echo_images, 4), (preparation, 5), (images, 6)],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_examples_of_docstrings_run(module, least):
     failed, tried = doctest.testmod(module)
-    assert tried >= 6
+    assert tried >= least
     assert failed == 0
 
 

@@ -1,4 +1,4 @@
-"""What RL4Seg is compared with, trained in the same run on the same images (docs/rl4seg.md, Method 11).
+"""Baselines of RL4Seg, trained in the same run on the same images (docs/rl4seg.md, Method 11).
 
 A baseline is one row of `BASELINES`, at the end, and one function; training, evaluation, checks and tables read the
 row. Each one that is trained is a stage below baselines/ and leaves its networks there. None chooses anything by labels

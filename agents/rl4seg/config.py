@@ -43,9 +43,10 @@ class NetworkConfig:
     """Policy, critic and reward network: U-Nets of one size (docs/rl4seg.md, Method 3)."""
 
     init_channels: int = 32
-    """Twice the maps of the first level; 32 in the paper's program."""
+    """Twice the number of feature maps of the first level, even; 32 in the paper's program."""
     norm_mode: NormMode = "frozen"
-    """frozen: batch statistics of the target, estimated once; batch: of each mini-batch (paper); group: GroupNorm."""
+    """Normalisation layers. frozen: BatchNorm with statistics of the target, estimated once; batch: with statistics of
+    each mini-batch (paper); group: GroupNorm."""
     dropout: float = 0.25
     """Dropout probability of the network that the baseline mc_dropout trains; the others have none."""
 
@@ -60,20 +61,21 @@ class PPOStageConfig:
     """One iteration's PPO (docs/rl4seg.md, Method 4-5)."""
 
     epochs: int = 5
-    """Passes over the images seen so far; 0 leaves the policy as it is."""
+    """Passes over the target images seen so far, per iteration of the loop; 0 leaves the policy as it is."""
     batch: Schedule = field(default_factory=lambda: Schedule("linear_iter", 8))
     """Images per rollout; a mini-batch is a whole rollout."""
     ent_coef: Schedule = field(default_factory=lambda: Schedule("inv_iter", 0.15))
-    """c_H, of the entropy in nats per pixel."""
+    """c_H: weight of the entropy bonus, in nats per pixel."""
     kl_coef: Schedule = field(default_factory=lambda: Schedule("inv_iter", 0.05))
-    """β, of the KL divergence from the reference policy."""
+    """β: weight of the KL penalty towards the reference network, in nats per pixel."""
     critic_start: Literal["random", "policy"] = "random"
-    """The first iteration's critic. random: fresh (paper); policy: the policy's features, and at first its mean reward
-    everywhere (ours)."""
+    """Initial weights of the first iteration's critic. random: fresh (paper); policy: the policy's features, with a
+    last layer that gives the policy's mean reward everywhere (ours)."""
     examine_every: int = 1
-    """Passes over the images between two looks at the validation images, of which the best chooses the policy."""
+    """Passes over the images between two validations; the best validation chooses the policy."""
     learner: DensePPOConfig = field(default_factory=DensePPOConfig)
-    """The rest; total_timesteps, num_envs, ent_coef, kl_coef and imitate follow from the fields above and `gold`."""
+    """Further settings of PPO; its total_timesteps, num_envs, ent_coef, kl_coef and imitate follow from the fields
+    above and `gold`."""
 
     def __post_init__(self) -> None:
         check(self, "ppo.", epochs=AT_LEAST_0, examine_every=AT_LEAST_1)
@@ -90,16 +92,16 @@ class PPOStageConfig:
 
 @dataclass(frozen=True)
 class WarmStartConfig:
-    """Where the policy of iterations after the first begins (docs/rl4seg.md, Method 5)."""
+    """Initial weights of the policy in iterations after the first (docs/rl4seg.md, Method 5)."""
 
     kind: Literal["shrink_perturb", "keep"] = "shrink_perturb"
     """shrink_perturb: weights of the iteration before, shrunk and perturbed; keep: as they are."""
     shrink: float = 0.5
-    """λ: every weight is multiplied by it."""
+    """λ: factor on every weight, 0 to 1."""
     sigma: float = 0.01
-    """σ of the Gaussian noise that is added."""
+    """σ: standard deviation of the Gaussian noise added to every weight."""
     include_norm: bool = True
-    """Also the gains of normalisation layers, as in the paper's program."""
+    """Shrink and perturb the gains of normalisation layers too, as the paper's program does."""
 
     def __post_init__(self) -> None:
         check(self, "warm_start.", shrink=SHARE, sigma=AT_LEAST_0)
@@ -112,12 +114,12 @@ class GoldConfig:
     source: Literal["pseudo", "gt"] = "pseudo"
     """pseudo: valid masks of the policy; gt: the true masks of the target (needs labels)."""
     fraction: float = 1.0
-    """Share of the possible gold images that are used."""
+    """Share of the possible gold images that are used, 0 to 1."""
     corrected: bool = False
-    """Also corrected masks, where the reward network prefers them to the policy's own mask of that image (ours)."""
+    """Use corrected masks too, where the reward network rates them above the policy's own mask of that image (ours)."""
     refresh: bool = False
-    """Predict and check all images seen so far anew at each iteration (but not correct them anew); False: once gold,
-    always that mask."""
+    """Predict and check all images seen so far anew at each iteration (but not correct them anew); false: a mask that
+    was gold once stays gold."""
 
     def __post_init__(self) -> None:
         check(self, "gold.", fraction=SHARE)
@@ -125,16 +127,16 @@ class GoldConfig:
 
 @dataclass(frozen=True)
 class ProtocolConfig:
-    """How test images are segmented and judged (docs/rl4seg.md, Method 12)."""
+    """Protocol of the evaluation on test images (docs/rl4seg.md, Method 11 and 12)."""
 
     mc_passes: int = 10
-    """Forward passes of MC dropout."""
+    """Forward passes per image of MC dropout."""
     tta_passes: int = 25
-    """Forward passes of test-time augmentation."""
+    """Forward passes per image of test-time augmentation."""
     ensemble: int = 4
-    """Networks of the ensemble, the source-only one among them."""
+    """Number of networks in the ensemble, the source-only one among them."""
     pictures: int = 4
-    """Images shown in each figure."""
+    """Number of images in each figure."""
 
     def __post_init__(self) -> None:
         check(self, "evaluation.", mc_passes=AT_LEAST_1, tta_passes=AT_LEAST_1, pictures=AT_LEAST_1)
@@ -152,25 +154,27 @@ class RL4SegExperiment(Experiment):
     target: EchoDataConfig = field(default_factory=EchoDataConfig)
     """The domain to adapt to (phantoms: vendor b); only evaluation, and baselines that say so, use its labels."""
     pool: list[str] = field(default_factory=lambda: ["train", "pred"])
-    """Splits of the target whose images are adapted to, in an order that the seed shuffles."""
+    """Splits of the target whose images are adapted to; their order is shuffled by the seed."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Size and normalisation of the networks."""
     supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
     """Stage 0: the source network."""
     shape_prior: ShapePriorConfig = field(default_factory=ShapePriorConfig)
-    """The shape auto-encoder of the corrector, trained on source masks."""
+    """Shape auto-encoder of the corrector, trained on source masks."""
     iterations: int = 4
     """Number N of iterations; 0 trains the source network and the baselines only."""
     initial_images: int = 100
-    """Target images in the first iteration's PPO beside the new ones."""
+    """Number of target images that PPO sees from the first iteration on, beside the new ones."""
     new_images: int = 2500
-    """New target images per iteration."""
+    """Number of new target images per iteration."""
     reward: RewardName = "reward_net"
-    """What PPO maximises; all but reward_net and anatomical need the target's labels ("supervised RL")."""
+    """Reward of PPO at a pixel; all but reward_net and anatomical need the target's labels ("supervised RL")."""
     border_policy: BorderPolicy = "vital"
-    """Of the anatomical rules in reward data: the image as it is (paper), or padded with background."""
+    """Image border in the anatomical rules of reward data. vital: the image as it is (paper); padded: background added
+    around it."""
     projection: Projection = "decode"
-    """What the corrector does with an invalid reconstruction: decode: nothing (paper); nearest_valid: moves it."""
+    """Treatment of an invalid reconstruction by the corrector. decode: none (paper); nearest_valid: its code is moved
+    towards the nearest code of a valid mask."""
     reward_data: RewardDataConfig = field(default_factory=RewardDataConfig)
     """Stage 1 of an iteration: triplets."""
     reward_net: RewardNetConfig = field(default_factory=RewardNetConfig)
@@ -178,11 +182,11 @@ class RL4SegExperiment(Experiment):
     ppo: PPOStageConfig = field(default_factory=PPOStageConfig)
     """Stage 3: the policy."""
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
-    """The policy between two iterations."""
+    """Initial weights of the policy in iterations after the first."""
     gold: GoldConfig = field(default_factory=GoldConfig)
-    """Gold images."""
+    """Gold images: those whose mask PPO imitates."""
     baselines: list[str] = field(default_factory=list)
-    """Baselines to train beside RL4Seg, for comparison, in their order; `list` names them."""
+    """Names of the baselines to train for comparison, in this order; `list` prints them."""
     entropy: EntropyConfig = field(default_factory=EntropyConfig)
     """Settings of the baseline entropy."""
     tist: TistConfig = field(default_factory=TistConfig)
@@ -240,7 +244,7 @@ class RL4SegExperiment(Experiment):
 
 
 def _settled(data: EchoDataConfig, vendor: Literal["a", "b"]) -> EchoDataConfig:
-    """Nothing left open: a run can then be continued from anywhere."""
+    """`data` with vendor and absolute path filled in, so that a run can be continued from any folder."""
     if data.data == "phantom":
         return replace(data, vendor=data.vendor or vendor)
     return replace(data, data=str(Path(data.data).resolve()))

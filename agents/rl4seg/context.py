@@ -1,4 +1,4 @@
-"""What the stages of one RL4Seg run share: folders, data, networks, seeds (docs/rl4seg.md, Method 1 and 5).
+"""Folders, data, networks and seeds that the stages of one RL4Seg run share (docs/rl4seg.md, Method 1 and 5).
 
 A stage is a folder of the run. A finished one has a manifest, with the settings that it depends on and checksums of its
 files, and is not made again; an unfinished one continues from its checkpoint, which holds the settings too.
@@ -36,7 +36,7 @@ _DATA = [field.name for field in fields(EchoDataConfig) if field.name != "cache_
 SOURCE = tuple(f"source.{name}" for name in _DATA)
 """Keys of the configuration that decide the source images."""
 TARGET = ("seed", *(f"target.{name}" for name in _DATA), "pool", "initial_images", "new_images", "iterations")
-"""Keys that decide the target images and the order in which the loop deals them."""
+"""Keys that decide the target images and their order in the loop."""
 UNET = ("seed", "network.init_channels", "network.norm_mode")
 """Keys that decide a fresh network."""
 AT_ONCE = 64
@@ -64,7 +64,7 @@ class Gold:
 
 
 class Context:
-    """What the stages of one run share: data on the device, and each other's results.
+    """Data on the device and results of other stages, for the stages of one run.
 
     trains: make the stages that are not finished; otherwise they are an error.
     """

@@ -56,7 +56,7 @@ class MethodPrediction:
     """The masks of one method for all test images."""
 
     method: str
-    """What tables call it."""
+    """Name in tables of results."""
     masks: Tensor
     """uint8 [N, H, W], the most probable labels."""
     uncertainty: Tensor | None = None
@@ -104,7 +104,7 @@ def evaluate(runs: Sequence[tuple[Run, RL4SegExperiment]], options: EvaluateOpti
 
 
 def _check_together(experiments: Sequence[RL4SegExperiment], policies: Sequence[str]) -> None:
-    """Say before the work what would keep the results out of one table."""
+    """Check, before the work, that the results can stand in one table."""
     for name in policies:
         reference(POLICIES, name)
     taken = [(name, e.seed) for e in experiments for name in policies]
@@ -115,7 +115,7 @@ def _check_together(experiments: Sequence[RL4SegExperiment], policies: Sequence[
 
 
 def _finished(run: Run, experiment: RL4SegExperiment) -> Context:
-    """What the stages of a run share, after checking that all are finished and nobody changed them since."""
+    """Context of a run, after checking that all stages are finished and unchanged since."""
     context = Context(experiment.resolved(), run, trains=False)
     everything(context)
     return context
@@ -171,7 +171,7 @@ def _predictions(context: Context, images: ImagePool, policies: Sequence[str]) -
 
 
 def _policy(context: Context, images: ImagePool, net: nn.Module, masks: Tensor) -> Iterator[MethodPrediction]:
-    """The last policy: with the reward network's doubt, and with the entropy of its own probabilities."""
+    """The last policy: with the reward network's uncertainty, and with the entropy of its own probabilities."""
     experiment = context.experiment
     labels = experiment.gold.source == "gt" or experiment.reward in OF_TRUTH
     supervision = "source and target" if labels else "source"

@@ -1,4 +1,4 @@
-"""Policies of RL4Seg: ways to segment, as players of the same environment (docs/rl4seg.md, Method 2).
+"""Policies of RL4Seg: segmentation methods that act in its environment (docs/rl4seg.md, Method 2).
 
 A policy is a function env -> masks uint8 [N, H, W] on the environment's device, one for the image of each environment.
 Those that need a network are made by the run that trained it (baselines.py, evaluation.py).
@@ -34,14 +34,14 @@ class CorrectorPolicy:
     net: nn.Module
     """As for `NetworkPolicy`."""
     corrector: Callable[[Tensor], Tensor]
-    """g: masks uint8 [B, H, W] to masks, such as rewards.shape_prior.Corrector."""
+    """g: masks uint8 [B, H, W] to masks, such as rewards.corrector.Corrector."""
 
     def __call__(self, env: EchoEnv) -> Tensor:
         return self.corrector(NetworkPolicy(self.net)(env))
 
 
 class OraclePolicy:
-    """The truth: earns 1 at every pixel where the truth decides. ValueError where none is known."""
+    """The true mask: reward 1 at every pixel with a reward that reads labels. ValueError where no truth is known."""
 
     def __call__(self, env: EchoEnv) -> Tensor:
         return env.truth()

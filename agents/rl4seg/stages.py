@@ -78,7 +78,7 @@ def adabn_net(context: Context) -> Path:
 
 
 def start_net(context: Context) -> Path:
-    """The policy from which the loop starts, and its reference policy: see `NetworkConfig.norm_mode`."""
+    """First policy of the loop, which is its reference network too: see `NetworkConfig.norm_mode`."""
     return adabn_net(context) if context.experiment.network.norm_mode == "frozen" else source_net(context)
 
 
@@ -122,7 +122,7 @@ def policy_folder(context: Context, i: int) -> Path:
 
 
 def reward_function(context: Context, i: int) -> RewardFunction | str:
-    """What PPO maximises in iteration i: r_i, or the name of another reward."""
+    """Reward of PPO in iteration i: r_i, or the name of another reward."""
     name = context.experiment.reward
     if name != "reward_net":
         return name

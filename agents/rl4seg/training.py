@@ -1,7 +1,7 @@
 """Training RL4Seg: source network, shape prior, then N rounds of reward data, reward network and PPO
 (docs/rl4seg.md, Method 1 and 5).
 
-Symbols: π_0 = source network, π_i = policy of iteration i, π_ref = frozen reference policy, r_i = reward network of
+Symbols: π_0 = source network, π_i = policy of iteration i, π_ref = frozen reference network, r_i = reward network of
 iteration i, x = image, a = mask. A run has one stage per step of the loop; a finished stage has a manifest and is
 skipped when the run is resumed, an unfinished one continues from its checkpoint.
 

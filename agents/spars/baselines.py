@@ -1,6 +1,6 @@
-"""What SPARS is compared with beside reference policies: answers without an agent (docs/spars.md, Method 12).
+"""Baselines of SPARS beside its reference policies: score maps, without an agent (docs/spars.md, Method 12).
 
-A = painted map, B = score map, f = presence score. An agent that nobody competes with is a run of its own
+A = painted map, B = score map, f = presence score. The single agent, without a competitor, is a run of its own
 (configs/spars/single_agent.yaml).
 """
 
@@ -27,7 +27,7 @@ class MapBaseline(Baseline[SparsExperiment, SparsEnv]):
 
 
 def score_map(env: SparsEnv, reduce: str) -> Maps:
-    """B = mean or max of f over all lattice windows that contain a voxel: the answer without an agent
+    """B = mean or max of f over all lattice windows that contain a voxel, without an agent
     (docs/spars.md, Method 12)."""
     ids = torch.arange(env.lattice.size, device=env.device)[None]
     scores = (env.table.volume(number).flatten()[None] for number in range(len(env.cases)))

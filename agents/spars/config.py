@@ -32,12 +32,12 @@ class CaseChoice:
 
 @dataclass(frozen=True)
 class SelfPlayConfig:
-    """Who competes while the learner learns (docs/spars.md, Method 10)."""
+    """Opponent of self-play training (docs/spars.md, Method 10)."""
 
     refresh_every: int = 1
-    """Rollouts between two copies of the learner into its opponent (of n_steps each)."""
+    """Rollouts, of ppo.n_steps each, between two updates of the opponent to the learner's weights."""
     initial_opponent: InitialOpponent = "self_snapshot"
-    """Before the first refresh: the untrained learner, constant0 (always +z; paper) or random."""
+    """Opponent before the first update. self_snapshot: the untrained learner; constant0: always +z (paper); random."""
 
     def __post_init__(self) -> None:
         check(self, "self_play.", refresh_every=AT_LEAST_1)
@@ -45,21 +45,21 @@ class SelfPlayConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How a trained policy segments unseen cases (docs/spars.md, Method 13)."""
+    """Protocol by which a trained policy segments unseen cases (docs/spars.md, Method 13)."""
 
     rollouts: int = 8
     """K: episodes per case whose maps are averaged."""
     jitter_cells: int = 2
-    """Start positions are moved by up to this many lattice cells along each axis."""
+    """Largest random shift of the start positions, in lattice cells along each axis."""
     deterministic: bool = False
     """Take the likeliest action instead of a drawn one."""
     best: bool = False
-    """Judge the weights that had the highest mean Dice on the validation cases while training (see examine_every),
+    """Evaluate the weights that had the highest mean Dice on the validation cases while training (see examine_every)
     instead of the last ones."""
     tolerance_mm: float = 7.0
     """Tolerance of the normalised surface Dice, in mm; 7 is the Decathlon's for the liver."""
     pictures: int = 4
-    """Cases shown in each figure."""
+    """Number of cases in each figure."""
 
     def __post_init__(self) -> None:
         check(self, "evaluation.", rollouts=AT_LEAST_1, pictures=AT_LEAST_1)
@@ -81,11 +81,12 @@ class SparsExperiment(Experiment):
     validation: CaseChoice = field(default_factory=lambda: CaseChoice(split="classifier_val"))
     """Cases that choose the classifier's best epoch and every mask threshold."""
     test: CaseChoice = field(default_factory=CaseChoice)
-    """Cases that nothing was chosen or trained on."""
+    """Cases of the results: nothing was trained or chosen on them."""
     policy: PolicyName = "window_cnn"
-    """window_cnn; feature_mlp (needs env.obs_mode=features); flatten_mlp (paper)."""
+    """Network of the policy. window_cnn: convolutions on the windows; feature_mlp: on the classifier's features, needs
+    env.obs_mode=features; flatten_mlp: MLP on the voxels (paper)."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    """The learner."""
+    """Settings of PPO."""
     self_play: SelfPlayConfig = field(default_factory=SelfPlayConfig)
     """The opponent, with env.n_agents=2 and env.opponent=snapshot."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -93,8 +94,8 @@ class SparsExperiment(Experiment):
     checkpoint_every: int = 20_480
     """Environment steps between checkpoints."""
     examine_every: int = 40_960
-    """Environment steps between looks at the validation cases while training, for curves, pictures and the best
-    weights (which only evaluation.best uses); 0: never."""
+    """Environment steps between validations while training, for curves, pictures and the best weights (which only
+    evaluation.best uses); 0: never."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -48,7 +48,7 @@ METRICS = {
 COLUMNS = ("dice", METRICS["dice_at_0.5"], "hd95_mm", "lesion_recall", METRICS["terminal_hit"], METRICS["steps"])
 """The table of results."""
 POLICIES_SHOWN = ("random", "constant0", "greedy", "bfs_to_tau")
-"""Reference policies that `evaluate` plays unless it is told others."""
+"""Reference policies that `evaluate` plays by default."""
 
 
 def evaluate(runs: Sequence[tuple[Run, SparsExperiment]], options: EvaluateOptions) -> tuple[list[Result], list[str]]:
@@ -81,7 +81,7 @@ def evaluate(runs: Sequence[tuple[Run, SparsExperiment]], options: EvaluateOptio
 
 
 def _check_together(experiments: Sequence[SparsExperiment], policies: Sequence[str]) -> None:
-    """Say before the work what would keep the results out of one table."""
+    """Check, before the work, that the results can stand in one table."""
     for name in policies:
         reference(POLICIES, name)
     taken = [(name, e.seed) for e in experiments for name in policies]

@@ -25,11 +25,11 @@ class Maps:
     """The maps of a method for some cases."""
 
     env: SparsEnv
-    """Knows the cases and the lattice."""
+    """Environment with the cases and the lattice."""
     blocks: Tensor
     """A (or B) per case, float64 [C, Bx, By, Bz]."""
     facts: list[dict[str, float]]
-    """What else is known of each case, means over its episodes: steps; ended_by_self and truncated (shares);
+    """Further metrics of each case, means over its episodes: steps; ended_by_self and truncated (shares);
     terminal_hit (share that τ ended on a window with tumour, whoever's); steps_over_optimal (steps / fewest possible,
     of the episodes that the learner ended; NaN without any)."""
 

@@ -103,7 +103,7 @@ def _subgroups(root: Path) -> dict[str, list[str]]:
 
 
 def _prepared(table: Path) -> EchoFolder:
-    """What a CSV lists: one image per row."""
+    """Images that a CSV lists, one per row."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)

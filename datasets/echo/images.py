@@ -41,20 +41,20 @@ PREPARATION = 1
 
 @dataclass(frozen=True)
 class PhantomPatients:
-    """How many phantom patients each split has; a patient has four images.
+    """Number of phantom patients per split; a patient has four images.
 
     Raises:
         ValueError: a negative number, more than keep the splits apart, or nobody at all.
     """
 
     train: int = 50
-    """Patients whose images the supervised network learns from, with labels."""
+    """Patients with labels from whose images the supervised network learns."""
     val: int = 10
-    """Patients whose images choose a checkpoint."""
+    """Patients whose images choose checkpoints."""
     test: int = 50
-    """Patients whose images a result is computed on."""
+    """Patients on whose images results are computed."""
     pred: int = 200
-    """Patients whose images reinforcement learning adapts to, without labels."""
+    """Patients to whose images, without labels, reinforcement learning adapts."""
 
     def __post_init__(self) -> None:
         most = (0, 100_000)  # the numbers of the next split's patients follow
@@ -75,21 +75,21 @@ class EchoDataConfig:
     """"phantom" (procedural, no files), or a folder: CAMUS v1 or v2, or a prepared set (img/, gt/ and a CSV; of
     several CSVs, name one: FOLDER/NAME.csv)."""
     vendor: Literal["a", "b"] | None = None
-    """Scanner of the phantoms, a or b; default: a, but b for the target of an experiment."""
+    """Scanner of the phantoms, a or b; null: a, but b for the target of an experiment."""
     size: int = 64
     """Height and width in pixels; 256 in the paper. The aspect is not kept, the spacing follows."""
     clahe: bool | None = None
-    """Equalise the histogram locally (clip limit 0.01, 8 x 8 tiles); default: yes, but no for a prepared set, whose
+    """Equalise the histogram locally (clip limit 0.01, 8 x 8 tiles); null: yes, but no for a prepared set, whose
     images have had it."""
     acquisition: Acquisition = field(default_factory=Acquisition)
-    """Change of recorded images, as if another scanner had made them; default: none. Phantoms have `vendor`."""
+    """Simulated change of recorded images; default: none. For phantoms set `vendor` instead."""
     patients: dict[str, list[str]] | None = None
-    """Patients of each split, * and ? stand for any text, e.g. '{train: ["patient000?"]}'; default: the data set's own
+    """Patients of each split, * and ? stand for any text, e.g. '{train: ["patient000?"]}'; null: the data set's own
     lists, or all without lists as split "all". Any phantom can be named in full, phantom_b_200077, say."""
     phantom_patients: PhantomPatients = field(default_factory=PhantomPatients)
     """Number of phantom patients per split."""
     cache_dir: str | None = None
-    """Folder for prepared images; default $SEGARENA_CACHE, else ~/.cache/segarena."""
+    """Folder for prepared images; null: $SEGARENA_CACHE, else ~/.cache/segarena."""
 
     def __post_init__(self) -> None:
         check(self, size=(16, math.inf))
@@ -111,12 +111,22 @@ def load_echo(config: EchoDataConfig, split: str, on_bad: Callable[[BadSample], 
     `config.patients` says; "all" is everybody. A patient is in one split only. A split in which some images have no
     mask is taken as unlabelled, with a warning.
 
-    on_bad: by default a bad file raises. Otherwise it is logged, handed to `on_bad` (`bad.append`, say) and left out.
-    A missing folder or split raises at once, whatever `on_bad` is.
+    Args:
+        config: data, patients, and the side of the images in pixels.
+        split: name of the split.
+        on_bad: by default a bad file raises. Otherwise it is logged, handed to `on_bad` (`bad.append`, say) and left
+            out. A missing folder or split raises at once, whatever `on_bad` is.
 
     Raises:
         FileNotFoundError: a missing folder or file.
         ValueError: an unknown split, a pattern that fits nobody, a patient in two splits, a bad file, or no image left.
+
+    >>> from segarena.datasets.echo.images import EchoDataConfig, PhantomPatients, load_echo
+    >>> pool = load_echo(EchoDataConfig(size=32, phantom_patients=PhantomPatients(test=1)), "test")
+    >>> pool.ids
+    ['phantom_a_200000_2CH_ED', 'phantom_a_200000_2CH_ES', 'phantom_a_200000_4CH_ED', 'phantom_a_200000_4CH_ES']
+    >>> pool.images.shape, pool.labels.shape, pool.classes
+    (torch.Size([4, 1, 32, 32]), torch.Size([4, 32, 32]), ('background', 'lv', 'myo'))
     """
     if config.data == "phantom":
         return _phantoms(config, split)

@@ -27,7 +27,7 @@ NEAREST_MM = 3.0
 
 
 class Vendor(NamedTuple):
-    """How one maker's scanners picture a heart; a range is drawn from uniformly, once per recording."""
+    """Image properties of one maker's scanners; a range is drawn from uniformly, once per recording."""
 
     gain_db: Range
     dynamic_range_db: Range

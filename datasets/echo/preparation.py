@@ -22,13 +22,21 @@ CLIP_LIMIT = 0.01
 
 @dataclass(frozen=True)
 class Acquisition:
-    """How a recorded image is changed, as if another scanner had made it, or the window had been poor.
+    """Simulated change of scanner or of acoustic window.
 
-    Echocardiograms are log-compressed: what a scanner multiplies is added here. 0..1 is black to white, and what lies
-    outside the sector stays black. Applied in the order of the fields; what is random depends on the image's id only.
+    Echocardiograms are log-compressed: factors of the signal are added to the grey value. Grey values are 0 (black) to
+    1 (white); outside the sector the image stays black. The fields are applied in their order; random parts depend on
+    the image's id only.
 
     Raises:
         ValueError: a value outside its range.
+
+    >>> import numpy as np
+    >>> from segarena.datasets.echo.preparation import Acquisition, acquired
+    >>> grey = np.full((32, 32), 0.5, np.float32)
+    >>> darker = acquired(grey, (0.5, 0.5), Acquisition(gain=-0.25), "image_1")
+    >>> darker.dtype, float(darker.max())
+    (dtype('float32'), 0.25)
     """
 
     speckle: float = 0.0
@@ -69,11 +77,11 @@ def sector(image: FloatArray) -> npt.NDArray[np.bool_]:
 
 
 def simulate_acquisition(image: FloatArray, spacing_mm: Spacing, acquisition: Acquisition, image_id: str) -> FloatArray:
-    """The image as if acquired so: float32 [Y, X] in [0, 1], 0 outside the sector.
+    """Image with simulated speckle, dropout, attenuation, gain and gamma: float32 [Y, X], black outside the sector.
 
     Args:
         image: float32 [Y, X] in [0, 1].
-        spacing_mm: (y, x).
+        spacing_mm: (y, x) of a pixel.
         acquisition: what changes.
         image_id: seeds speckle and wedges.
     """

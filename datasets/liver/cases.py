@@ -65,18 +65,19 @@ class LiverDataConfig:
     """fixed_shape: the whole volume stretched to grid_shape (paper). spacing: resampled to spacing_mm, then cropped
     around the body, or padded with air, to grid_shape."""
     grid_shape: Triple | None = None
-    """Working grid in voxels (x, y, z); default 64,64,48 for phantoms and 256,256,180 for files."""
+    """Working grid in voxels (x, y, z); null: 64,64,48 for phantoms and 256,256,180 for files."""
     spacing_mm: tuple[float, float, float] = (1.5, 1.5, 2.0)
-    """Voxel of the working grid in mm (x, y, z); only with grid=spacing."""
+    """Size of a voxel of the working grid in mm (x, y, z); only with grid=spacing."""
     hu_window: tuple[float, float] | None = HU_WINDOW
-    """HU that become 0 and 255. null: -17 and 201, and the raw HU are kept beside the image for the classifier."""
+    """HU that become the grey values 0 and 255. null: -17 and 201, and the raw HU are kept beside the image for the
+    classifier."""
     implant_lesions: LesionConfig | None = None
     """Put lesions into the livers, for CTs without tumour labels; null: none."""
     copies: int = 1
-    """Versions of each CT with different implanted lesions: liver_0#0, liver_0#1, ...; more than 1 needs
+    """Number of versions of each CT with different implanted lesions: liver_0#0, liver_0#1, ...; more than 1 needs
     implant_lesions."""
     cache_dir: str | None = None
-    """Folder for prepared volumes; default $SEGARENA_CACHE, else ~/.cache/segarena."""
+    """Folder for prepared volumes; null: $SEGARENA_CACHE, else ~/.cache/segarena."""
 
     def __post_init__(self) -> None:
         check(self, grid_shape=AT_LEAST_1, spacing_mm=POSITIVE)
@@ -101,7 +102,7 @@ class LiverCase:
     label: Tensor | None
     """uint8 [X, Y, Z]: 0 background, 1 liver, 2 tumour; None where no truth is known."""
     spacing_mm: tuple[float, float, float]
-    """Voxel of the working grid."""
+    """Size of a voxel of the working grid, (x, y, z)."""
     digest: str
     """SHA-256 of image and hu, not of the label: what is computed from the case is cached under it."""
     frame: GridFrame
@@ -123,7 +124,21 @@ class LiverCase:
 
 
 def load_liver_cases(config: LiverDataConfig) -> list[LiverCase]:
-    """All cases that the configuration names; a bad one raises (see `iter_liver_cases`)."""
+    """All cases that the configuration names, on the CPU, in the order of `cases` or of the split.
+
+    Args:
+        config: data, cases, and the working grid in voxels and mm.
+
+    Raises:
+        FileNotFoundError, ValueError: as `iter_liver_cases`, for a bad case too.
+
+    >>> from segarena.datasets.liver.cases import LiverDataConfig, load_liver_cases
+    >>> (case,) = load_liver_cases(LiverDataConfig(cases=["phantom_3000"]))
+    >>> case.id, case.image.shape, case.image.dtype, case.spacing_mm
+    ('phantom_03000', torch.Size([64, 64, 48]), torch.uint8, (4.0, 4.0, 4.0))
+    >>> case.label.unique().tolist()
+    [0, 1, 2]
+    """
     return list(iter_liver_cases(config))
 
 

@@ -23,7 +23,7 @@ BODY_HU = -200.0
 
 @dataclass(frozen=True, eq=False)
 class GridFrame:
-    """How a file became the grid: turned to RAS+, resampled to `resampled` voxels, then cut at `offset`."""
+    """Map from a file to the grid and back: turned to RAS+, resampled to `resampled` voxels, then cut at `offset`."""
 
     file: Frame
     shape: Triple
@@ -41,7 +41,10 @@ class GridFrame:
         return x, y, z
 
     def image(self, native: Tensor) -> Tensor:
-        """A native image in HU, float32 [X, Y, Z], on the grid; air where the grid is larger."""
+        """A native image in HU, float32 [X, Y, Z], on the grid; air where the grid is larger.
+
+        Trilinear without anti-aliasing (as the paper's stretch); strong downsampling aliases.
+        """
         return _cut(_resample(native, self.resampled, "trilinear"), self.offset, self.shape, AIR_HU)
 
     def label(self, native: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class WindowLattice:
 
     @property
     def strides(self) -> Triple:
-        """What one cell along each axis adds to a position's number."""
+        """Difference in a position's number between neighbouring cells along each axis."""
         return self.shape[1] * self.shape[2], self.shape[2], 1
 
     def corners(self, ids: Tensor | None = None) -> Tensor:
@@ -168,7 +168,7 @@ class WindowLattice:
         return blocks
 
     def paint(self, ids: Tensor, values: Tensor, reduce: str = "sum") -> Tensor:
-        """What windows painted one over the other leave in each block: float64 [K, Bx, By, Bz].
+        """Painted maps of overlapping windows, one value per block: float64 [K, Bx, By, Bz].
 
         ids: int64 [K, T], positions; an id of -1 paints nothing. values: [K, T], finite and >= 0.
         reduce: "sum" of the values that cover a block, their "mean" (sum / number of visits), or their "max". A block

@@ -28,7 +28,7 @@ WAVE_NUMBER = 3.0
 
 @dataclass(frozen=True)
 class LesionConfig:
-    """What lesions are put into each CT.
+    """Lesions that are put into each CT.
 
     Raises:
         ValueError: a range that does not ascend or leaves its bounds.
@@ -62,11 +62,23 @@ class LesionConfig:
 def implant_lesions(sample: Sample, config: LesionConfig, seed: int) -> Sample:
     """A copy of a CT with lesions in its liver: image in HU, label 2 where they are, origin "implanted".
 
-    sample: image float32 [1, X, Y, Z] in HU, label uint8 [X, Y, Z] with 1 = liver. Lesions lie inside the voxels of
-    label 1 and do not touch each other. The same seed and sample id give the same lesions.
+    Lesions lie inside the voxels of label 1 and do not touch each other. The same seed and sample id give the same
+    lesions.
+
+    Args:
+        sample: image float32 [1, X, Y, Z] in HU, label uint8 [X, Y, Z] with 1 = liver, spacing in mm.
+        config: number, diameter in mm, contrast in HU and texture of the lesions.
+        seed: number of this version of the CT, 0 or more.
 
     Raises:
         ValueError: no label, no liver, or a liver too small for the smallest lesion.
+
+    >>> from segarena.datasets.liver.lesions import LesionConfig, implant_lesions
+    >>> from segarena.datasets.liver.phantom import liver_phantom
+    >>> ct = liver_phantom(3000)
+    >>> made = implant_lesions(ct, LesionConfig(number=(1, 1), diameter_mm=(20.0, 30.0)), seed=0)
+    >>> made.id, made.origin, bool((made.label == 2).sum() > (ct.label == 2).sum())
+    ('phantom_03000#0', 'implanted', True)
     """
     if sample.label is None:
         raise ValueError(f"{sample.id} has no label: lesions can only be put into a CT with a liver mask")
@@ -85,7 +97,7 @@ def implant_lesions(sample: Sample, config: LesionConfig, seed: int) -> Sample:
 def lesion_field(
     liver: BoolArray, spacing_mm: Spacing, config: LesionConfig, rng: np.random.Generator
 ) -> tuple[FloatArray, BoolArray]:
-    """What to add to a CT in HU, float32 [X, Y, Z], and the exact mask of the lesions, bool [X, Y, Z].
+    """Field to add to a CT in HU, float32 [X, Y, Z], and the exact mask of the lesions, bool [X, Y, Z].
 
     liver: bool [X, Y, Z], where lesions may lie; spacing_mm: size of a voxel. Fewer lesions than drawn, but never fewer
     than `config.number[0]`, are made when no more fit.

@@ -172,7 +172,7 @@ def _organs(hu: FloatArray, cavity: BoolArray, phase: Phase, space: _Space, rng:
 
 
 def _cysts(free: BoolArray, level: float, rng: np.random.Generator) -> tuple[FloatArray, BoolArray]:
-    """What 0 to 2 cysts add in HU, and where they lie: to 0..15 HU, round, sharp, without texture."""
+    """Field in HU that turns voxels into 0 to 2 cysts of 0..15 HU (round, sharp, without texture), and their mask."""
     number = int(rng.integers(0, 2, endpoint=True))
     if number == 0:
         return np.zeros(SHAPE, np.float32), np.zeros(SHAPE, bool)
@@ -208,7 +208,7 @@ def _vessels(hu: FloatArray, free: BoolArray, phase: Phase, space: _Space, rng: 
 
 
 def _scan(tissue: FloatArray, space: _Space, rng: np.random.Generator) -> FloatArray:
-    """What a scanner makes of the tissue: partial volume, noise, beam hardening, and in every other patient streaks."""
+    """CT image of the tissue: partial volume, noise, beam hardening, and in every other patient streaks."""
     x, y, z = space.grid
     tissue = tissue + _smooth_field(rng, 3.0) + rng.uniform(-8, 8) * ((x**2 + y**2) / 90**2 - 0.5)
     if rng.random() < 0.5:
