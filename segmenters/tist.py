@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from ..common.checkpoints import load_into, load_weights, save_weights
 from ..common.checks import AT_LEAST_1, POSITIVE, check
 from ..common.fitting import Scalars, descend, fit, shuffled_rows
+from ..common.networks import load_network, save_network
 from ..common.overlap import class_dice
 from ..common.runs import Run
 from ..common.workers import ONE_PROCESS, Workers
@@ -116,12 +116,11 @@ def train_tist(
         def make(stage: Run) -> list[str]:
             _train_one(net, label, source, val, target, config, stage, seed, workers)
             if workers.is_main:
-                save_weights(stage.folder / WEIGHTS, net.state_dict())
+                save_network(stage.folder / WEIGHTS, net)
             return [WEIGHTS]
 
         path = run.stage(name).complete({"tist": asdict(config), "seed": seed}, make, workers=workers) / WEIGHTS
-        load_into(net, load_weights(path)[0], str(path))
-        return net.eval()
+        return load_network(path, UNet, **net.description).to(device_of(net))
 
     if config.nets == "multi":
         return one("multi", None)
