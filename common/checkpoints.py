@@ -38,13 +38,25 @@ class Checkpoint:
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file; a reader sees the old file or the whole new one."""
+    """Write a safetensors file, equal bytes for equal content; a reader sees the old file or the whole new one."""
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}  # none shares memory
     try:
         with replacing(path) as unfinished:
             save_file(tensors, unfinished, dict(metadata or {}))
+            _sort_metadata(unfinished)
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put a safetensors file's metadata in the order of their names; safetensors writes them in a random one."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            file.seek(8)
+            file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

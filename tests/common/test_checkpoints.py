@@ -49,6 +49,16 @@ def steps_in(folder):
 # -- weights -------------------------------------------------------------------------------------------------------
 
 
+def test_equal_weights_and_metadata_give_equal_bytes(tmp_path):
+    described = {"class": "UNet", "in_channels": "1", "name": 'Über "x"\n', "out_channels": "3"}
+    for number in range(20):
+        save_weights(tmp_path / f"{number}.safetensors", weights(), described)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    stored, metadata = load_weights(tmp_path / "0.safetensors")
+    assert metadata == described
+    assert all(torch.equal(value, stored[name]) for name, value in weights().items())
+
+
 def test_weights_are_read_back_bit_for_bit_with_their_metadata(tmp_path):
     stored = {
         "bf16": torch.randn(3, 4).bfloat16(),
