@@ -242,11 +242,11 @@ def _ece(net: RewardNet, held_out: Triplets, context: Context) -> float:
 
 def _ppo(context: Context, i: int, stage: Run) -> list[str]:
     """π_i: PPO from π_{i-1}, after the first iteration shrunk and perturbed, on all images seen so far."""
-    before, warm = policy_folder(context, i - 1), context.experiment.warm_start
+    experiment, before = context.experiment, policy_folder(context, i - 1)
     start = context.load(before)
     has_critic = (before / CRITIC).is_file()
     critic = load_network(before / CRITIC, UNet, out_channels=1).to(context.device) if has_critic else None
-    if i > 1 and warm.kind == "shrink_perturb" and context.experiment.ppo.epochs:
+    if i > 1 and (warm := experiment.warm_start).kind == "shrink_perturb" and experiment.ppo.epochs:
         generator = Generator().manual_seed(context.seed(f"perturb/{i}"))
         for net in (start, critic) if critic else (start,):
             shrink_perturb(net, generator, shrink=warm.shrink, sigma=warm.sigma, include_norm=warm.include_norm)
@@ -260,7 +260,7 @@ def _ppo(context: Context, i: int, stage: Run) -> list[str]:
         reference=context.load(start_net(context)),
         reward=reward_function(context, i),
         gold=_gold_for_ppo(context, i, context.load(before)),
-        config=context.experiment.learner(i),
+        config=experiment.learner(i),
     )
 
 

@@ -335,7 +335,7 @@ def test_a_group_of_environments_shows_one_image():
     assert all(sorted(one.tolist()) == [0, 1, 2, 3, 4] for one in seen[:, ::3].flatten().split(5))
     with pytest.raises(ValueError, match="num_envs is 4 but must be a multiple of group, 3"):
         EchoEnv(images=pool(), num_envs=4, sampler="shared", group=3)
-    with pytest.raises(ValueError, match="together with sampler='shared'"):
+    with pytest.raises(ValueError, match="needs sampler='shared'"):
         EchoEnv(images=pool(), num_envs=4, group=2)
     with pytest.raises(ValueError, match="2 environments are to begin, but they begin in groups of 3"):
         begun(num_envs=6, sampler="shared", group=3).reset(torch.tensor([0, 1]))

@@ -129,7 +129,7 @@ ON_SOURCE = {
         ("source.cache_dir", set()),
         ("udas.epochs", {"baselines/udas", "baselines/udas/head"}),
         ("entropy.epochs", {"baselines/entropy"}),
-        ("warm_start.sigma", set()),  # there is one iteration
+        ("warm_start.sigma", {"iteration_2/ppo"}),
         ("network.dropout", {"baselines/mc_dropout"}),
         ("shape_prior.epochs", {"shape_prior", *LOOP, "baselines/policy_gradient", *SELF_TRAINING}),
         ("reward_net.epochs", {*LOOP, "baselines/policy_gradient"} - {"iteration_1/reward_data"}),
