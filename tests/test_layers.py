@@ -22,7 +22,7 @@ FLOORS = [
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 PAPERS = {"spars", "rl4seg", "apga", "rp_pgd", "seat"}
 SHARED = {"__init__", "command_line", "papers", "experiment", "generic", "policy", "ppo", "callbacks", "dense_ppo"}
-"""Modules of `agents` that all papers share; only `papers`, the table, and the command line above it know them."""
+"""What all papers of `agents` share; only `papers`, the table, and the command line above it know them."""
 OUTSIDE = {"tests", "benchmarks", "docs"}
 FOLDERS = sorted(path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name not in OUTSIDE)
 MODULES = sorted([*ROOT.glob("*.py"), *(module for folder in FOLDERS for module in folder.rglob("*.py"))])
