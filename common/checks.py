@@ -45,12 +45,21 @@ def check(config: Any, section: str = "", **ranges: Range) -> None:
         wrong = _misfit(getattr(config, name), kind)
         if wrong is not None:
             raise ValueError(f"{section}{name} is {getattr(config, name)!r} but {wrong}")
-    for name, (low, high) in ranges.items():
-        value = getattr(config, name)
-        numbers = value if isinstance(value, tuple | list) else [] if value is None else [value]
-        if not all(low <= number <= high for number in numbers):
-            each = "each " if numbers is value else ""
-            raise ValueError(f"{section}{name} is {value!r} but {each}must {_range_text(low, high)}")
+    for name, allowed in ranges.items():
+        check_range(f"{section}{name}", getattr(config, name), allowed)
+
+
+def check_range(name: str, value: Any, allowed: Range) -> None:
+    """Check that `value`, a number, None or a tuple or list of numbers, has no number outside `allowed`.
+
+    Raises:
+        ValueError: names `name`, value and what is allowed.
+    """
+    low, high = allowed
+    numbers = value if isinstance(value, tuple | list) else [] if value is None else [value]
+    if not all(low <= number <= high for number in numbers):
+        each = "each " if numbers is value else ""
+        raise ValueError(f"{name} is {value!r} but {each}must {_range_text(low, high)}")
 
 
 def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache, cached_property, reduce
 from operator import add
 from typing import Any, ClassVar
@@ -171,9 +171,9 @@ class BatchedEnv(ABC):
     ) -> None:
         if "max_episode_steps" in settings:
             steps = settings["max_episode_steps"]
-            raise ValueError(
-                f"max_episode_steps is {steps!r} but an environment counts its own steps: give horizon={steps!r}"
-            )
+            given = any(one.name == "horizon" for one in fields(self.config_class))
+            mend = f"give horizon={steps!r}" if given else "leave it out, its horizon is fixed"
+            raise ValueError(f"max_episode_steps is {steps!r} but {type(self).__name__} counts its own steps: {mend}")
         self.config = self._resolved(with_settings(self.config_class() if config is None else config, settings))
         for name, value in (("num_envs", num_envs), ("horizon", self.config.horizon)):
             if not isinstance(value, int) or value < 1:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
+from ..common.checks import AT_LEAST_1, check
 from ..datasets.echo.images import EchoDataConfig
 
 RewardName = Literal["reward_net", "pixel_accuracy", "accuracy_map", "accuracy", "dice", "anatomical"]
@@ -42,6 +43,7 @@ class EchoEnvConfig(EchoDataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self, group=AT_LEAST_1)
         if not self.rewards:
             raise ValueError(f"reward is empty but needs at least one of {', '.join(map(repr, REWARDS))}")
         if ("reward_net" in self.rewards) != (self.reward_net is not None):
@@ -49,8 +51,8 @@ class EchoEnvConfig(EchoDataConfig):
                 f"reward is {self.reward!r} and reward_net is {self.reward_net!r}: reward='reward_net' needs "
                 f"reward_net=<weights.safetensors> of a trained reward network, and no other reward takes one"
             )
-        if self.group < 1 or (self.group > 1 and self.sampler == "per_env"):
-            raise ValueError(f"group is {self.group!r} but must be 1, or more than 1 together with sampler='shared'")
+        if self.group > 1 and self.sampler == "per_env":
+            raise ValueError(f"group is {self.group!r} but needs sampler='shared'; or leave it out")
 
     @property
     def rewards(self) -> list[str]:

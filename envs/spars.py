@@ -371,9 +371,7 @@ class SparsEnv(BatchedEnv):
         for name in {"start", "start_opponent"} & set(options):
             corner = np.asarray(options[name])
             if corner.shape != (3,) or corner.dtype.kind not in "iu":
-                raise ValueError(
-                    f"{name} is {options[name]!r} but must be three integers (x, y, z), the lower corner in voxels"
-                )
+                raise ValueError(f"{name} is {options[name]!r} but must be integers (x, y, z): lower corner in voxels")
 
     def _index_of(self, case_id: str) -> int:
         ids = [case.id for case in self.cases]

@@ -117,7 +117,7 @@ class SparsConfig(LiverDataConfig):
         phantom = self.data == "phantom"
         done = replace(
             self,
-            grid_shape=self.grid_shape or ((64, 64, 48) if phantom else (256, 256, 180)),
+            grid_shape=self.working_grid,
             window_size=self.window_size or ((16, 16, 8) if phantom else (48, 48, 24)),
             obs_mode=self.obs_mode or profile["obs_mode"],
             start=self.start or ("random_lattice" if phantom and self.profile == "default" else profile["start"]),

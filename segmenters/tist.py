@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from ..common.checkpoints import load_into, load_weights, save_weights
 from ..common.checks import AT_LEAST_1, POSITIVE, check
 from ..common.fitting import Scalars, descend, fit, shuffled_rows
+from ..common.networks import load_network, save_network
 from ..common.overlap import class_dice
 from ..common.runs import Run
 from ..common.workers import ONE_PROCESS, Workers
@@ -117,22 +117,20 @@ def train_tist(
         net = fresh(len(CLASSES) if label is None else 1)
         _train_one(net, label, source, val, target, config, stage, seed, workers)
         if workers.is_main:
-            save_weights(stage.folder / WEIGHTS, net.state_dict())
+            save_network(stage.folder / WEIGHTS, net)
         return [WEIGHTS]
 
     settings = {"tist": asdict(config), "seed": seed, **run.settings}
     for name, label in ({"multi": None} if config.nets == "multi" else {"lv": LV, "myo": MYO}).items():
         run.stage(name).complete(settings, partial(make, label), workers=workers)
-    return load_tist(fresh, run.folder, config)
+    return load_tist(run.folder, config)
 
 
-def load_tist(fresh: Callable[[int], UNet], folder: Path, config: TistConfig) -> UNet | BinaryPair:
-    """The segmenter that `train_tist` left in `folder`, in eval mode; fresh, config: those of the training."""
+def load_tist(folder: Path, config: TistConfig) -> UNet | BinaryPair:
+    """The segmenter that `train_tist` with this config left in `folder`, in eval mode, on the CPU."""
 
     def load(name: str, out: int) -> UNet:
-        net, path = fresh(out), folder / name / WEIGHTS
-        load_into(net, load_weights(path)[0], str(path))
-        return net.eval()
+        return load_network(folder / name / WEIGHTS, UNet, in_channels=1, out_channels=out)
 
     if config.nets == "multi":
         return load("multi", len(CLASSES))

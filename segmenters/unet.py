@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..common.checks import check_choice
+from ..common.checks import AT_LEAST_1, BELOW_1, check_choice, check_range
 from ..common.networks import Network
 
 Norm = Literal["batch", "group"]
@@ -46,13 +46,12 @@ class UNet(Network):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if in_channels < 1 or out_channels < 1:
-            raise ValueError(f"in_channels {in_channels} and out_channels {out_channels} must be at least 1")
+        check_range("in_channels", in_channels, AT_LEAST_1)
+        check_range("out_channels", out_channels, AT_LEAST_1)
         if init_channels < 2 or init_channels % 2:
             raise ValueError(f"init_channels is {init_channels} but must be even and at least 2")
         check_choice("norm", norm, get_args(Norm))
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout} but must lie in [0, 1)")
+        check_range("dropout", dropout, (0, BELOW_1))
         self.in_channels, self.out_channels, self.init_channels = in_channels, out_channels, init_channels
         self.norm: Norm = norm
         self.dropout = dropout

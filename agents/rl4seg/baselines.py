@@ -144,7 +144,7 @@ def tist(context: Context) -> list[nn.Module]:
         return sorted(str(path.relative_to(stage.folder)) for path in stage.folder.glob("*/weights.safetensors"))
 
     folder = _stage(context, "tist", make, keys=(*SOURCE, *TARGET, *UNET))
-    return [load_tist(fresh, folder, context.experiment.tist)]
+    return [load_tist(folder, context.experiment.tist).to(context.device)]
 
 
 def udas(context: Context) -> list[nn.Module]:

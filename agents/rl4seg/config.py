@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ...common.checks import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, SHARE, check
 from ...common.device import resolve_device
@@ -54,6 +54,13 @@ class NetworkConfig:
         check(self, "network.", init_channels=(2, math.inf), dropout=(ABOVE_0, BELOW_1))
         if self.init_channels % 2:
             raise ValueError(f"network.init_channels is {self.init_channels} but must be even")
+
+
+@dataclass(frozen=True)
+class SourceNetConfig(SupervisedConfig):
+    """Training of the source network (docs/rl4seg.md, Method 5). Defaults: the paper's program, but for the loss."""
+
+    section: ClassVar[str] = "supervised."
 
 
 @dataclass(frozen=True)
@@ -157,8 +164,8 @@ class RL4SegExperiment(Experiment):
     """Splits of the target whose images are adapted to; their order is shuffled by the seed."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Size and normalisation of the networks."""
-    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
-    """Stage 0: the source network."""
+    supervised: SourceNetConfig = field(default_factory=SourceNetConfig)
+    """Stage 0: the source network; in the paper's program the loss is ce_double_softmax."""
     shape_prior: ShapePriorConfig = field(default_factory=ShapePriorConfig)
     """Shape auto-encoder of the corrector, trained on source masks."""
     iterations: int = 4

@@ -150,7 +150,8 @@ def iterate(context: Context, i: int) -> None:
             after=[data, *warm],
         )
         after.append(reward)
-    context.stage(f"iteration_{i}/ppo", partial(_ppo, context, i), keys=POLICY, after=after)
+    keys = POLICY if i > 1 else [key for key in POLICY if key != "warm_start"]  # only later ones start warm
+    context.stage(f"iteration_{i}/ppo", partial(_ppo, context, i), keys=keys, after=after)
 
 
 def _reward_data(context: Context, i: int, stage: Run) -> list[str]:

@@ -158,7 +158,7 @@ def _chosen(
     config: EchoDataConfig, split: str, everybody: Iterable[str], own: Mapping[str, Sequence[str]]
 ) -> list[str]:
     """The patients of a split, whom the configuration names or, without that, the data set's own lists."""
-    hint = f"name its patients: patients={{{split}: [...]}}"
+    hint = f"to define it, list its patients in the field `patients` of these data: {{{split}: [...]}}"
     catalogue = Catalogue(config.data, {patient: patient for patient in everybody}, own, "patient", hint)
     if config.patients is not None and split != "all":
         splits = {name: catalogue.named(patterns) for name, patterns in config.patients.items()}

@@ -80,13 +80,18 @@ class LiverDataConfig:
     """Folder for prepared volumes; null: $SEGARENA_CACHE, else ~/.cache/segarena."""
 
     def __post_init__(self) -> None:
-        check(self, grid_shape=AT_LEAST_1, spacing_mm=POSITIVE)
+        check(self, grid_shape=AT_LEAST_1, spacing_mm=POSITIVE, copies=AT_LEAST_1)
         if self.hu_window is not None and self.hu_window[0] >= self.hu_window[1]:
             raise ValueError(f"hu_window is {self.hu_window} but must ascend, e.g. {HU_WINDOW}")
-        if self.copies < 1 or (self.copies > 1 and self.implant_lesions is None):
-            raise ValueError(f"copies is {self.copies} but must be 1, or more than 1 together with implant_lesions")
+        if self.copies > 1 and self.implant_lesions is None:
+            raise ValueError(f"copies is {self.copies} but needs implant_lesions, by which copies differ")
         if self.data == "phantom" and self.implant_lesions is not None:
             raise ValueError("implant_lesions needs CTs: give data a folder, or leave it out, as phantoms have tumours")
+
+    @property
+    def working_grid(self) -> Triple:
+        """Shape of the working grid in voxels (x, y, z): `grid_shape`, or the data's default."""
+        return self.grid_shape or (SHAPE if self.data == "phantom" else CT_GRID)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +205,7 @@ def _sources(config: LiverDataConfig) -> list[_Source]:
         splits = json.loads((resources.files(__package__) / "splits" / "spars_v1.json").read_text(encoding="utf-8"))
     seeds = [None] if config.implant_lesions is None else range(config.copies)
     sources = {s.id: s for s in (_Source(base, origin, seed) for base, origin in origins.items() for seed in seeds)}
-    hint = f"name cases (--env.cases '[{next(iter(origins))}]') or take all (--env.split all)"
+    hint = f"name cases, such as cases=[{next(iter(origins))}], or take all by split=all"
     catalogue = Catalogue(config.data, {i: source.base for i, source in sources.items()}, splits, hint=hint)
     if patterns is None:
         _check_known(sources.values(), catalogue, config.split)
@@ -267,7 +272,7 @@ def _load(source: _Source, config: LiverDataConfig, read: Callable[[CaseFiles], 
 
 def _to_grid(sample: Sample, file: Frame, config: LiverDataConfig) -> dict[str, Tensor]:
     """Image, label and hu (where there are any) of a case on the grid, and how they came there."""
-    shape = config.grid_shape or (SHAPE if config.data == "phantom" else CT_GRID)
+    shape = config.working_grid
     if config.grid == "fixed_shape":
         frame = resample_to_shape(file, shape)
     else:

@@ -651,7 +651,7 @@ def test_reset_options_choose_case_and_starts_and_unknown_ones_are_refused():
     with pytest.raises(ValueError, match="not on the lattice"):
         env.reset(options={"start": [1, 0, 0]})
     for bad in ((0, 0), (0.0, 0.0, 0.0), "middle", None):
-        with pytest.raises(ValueError, match="must be three integers"):
+        with pytest.raises(ValueError, match="must be integers"):
             env.reset(options={"start": bad})
     batched = env.unwrapped.batched
     with pytest.raises(ValueError, match="opponent is 'greedy' but must be"):

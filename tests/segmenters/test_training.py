@@ -2,11 +2,13 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import segarena.common.fitting
 import torch
 import torch.nn.functional as F
+from monai.networks.nets import UNet as MonaiUNet
 from segarena.common.networks import load_network, save_network
 from segarena.common.overlap import class_dice
 from segarena.common.runs import Run
@@ -162,7 +164,7 @@ def test_a_network_with_dropout_reads_the_weights_of_one_without():
 def test_bad_architectures_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"{field} is {value!r}"):
         UNet(1, 3, **{field: value})
-    with pytest.raises(ValueError, match="out_channels 0"):
+    with pytest.raises(ValueError, match="out_channels is 0"):
         UNet(1, 0)
 
 
@@ -281,6 +283,23 @@ def test_the_double_softmax_cannot_fall_to_zero_and_cross_entropy_can():
     assert float(smooth) == pytest.approx(9.0833e-5 + 0.2 * 10, rel=1e-4)  # 0.3 / 3 of the truth on each wrong class
 
 
+def test_ignored_pixels_count_in_no_loss():
+    logits = torch.tensor([[10.0, 0, 0], [0, 0, 0], [0, 5, 0]]).T.view(1, 3, 1, 3)
+    labels = torch.tensor([0, 1, 255], dtype=torch.uint8).view(1, 1, 3)
+    loss = supervised_loss(logits, labels, SupervisedConfig(), 255)
+    assert float(loss) == pytest.approx((9.0833e-5 + math.log(3)) / 2, rel=1e-5)  # of two pixels, not of three
+    shares = supervised_loss(logits, labels, SupervisedConfig(label_smoothing=0.3), 255)
+    assert float(shares) == pytest.approx((9.0833e-5 + 0.2 * 10 + math.log(3)) / 2, rel=1e-5)
+
+
+def test_ignored_pixels_count_in_no_dice():
+    truth = torch.tensor([[[1, 1, 255, 0]], [[255, 0, 0, 0]]], dtype=torch.uint8)
+    labels = torch.tensor([[[1, 0, 1, 0]], [[1, 0, 0, 0]]], dtype=torch.uint8)
+    named = ("background", "car")
+    assert training.dice_scalars(labels, truth, named, 255)["dice_car"] == pytest.approx((2 / 3 + 1) / 2)
+    assert training.dice_scalars(labels, truth, named)["dice_car"] == pytest.approx((2 / 4 + 0) / 2)
+
+
 # -- use -----------------------------------------------------------------------------------------------------------
 
 
@@ -357,7 +376,7 @@ def test_the_network_that_comes_back_is_that_of_the_best_epoch(tmp_path, monkeyp
     dice = iter([0.2, 0.9, 0.5])
     seen = []
 
-    def judged(labels, truth, classes):
+    def judged(labels, truth, classes, ignore_index):
         seen.append(labels.clone())
         return {"dice": next(dice), "dice_lv": 0.0, "dice_myo": 0.0}
 
@@ -408,6 +427,38 @@ def test_a_training_that_was_killed_and_resumed_ends_with_the_same_weights(tmp_p
     assert Run(tmp_path / "killed").metrics() == Run(tmp_path / "whole").metrics()
 
 
+def bordered(pool, border=255):
+    """The pool with another label in the outermost four pixels of each side."""
+    labels = torch.full_like(pool.labels, border)
+    labels[:, 4:-4, 4:-4] = pool.labels[:, 4:-4, 4:-4]
+    return replace(pool, labels=labels)
+
+
+def test_what_lies_below_the_ignored_label_changes_nothing_and_the_rest_is_learned(tmp_path):
+    """A network of another library, a photograph's three channels."""
+
+    def colour(pool):
+        return replace(pool, images=pool.images.repeat(1, 3, 1, 1))
+
+    def trained(name, border):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            net = MonaiUNet(2, in_channels=3, out_channels=3, channels=(8, 16, 32), strides=(2, 2))
+        train, val = (colour(bordered(pool, border)) for pool in (echo(64), echo(8, seed=50)))
+        config, run = SupervisedConfig(epochs=12, batch_size=16, learning_rate=5e-3), Run(tmp_path / name)
+        scalars = train_segmenter(net, train, val, config, run, 0, ignore_index=border)
+        run.close()
+        return net, scalars
+
+    (net, scalars), (other, same) = trained("255", 255), trained("7", 7)
+    assert scalars == same
+    assert not changed(state_of(net), other)
+    unseen = echo(32, seed=100)
+    inner = slice(None), slice(4, -4), slice(4, -4)
+    dice = class_dice(segment(net, colour(unseen).images)[inner], unseen.labels[inner], (1, 2)).mean(dim=0)
+    assert (dice > 0.75).all(), dice
+
+
 def test_the_seed_decides_and_nothing_else_does(tmp_path):
     nets = [train(tmp_path / str(number), seed=seed)[0] for number, seed in enumerate((0, 0, 1))]
     assert not changed(state_of(nets[0]), nets[1])
@@ -425,7 +476,20 @@ def test_images_that_cannot_be_learned_from_are_refused(tmp_path):
         with pytest.raises(ValueError, match="toy0_2CH_ED and the other images have no labels"):
             train_segmenter(unet(), train_images, val_images, FAST, run, 0)
     with pytest.raises(ValueError, match=r"labels go up to 2 but the network has the classes 0\.\.1"):
+        train_segmenter(unet(out_channels=2), good, good, FAST, run, 0, classes=2)
+    with pytest.raises(
+        ValueError, match=r"logits are \[4, 2, 32, 32\] but must be \[4, 3, 32, 32\].* 3 output channels"
+    ):
         train_segmenter(unet(out_channels=2), good, good, FAST, run, 0)
+    with pytest.raises(ValueError, match=r"ignore_index is 2 but must lie in \[3, 255\]"):
+        train_segmenter(unet(), good, good, FAST, run, 0, ignore_index=2)
+    with pytest.raises(ValueError, match="classes is 1 but must lie in"):
+        train_segmenter(unet(out_channels=1), good, good, FAST, run, 0, classes=1)
+    with pytest.raises(ValueError, match=r"labels go up to 255 .* as ignore_index"):
+        train_segmenter(unet(), bordered(good), good, FAST, run, 0)
+    blank = replace(good, labels=torch.full_like(good.labels, 255))
+    with pytest.raises(ValueError, match="toy0_2CH_ED has no label but ignore_index 255; take it out"):
+        train_segmenter(unet(), good, blank, FAST, run, 0, ignore_index=255)
 
 
 @pytest.mark.parametrize(

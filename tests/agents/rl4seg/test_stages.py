@@ -14,6 +14,7 @@ from segarena.agents.rl4seg.config import (
     ProtocolConfig,
     RL4SegExperiment,
     Schedule,
+    SourceNetConfig,
 )
 from segarena.agents.rl4seg.context import Context
 from segarena.common.runs import Run
@@ -21,7 +22,6 @@ from segarena.datasets.echo.images import EchoDataConfig, PhantomPatients
 from segarena.rewards.corrector import Corrector
 from segarena.rewards.shape_prior import ShapePriorConfig
 from segarena.segmenters.tist import TistConfig
-from segarena.segmenters.training import SupervisedConfig
 from segarena.segmenters.udas import UdasConfig
 
 TRAINED = [name for name, row in BASELINES.items() if row.networks]
@@ -30,7 +30,7 @@ SMALL = RL4SegExperiment(
     source=EchoDataConfig(size=32, phantom_patients=PhantomPatients(train=2, val=1, test=0, pred=0)),
     target=EchoDataConfig(vendor="b", size=32, phantom_patients=PhantomPatients(train=1, val=1, test=1, pred=3)),
     network=NetworkConfig(init_channels=2),
-    supervised=SupervisedConfig(epochs=1, batch_size=4),
+    supervised=SourceNetConfig(epochs=1, batch_size=4),
     shape_prior=ShapePriorConfig(epochs=1, init_channels=1, latent=8),
     iterations=2,
     initial_images=2,
@@ -129,6 +129,7 @@ ON_SOURCE = {
         ("source.cache_dir", set()),
         ("udas.epochs", {"baselines/udas", "baselines/udas/head"}),
         ("entropy.epochs", {"baselines/entropy"}),
+        ("warm_start.sigma", set()),  # there is one iteration
         ("network.dropout", {"baselines/mc_dropout"}),
         ("shape_prior.epochs", {"shape_prior", *LOOP, "baselines/policy_gradient", *SELF_TRAINING}),
         ("reward_net.epochs", {*LOOP, "baselines/policy_gradient"} - {"iteration_1/reward_data"}),
@@ -159,7 +160,7 @@ def test_the_target_decides_no_stage_that_learns_from_the_source_only(trained):
         ({"udas": replace(SMALL.udas, epochs=7)}, "baselines/udas/manifest.json was made with udas.epochs = 1", 0),
         ({"network": replace(SMALL.network, dropout=0.5)}, "mc_dropout/manifest.json was made with network.dropout", 0),
         ({"gold": GoldConfig(fraction=0.5)}, "iteration_1/ppo/manifest.json was made with gold.fraction = 1.0", 0),
-        ({"supervised": SupervisedConfig(epochs=7)}, "/supervised/manifest.json was made with supervised.", 9),
+        ({"supervised": SourceNetConfig(epochs=7)}, "/supervised/manifest.json was made with supervised.", 9),
     ],
 )
 def test_a_changed_key_stops_the_first_stage_that_depends_on_it_and_those_after_it(trained, changes, refused, others):

@@ -180,7 +180,7 @@ def test_the_lists_of_camus_are_its_splits_and_may_name_patients_that_are_not_th
 
 def test_without_lists_the_patients_must_be_named(tmp_path):
     small_camus(tmp_path)
-    with pytest.raises(ValueError, match=r"split is 'train' but .* has all; name its patients: patients=\{train: "):
+    with pytest.raises(ValueError, match=r"split is 'train' but .* has all; to define it, .* `patients` .*: \{train: "):
         load(tmp_path, "train")
     named = {"train": ["*1", "patient0003"], "test": ["patient000[2]"]}
     assert load(tmp_path, "train", patients=named).groups[::4] == ["patient0001", "patient0003"]

@@ -214,7 +214,10 @@ def test_a_folder_is_split_in_the_order_of_the_official_file(tmp_path):
     ("settings", "message"),
     [
         ({"split": "train"}, "is 'train' but .* has classifier_train, classifier_val, rl_pool, test, all; name cases"),
-        ({"split": "rl_pool"}, r"has no case that is there; there are liver_3; name cases .*--env\.cases"),
+        (
+            {"split": "rl_pool"},
+            r"has no case that is there; there are liver_3; name cases, .* cases=\[liver_3\]",
+        ),
         ({"cases": ["liver_4"]}, "'liver_4'; it has liver_3"),
         ({"cases": []}, "cases is empty"),
     ],
@@ -227,7 +230,7 @@ def test_a_wrong_selection_says_what_there_is(tmp_path, settings, message):
 
 def test_a_split_of_cases_that_are_not_the_decathlons_is_refused(tmp_path):
     write_case(write_case(tmp_path, "liver_3"), "patient_7")
-    with pytest.raises(ValueError, match=r"no split knows its patient_7.*--env\.split all"):
+    with pytest.raises(ValueError, match=r"no split knows its patient_7.* take all by split=all$"):
         iter_liver_cases(config_for(tmp_path, tmp_path / "cache", split="test"))
 
 
