@@ -39,7 +39,7 @@ class Run:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.settings: dict[str, bool | int | float | str] = {}
-        """What it depends on, see `depend_on`."""
+        """Settings that it depends on, see `depend_on`."""
         self._purge_step: int | None = None
 
     @classmethod

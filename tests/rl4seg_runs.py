@@ -113,7 +113,7 @@ def stages_of(run):
 
 
 def made(run):
-    """What the stages made: the configuration in each manifest, and the bits of every tensor in each file."""
+    """Products of the stages: the configuration in each manifest, and the bits of every tensor in each file."""
     found = {}
     for name in stages_of(run):
         manifest = json.loads((run / name / "manifest.json").read_text())

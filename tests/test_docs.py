@@ -1,4 +1,4 @@
-"""What the documents say is true: examples run, links lead somewhere, tables are the results."""
+"""The documents are true: examples run, links lead somewhere, tables are the results."""
 
 import doctest
 import importlib

@@ -57,7 +57,7 @@ def unresolved(path, text):
 
 
 def anchors(page):
-    """What a link may name after #: the headings as GitHub writes them."""
+    """Anchors of a page: its headings as GitHub writes them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

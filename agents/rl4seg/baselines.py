@@ -42,7 +42,7 @@ class NetworkBaseline(Baseline[RL4SegExperiment, Context]):
     supervision: str = "source"
     """Labels that it learns from: source, target, or source and target."""
     policy: Callable[[Context, list[nn.Module]], Policy[EchoEnv]] = lambda context, nets: NetworkPolicy(nets[0])
-    """How it segments with its networks (an empty list where it trains none)."""
+    """Its policy, made of its networks (an empty list where it trains none)."""
     probabilities: Callable[[Context, list[nn.Module], Tensor], Tensor] | None = None
     """Mean probabilities [N, 3, H, W] of images uint8 [N, 1, H, W]: it segments by the largest, and their entropy is
     its uncertainty. None: it segments by `policy`, without uncertainty."""

@@ -1,4 +1,4 @@
-"""Looks at the validation images while RL4Seg's policy learns."""
+"""Validation of RL4Seg's policy while it learns."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,21 +19,21 @@ from ..dense_ppo.policy import DensePolicy
 from .context import AT_ONCE
 
 PICTURES_EVERY = 2
-"""Looks at the validation images between two pictures."""
+"""Validations from one picture to the next."""
 
 
 class ValidationCallback(BaseCallback):
-    """Looks at the validation images now and then, and keeps the weights of the best look.
+    """Periodic validation, which keeps the weights of the best one.
 
     eval/val_reward_argmax, eval/val_reward_sampled: mean R of the most probable and of drawn masks. eval/anat_valid:
     share of valid masks. Where the truth is known, eval/dice_endo, eval/dice_epi, eval/hd_endo, eval/hd_epi (mm): they
-    are shown, and choose nothing. It draws from a generator of its own: training goes on as if nobody had looked.
+    are logged, and choose nothing. It draws from a generator of its own, so that it changes nothing in the training.
 
     Args:
         stage: gets curves and pictures.
         images: the validation images.
         reward: R float32 [N, H, W] of one mask uint8 [N, H, W] for each of them.
-        every: environment steps between two looks.
+        every: environment steps between two validations.
     """
 
     def __init__(self, stage: Run, images: ImagePool, reward: Callable[[Tensor], Tensor], every: int) -> None:

@@ -58,10 +58,11 @@ class DuelMetrics(BaseCallback):
 
 
 class ValidationCallback(BaseCallback):
-    """Segments the validation cases now and then: spars/dice_eval (at the configured θ), spars/terminal_hit, a picture.
+    """Periodic segmentation of the validation cases: spars/dice_eval (at the configured θ), spars/terminal_hit, a
+    picture.
 
-    The weights of the look with the highest mean Dice go to `best`.
-    It draws from generators of its own, so that training goes on as if nobody had looked.
+    The weights with the highest mean Dice go to `best`. It draws from generators of its own, so that it changes nothing
+    in the training.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class ValidationCallback(BaseCallback):
     ) -> None:
         super().__init__()
         self.seen = seen
-        """Step up to which a run that is resumed has looked already."""
+        """Step of the last validation; a resumed run does not repeat it."""
         self.env, self.run, self.every, self.self_play = env, run, every, self_play
         self.best, self.deterministic, self.jitter_cells = best, deterministic, jitter_cells
         self.learner: Snapshot | None = None

@@ -186,7 +186,7 @@ def _train_agent(experiment: SparsExperiment, run: Run) -> None:
 def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple[Snapshot, Snapshot | None]:
     """The trained policy of a run and its last opponent (None in single-agent runs), frozen, on `env.device`.
 
-    With evaluation.best the policy is that of the best look at the validation cases, else the last one.
+    With evaluation.best the policy is that of the best validation while training, else the last one.
 
     Raises:
         ValueError: the run has no checkpoint, no best weights, or those of another architecture.

@@ -32,9 +32,9 @@ class Acquisition:
         ValueError: a value outside its range.
 
     >>> import numpy as np
-    >>> from segarena.datasets.echo.preparation import Acquisition, acquired
+    >>> from segarena.datasets.echo.preparation import Acquisition, simulate_acquisition
     >>> grey = np.full((32, 32), 0.5, np.float32)
-    >>> darker = acquired(grey, (0.5, 0.5), Acquisition(gain=-0.25), "image_1")
+    >>> darker = simulate_acquisition(grey, (0.5, 0.5), Acquisition(gain=-0.25), "image_1")
     >>> darker.dtype, float(darker.max())
     (dtype('float32'), 0.25)
     """
@@ -82,7 +82,7 @@ def simulate_acquisition(image: FloatArray, spacing_mm: Spacing, acquisition: Ac
     Args:
         image: float32 [Y, X] in [0, 1].
         spacing_mm: (y, x) of a pixel.
-        acquisition: what changes.
+        acquisition: strength of each change.
         image_id: seeds speckle and wedges.
     """
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(image_id.encode()).digest(), "big"))

@@ -1,4 +1,4 @@
-"""What a TensorBoard server shows of a run is what the run logged."""
+"""A TensorBoard server shows of a run what the run logged."""
 
 import io
 import json

@@ -32,7 +32,7 @@ class Toy:
 
 
 def refused(**settings: Any) -> str:
-    """What is said of a wrong setting."""
+    """Error message for a wrong setting."""
     with pytest.raises(ValueError, match=r"^toy\.") as error:
         Toy(**settings)
     return str(error.value)

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 
 class StoppedError(Exception):
-    """What ends a training too early."""
+    """Error that ends a training too early."""
 
 
 class Toy:

@@ -1,4 +1,4 @@
-"""What a label is worth: rewards that know the truth, and the one that is learned."""
+"""Pixel rewards: those that read labels, and the learned one."""
 
 import math
 from functools import partial

@@ -1,4 +1,4 @@
-"""What a heart may look like: its measures, the auto-encoder, the repair of masks."""
+"""Shape prior of hearts: their attributes, the auto-encoder, the correction of masks."""
 
 import math
 

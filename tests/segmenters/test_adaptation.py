@@ -1,4 +1,4 @@
-"""What segmenters learn from target images without labels: AdaBN, entropy minimisation, TI-ST and UDAS."""
+"""Adaptation of segmenters to target images without labels: AdaBN, entropy minimisation, TI-ST and UDAS."""
 
 import dataclasses
 import math
@@ -72,7 +72,7 @@ def unlabelled(images):
 SOURCE, VAL = echo(64), echo(12, 50)
 LIFTED, DIMMED = (unlabelled(echo(48, 200, **look)) for look in ({"gain": 0.6, "lift": 0.2}, {"gain": 0.7}))
 LABELS = echo(48, 200).labels
-"""Of both targets, for judgement only."""
+"""Labels of both targets, for judgement only."""
 
 
 def dice_of(net, images):

@@ -1,4 +1,4 @@
-"""What RL4Seg refuses, and that nothing is written then."""
+"""Configurations that RL4Seg refuses, and that nothing is written then."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""What each stage of RL4Seg depends on: all that it reads of the configuration, and nothing else."""
+"""Each stage of RL4Seg depends on all that it reads of the configuration, and on nothing else."""
 
 from collections import defaultdict
 from dataclasses import fields, replace
@@ -41,7 +41,7 @@ SMALL = RL4SegExperiment(
     baselines=TRAINED,
 )
 LOADED = ("source", "source_val", "target_all", "target", "target_val")
-"""What a context loads once: each stage shall load its own, so that it is seen to read the keys."""
+"""Data and networks that a context loads once: each stage shall load its own, so that it is seen to read the keys."""
 
 
 def watch(patch, kind, prefix, read):

@@ -25,7 +25,7 @@ def window_slices(lattice, corner):
 
 
 def plain_painting(lattice, ids, values, reduce):
-    """What `paint` promises, window by window and voxel by voxel."""
+    """Result of `paint`, computed window by window and voxel by voxel."""
     total, visits, peak = (np.zeros((len(ids), *lattice.full)) for _ in range(3))
     for episode in range(len(ids)):
         for number, value in zip(ids[episode], values[episode], strict=True):
