@@ -206,6 +206,11 @@ def run_train(options: Namespace, command: str, paper: Paper[Any]) -> int:
     sb3_zip = options.export_sb3
     if sb3_zip is not None and not sb3_zip.endswith(".zip"):
         raise ValueError(f"export_sb3 is {sb3_zip!r} but must end in .zip")
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise ValueError(
+            f"torchrun started {processes} processes but `train` trains in one: start it without torchrun, or call a "
+            f"trainer with workers= (common/workers.py)"
+        )
     if options.resume:
         given = parser(paper).parse_args(shlex.split(command.removeprefix(PROGRAM)), defaults=False).train
         if ignored := sorted(set(given.keys()) - {"resume", "export_sb3"}):

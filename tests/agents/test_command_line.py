@@ -187,6 +187,13 @@ def test_a_bad_value_is_refused_before_anything_is_written(here, capsys, what):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_several_processes_in_one_run_are_refused(here, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["train", "--out", "run"]) == 2
+    assert "torchrun started 2 processes but `train` trains in one" in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
 def test_cuda_is_refused_where_there_is_none(here, capsys):
     said = "device is 'cuda' but this machine has no CUDA; use device='cpu' or 'auto'"
     assert_refused(train("--device", "cuda"), capsys, said)

@@ -136,7 +136,7 @@ def test_a_damaged_gzip_stream_is_refused_by_name(tmp_path):
         read_nifti(path)
 
 
-@pytest.mark.parametrize("content", [b"hello", gzip.compress(b"hello" * 1000)])
+@pytest.mark.parametrize("content", [b"hello", gzip.compress(b"hello" * 1000)], ids=["text", "zipped text"])
 def test_a_file_that_is_not_nifti_is_refused_by_name(tmp_path, content):
     (tmp_path / "ct.nii.gz").write_bytes(content)
     with pytest.raises(ValueError, match=r"ct\.nii\.gz cannot be read as NIfTI"):
