@@ -214,13 +214,14 @@ def test_a_run_that_is_interrupted_at_drawn_moments_ends_like_one_that_was_not(t
 
 
 STOPPED = {"iterations": 1, "supervised.epochs": 4, "ppo.epochs": 3, "tist.epochs": 4, "udas.epochs": 3}
+STOPPED |= {"udas.head_epochs": 3, "udas.tolerance": 0.0}
 
 
 @pytest.mark.parametrize(
     ("stage", "changes", "key"),
     [
         ("supervised", {"supervised.loss": "ce_double_softmax"}, "supervised.loss = 'ce'"),
-        ("iteration_1/ppo", {"ppo.learner.ent_coef": 0.5}, "ppo.learner.ent_coef = 0.15"),
+        ("iteration_1/ppo", {"ppo.learner.clip_range": 0.5}, "ppo.learner.clip_range = 0.2"),
         ("baselines/tist/lv", {"target.vendor": "a"}, "target.vendor = 'b'"),
         ("baselines/tist/myo", {"target.vendor": "a"}, "target.vendor = 'b'"),
         ("baselines/tist/multi", {"target.vendor": "a"}, "target.vendor = 'b'"),
@@ -236,8 +237,7 @@ def test_an_unfinished_stage_is_not_continued_with_other_settings(
     if stage.startswith("baselines"):
         method = stage.split("/")[1]
         nets = {"tist.nets": "multi"} if stage.endswith("multi") else {}
-        config = merged(config, {**nets, "iterations": 0, "initial_images": 0, "baselines": [method]})
-        config = merged(config, {"initial_images": 7})
+        config = merged(config, {**nets, "iterations": 0, "initial_images": 7, "baselines": [method]})
 
     def stop(when, arguments):
         if (when, arguments[0].folder) == ("after", run / stage) and arguments[1] > 1:
@@ -262,9 +262,9 @@ def test_what_was_made_from_a_stage_that_came_out_otherwise_is_not_used(copied, 
     shutil.rmtree(copied / "supervised")
     with monkeypatch.context() as patch:
         patch.setattr(stages, "train_segmenter", lambda *_, **__: None)
-        said = "reward_data/manifest.json was made from an earlier supervised, which was made anew since; delete"
+        said = "adabn/manifest.json was made from an earlier supervised, which was made anew since; delete"
         assert_refused(call("train", "--resume", copied), capsys, said)
-    assert_refused(call("evaluate", "--run", copied), capsys, said, "iteration_1/reward_data to make it anew too")
+    assert_refused(call("evaluate", "--run", copied), capsys, said, "adabn to make it anew too")
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
