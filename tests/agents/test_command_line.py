@@ -524,13 +524,13 @@ def test_a_new_baseline_of_spars_is_one_row_and_one_function(run, monkeypatch, c
 
     row = MapBaseline("a toy", maps=nothing, supervision="none", included=lambda experiment: experiment.seed == 0)
     monkeypatch.setitem(BASELINES, "toy", row)
-    assert call("evaluate", "--run", run, "--policies", "[]") == 0
+    assert call("evaluate", "--run", run, "--policies") == 0
     results = {result.method: result for result in read_results(run / "evaluation")}
     assert results.keys() == {"Tiny", "score map (mean)", "score map (max)", "a toy"}
     assert (results["a toy"].supervision, results["Tiny"].supervision) == ("none", "voxel")
     assert results["a toy"].metrics["dice"] == 0.0 < results["score map (mean)"].metrics["dice"]
     assert re.search(r"^\| a toy +\| none ", capsys.readouterr().out, re.MULTILINE)
-    assert call("evaluate", "--run", run, "--cases", "[phantom_02000]", "--policies", "[]") == 0
+    assert call("evaluate", "--run", run, "--cases", "[phantom_02000]", "--policies") == 0
     modes = {result.method: result.mode for result in read_results(run / "evaluation")}
     assert modes["a toy"] == modes["Tiny"] == "transductive", "the case that the agent was trained on"
     assert modes["score map (mean)"] == "inductive"

@@ -251,8 +251,10 @@ def test_an_unfinished_stage_is_not_continued_with_other_settings(
     assert list((run / stage / "checkpoints").iterdir())
     reconfigure(run, changes)
     before = everything(run)
-    first = "lv" if stage.endswith("myo") else ""  # finished, and asked before the second
-    where = f"tist/{first}/manifest.json" if first else f"the checkpoint of {run / stage} at step"
+    asked_first = {"baselines/tist/myo": "tist/lv", "baselines/udas/early": "udas/head"}  # finished before
+    where = (
+        f"{asked_first[stage]}/manifest.json" if stage in asked_first else f"the checkpoint of {run / stage} at step"
+    )
     assert_refused(call("train", "--resume", run), capsys, where, f"was made with {key} but the run has", "put it back")
     assert everything(run) == before
     assert call("train", "--resume", unchanged) == 0
