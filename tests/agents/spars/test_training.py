@@ -8,7 +8,7 @@ import torch
 from segarena.agents.papers import PAPERS
 from segarena.agents.policy import TrainedPolicy, play
 from segarena.agents.ppo import PPOConfig
-from segarena.agents.spars.baselines import score_map
+from segarena.agents.spars.baselines import BASELINES, score_map
 from segarena.agents.spars.config import CaseChoice, EvaluationConfig, SparsExperiment
 from segarena.agents.spars.evaluation import _result
 from segarena.agents.spars.policies import policy_arguments
@@ -356,7 +356,8 @@ def test_theta_is_chosen_on_the_validation_cases_and_the_mode_names_shared_anato
 
     def result(maps, learned):
         run = Run(tmp_path)
-        return _result(experiment, run, "score map (mean)", maps, validation, learned=learned, command="")
+        row = None if learned else BASELINES["score_map_mean"]
+        return _result(experiment, run, "score map (mean)", row, maps, validation, command="")
 
     got = result(test, True)
     theta = got.settings["mask_threshold"]
