@@ -181,7 +181,7 @@ def test_a_policy_that_cannot_play_is_named_and_left_out(capsys):
     [
         (["--env", "SPARS-LiverCT"], "env is 'SPARS-LiverCT' but must be one of"),
         (["--env", "SPARS-LiverCT-v0", "--policy", "gredy"], "did you mean 'greedy'?"),
-        (["--env", "SPARS-LiverCT-v0", "--episodes", "0"], "0 but must be at least 1"),
+        (["--env", "SPARS-LiverCT-v0", "--episodes", "0"], "0 but must be an integer, at least 1"),
         (["--env", "SPARS-LiverCT-v0", "--set", "num_envs=3"], "num_envs cannot stand among the arguments"),
         (["--env", "SPARS-LiverCT-v0", "--set", "horizon"], "set has 'horizon' but each must be name=value"),
         (["--env", "SPARS-LiverCT-v0", "--set", "horizn=3"], "did you mean 'horizon'?"),

@@ -356,8 +356,8 @@ def test_theta_is_chosen_on_the_validation_cases_and_the_mode_names_shared_anato
 
     def result(maps, learned):
         run = Run(tmp_path)
-        row = None if learned else BASELINES["score_map_mean"]
-        return _result(experiment, run, "score map (mean)", row, maps, validation, command="")
+        method, row = (experiment.name, None) if learned else ("score map (mean)", BASELINES["score_map_mean"])
+        return _result(experiment, run, method, row, maps, validation, command="")
 
     got = result(test, True)
     theta = got.settings["mask_threshold"]
