@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..common.checks import check_choice
 from ..envs import ENVIRONMENTS
-from ..envs.adapters import make_batch, to_numpy
+from ..envs.adapters import class_of, to_numpy
 from ..envs.core import BatchedEnv, Frame
 
 Env = TypeVar("Env", bound=BatchedEnv)
@@ -160,7 +160,7 @@ def make_env(env_id: str, chosen: Mapping[str, Any] | None = None, **settings: A
             f"{', '.join(taken)} cannot stand among the arguments of {env_id}: device, the number of environments and "
             f"what draws them have options of their own"
         )
-    return make_batch(ENVIRONMENTS[env_id].env_class, **{**(chosen or {}), **settings}).batched
+    return class_of(ENVIRONMENTS[env_id].env_class)(**{**(chosen or {}), **settings})
 
 
 def reference(table: Mapping[str, Reference[Env]], name: str) -> Reference[Env]:

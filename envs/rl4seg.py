@@ -19,8 +19,6 @@ from ..common.networks import load_network
 from ..common.overlap import class_dice
 from ..datasets.echo.images import CLASSES, LV, MYO, load_echo
 from ..datasets.images import ImagePool
-from ..evaluation.drawing import GAP_GREY, GAP_PX
-from ..evaluation.echo_pictures import PREDICTION, TRUTH, echo_panel
 from ..rewards.echo_validity import anatomical_reward, valid_masks
 from ..rewards.reward_net import RewardNet
 from ..rewards.segmentation import RewardMap, accuracy, accuracy_map, dice_map, min_fusion, pixel_accuracy
@@ -328,6 +326,10 @@ class EchoEnv(BatchedEnv):
 
     def _render_frame(self, env_id: int) -> Frame:
         """Image, mask, 1 - R and, where it is known, truth, side by side; before the step, mask and R are empty."""
+        # pictures alone need matplotlib, which loads slowly
+        from ..evaluation.drawing import GAP_GREY, GAP_PX
+        from ..evaluation.echo_pictures import PREDICTION, TRUTH, echo_panel
+
         index, scale = int(self.index[env_id]), max(1, round(PANEL_PX / max(self.shape)))
         image, mask = self.pool.images[index, 0].cpu().numpy(), self.mask[env_id].cpu().numpy()
         doubt = (
