@@ -1,7 +1,6 @@
 """Text, JSON and YAML that anybody may have written: bounded in size and depth, and named in every error."""
 
 import json
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,9 @@ def read_text(path: str | Path, limit: int = LARGEST_TEXT) -> str:
     with place.open("rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:
-        raise ValueError(f"{place} has more than {limit} bytes, which no such file needs: it is another one, or damaged")
+        raise ValueError(
+            f"{place} has more than {limit} bytes, which no such file needs: it is another one, or damaged"
+        )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -58,7 +59,7 @@ def parse_json(text: str, source: str) -> Any:
         ValueError: it is not JSON, or nested more than `DEEPEST` times.
     """
     try:
-        value = level = json.loads(text)
+        value = json.loads(text)
     except RecursionError as error:
         raise ValueError(f"{source} is nested too deeply: more than {DEEPEST} times") from error
     except ValueError as error:
@@ -86,8 +87,8 @@ def parse_yaml(text: str, source: str) -> Any:
     """What a YAML text holds; `source` names it in errors. Its tags make nothing but plain values.
 
     Raises:
-        ValueError: it is not YAML (says the line), has more than `MOST_VALUES` keys and values, is nested more than
-            `DEEPEST` times, or has an alias within what it stands for.
+        ValueError: it is not YAML (says the line and the column), has a key twice or more than `MOST_VALUES` keys and
+            values, is nested more than `DEEPEST` times, or has an alias within what it stands for.
     """
     try:
         loader = _BoundedLoader(text)
@@ -99,9 +100,9 @@ def parse_yaml(text: str, source: str) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ValueError(f"{source}{where}: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:  # a character that YAML forbids; the error prints its place on a line of its own
-        raise ValueError(f"{source}: {' '.join(str(error).split())}") from error
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:  # what PyYAML's constructors raise
+    except yaml.reader.ReaderError as error:
+        raise ValueError(f"{source}, character {error.position + 1}: {error.reason}") from error
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:  # of PyYAML's constructors
         raise ValueError(f"{source} has a value that is not what it claims to be: {quoted(error)}") from error
 
 
@@ -139,16 +140,16 @@ class _BoundedLoader(yaml.SafeLoader):
             )
         if not is_alias:
             self._inside[id(node)] = self._values - before
+            _refuse_keys_that_stand_twice(node)
         return node
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """The mapping; refuses a key that stands in it twice, of which one would be lost."""
-        seen = set[str]()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"{quoted(key.value)} stands twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
+
+def _refuse_keys_that_stand_twice(node: yaml.Node | None) -> None:
+    """Raises ComposerError: a key stands twice in a mapping, so that one of its values would be lost."""
+    seen = set[str]()
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            if key.value in seen:
+                problem = f"key {quoted(key.value)} stands twice"
+                raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+            seen.add(key.value)

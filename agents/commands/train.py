@@ -6,7 +6,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ...common.runs import Run, slug
+from ...common.names import slug
+from ...common.runs import Run
 from ...evaluation.machine import describe_machine
 from ..configuration import experiment_from, experiment_parser, read_experiment
 from ..experiment import Paper
