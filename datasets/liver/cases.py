@@ -26,7 +26,7 @@ from ..nifti import Frame, read_frame, write_mask
 from ..sample import BadSample, Origin, Sample, load_each
 from ..selection import Catalogue, PhantomNames
 from .grid import GridFrame, crop_around_body, resample_to_shape, scale_hu
-from .lattice import Triple
+from .lattice import SIDE, Triple
 from .lesions import LesionConfig, implant_lesions
 from .phantom import AFFINE, SHAPE, liver_phantom
 
@@ -80,7 +80,7 @@ class LiverDataConfig:
     """Folder for prepared volumes; null: $SEGARENA_CACHE, else ~/.cache/segarena."""
 
     def __post_init__(self) -> None:
-        check(self, grid_shape=AT_LEAST_1, spacing_mm=POSITIVE, copies=AT_LEAST_1)
+        check(self, grid_shape=SIDE, spacing_mm=POSITIVE, copies=AT_LEAST_1)
         if self.hu_window is not None and self.hu_window[0] >= self.hu_window[1]:
             raise ValueError(f"hu_window is {self.hu_window} but must ascend, e.g. {HU_WINDOW}")
         if self.copies > 1 and self.implant_lesions is None:
