@@ -221,11 +221,17 @@ def _cell(values: Floats, one: Column, patients: Sequence[str] | None) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of the table, padded so that it reads well as plain text too."""
+    """The lines of the table, padded so that it reads well as plain text too; a | within a cell is escaped."""
+    header, rows = [escaped(cell) for cell in header], [[escaped(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = ["-" * width for width in widths]
     lines = (header, rule, *rows)
     return ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
+
+
+def escaped(cell: str) -> str:
+    """The text of a cell, in which a | or a line break would end it."""
+    return " ".join(cell.replace("|", r"\|").splitlines())
 
 
 def _footer(results: Sequence[Result], empty: int) -> list[str]:

@@ -77,6 +77,7 @@ def check(experiment: SparsExperiment) -> None:
         if settings.score_source == "classifier":
             settings = replace(settings, score_engine="lazy")  # scores a few windows only
         env = env_of(experiment, trial, settings)
+        experiment.ppo.check_memory(env)
         env.reset()
         policy_arguments(experiment.policy, env.single_observation_space)
 

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Triple = tuple[int, int, int]
+SIDE = (1, 2048)
+"""Range of a side of a volume or of a window, in voxels."""
 FIXED_POINT = 2.0**40
 """Painted values are summed as int64 multiples of 2^-40: the difference array leaves no residue, in any order."""
 

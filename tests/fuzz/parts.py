@@ -16,6 +16,7 @@ MARK = "CODE_OF_THE_INPUT_RAN"
 """File that an input leaves behind if code that came with it is run."""
 
 SPARS = {
+    "paper": "spars",
     "device": "cpu",
     "env": {
         "cases": ["liver_0"],
@@ -34,6 +35,7 @@ SPARS = {
     "evaluation": {"rollouts": 1, "pictures": 1},
 }
 PHANTOM = {
+    "paper": "spars",
     "device": "cpu",
     "env": {
         "cases": ["phantom_02000"],
