@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -14,6 +15,46 @@ from torch import Tensor
 from ..common.files import replacing
 
 log = logging.getLogger(__name__)
+
+
+class CacheEntry(NamedTuple):
+    """What the cache holds of one kind."""
+
+    kind: str
+    """Its folder in the cache."""
+    files: int
+    bytes: int
+
+
+def cache_folder(cache_dir: str | None = None) -> Path:
+    """The cache: `cache_dir`, else $SEGARENA_CACHE, else ~/.cache/segarena."""
+    return Path(cache_dir or os.environ.get("SEGARENA_CACHE") or Path.home() / ".cache" / "segarena").expanduser()
+
+
+def cache_entries() -> list[CacheEntry]:
+    """What the cache holds, by kind."""
+    return [_entry(kind, files) for kind, files in _files().items()]
+
+
+def clear_cache() -> list[CacheEntry]:
+    """Delete what `cached` has kept, and nothing else that may lie in its folder; returns what that was."""
+    found = _files()
+    entries = [_entry(kind, files) for kind, files in found.items()]
+    for files in found.values():
+        for path in files:
+            path.unlink(missing_ok=True)
+    return entries
+
+
+def _files() -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in sorted(cache_folder().glob("*/*.safetensors")):
+        found.setdefault(path.parent.name, []).append(path)
+    return found
+
+
+def _entry(kind: str, files: list[Path]) -> CacheEntry:
+    return CacheEntry(kind, len(files), sum(path.stat().st_size for path in files))
 
 
 def cached(
@@ -26,8 +67,7 @@ def cached(
     ~/.cache/segarena. A damaged file is built again; a cache that cannot be written is logged and not used.
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    root = cache_dir or os.environ.get("SEGARENA_CACHE") or Path.home() / ".cache" / "segarena"
-    path = Path(root).expanduser() / name / f"{digest}.safetensors"
+    path = cache_folder(cache_dir) / name / f"{digest}.safetensors"
     try:
         return load_file(path)
     except FileNotFoundError:
