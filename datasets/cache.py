@@ -27,46 +27,6 @@ def cache_folder(cache_dir: str | None = None) -> Path:
     return Path(root).expanduser()
 
 
-class CacheEntry(NamedTuple):
-    """What the cache holds of one kind."""
-
-    kind: str
-    """Its folder in the cache."""
-    files: int
-    bytes: int
-
-
-def cache_folder(cache_dir: str | None = None) -> Path:
-    """The cache: `cache_dir`, else $SEGARENA_CACHE, else ~/.cache/segarena."""
-    return Path(cache_dir or os.environ.get("SEGARENA_CACHE") or Path.home() / ".cache" / "segarena").expanduser()
-
-
-def cache_entries() -> list[CacheEntry]:
-    """What the cache holds, by kind."""
-    return [_entry(kind, files) for kind, files in _files().items()]
-
-
-def clear_cache() -> list[CacheEntry]:
-    """Delete what `cached` has kept, and nothing else that may lie in its folder; returns what that was."""
-    found = _files()
-    entries = [_entry(kind, files) for kind, files in found.items()]
-    for files in found.values():
-        for path in files:
-            path.unlink(missing_ok=True)
-    return entries
-
-
-def _files() -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for path in sorted(cache_folder().glob("*/*.safetensors")):
-        found.setdefault(path.parent.name, []).append(path)
-    return found
-
-
-def _entry(kind: str, files: list[Path]) -> CacheEntry:
-    return CacheEntry(kind, len(files), sum(path.stat().st_size for path in files))
-
-
 def cached(
     name: str, key: Mapping[str, object], build: Callable[[], dict[str, Tensor]], cache_dir: str | None = None
 ) -> dict[str, Tensor]:

@@ -192,11 +192,11 @@ class WindowLattice:
         return {}
 
     def _updates(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cells of the difference array that a window at each position changes, int64 [size, 8], and their signs [8]."""
+        """Cells of the difference array that a window at each position changes, int64 [size, 8]; their signs [8]."""
         if device not in self._updates_on:
             _, by, bz = (n + 1 for n in self.block_shape)
             cells = self._cells(torch.arange(self.size))
-            low = [cell + int(p > 0) for cell, p in zip(cells, self.phase, strict=True)]  # the cut first block is block 0
+            low = [cell + int(p > 0) for cell, p in zip(cells, self.phase, strict=True)]  # a cut block is block 0
             ends = [(first, first + w // self.step) for first, w in zip(low, self.window, strict=True)]
             corners = list(product((0, 1), repeat=3))
             flat = [(ends[0][i] * by + ends[1][j]) * bz + ends[2][k] for i, j, k in corners]

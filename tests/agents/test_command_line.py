@@ -225,7 +225,10 @@ def test_cuda_is_refused_where_there_is_none(here, capsys):
             "config.yaml: there is no env.obsmode; did you mean env.obs_mode?",
         ),
         ("paper: spars\nsed: 3", "config.yaml: there is no sed; did you mean seed?"),
-        ("paper: spars\nlr: 3", "config.yaml: there is no lr; did you mean env.lesion_rounds or presence.learning_rate or ppo.learning_rate?"),
+        (
+            "paper: spars\nlr: 3",
+            "there is no lr; did you mean env.lesion_rounds or presence.learning_rate or ppo.learning_rate?",
+        ),
         ("paper: spars\nenv: {threshold: high}", "config.yaml: env.threshold is 'high' but must be a number"),
         ("paper: spars\nenv: {cases: [[3]]}", "config.yaml: each of env.cases is [3] but must be a text"),
         ("paper: spars\nenv: 3", "config.yaml: env is 3 but must be a section (name: value)"),
