@@ -14,7 +14,8 @@ from gymnasium import spaces
 
 from ..common import checks
 from ..common.device import forked_rng
-from ..common.runs import Run, slug
+from ..common.names import slug
+from ..common.runs import Run
 from ..envs.adapters import LearnerEnv
 from ..envs.core import BatchedEnv, Frame
 from ..evaluation.report import mean_metrics

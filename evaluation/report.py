@@ -8,6 +8,7 @@ of one patient are not independent.
 
 import math
 from collections.abc import Iterable, Sequence
+from types import NoneType
 from typing import NamedTuple
 
 import numpy as np
@@ -178,6 +179,9 @@ def _by_case(cases: Sequence[Case], metric: Column) -> dict[str, float]:
     """The metric by case_id, without the cases on which it has no meaning; NaN where it is missing or undefined."""
     relevant = (case for case in cases if not (metric.needs_target and empty_target(case)))
     values = {case["case_id"]: case.get(metric.name) for case in relevant}
+    if wrong := {case_id: value for case_id, value in values.items() if not isinstance(value, int | float | NoneType)}:
+        case_id, value = next(iter(wrong.items()))
+        raise ValueError(f"metric {metric.name!r} of case {case_id!r} is {value!r} but must be a number or None")
     return {case_id: math.nan if value is None else float(value) for case_id, value in values.items()}
 
 

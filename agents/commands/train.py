@@ -74,7 +74,8 @@ def parser(paper: str | None) -> ArgumentParser:
 
 def run(options: Namespace, command: str, paper: str | None) -> int:
     """Train or continue a run."""
-    from ...common.runs import plain, slug
+    from ...common.names import slug
+    from ...common.runs import plain
     from ...evaluation.machine import describe_machine
 
     sb3_zip = options.export_sb3

@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ...classifiers.presence import CELL, DensePresenceNet
 from ...classifiers.train_presence import train_presence
-from ...common.checkpoints import Checkpoint, load_into
+from ...common.checkpoints import Checkpoint, load_into, restoring
 from ...common.device import resolve_device
 from ...common.networks import save_network
 from ...common.runs import Run, chosen, plain
@@ -145,9 +145,10 @@ def _begun(experiment: SparsExperiment, run: Run) -> tuple[Learner, SparsEnv, Se
     best, checkpoint = Best(), run.resume()
     if checkpoint:
         restore(model, checkpoint)
-        best.load_state(checkpoint.state["best"])
-        if self_play:
-            self_play.load_state(checkpoint.state["self_play"], model.policy)
+        with restoring(checkpoint):
+            best.load_state(checkpoint.state["best"])
+            if self_play:
+                self_play.load_state(checkpoint.state["self_play"], model.policy)
     return model, env, self_play, best, checkpoint
 
 
