@@ -70,6 +70,7 @@ def check(experiment: PPOExperiment) -> None:
     if not experiment.ppo.total_timesteps:
         raise ValueError("nothing to train: ppo.total_timesteps is 0")
     env = env_of(experiment, 1)
+    experiment.ppo.check_memory(env)
     experiment.ppo.wrap(LearnerEnv(env))
     env.reset()
 

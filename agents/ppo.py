@@ -34,10 +34,14 @@ from ..common.checkpoints import (
     restoring,
 )
 from ..common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, SHARE, check
+from ..common.device import memory_bytes
 from ..common.runs import Run
 from ..envs.adapters import LearnerEnv
+from ..envs.core import BatchedEnv
 from .callbacks import KeepCheckpoints, Progress, RewardTerms
 
+SAMPLE_BYTES = 32
+"""Memory of a sample in SB3's rollout buffer beside its observation, at least."""
 ScheduleName = Literal["constant", "linear"]
 
 
@@ -117,6 +121,23 @@ class PPOConfig:
         """Keyword arguments of an SB3 policy: `given`, with this configuration's widths and log_std_init."""
         widths = {} if self.net_arch is None else {"net_arch": {"pi": self.net_arch, "vf": self.net_arch}}
         return {**(given or {}), **widths, "log_std_init": self.log_std_init}
+
+    def check_memory(self, env: BatchedEnv) -> None:
+        """Check that a rollout fits into this machine's memory; `env`: one environment or more, for its spaces.
+
+        Raises:
+            ValueError: it does not.
+        """
+        spaces_of = env.single_observation_space
+        parts = spaces_of.values() if isinstance(spaces_of, spaces.Dict) else [spaces_of]
+        bytes_of = sum(math.prod(part.shape or ()) * np.dtype(part.dtype).itemsize for part in parts) + SAMPLE_BYTES
+        needed, there = self.num_envs * self.n_steps * bytes_of, memory_bytes()
+        if there is not None and needed > there:
+            raise ValueError(
+                f"ppo.num_envs is {self.num_envs} and ppo.n_steps {self.n_steps}: the {self.num_envs * self.n_steps} "
+                f"samples of a rollout take {needed / 2**30:.1f} GiB but this machine has {there / 2**30:.1f}; lower "
+                f"one of them"
+            )
 
     def wrap(self, env: LearnerEnv) -> VecEnv:
         """The environment, in SB3's VecNormalize if this configuration normalises something.

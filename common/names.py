@@ -3,6 +3,10 @@
 import hashlib
 import unicodedata
 
+from .reading import quoted
+
+LONGEST_NAME = 100
+"""Characters of a name."""
 LONGEST = 80
 """Characters of a slug."""
 DIGITS = 8
@@ -15,7 +19,7 @@ def slug(name: str) -> str:
     """The name as part of a file's name: 1 to `LONGEST` ASCII letters, digits and single underscores.
 
     Accents are left out and Greek letters spelt. Where other letters are lost, or there are too many, or none is left,
-    a digest of the name ends it. Different names may have one slug: see `same_file`.
+    a digest of the name ends it. Different names may have one slug.
     """
     spelt = "".join(map(_spelt, unicodedata.normalize("NFKD", name)))
     words = "_".join("".join(c if c.isalnum() and c.isascii() else " " for c in spelt).split())
@@ -25,9 +29,17 @@ def slug(name: str) -> str:
     return "_".join(filter(None, (words[: LONGEST - DIGITS - 1].rstrip("_"), digest)))
 
 
-def same_file(one: str, other: str) -> bool:
-    """Whether two names have the same slug, on disks too that do not tell capitals from small letters."""
-    return slug(one).lower() == slug(other).lower()
+def check_name(name: str) -> None:
+    """Check that `name` can stand in a table, a figure and, as its slug, in a file's name.
+
+    Raises:
+        ValueError: it is empty, too long, or has line breaks or other characters that are not printed.
+    """
+    if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
+        raise ValueError(
+            f"name is {quoted(name)} but must be one line of 1 to {LONGEST_NAME} characters that are printed; choose "
+            f"another with --name"
+        )
 
 
 def _spelt(character: str) -> str:

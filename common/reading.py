@@ -27,9 +27,9 @@ def read_text(path: str | Path, limit: int = LARGEST_TEXT) -> str:
     """
     place = Path(path)
     if not place.exists():
-        raise FileNotFoundError(f"{quoted(path)} does not exist")
+        raise FileNotFoundError(f"{quoted(str(path))} does not exist")
     if not place.is_file():
-        raise ValueError(f"{quoted(path)} is a folder, a pipe or a device but must be a file")
+        raise ValueError(f"{quoted(str(path))} is a folder, a pipe or a device but must be a file")
     with place.open("rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:

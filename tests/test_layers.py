@@ -16,7 +16,7 @@ FLOORS = [
     {"evaluation"},
     {"envs"},
     {"agents"},
-    {"__init__", "__main__", "run_rl", "run_adversarial"},
+    {"__init__", "__main__", "run_rl", "run_adversarial", "setup"},
 ]
 """From the ground up; neighbours on one floor do not know each other."""
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -1,5 +1,7 @@
 """`cache`: what the cache on disk holds, and how it is emptied."""
 
+from collections.abc import Sequence
+
 from jsonargparse import ArgumentParser, Namespace
 
 
@@ -19,9 +21,14 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
 
     entries = clear_cache() if options.clear else cache_entries()
     print(f"folder     {cache_folder()}")
+    kinds: dict[str, list[int]] = {}
     for entry in entries:
-        print(f"{entry.kind:20} {entry.files:6} files {entry.bytes / 1e6:10.1f} MB")
-    freed = "freed" if options.clear else "total"
-    total = sum(entry.bytes for entry in entries) / 1e6
-    print(f"{freed:20} {sum(entry.files for entry in entries):6} files {total:10.1f} MB")
+        kinds.setdefault(entry.kind, []).append(entry.bytes)
+    for kind, sizes in kinds.items():
+        print(_line(kind, sizes))
+    print(_line("freed" if options.clear else "total", [entry.bytes for entry in entries]))
     return 0
+
+
+def _line(name: str, sizes: Sequence[int]) -> str:
+    return f"{name:20} {len(sizes):6} files {sum(sizes) / 1e6:10.1f} MB"

@@ -100,7 +100,9 @@ def inputs(rng: random.Random) -> Iterator[Input]:
         yield make_input(
             f"metadata without {field_name}", "any" if field_name == "training" else "refuse", packed(weights, less)
         )
-    for field_name in ("hu_window", "window_size"):
+    described = json.loads(meta["description"])
+    for field_name in described:
+        other = next(f'"{key}": {json.dumps(value)}' for key, value in described.items() if key != field_name)
         for n, text in enumerate(
             (
                 "",
@@ -121,9 +123,8 @@ def inputs(rng: random.Random) -> Iterator[Input]:
                 '{"a": 1}',
             )
         ):
-            yield make_input(
-                f"metadata.{field_name}.{n}.{text[:12]}", "refuse", packed(weights, {**meta, field_name: text})
-            )
+            spoiled = packed(weights, {**meta, "description": f'{{"{field_name}": {text}, {other}}}'})
+            yield make_input(f"metadata.{field_name}.{n}.{text[:12]}", "refuse", spoiled)
     for name, data in {
         "pickle": malicious(),
         "text": b"hello",
