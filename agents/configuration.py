@@ -5,10 +5,10 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from ..common.checks import check_choice
+from ..common.reading import parse_yaml, quoted, read_yaml
 from .catalogue import schema
 from .packaged import config_file
 from .papers import PAPERS, paper_named
@@ -91,12 +91,9 @@ def _read(path: str) -> dict[str, Any]:
     Raises:
         ValueError: it is something else.
     """
-    try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    loaded = read_yaml(path)
     if not isinstance(loaded, dict):
-        raise ValueError(f"{path} holds no configuration (name: value) but {loaded!r:.80}")
+        raise ValueError(f"{path} holds no configuration (name: value) but {quoted(loaded)}")
     return loaded
 
 
@@ -136,8 +133,8 @@ def check_given(arguments: Sequence[str], paper: str, others: Sequence[str]) -> 
 
 def _value(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text, "option")
+    except ValueError:
         return text
 
 
