@@ -27,8 +27,11 @@ from torch.utils.tensorboard.summary import hparams
 
 from .checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from .files import file_digest, replacing
+from .reading import parse_json, quoted, read_json, read_text, read_yaml
 from .workers import ONE_PROCESS, Workers
 
+LARGEST_METRICS = 2**30
+"""Bytes of metrics.jsonl."""
 AFTER = "after/"
 """Before the name of a stage: the setting that holds a digest of it, for those that build on it."""
 
@@ -84,12 +87,9 @@ class Run:
             ValueError: the file holds something else.
         """
         path = self.folder / "config.yaml"
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} holds no configuration ({error})") from error
+        loaded = read_yaml(path)
         if not isinstance(loaded, dict):
-            raise ValueError(f"{path} holds no configuration but {loaded!r}")
+            raise ValueError(f"{path} holds no configuration but {quoted(loaded)}")
         return loaded
 
     def stage(self, name: str) -> "Run":
@@ -121,8 +121,20 @@ class Run:
             self._tensorboard._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
 
     def metrics(self) -> list[dict[str, float]]:
-        """The lines of metrics.jsonl, oldest first."""
-        return [json.loads(line) for line in self._metrics.read_text().splitlines()] if self._metrics.exists() else []
+        """The lines of metrics.jsonl, oldest first.
+
+        Raises:
+            ValueError: names the line that holds no scalars.
+        """
+        if not self._metrics.exists():
+            return []
+        lines = []
+        for number, line in enumerate(read_text(self._metrics, LARGEST_METRICS).splitlines(), start=1):
+            scalars = parse_json(line, f"{self._metrics}, line {number},")
+            if not isinstance(scalars, dict) or not all(isinstance(value, int | float) for value in scalars.values()):
+                raise ValueError(f"{self._metrics}, line {number}, holds no scalars by name but {quoted(scalars)}")
+            lines.append(scalars)
+        return lines
 
     @property
     def media(self) -> Path:
@@ -281,7 +293,7 @@ class Run:
         """Settings and checksums of a finished stage."""
         path = self.folder / "manifest.json"
         try:
-            made = json.loads(path.read_text(encoding="utf-8"))
+            made = read_json(path)
             return dict(made["config"].items()), dict(made["sha256"].items())
         except FileNotFoundError:
             return None
@@ -321,11 +333,6 @@ def chosen(settings: Mapping[str, Any], keys: Iterable[str]) -> dict[str, bool |
             raise KeyError(key)
         found |= below
     return found
-
-
-def slug(name: str) -> str:
-    """The name as part of a file's name: letters, digits and single underscores."""
-    return "_".join("".join(c if c.isalnum() else " " for c in name).split())
 
 
 def plain(value: Any) -> Any:

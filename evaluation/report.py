@@ -9,6 +9,7 @@ of one patient are not independent.
 
 import math
 from collections.abc import Iterable, Sequence
+from types import NoneType
 from typing import NamedTuple
 
 import numpy as np
@@ -180,6 +181,9 @@ def _by_case(cases: Sequence[Case], metric: Column) -> dict[str, float]:
     judged = (case for case in cases if metric.name in case or not unlabelled(case))
     relevant = (case for case in judged if not (metric.needs_target and empty_target(case)))
     values = {case["case_id"]: case.get(metric.name) for case in relevant}
+    if wrong := {case_id: value for case_id, value in values.items() if not isinstance(value, int | float | NoneType)}:
+        case_id, value = next(iter(wrong.items()))
+        raise ValueError(f"metric {metric.name!r} of case {case_id!r} is {value!r} but must be a number or None")
     return {case_id: math.nan if value is None else float(value) for case_id, value in values.items()}
 
 
@@ -217,11 +221,17 @@ def _cell(values: Floats, one: Column, patients: Sequence[str] | None) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of the table, padded so that it reads well as plain text too."""
+    """The lines of the table, padded so that it reads well as plain text too; a | within a cell is escaped."""
+    header, rows = [escaped(cell) for cell in header], [[escaped(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = ["-" * width for width in widths]
     lines = (header, rule, *rows)
     return ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
+
+
+def escaped(cell: str) -> str:
+    """The text of a cell, in which a | or a line break would end it."""
+    return " ".join(cell.replace("|", r"\|").splitlines())
 
 
 def _footer(results: Sequence[Result], empty: int) -> list[str]:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ...common.runs import Run, plain, slug
+from ...common.names import slug
+from ...common.runs import Run, plain
 from ...datasets.echo.images import load_echo
 from ...datasets.images import ImagePool
 from ...datasets.sample import BadSample

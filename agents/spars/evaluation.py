@@ -16,7 +16,8 @@ import torch
 from tqdm import tqdm
 
 from ...common.device import forked_rng, resolve_device
-from ...common.runs import Run, plain, slug
+from ...common.names import slug
+from ...common.runs import Run, plain
 from ...datasets.liver.cases import iter_liver_cases, liver_case_ids
 from ...datasets.liver.lesions import TUMOUR
 from ...envs.core import Frame

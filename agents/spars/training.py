@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ...classifiers.presence import CELL, DensePresenceNet
 from ...classifiers.train_presence import train_presence
-from ...common.checkpoints import Checkpoint, load_into
+from ...common.checkpoints import Checkpoint, load_into, restoring
 from ...common.device import resolve_device
 from ...common.networks import save_network
 from ...common.runs import Run, chosen, plain
@@ -77,6 +77,7 @@ def check(experiment: SparsExperiment) -> None:
         if settings.score_source == "classifier":
             settings = replace(settings, score_engine="lazy")  # scores a few windows only
         env = env_of(experiment, trial, settings)
+        experiment.ppo.check_memory(env)
         env.reset()
         policy_arguments(experiment.policy, env.single_observation_space)
 
@@ -166,9 +167,10 @@ def _begun(experiment: SparsExperiment, run: Run) -> tuple[Learner, SparsEnv, Se
     best, checkpoint = Best(), run.resume()
     if checkpoint:
         restore(model, checkpoint)
-        best.load_state(checkpoint.state["best"])
-        if self_play:
-            self_play.load_state(checkpoint.state["self_play"], model.policy)
+        with restoring(checkpoint):
+            best.load_state(checkpoint.state["best"])
+            if self_play:
+                self_play.load_state(checkpoint.state["self_play"], model.policy)
     return model, env, self_play, best, checkpoint
 
 

@@ -37,7 +37,7 @@ from ..selection import (
     split_by_ratio,
 )
 from .grid import GridFrame, crop_around_body, resample_to_shape, scale_hu
-from .lattice import Triple
+from .lattice import SIDE, Triple
 from .lesions import LesionConfig, implant_lesions
 from .phantom import AFFINE, SHAPE, liver_phantom
 
@@ -103,7 +103,7 @@ class LiverDataConfig:
     """Folder for prepared volumes; null: $SEGARENA_CACHE, else ~/.cache/segarena."""
 
     def __post_init__(self) -> None:
-        check(self, grid_shape=AT_LEAST_1, spacing_mm=POSITIVE, copies=AT_LEAST_1)
+        check(self, grid_shape=SIDE, spacing_mm=POSITIVE, copies=AT_LEAST_1)
         check_ratios(self.split_ratios, list(SPLIT_RATIOS))
         check_pattern(self.patient_pattern)
         if math.prod(self.working_grid) > MOST_VOXELS:

@@ -117,6 +117,37 @@ def test_wrong_values_in_a_file_name_the_file(tmp_path):
             read_results(path)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"seed": value} for value in ("x", None, [], 1.5)),
+        *({"method": value} for value in (None, 5, [], {})),
+        *({"metrics": value} for value in (None, 5, {"dice": "x"}, {"dice": float("nan")})),
+        *({name: value} for name in ("env", "data", "split", "supervision") for value in ([], 5)),
+        *({"cases": [{**case(0, 0.5), "dice": value}]} for value in ([], {}, float("inf"))),
+    ],
+)
+def test_values_of_another_type_in_a_file_name_the_file(tmp_path, changes):
+    result().write(tmp_path / "bad.json")
+    content = json.loads((tmp_path / "bad.json").read_text())
+    if "cases" in changes:
+        changes = {**changes, "origins": {"phantom": 1}}
+    (tmp_path / "bad.json").write_text(json.dumps({**content, **changes}))
+    with pytest.raises(ValueError, match=r"bad\.json is not a result"):
+        read_results(tmp_path)
+
+
+def test_a_metric_that_is_text_is_named_in_a_table():
+    with pytest.raises(ValueError, match="metric 'dice' of case 'case_0' is 'x' but must be a number"):
+        table([result(cases=[{**case(0, 0.5), "dice": "x"}], metrics={})], SHOWN)
+
+
+def test_a_name_does_not_break_the_table():
+    lines = table([result("a | b\nc")], ["dice"]).splitlines()
+    assert lines[2].startswith(r"| a \| b c ")
+    assert lines[0].count("|") == lines[2].replace(r"\|", "").count("|")
+
+
 def test_missing_files_and_empty_folders_are_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no \*\.json in the folder"):
         read_results(tmp_path)
