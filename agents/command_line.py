@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 
 from .commands import COMMANDS
 from .configuration import paper_of
+from .exits import INTERRUPTED, REFUSED, failed, print_on_any_console
 from .experiment import Paper
 from .papers import DEFAULT_PAPER, PAPERS
 from .program import PROGRAM
@@ -31,7 +32,8 @@ def _module(name: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status: 0 done, 1 done but something was left out, 2 refused, 130 stopped."""
+    """Run a command; the exit status: see `exits`."""
+    print_on_any_console()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     command = f"{PROGRAM} {shlex.join(arguments)}"
@@ -41,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(_module(options.subcommand).run(options[options.subcommand], command, paper))
     except (ValueError, OSError, GymnasiumError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return REFUSED
+    except Exception as error:
+        return failed(error)
     except KeyboardInterrupt:
         print(f"\nstopped; a run that was training continues with {PROGRAM} train --resume RUN", file=sys.stderr)
-        return 130
+        return INTERRUPTED
