@@ -143,6 +143,8 @@ class Paper(Generic[E]):
     """Raises where a run has no policy for a zip of Stable-Baselines3, or one that needs what the zip does not hold."""
     frame_ms: int = 125
     """Time in milliseconds that each frame of an episode is shown."""
+    threads: int = 1
+    """CPU threads of PyTorch that its commands compute with unless told otherwise; 0: one per core."""
 
     def start(self, experiment: E, out: str | Path, environment: Mapping[str, Any]) -> Run:
         """Train in the new folder `out`; see `resume` for a run that was interrupted.

@@ -20,8 +20,9 @@ from ..envs.adapters import LearnerEnv
 from ..envs.core import BatchedEnv, Frame
 from ..evaluation.report import mean_metrics
 from ..evaluation.results import Case, Result, count_origins
-from .experiment import EvaluateOptions, Experiment, check_names, write_result
-from .policy import POLICIES, Episodes, Policy, TrainedPolicy, make_env, play, play_and_draw, reference
+from .experiment import EvaluateOptions, Experiment, Paper, check_names, write_result
+from .papers import POLICIES
+from .policy import Episodes, Policy, TrainedPolicy, make_env, play, play_and_draw, reference
 from .ppo import Learner, PPOConfig, learn, restore
 
 COLUMNS = ("return", "steps")
@@ -203,3 +204,17 @@ def render(run: Run, experiment: PPOExperiment, case: str | None, seed: int) -> 
         torch.manual_seed(seed)
         frames, played = play_and_draw(env, _policy(model))
     return frames, f"{int(played.lengths[0])} steps, return {float(played.returns[0]):.3f}"
+
+
+PAPER: Paper[PPOExperiment] = Paper(
+    experiment=PPOExperiment,
+    check=check,
+    train=train,
+    learner=learner,
+    check_export=check_export,
+    evaluate=evaluate,
+    render=render,
+    columns=COLUMNS,
+    baseline="random",
+)
+"""Its row of the table of papers."""

@@ -2,7 +2,8 @@
 
 Every number is a mean over cases. Cases with an empty target (nothing to find in the truth) are left out of overlap and
 distance metrics (`Column.needs_target`) and get columns of their own: the volume that was painted on them, and the
-share of them on which nothing was. Where cases name their `patient`, intervals and p-values are over patients: images
+share of them on which nothing was. Where only some cases have labels, what needs labels is the mean over these. Where
+cases name their `patient`, intervals and p-values are over patients: images
 of one patient are not independent.
 """
 
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .metrics import NEEDS_TARGET
-from .results import Case, Result, empty_target
+from .results import Case, Result, empty_target, unlabelled
 from .statistics import bootstrap_interval, cluster_means, paired_wilcoxon
 
 Floats = npt.NDArray[np.float64]
@@ -177,7 +178,8 @@ def _by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 def _by_case(cases: Sequence[Case], metric: Column) -> dict[str, float]:
     """The metric by case_id, without the cases on which it has no meaning; NaN where it is missing or undefined."""
-    relevant = (case for case in cases if not (metric.needs_target and empty_target(case)))
+    judged = (case for case in cases if metric.name in case or not unlabelled(case))
+    relevant = (case for case in judged if not (metric.needs_target and empty_target(case)))
     values = {case["case_id"]: case.get(metric.name) for case in relevant}
     if wrong := {case_id: value for case_id, value in values.items() if not isinstance(value, int | float | NoneType)}:
         case_id, value = next(iter(wrong.items()))
@@ -245,6 +247,10 @@ def _footer(results: Sequence[Result], empty: int) -> list[str]:
         "Supervision: the labels a method learned from. "
         "Transductive: it saw the test images, unlabelled, while learning.",
     ]
+    if without := sum(map(unlabelled, cases)):
+        lines.append(
+            f"{len(cases) - without} of the {len(cases)} cases have labels: what needs labels is the mean over these."
+        )
     if empty:
         lines.append(
             f"{empty} cases with an empty target are left out of overlap, surface and lesion metrics; for them the "

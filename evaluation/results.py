@@ -101,6 +101,11 @@ def empty_target(case: Mapping[str, Any]) -> bool:
     return case.get("label_voxels") == 0
 
 
+def unlabelled(case: Mapping[str, Any]) -> bool:
+    """Whether the case is known to have no labels, where others of its result have some."""
+    return case.get("labelled") == 0
+
+
 def count_origins(cases: Sequence[Case]) -> dict[str, int]:
     """Number of cases of each origin that occurs."""
     return dict(Counter(str(case["origin"]) for case in cases))

@@ -7,7 +7,7 @@ files, and is not made again; an unfinished one continues from its checkpoint, w
 import logging
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -132,7 +132,7 @@ class Context:
     @cached_property
     def target(self) -> ImagePool:
         """The same without labels: all that adaptation may see."""
-        return replace(self.target_all, labels=None)
+        return self.target_all.without_labels()
 
     @cached_property
     def target_val(self) -> ImagePool:
@@ -140,7 +140,7 @@ class Context:
         return self._load("target", "val")
 
     def _load(self, domain: str, split: str) -> ImagePool:
-        return load_echo(getattr(self.experiment, domain), split).to(self.device)
+        return load_echo(getattr(self.experiment, domain), split, option=f"--{domain}.").to(self.device)
 
     def rows(self, i: int) -> Tensor:
         """Rows of the target images that are seen up to iteration i; 0: all."""

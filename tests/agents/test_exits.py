@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from segarena.agents import command_line
 from segarena.agents.command_line import main
+from segarena.agents.commands import list as list_command
 from segarena.agents.exits import BUG, REFUSED, print_on_any_console
 
 
@@ -15,7 +15,7 @@ def fail_with(monkeypatch, error):
     def run(*arguments):
         raise error
 
-    monkeypatch.setattr(command_line._module("list"), "run", run)
+    monkeypatch.setattr(list_command, "run", run)
     return main(["list"])
 
 

@@ -217,6 +217,20 @@ def test_the_revision_is_a_commit_or_none(monkeypatch, tmp_path):
     assert machine.git_revision() is None
 
 
+def test_where_some_cases_have_labels_means_and_p_values_are_over_these():
+    known = [{**case(n, dice), "labelled": 1.0, "valid": 1.0} for n, dice in enumerate((0.5, 0.7, 0.9))]
+    unknown = {"case_id": "case_9", "origin": "phantom", "labelled": 0.0, "valid": 0.0}
+    some, all_known = result(cases=[*known, unknown]), result(cases=known)
+    assert some.metrics["dice"] == all_known.metrics["dice"] == pytest.approx(0.7)
+    assert some.metrics["valid"] == 0.75
+    text = table([some, result("other", cases=[*known, unknown])], ["dice", "valid"], baseline="ppo")
+    assert row(text, "ppo")[4].startswith("70.0 [")
+    assert "3 of the 4 cases have labels: what needs labels is the mean over these." in text
+    assert "have labels" not in table([all_known], ["dice"])
+    lacking = [{key: value for key, value in known[0].items() if key != "dice"}, *known[1:]]
+    assert math.isnan(mean_metrics(lacking)["dice"]), "a labelled case that lacks a metric is not left out"
+
+
 # -- report --------------------------------------------------------------------------------------------------------
 
 
