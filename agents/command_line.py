@@ -16,6 +16,7 @@ from gymnasium.error import Error as GymnasiumError
 
 from .. import __version__
 from .commands import COMMANDS
+from .exits import INTERRUPTED, REFUSED, failed, print_on_any_console
 from .program import PROGRAM
 from .refusals import did_you_mean, one_line
 
@@ -48,7 +49,8 @@ def _root() -> _Root:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status: 0 done, 1 done but something was left out, 2 refused, 130 stopped."""
+    """Run a command; the exit status: see `exits`."""
+    print_on_any_console()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     name = arguments[0] if arguments else ""
     try:
@@ -60,14 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _answer(_root(), arguments)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return REFUSED
     except BrokenPipeError:  # the reader of the output has seen enough: `list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:
+        return failed(error)
     except KeyboardInterrupt:
         again = f"; a run that was training continues with {PROGRAM} train --resume RUN" if name == "train" else ""
         print(f"\nstopped{again}", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def _answer(root: _Root, arguments: Sequence[str]) -> int:
