@@ -18,7 +18,8 @@ import pytest
 import segarena
 import torch
 import yaml
-from segarena.agents.command_line import main, read_experiment
+from segarena.agents.command_line import main
+from segarena.agents.configuration import read_experiment
 from segarena.agents.papers import PAPERS
 from segarena.agents.policy import POLICIES
 from segarena.agents.spars.baselines import BASELINES, MapBaseline, score_map

@@ -14,7 +14,8 @@ import yaml
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from segarena.agents import generic
-from segarena.agents.command_line import main, read_experiment
+from segarena.agents.command_line import main
+from segarena.agents.configuration import read_experiment
 from segarena.agents.policy import POLICIES, TrainedPolicy
 from segarena.common.runs import Run
 from segarena.envs import ENVIRONMENTS

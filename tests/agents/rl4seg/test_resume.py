@@ -25,7 +25,7 @@ from rl4seg_runs import (
     train,
     trained,
 )
-from segarena.agents.command_line import read_experiment
+from segarena.agents.configuration import read_experiment
 from segarena.agents.dense_ppo.ppo import DensePPO
 from segarena.agents.papers import PAPERS
 from segarena.agents.rl4seg import stages

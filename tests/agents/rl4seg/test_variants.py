@@ -16,7 +16,8 @@ from rl4seg_runs import (
     trained,
     weights,
 )
-from segarena.agents import command_line
+from segarena.agents.command_line import parser
+from segarena.agents.configuration import experiment_parser
 from segarena.agents.dense_ppo.ppo import DensePPO
 from segarena.agents.papers import PAPERS
 from segarena.agents.rl4seg import stages as rl4seg_stages
@@ -148,7 +149,7 @@ def test_every_configuration_can_be_trained(path):
     arguments = ["train", *(part for file in (*files, path) for part in ("--config", str(file)))]
     if "--target.data" in text:
         arguments += ["--source.data", "source", "--target.data", "target"]
-    options = command_line.parser(PAPERS["rl4seg"]).parse_args(arguments).train
-    made = command_line.experiment_parser(PAPERS["rl4seg"]).instantiate(options)
+    options = parser(PAPERS["rl4seg"]).parse_args(arguments).train
+    made = experiment_parser(PAPERS["rl4seg"]).instantiate(options)
     experiment = RL4SegExperiment(**{field.name: made[field.name] for field in fields(RL4SegExperiment)}).resolved()
     assert experiment.paper == "rl4seg"
