@@ -206,11 +206,15 @@ def _train_agent(experiment: SparsExperiment, run: Run) -> None:
         checkpoint_every=experiment.checkpoint_every,
         extra_state=training.state,
         checkpoint=checkpoint,
+        conclude=lambda: _log_outcome(experiment, run),
     )
-    if checkpoint is None or checkpoint.step < training.model.num_timesteps:  # a finished run stays as it is
-        last = {name: value for line in run.metrics() for name, value in line.items()}
-        outcome = {name: value for name, value in last.items() if name.startswith(("spars/", "rollout/"))}
-        run.log_hparams(plain(asdict(experiment)), outcome)
+
+
+def _log_outcome(experiment: SparsExperiment, run: Run) -> None:
+    """Show the configuration beside the last value of each curve in TensorBoard's table of runs."""
+    last = {name: value for line in run.metrics() for name, value in line.items()}
+    outcome = {name: value for name, value in last.items() if name.startswith(("spars/", "rollout/"))}
+    run.log_hparams(plain(asdict(experiment)), outcome)
 
 
 def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple[Snapshot, Snapshot | None]:
