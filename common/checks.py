@@ -50,6 +50,20 @@ def check(config: Any, section: str = "", **ranges: Range) -> None:
         check_range(f"{section}{name}", getattr(config, name), allowed)
 
 
+def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Check the arguments of a function, or of a class's constructor, by their annotated types, as `check` does.
+
+    Raises:
+        ValueError: names argument, value and what is allowed.
+    """
+    parameters = inspect.signature(function, eval_str=True).parameters
+    for name, value in values.items():
+        kind = parameters[name].annotation if name in parameters else inspect.Parameter.empty
+        wrong = _misfit(value, kind) if kind is not inspect.Parameter.empty else None
+        if wrong is not None:
+            raise ValueError(f"{name} is {value!r} but {wrong}")
+
+
 def check_range(name: str, value: Any, allowed: Range) -> None:
     """Check that `value`, a number, None or a tuple or list of numbers, has no number outside `allowed`.
 

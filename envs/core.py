@@ -255,7 +255,10 @@ class BatchedEnv(ABC):
         return lambda: [{} for _ in range(len(env_ids))]
 
     def state(self) -> dict[str, Any]:
-        """Tensors, numbers and strings from which `load_state` continues these episodes; subclasses add theirs."""
+        """Tensors, numbers and strings from which `load_state` continues these episodes; subclasses add theirs.
+
+        Each keeps its type, and each tensor its shape, in every state of a training; what is empty at first may grow.
+        """
         return {
             "t": self.t,
             "streams": self.streams.state(),

@@ -14,7 +14,8 @@ import segarena
 import torch
 import yaml
 from safetensors.torch import load_file
-from segarena.agents.command_line import main, read_experiment
+from segarena.agents.command_line import main
+from segarena.agents.configuration import read_experiment
 from segarena.agents.rl4seg import stages as rl4seg_stages
 from segarena.agents.rl4seg.context import Context
 from segarena.common.runs import Run

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Triple = tuple[int, int, int]
+SIDE = (1, 2048)
+"""Range of a side of a volume or of a window, in voxels."""
 FIXED_POINT = 2.0**40
 """Painted values are summed as int64 multiples of 2^-40: the difference array leaves no residue, in any order."""
 
@@ -194,8 +196,7 @@ class WindowLattice:
         if device not in self._updates_on:
             _, by, bz = (n + 1 for n in self.block_shape)
             cells = self._cells(torch.arange(self.size))
-            # a phase cuts the first block short, which is block 0
-            low = [cell + int(p > 0) for cell, p in zip(cells, self.phase, strict=True)]
+            low = [cell + int(p > 0) for cell, p in zip(cells, self.phase, strict=True)]  # a cut block is block 0
             ends = [(first, first + w // self.step) for first, w in zip(low, self.window, strict=True)]
             corners = list(product((0, 1), repeat=3))
             flat = [(ends[0][i] * by + ends[1][j]) * bz + ends[2][k] for i, j, k in corners]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from rl4seg_runs import QUICK, TINY, call, count_all, prepared, trained
-from segarena.agents import command_line
+from segarena.agents import configuration
+from segarena.agents.commands import train
 from segarena.rewards.corrector import Corrector
 
 
@@ -17,8 +18,8 @@ from segarena.rewards.corrector import Corrector
 def one_parser():
     """The command line takes half a second to build, and is needed a hundred times."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("parser", "experiment_parser"):
-            patch.setattr(command_line, name, functools.cache(getattr(command_line, name)))
+        for module, name in ((train, "parser"), (configuration, "experiment_parser")):
+            patch.setattr(module, name, functools.cache(getattr(module, name)))
         yield
 
 

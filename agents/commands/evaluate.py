@@ -1,0 +1,70 @@
+"""`evaluate`: results, table and pictures of trained runs."""
+
+import sys
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ..program import watch
+from ..threads import add_threads, use_threads
+
+
+def parser(paper: str | None) -> ArgumentParser:
+    """Its options."""
+    options = ArgumentParser(
+        description="Evaluate trained runs, with their baselines and reference policies, on test cases."
+    )
+    options.add_argument(
+        "--run", nargs="+", type=str, required=True, help="run folders, space-separated; of one paper and one data set"
+    )
+    options.add_argument("--split", type=str | None, help="split to evaluate on (default: the run's test split)")
+    options.add_argument(
+        "--cases",
+        type=list[str] | None,
+        help="cases to evaluate on, ids or patterns such as '[liver_*]' (default: the test split)",
+    )
+    options.add_argument(
+        "--policies",
+        nargs="*",
+        type=str,
+        help="reference policies to play, space-separated (default: those that the paper compares with)",
+    )
+    options.add_argument(
+        "--on_error",
+        type=str,
+        default="stop",
+        help="stop or skip: end at an unreadable file, or leave it out (exit status 1)",
+    )
+    add_threads(options)
+    return options
+
+
+def run(options: Namespace, command: str, paper: str | None) -> int:
+    """Results, table and pictures; 1 if a bad file was skipped."""
+    from ...common.files import replacing
+    from ...common.runs import Run
+    from ..configuration import read_experiment
+    from ..experiment import EvaluateOptions
+
+    if options.on_error not in ("stop", "skip"):
+        raise ValueError(f"on_error is {options.on_error!r} but must be 'stop' or 'skip'")
+    runs = [Run.open(folder) for folder in options.run]
+    papers, experiments = zip(*map(read_experiment, runs), strict=True)
+    if len({id(one) for one in papers}) > 1:
+        raise ValueError("the runs are of different papers; evaluate them apart")
+    row = papers[0]
+    use_threads(options.threads, default=row.threads)
+    chosen = EvaluateOptions(command, options.split, options.cases, options.policies, options.on_error == "skip")
+    results, skipped = row.evaluate(list(zip(runs, experiments, strict=True)), chosen)
+    text = "\n\n".join(row.tables(results))
+    folders = [run.folder for run in runs]
+    with replacing(folders[0] / "evaluation" / "table.md") as unfinished:
+        unfinished.write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}\n")
+    for folder in folders:
+        for picture in sorted((folder / "media").glob("*.png")):
+            print(f"picture    {picture}")
+    print(f"results    {folders[0] / 'evaluation'}")
+    print(f"watch      {watch(runs[0])}")
+    for line in skipped:
+        print(f"skipped    {line}", file=sys.stderr)
+    return 1 if skipped else 0
