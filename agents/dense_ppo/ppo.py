@@ -162,8 +162,7 @@ class DensePPO(Learner):
         _init_setup_model: bool = True,
     ) -> None:
         self.config = cfg = config or DensePPOConfig()
-        if isinstance(env, SingleEnv | BatchEnv):
-            env = env.batched
+        env = env.batched if isinstance(env, SingleEnv | BatchEnv) else env
         env = LearnerEnv(env) if isinstance(env, BatchedEnv) else env
         if env is not None and not isinstance(env, LearnerEnv):
             raise ValueError(f"env is {env!r} but must be a BatchedEnv, such as EchoEnv(num_envs=8), or its LearnerEnv")

@@ -1,4 +1,4 @@
-"""The hyper-parameters for RL Zoo: keys that it accepts, values of our own configuration, an environment that exists."""
+"""The hyper-parameters for RL Zoo: keys that it accepts, values of our own training, an environment that exists."""
 
 import inspect
 from pathlib import Path
