@@ -15,7 +15,9 @@ from typing import Any, NoReturn
 from gymnasium.error import Error as GymnasiumError
 
 from .. import __version__
+from ..common.stopping import Stopped
 from .commands import COMMANDS
+from .exits import INTERRUPTED, REFUSED, failed, print_on_any_console
 from .program import PROGRAM
 from .refusals import did_you_mean, one_line
 
@@ -44,7 +46,8 @@ def _root() -> _Root:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status: 0 done, 1 done but something was left out, 2 refused, 130 stopped."""
+    """Run a command; the exit status: see `exits`."""
+    print_on_any_console()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     name = arguments[0] if arguments else ""
     try:
@@ -59,11 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except (ValueError, OSError, GymnasiumError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return REFUSED
+    except Exception as error:
+        return failed(error)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.number
     except KeyboardInterrupt:
         again = f"; a run that was training continues with {PROGRAM} train --resume RUN" if name == "train" else ""
         print(f"\nstopped{again}", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def _answer(root: _Root, arguments: Sequence[str]) -> int:

@@ -1,5 +1,6 @@
 """From options and YAML to an experiment, and back from a run's config.yaml."""
 
+from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def _read(path: str) -> dict[str, Any]:
     """A YAML file of names and values.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is something else, or a name is no text.
     """
     loaded = read_yaml(path)
     if not isinstance(loaded, dict):
@@ -169,8 +170,17 @@ def read_experiment(run: "Run") -> "tuple[Paper[Any], Any]":
     Raises:
         ValueError: the file names no paper, or holds what the paper's experiment refuses.
     """
-    paper = paper_named(_paper_in(str(run.folder / "config.yaml"), run.config))
-    return paper, experiment_from(paper, experiment_parser(paper).parse_object(run.config))
+    path, config = str(run.folder / "config.yaml"), run.config
+    name = _paper_in(path, config)
+    if wrong := misfit(schema(name), config):
+        raise ValueError(f"{path}: {wrong}")
+    paper = paper_named(name)
+    options = experiment_parser(paper)
+    options.exit_on_error = False
+    try:
+        return paper, experiment_from(paper, options.parse_object(config))
+    except (ValueError, ArgumentError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def experiment_from(paper: "Paper[Any]", given: Namespace) -> Any:

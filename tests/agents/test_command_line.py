@@ -193,6 +193,7 @@ REFUSED = {
     "another paper": (["--paper", "rl4seg"], "--paper is of paper 'rl4seg' but config.yaml of 'spars'"),
     "an unknown paper": (["--paper", "spar"], "paper is 'spar' but must be one of 'spars', 'rl4seg', 'ppo'; did you"),
     "a run to continue that there is not": (["--resume", "gone"], "'gone' is no run: it has no config.yaml"),
+    "a folder for a run that goes on": (["--resume", ".", "--out", "x"], "in its own folder; leave out --out"),
 }
 
 
@@ -299,7 +300,7 @@ def test_a_command_line_that_cannot_be_understood_is_refused_in_one_line(here, c
 
 def test_an_empty_data_folder_is_refused(here, capsys):
     Path("data").mkdir()
-    said = "data: expected dataset.json with cases (or Task03_Liver/dataset.json), or LiTS files"
+    said = "data: expected dataset.json with cases (or Task03_Liver/dataset.json), images/ (and labels/) with NIfTI"
     assert_refused(train(*on_ct("data")), capsys, said, "found an empty folder")
     assert everything(here) == ["config.yaml", "data"]
 
