@@ -446,6 +446,7 @@ def test_list_prints_every_environment(capsys):
     for name, entry in ENVIRONMENTS.items():
         assert name in out
         assert entry.paper in out
+        assert f"  config        {entry.config.removeprefix('configs/').removesuffix('.yaml')}\n" in out
         assert (Path(segarena.__file__).parent / entry.config).is_file()
         assert all(f"{policy}: " in out for policy in POLICIES[name])
     for name, paper in PAPERS.items():
