@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from .metrics import NEEDS_TARGET
 from .results import Case, Result, empty_target
-from .statistics import bootstrap_interval, cluster_means, paired_wilcoxon
+from .statistics import bootstrap_interval, cluster_means, holm, paired_wilcoxon
 
 Floats = npt.NDArray[np.float64]
 
@@ -104,8 +104,9 @@ def table(results: Sequence[Result], columns: Sequence[Column | str], *, baselin
     if empty:
         header += ["False positive (ml), empty target", "Specificity (%)"]
     if baseline is not None:
-        header.append(f"p ({shown[0].title} vs {baseline})")
         p_value = p_values(results, baseline, shown[0])
+        holm = ", Holm" if len(p_value) > 1 else ""
+        header.append(f"p ({shown[0].title} vs {baseline}{holm})")
     rows = []
     for method, runs in methods.items():
         row = [method, runs[0].supervision, runs[0].mode, str(len(runs))]
@@ -128,7 +129,7 @@ def p_values(results: Sequence[Result], baseline: str, metric: Column | str) -> 
     """p-value of every other method against `baseline` on the same cases, by method.
 
     Two-sided paired Wilcoxon test over cases, or over the means of patients where the cases name them; seeds are
-    averaged per case. Not corrected for several methods.
+    averaged per case. Corrected for the number of methods after Holm.
 
     Raises:
         ValueError: as `table`; or a metric that a case lacks, or that has a meaning on none of the cases.
@@ -146,7 +147,7 @@ def p_values(results: Sequence[Result], baseline: str, metric: Column | str) -> 
     if patients is not None:
         per_case = {method: cluster_means(values, patients) for method, values in per_case.items()}
     reference = per_case.pop(baseline)
-    return {method: paired_wilcoxon(values, reference) for method, values in per_case.items()}
+    return holm({method: paired_wilcoxon(values, reference) for method, values in per_case.items()})
 
 
 def _by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -215,11 +216,19 @@ def _cell(values: Floats, one: Column, patients: Sequence[str] | None) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of the table, padded so that it reads well as plain text too."""
+    """The lines of the table, padded so that it reads well as plain text too.
+
+    What Markdown would take for the end of a cell or for a formula is escaped.
+    """
+    header, rows = [_escaped(cell) for cell in header], [[_escaped(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = ["-" * width for width in widths]
     lines = (header, rule, *rows)
     return ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
+
+
+def _escaped(cell: str) -> str:
+    return " ".join(cell.split()).replace("|", r"\|").replace("$", r"\$")
 
 
 def _footer(results: Sequence[Result], empty: int) -> list[str]:

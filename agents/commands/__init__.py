@@ -7,7 +7,7 @@ the exit status.
 COMMANDS = {
     "train": "train as a configuration says, or continue a run",
     "evaluate": "results, table and pictures of trained runs",
-    "render": "write an episode as a GIF",
+    "render": "write an episode as a GIF or MP4",
     "play": "play reference policies, without any trained run",
     "list": "environments with spaces and reference policies; papers",
 }

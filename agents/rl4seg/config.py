@@ -162,6 +162,9 @@ class RL4SegExperiment(Experiment):
     """The domain to adapt to (phantoms: vendor b); only evaluation, and baselines that say so, use its labels."""
     pool: list[str] = field(default_factory=lambda: ["train", "pred"])
     """Splits of the target whose images are adapted to; their order is shuffled by the seed."""
+    test_split: str | None = None
+    """Split of the target that `evaluate` and `render` take unless told otherwise; null: test where there is one, else
+    the first of `pool`."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Size and normalisation of the networks."""
     supervised: SourceNetConfig = field(default_factory=SourceNetConfig)

@@ -23,7 +23,7 @@ from ...envs.spars import SparsEnv
 from ...envs.spars_config import SparsConfig
 from ...evaluation.metrics import classification_metrics
 from ..callbacks import Best
-from ..experiment import baselines_of, check_names
+from ..experiment import baselines_of, check_names, reached
 from ..ppo import Learner, learn, restore
 from .baselines import BASELINES
 from .callbacks import DuelMetrics, ValidationCallback
@@ -181,6 +181,20 @@ def _train_agent(experiment: SparsExperiment, run: Run) -> None:
     if checkpoint is None or checkpoint.step < model.num_timesteps:  # a finished run stays as it is
         outcome = {name: value for name, value in run.metrics()[-1].items() if name.startswith(("spars/", "rollout/"))}
         run.log_hparams(plain(asdict(experiment)), outcome)
+
+
+def trained_steps(experiment: SparsExperiment, run: Run, *, unfinished: bool = False) -> int:
+    """Environment steps that the agent of a run was trained for; 0 where it trains a classifier only.
+
+    Raises:
+        ValueError: the classifier is not finished; or the agent is not, and `unfinished` is False.
+    """
+    if experiment.env.classifier == TRAIN and not (run.stage("classifier").folder / "manifest.json").is_file():
+        raise ValueError(
+            f"run {str(run.folder)!r} is not finished: it lacks its classifier; train it further with --resume"
+        )
+    total = experiment.ppo.total_timesteps
+    return reached(run, total, unfinished=unfinished) if total else 0
 
 
 def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple[Snapshot, Snapshot | None]:

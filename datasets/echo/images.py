@@ -154,6 +154,21 @@ def load_echo(config: EchoDataConfig, split: str, on_bad: Callable[[BadSample], 
     )
 
 
+def echo_splits(config: EchoDataConfig) -> list[str]:
+    """Names of the splits that `load_echo` can load, without "all".
+
+    Raises:
+        FileNotFoundError: a missing folder.
+    """
+    if config.patients is not None:
+        return list(config.patients)
+    if config.data == "phantom":
+        return [name for name, number in asdict(config.phantom_patients).items() if number]
+    folder = find_echo(Path(config.data))
+    there = {files.patient for files in folder.files}
+    return [name for name, patients in folder.splits.items() if there & set(patients)]
+
+
 def _chosen(
     config: EchoDataConfig, split: str, everybody: Iterable[str], own: Mapping[str, Sequence[str]]
 ) -> list[str]:
