@@ -26,6 +26,7 @@ from ...segmenters.inference import segment
 from ...segmenters.norms import norm_of, shrink_perturb
 from ...segmenters.training import train_segmenter
 from ...segmenters.unet import UNet
+from ..dense_ppo.ppo import DensePPOConfig
 from .context import (
     AT_ONCE,
     CORRECTED,
@@ -47,6 +48,10 @@ CORRECTION = (*SOURCE, "projection", "border_policy")
 """Keys of the configuration that decide the corrector, beside those of the shape prior."""
 POLICY = (*TARGET, *UNET, "ppo", "reward", "gold", "warm_start")
 """Keys that decide the PPO of an iteration, beside those of the stages before it."""
+FORWARD = 0.3
+"""Share of an image's work in training that remains without gradients."""
+TRIPLETS_PER_IMAGE = 3
+"""About so many triplets come of an image: nine where its mask is gold, one where it is corrected."""
 
 # -- stage 0 -------------------------------------------------------------------------------------------------------
 
@@ -62,7 +67,10 @@ def source_net(context: Context) -> Path:
         save_network(stage.folder / SEGMENTER, net)
         return [SEGMENTER]
 
-    return context.stage("supervised", make, keys=(*SOURCE, *UNET, "supervised"))
+    def work() -> float:
+        return context.experiment.supervised.epochs * len(context.source)
+
+    return context.stage("supervised", make, keys=(*SOURCE, *UNET, "supervised"), work=work)
 
 
 def adabn_net(context: Context) -> Path:
@@ -74,7 +82,7 @@ def adabn_net(context: Context) -> Path:
         save_network(stage.folder / SEGMENTER, net)
         return [SEGMENTER]
 
-    return context.stage("adabn", make, keys=TARGET, after=[source])
+    return context.stage("adabn", make, keys=TARGET, after=[source], work=lambda: FORWARD * len(context.target))
 
 
 def start_net(context: Context) -> Path:
@@ -93,7 +101,10 @@ def shape_prior(context: Context) -> Path:
         save_network(stage.folder / PRIOR, prior)
         return [PRIOR]
 
-    return context.stage("shape_prior", make, keys=(*SOURCE, "seed", "shape_prior"))
+    def work() -> float:
+        return context.experiment.shape_prior.epochs * len(context.source)
+
+    return context.stage("shape_prior", make, keys=(*SOURCE, "seed", "shape_prior"), work=work)
 
 
 def corrector(context: Context) -> Corrector:
@@ -141,6 +152,7 @@ def iterate(context: Context, i: int) -> None:
             partial(_reward_data, context, i),
             keys=(*TARGET, *CORRECTION, "reward_data"),  # gold.refresh, read if i > 1, is a key of the PPO before it
             after=[policy_folder(context, i - 1), shape_prior(context), *seen],
+            work=lambda: FORWARD * TRIPLETS_PER_IMAGE * experiment.new_images,
         )
         warm = [run.stage(f"iteration_{i - 1}/reward_net").folder] if i > 1 and experiment.reward_net.warm_start else []
         reward = context.stage(
@@ -148,10 +160,17 @@ def iterate(context: Context, i: int) -> None:
             partial(_reward_net, context, i),
             keys=(*TARGET, *UNET, "reward_net"),
             after=[data, *warm],
+            work=lambda: experiment.reward_net.epochs * TRIPLETS_PER_IMAGE * experiment.pool_size(i),
         )
         after.append(reward)
     keys = POLICY if i > 1 else [key for key in POLICY if key != "warm_start"]  # only later ones start warm
-    context.stage(f"iteration_{i}/ppo", partial(_ppo, context, i), keys=keys, after=after)
+    make, work = partial(_ppo, context, i), partial(ppo_work, experiment.learner(i))
+    context.stage(f"iteration_{i}/ppo", make, keys=keys, after=after, work=work)
+
+
+def ppo_work(config: DensePPOConfig) -> float:
+    """Images that a PPO shows: in each rollout and in each pass over it, to actor and critic."""
+    return 2 * (1 + config.n_epochs) * config.total_timesteps
 
 
 def _reward_data(context: Context, i: int, stage: Run) -> list[str]:
