@@ -17,7 +17,8 @@ from ..common.checks import check, check_choice
 from ..common.device import accelerate, resolve_device
 from ..common.files import replacing
 from ..common.resuming import reconfigure, tidy, training_in
-from ..common.runs import Run, plain, slug
+from ..common.runs import Run, chosen, plain, slug
+from ..evaluation.curve_figures import Curve
 from ..evaluation.drawing import Legend
 from ..evaluation.films import Shot
 from ..evaluation.machine import describe_machine
@@ -186,6 +187,12 @@ class Paper(Generic[E]):
     """The paper's table of baselines by name."""
     check_export: Callable[[E], None] = lambda experiment: None
     """Raises where a run has no policy for a zip of Stable-Baselines3, or one that needs what the zip does not hold."""
+    hparams: tuple[str, ...] = ()
+    """Keys of the configuration that TensorBoard's table of runs shows, a dozen at most."""
+    curves: tuple[Curve, ...] = (Curve("rollout/ep_rew_mean", "reward of an episode"),)
+    """Learning curves that `plot` draws by default, and whose last values stand in TensorBoard's table of runs."""
+    lines: Callable[[E, Run], list[dict[str, float]]] = lambda experiment, run: run.metrics()
+    """The logged scalars of a run's agent, one dict per logged `step`, which counts environment steps."""
     frame_ms: int = 125
     """Time in milliseconds that each frame of an episode is shown."""
 
@@ -234,9 +241,18 @@ class Paper(Generic[E]):
         accelerate(resolve_device(experiment.device))
         try:
             self.train(experiment, run)
+            outcome = self.outcome(experiment, run)
+            run.log_hparams(chosen(asdict(experiment), self.hparams), outcome)
         finally:
             run.close()
         return run
+
+    def outcome(self, experiment: E, run: Run) -> dict[str, float]:
+        """The last value of each curve that the run has."""
+        last = dict[str, float]()
+        for line in self.lines(experiment, run):
+            last |= line
+        return {curve.name: last[curve.name] for curve in self.curves if curve.name in last}
 
     def export(self, experiment: E, run: Run, path: str | Path) -> None:
         """Write the trained policy as a zip of Stable-Baselines3, for its own `load`.

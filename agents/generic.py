@@ -185,7 +185,7 @@ def _result(
     step: int,
     command: str,
 ) -> Result:
-    total = experiment.ppo.total_timesteps
+    planned = experiment.ppo.total_timesteps
     numbers = zip(played.returns.tolist(), played.lengths.tolist(), played.infos, strict=True)
     cases: list[Case] = [
         {"case_id": f"episode_{number}", "origin": env.origin, "return": total, "steps": float(steps)}
@@ -208,7 +208,7 @@ def _result(
         settings={
             "settings": experiment.settings,
             "total_timesteps": step,
-            **({"unfinished": f"step {step} of {total}"} if step < total else {}),
+            **({"unfinished": f"step {step} of {planned}"} if step < planned else {}),
         },
         command=command,
     )

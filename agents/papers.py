@@ -6,6 +6,7 @@ Rows may be added from outside: `PAPERS["mine"] = Paper(...)`, `POLICIES["Mine-v
 from typing import Any
 
 from ..common.checks import check_choice
+from ..evaluation.curve_figures import Curve
 from . import generic
 from .experiment import Paper
 from .policy import POLICIES
@@ -32,6 +33,15 @@ PAPERS: dict[str, Paper[Any]] = {
         columns=spars_evaluation.COLUMNS,
         baseline="score map (mean)",
         baselines=spars_baselines.BASELINES,
+        hparams=(
+            *("seed", "policy", "env.reward", "env.threshold", "env.n_agents", "env.obs_mode", "env.horizon"),
+            *("ppo.total_timesteps", "ppo.learning_rate", "ppo.ent_coef", "ppo.gamma", "self_play.refresh_every"),
+        ),
+        curves=(
+            Curve("rollout/ep_rew_mean", "reward of an episode"),
+            Curve("spars/dice_eval", "Dice, validation cases"),
+            Curve("spars/terminal_hit", "episodes ended on tumour", "share"),
+        ),
     ),
     "rl4seg": Paper(
         experiment=rl4seg_config.RL4SegExperiment,
@@ -44,6 +54,18 @@ PAPERS: dict[str, Paper[Any]] = {
         more_columns=rl4seg_evaluation.UNCERTAINTY_COLUMNS,
         baseline=rl4seg_baselines.SOURCE_ONLY,
         baselines=rl4seg_baselines.BASELINES,
+        hparams=(
+            *("seed", "iterations", "reward", "network.init_channels", "network.norm_mode", "warm_start.kind"),
+            *("ppo.epochs", "ppo.batch.c0", "ppo.ent_coef.c0", "ppo.kl_coef.c0", "ppo.learner.actor_lr"),
+            "reward_data.sim_threshold",
+        ),
+        curves=(
+            Curve("rollout/ep_rew_mean", "reward of an image", "mean R"),
+            Curve("eval/val_reward_argmax", "reward, validation images", "mean R"),
+            Curve("eval/anat_valid", "valid masks, validation images", "share"),
+            Curve("eval/dice_epi", "Dice EPI, validation images"),
+        ),
+        lines=rl4seg_evaluation.lines,
         frame_ms=1000,
     ),
     "ppo": Paper(
@@ -56,6 +78,14 @@ PAPERS: dict[str, Paper[Any]] = {
         render=generic.render,
         columns=generic.COLUMNS,
         baseline="random",
+        hparams=(
+            *("seed", "env", "ppo.total_timesteps", "ppo.num_envs", "ppo.n_steps", "ppo.batch_size", "ppo.n_epochs"),
+            *("ppo.learning_rate", "ppo.gamma", "ppo.gae_lambda", "ppo.clip_range", "ppo.ent_coef"),
+        ),
+        curves=(
+            Curve("rollout/ep_rew_mean", "reward of an episode"),
+            Curve("rollout/ep_len_mean", "length of an episode", "steps"),
+        ),
     ),
 }
 """Papers by the name that `paper:` in a configuration gives; ppo is plain PPO on any environment."""

@@ -201,7 +201,7 @@ def learn(
         try:
             model.learn(
                 total_timesteps - model.num_timesteps,
-                callback=CallbackList([StopAtNaN(run), *callbacks, terms, keep, ShowProgress(bar)]),
+                callback=CallbackList([StopAtNaN(run), *callbacks, terms, keep, ShowProgress(bar, total_timesteps)]),
                 reset_num_timesteps=False,
             )
         except ValueError as error:  # PyTorch's distributions refuse such numbers too, with all of them in the message

@@ -22,4 +22,4 @@ def tool(name: str) -> str:
 
 def watch(run: Run) -> str:
     """The command that shows a run in TensorBoard."""
-    return f"{tool('tensorboard')} --logdir {shlex.quote(str(run.folder))}"
+    return f"{tool('tensorboard')} --logdir {shlex.quote(str(run.folder / 'tensorboard'))}"

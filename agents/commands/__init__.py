@@ -8,6 +8,7 @@ COMMANDS = {
     "train": "train as a configuration says, or continue a run",
     "evaluate": "results, table and pictures of trained runs",
     "render": "write an episode as a GIF or MP4",
+    "plot": "draw learning curves of runs, with intervals over seeds",
     "play": "play reference policies, without any trained run",
     "list": "environments with spaces and reference policies; papers",
 }

@@ -285,6 +285,15 @@ def _figure(context: Context, images: ImagePool, prediction: MethodPrediction, p
     save_echo_figure(path, views, title=prediction.method)
 
 
+def lines(experiment: RL4SegExperiment, run: Run) -> list[dict[str, float]]:
+    """What the PPO of every iteration logged, one after the other; steps are counted through all of them."""
+    found, before = list[dict[str, float]](), 0.0
+    for i in range(1, experiment.iterations + 1):
+        found += [{**line, "step": before + line["step"]} for line in run.stage(f"iteration_{i}/ppo").metrics()]
+        before = max((line["step"] for line in found), default=0.0)
+    return found
+
+
 def render(run: Run, experiment: RL4SegExperiment, options: RenderOptions) -> Episode:
     """One image as every policy of the run masks it, π_0 first, with the last reward.
 

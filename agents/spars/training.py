@@ -17,7 +17,7 @@ from ...common.checkpoints import Checkpoint, load_into
 from ...common.device import resolve_device
 from ...common.networks import save_network
 from ...common.progress import Progress
-from ...common.runs import Run, chosen, plain
+from ...common.runs import Run, chosen
 from ...datasets.liver.cases import HU_WINDOW, LiverDataConfig, iter_liver_cases, liver_case_ids, load_liver_cases
 from ...envs.adapters import LearnerEnv
 from ...envs.spars import SparsEnv
@@ -30,7 +30,7 @@ from .baselines import BASELINES
 from .callbacks import DuelMetrics, ValidationCallback
 from .config import TRAIN, SparsExperiment
 from .policies import policy_arguments
-from .self_play import SelfPlay, Snapshot
+from .self_play import SELF_PLAY_NOTE, SelfPlay, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -194,6 +194,9 @@ def _train_agent(experiment: SparsExperiment, run: Run) -> None:
     if checkpoint:
         training.restore(checkpoint)
     seen = checkpoint.step if checkpoint else 0
+    if training.self_play and not checkpoint:
+        log.info(SELF_PLAY_NOTE)
+        run.log_text("spars/self_play", SELF_PLAY_NOTE)
     learn(
         training.model,
         run,
@@ -207,10 +210,6 @@ def _train_agent(experiment: SparsExperiment, run: Run) -> None:
         extra_state=training.state,
         checkpoint=checkpoint,
     )
-    if checkpoint is None or checkpoint.step < training.model.num_timesteps:  # a finished run stays as it is
-        last = {name: value for line in run.metrics() for name, value in line.items()}
-        outcome = {name: value for name, value in last.items() if name.startswith(("spars/", "rollout/"))}
-        run.log_hparams(plain(asdict(experiment)), outcome)
 
 
 def trained_steps(experiment: SparsExperiment, run: Run, *, unfinished: bool = False) -> int:
