@@ -411,7 +411,7 @@ def test_a_run_says_how_to_go_on(capsys):
     assert train("--out", "out", "--ppo.total_timesteps", "64") == 0
     out = capsys.readouterr().out
     assert "python run_rl.py evaluate --run out" in out
-    assert "tensorboard --logdir out" in out
+    assert "tensorboard --logdir out/tensorboard" in out
 
 
 def test_the_configuration_of_a_run_is_complete_and_read_back_equal(run):
