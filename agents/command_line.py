@@ -10,6 +10,7 @@ from typing import Any
 from gymnasium.error import Error as GymnasiumError
 from jsonargparse import ArgumentParser
 
+from ..common.stopping import Stopped
 from .commands import COMMANDS
 from .configuration import paper_of
 from .experiment import Paper
@@ -31,7 +32,7 @@ def _module(name: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status: 0 done, 1 done but something was left out, 2 refused, 130 stopped."""
+    """Run a command; its exit status: 0 done, 1 something was left out, 2 refused, 128 + n stopped by signal n."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     command = f"{PROGRAM} {shlex.join(arguments)}"
@@ -42,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, GymnasiumError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.number
     except KeyboardInterrupt:
         print(f"\nstopped; a run that was training continues with {PROGRAM} train --resume RUN", file=sys.stderr)
         return 130

@@ -1,6 +1,6 @@
 """From options and YAML to an experiment, and back from a run's config.yaml."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from itertools import pairwise
@@ -23,7 +23,7 @@ set_parsing_settings(
 
 
 def paper_of(arguments: Sequence[str]) -> Paper[Any]:
-    """The paper that a command line of `train` names, itself or in its configurations; the last one counts.
+    """The paper that a command line of `train` names, itself, in its configurations or in its run; the last one counts.
 
     Raises:
         ValueError: there is no such paper.
@@ -33,9 +33,11 @@ def paper_of(arguments: Sequence[str]) -> Paper[Any]:
     for option, value in pairwise(given):
         if option == "--paper":
             name = value
-        elif option == "--config" and Path(value).is_file():
+            continue
+        path = Path(value, "config.yaml") if option == "--resume" else Path(value)
+        if option in ("--config", "--resume") and path.is_file():
             with suppress(yaml.YAMLError, UnicodeDecodeError):  # the parser says what is wrong with it
-                config = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+                config = yaml.safe_load(path.read_text(encoding="utf-8"))
                 name = config.get("paper", name) if isinstance(config, dict) else name
     return paper_named(name)
 
@@ -50,10 +52,19 @@ def experiment_parser(paper: Paper[Any]) -> ArgumentParser:
     return options
 
 
-def read_experiment(run: Run) -> tuple[Paper[Any], Any]:
-    """The paper and the experiment of a run, from its config.yaml."""
-    paper = paper_named(run.config.get("paper", DEFAULT_PAPER))
-    return paper, experiment_from(paper, experiment_parser(paper).parse_object(run.config))
+def read_experiment(run: Run, changes: Mapping[str, Any] | None = None) -> tuple[Paper[Any], Any]:
+    """The paper and the experiment of a run, from its config.yaml; `changes`, nested as it is, win over it.
+
+    Raises:
+        ValueError: a value that a field refuses, or a change of the paper.
+    """
+    name = run.config.get("paper", DEFAULT_PAPER)
+    if (other := (changes or {}).get("paper", name)) != name:
+        raise ValueError(f"paper is {other!r} but the run {str(run.folder)!r} is of {name!r}; leave it out")
+    paper = paper_named(name)
+    options = experiment_parser(paper)
+    given = options.parse_object(run.config)
+    return paper, experiment_from(paper, options.parse_object(dict(changes), namespace=given) if changes else given)
 
 
 def experiment_from(paper: Paper[Any], given: Namespace) -> Any:

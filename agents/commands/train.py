@@ -18,7 +18,10 @@ def parser(paper: Paper[Any]) -> ArgumentParser:
     options, text = experiment_parser(paper), str | None
     options.add_argument("--out", type=text, help="new folder of the run (default: runs/<name>-seed<seed>)")
     options.add_argument(
-        "--resume", type=text, help="folder of a run to continue, with the configuration in it; excludes other options"
+        "--resume",
+        type=text,
+        help="folder of a run to continue, with the configuration in it; other options change it, where nothing that "
+        "was made so far depends on them",
     )
     options.add_argument(
         "--export_sb3", type=text, help="file .zip for the trained policy, for the load of Stable-Baselines3"
@@ -38,18 +41,22 @@ def run(options: Namespace, command: str, paper: Paper[Any]) -> int:
         )
     if options.resume:
         given = parser(paper).parse_args(shlex.split(command.removeprefix(PROGRAM))[1:], defaults=False)
-        if ignored := sorted(set(given.keys()) - {"resume", "export_sb3"}):
-            raise ValueError(f"--resume continues a run as it was configured; leave out {', '.join(ignored)}")
-        paper, experiment = read_experiment(Run.open(options.resume))
+        changes = {
+            name: value for name, value in given.as_dict().items() if name not in ("resume", "export_sb3", "config")
+        }
+        if changes.pop("out", None):
+            raise ValueError("--resume continues a run where it is; leave out --out")
+        paper, experiment = read_experiment(Run.open(options.resume), changes)
     else:
         experiment = experiment_from(paper, options)
     if sb3_zip is not None:
         paper.check_export(experiment)
+    environment = {**describe_machine(), "command": command}
     if options.resume:
-        run = paper.resume(experiment, options.resume)
+        run = paper.resume(experiment, options.resume, environment)
     else:
         out = options.out or f"runs/{slug(experiment.name.lower())}-seed{experiment.seed}"
-        run = paper.start(experiment, out, {**describe_machine(), "command": command})
+        run = paper.start(experiment, out, environment)
     if sb3_zip is not None:
         paper.export(experiment, run, sb3_zip)
     print(f"\nrun        {run.folder}")

@@ -6,6 +6,7 @@ of the target but those whose row says so.
 """
 
 import math
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,6 +45,7 @@ from .stages import (
     shape_prior,
     source_net,
     start_net,
+    way_on,
 )
 
 
@@ -149,7 +151,11 @@ def _self_training(context: Context, name: str, *, corrected: bool) -> list[nn.M
         net = context.load(start)
         gold = gold_of(context, net, context.rows(0), corrected=corrected)
         if not len(gold.rows):
-            raise ValueError(f"{name}: none of the first policy's masks can be used; lower reward_data.sim_threshold")
+            others = f"[{','.join(one for one in experiment.baselines if one != name)}]"
+            raise ValueError(
+                f"{name}: none of the first policy's masks is valid and like its correction. Leave the baseline out: "
+                f"{way_on(context, 1, f'--baselines {shlex.quote(others)}')}"
+            )
         images = replace(context.target.take(gold.rows.tolist()), labels=gold.masks)
         batch = experiment.supervised.batch_size
         epochs = math.ceil(steps() / math.ceil(len(images) / batch))

@@ -178,7 +178,8 @@ REFUSED = {
     ),
     "an option that is a typo": (["--env.windw_size", "[8,8,8]"], "env.windw_size"),
     "a word for a number": (["--seed", "three"], "three"),
-    "other values for a run that goes on": (["--resume", "gone"], "--resume continues a run as it was configured"),
+    "a run that is none": (["--resume", "gone"], "'gone' is no run: it has no config.yaml"),
+    "a folder for a run that goes on": (["--resume", "gone", "--out", "x"], "it is; leave out --out"),
 }
 
 
