@@ -16,8 +16,9 @@ from torch import nn
 from ..common.checks import check, check_choice
 from ..common.device import accelerate, resolve_device
 from ..common.files import replacing
+from ..common.names import check_name, slug
 from ..common.resuming import reconfigure, tidy, training_in
-from ..common.runs import Run, chosen, plain, slug
+from ..common.runs import Run, chosen, plain
 from ..evaluation.curve_figures import Curve
 from ..evaluation.drawing import Legend
 from ..evaluation.films import Shot
@@ -46,6 +47,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check(self, seed=(0, 2**32 - 1))
+        check_name(self.name)
 
     def resolved(self: E) -> E:
         """The same with nothing left open (defaults filled in, paths absolute): it can be continued from anywhere.
@@ -195,6 +197,8 @@ class Paper(Generic[E]):
     """The logged scalars of a run's agent, one dict per logged `step`, which counts environment steps."""
     frame_ms: int = 125
     """Time in milliseconds that each frame of an episode is shown."""
+    threads: int = 1
+    """CPU threads of PyTorch that its commands compute with unless told otherwise; 0: one per core."""
 
     def start(self, experiment: E, out: str | Path, environment: Mapping[str, Any]) -> Run:
         """Train in the new folder `out`; see `resume` for a run that was interrupted.

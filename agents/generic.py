@@ -14,9 +14,11 @@ from gymnasium import spaces
 
 from ..common import checks
 from ..common.device import forked_rng
-from ..common.runs import Run, slug
+from ..common.names import slug
+from ..common.runs import Run
 from ..envs.adapters import LearnerEnv
 from ..envs.core import BatchedEnv
+from ..evaluation.curve_figures import Curve
 from ..evaluation.films import Shot
 from ..evaluation.report import mean_metrics
 from ..evaluation.results import Case, Result, count_origins
@@ -24,13 +26,15 @@ from .experiment import (
     Episode,
     EvaluateOptions,
     Experiment,
+    Paper,
     RenderOptions,
     check_names,
     method_name,
     reached,
     write_result,
 )
-from .policy import POLICIES, Episodes, Policy, TrainedPolicy, make_env, play, play_and_draw, reference
+from .papers import POLICIES
+from .policy import Episodes, Policy, TrainedPolicy, make_env, play, play_and_draw, reference
 from .ppo import Learner, PPOConfig, learn, restore
 
 COLUMNS = ("return", "steps")
@@ -78,6 +82,7 @@ def check(experiment: PPOExperiment) -> None:
     if not experiment.ppo.total_timesteps:
         raise ValueError("nothing to train: ppo.total_timesteps is 0")
     env = env_of(experiment, 1)
+    experiment.ppo.check_memory(env)
     experiment.ppo.wrap(LearnerEnv(env))
     env.reset()
 
@@ -232,3 +237,25 @@ def render(run: Run, experiment: PPOExperiment, options: RenderOptions) -> Episo
         shots = [Shot(shot.picture, [*shot.lines, method_name(experiment, step, total)]) for shot in shots]
     summary = f"{int(played.lengths[0])} steps, return {float(played.returns[0]):.3f}"
     return Episode(shots, env.legend(), summary)
+
+
+PAPER: Paper[PPOExperiment] = Paper(
+    experiment=PPOExperiment,
+    check=check,
+    train=train,
+    learner=learner,
+    check_export=check_export,
+    evaluate=evaluate,
+    render=render,
+    columns=COLUMNS,
+    baseline="random",
+    hparams=(
+        *("seed", "env", "ppo.total_timesteps", "ppo.num_envs", "ppo.n_steps", "ppo.batch_size", "ppo.n_epochs"),
+        *("ppo.learning_rate", "ppo.gamma", "ppo.gae_lambda", "ppo.clip_range", "ppo.ent_coef"),
+    ),
+    curves=(
+        Curve("rollout/ep_rew_mean", "reward of an episode"),
+        Curve("rollout/ep_len_mean", "length of an episode", "steps"),
+    ),
+)
+"""Its row of the table of papers."""

@@ -93,11 +93,6 @@ def heat_bar(figure: Figure, axes: npt.NDArray[np.object_], name: str, *, aspect
     figure.colorbar(colours, ax=axes, label=name, fraction=0.02, aspect=aspect, shrink=0.7)
 
 
-def literal(text: str) -> str:
-    """The text as matplotlib shall write it: dollar signs begin no formula."""
-    return text.replace("$", r"\$")
-
-
 def scale_bar(ax: Axes, px_per_mm: float, height_px: float) -> None:
     """A bar of a round length, at most a quarter of the picture's height, in its lower left corner."""
     length_mm = max((mm for mm in (1, 2, 5, 10, 20, 50, 100) if mm * px_per_mm <= height_px / 4), default=1)
@@ -110,6 +105,11 @@ def unit_rgb(colour: Colour) -> tuple[float, float, float]:
     """The colour in 0..1, as matplotlib wants it."""
     red, green, blue = colour
     return red / 255, green / 255, blue / 255
+
+
+def literal(text: str) -> str:
+    """The text as matplotlib shows it as it is: no mathematics between dollar signs."""
+    return text.replace("$", r"\$")
 
 
 def save_png(figure: Figure, path: str | Path) -> None:

@@ -106,6 +106,7 @@ def _draw_view(row: Sequence[Axes], view: EchoView) -> None:
         ax.set(xticks=[], yticks=[])
     for ax in row[len(drawn) :]:
         ax.axis("off")
-    row[0].set_xlabel(literal(view.case_id) + ("" if view.label is not None else " (no truth)"), fontsize=9)
+    named = literal(view.case_id)
+    row[0].set_xlabel(named if view.label is not None else f"{named} (no truth)", fontsize=9)
     row[1].set_xlabel(view.verdict, fontsize=8)
     scale_bar(row[0], scale / view.spacing_mm[0], height * scale)

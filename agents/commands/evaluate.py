@@ -1,18 +1,18 @@
 """`evaluate`: results, table and pictures of trained runs."""
 
 import sys
-from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from ...common.files import replacing
 from ...common.runs import Run
 from ..configuration import read_experiment
-from ..experiment import EvaluateOptions, Paper
+from ..experiment import EvaluateOptions
 from ..program import watch
+from ..threads import add_threads, use_threads
 
 
-def parser(paper: Paper[Any]) -> ArgumentParser:
+def parser(paper: str | None) -> ArgumentParser:
     """Its options."""
     options = ArgumentParser(
         description="Evaluate trained runs, with their baselines and reference policies, on test cases."
@@ -49,24 +49,26 @@ def parser(paper: Paper[Any]) -> ArgumentParser:
         help="evaluate the last checkpoint of a run that is not trained to its end, and say so in its results "
         "(default: refuse it)",
     )
+    add_threads(options)
     return options
 
 
-def run(options: Namespace, command: str, paper: Paper[Any]) -> int:
+def run(options: Namespace, command: str, paper: str | None) -> int:
     """Results, table and pictures; 1 if a bad file was skipped."""
     if options.on_error not in ("stop", "skip"):
         raise ValueError(f"on_error is {options.on_error!r} but must be 'stop' or 'skip'")
     runs = [Run.open(folder) for folder in options.run]
     papers, experiments = zip(*map(read_experiment, runs), strict=True)
-    if len({id(paper) for paper in papers}) > 1:
+    if len({id(one) for one in papers}) > 1:
         raise ValueError("the runs are of different papers; evaluate them apart")
-    paper = papers[0]
+    row = papers[0]
+    use_threads(options.threads, default=row.threads)
     skip = options.on_error == "skip"
     chosen = EvaluateOptions(
         command, options.split, options.cases, options.policies, skip, options.out, options.unfinished
     )
-    results, skipped = paper.evaluate(list(zip(runs, experiments, strict=True)), chosen)
-    text = "\n\n".join(paper.tables(results))
+    results, skipped = row.evaluate(list(zip(runs, experiments, strict=True)), chosen)
+    text = "\n\n".join(row.tables(results))
     folders = list(dict.fromkeys(chosen.folder(run) for run in runs))
     with replacing(folders[0] / "table.md") as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")
@@ -75,7 +77,7 @@ def run(options: Namespace, command: str, paper: Paper[Any]) -> int:
         for picture in sorted(folder.glob("*.png")):
             print(f"picture    {picture}")
         print(f"results    {folder}")
-    print(f"watch      {watch(runs[0])}")
+    print(f"watch      {watch(runs)}")
     for line in skipped:
         print(f"skipped    {line}", file=sys.stderr)
     return 1 if skipped else 0

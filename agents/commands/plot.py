@@ -13,7 +13,7 @@ from ..configuration import read_experiment
 from ..experiment import Paper
 
 
-def parser(paper: Paper[Any]) -> ArgumentParser:
+def parser(paper: str | None) -> ArgumentParser:
     """Its options."""
     options = ArgumentParser(
         description="Draw learning curves of runs: runs of one name become one curve, the mean over their seeds with "
@@ -32,14 +32,14 @@ def parser(paper: Paper[Any]) -> ArgumentParser:
     return options
 
 
-def run(options: Namespace, command: str, paper: Paper[Any]) -> int:
+def run(options: Namespace, command: str, paper: str | None) -> int:
     """Learning curves as a figure and a table."""
     if options.out is not None and not options.out.endswith(".png"):
         raise ValueError(f"out is {options.out!r} but must end in .png")
     runs = [Run.open(folder) for folder in options.run]
     papers, experiments = zip(*map(read_experiment, runs), strict=True)
-    paper = papers[0]
-    if any(other is not paper for other in papers):
+    row = papers[0]
+    if any(other is not row for other in papers):
         raise ValueError("the runs are of different papers; plot them apart")
     twice = [key for key, number in Counter((one.name, one.seed) for one in experiments).items() if number > 1]
     if twice:
@@ -47,10 +47,10 @@ def run(options: Namespace, command: str, paper: Paper[Any]) -> int:
             f"two runs are called {twice[0][0]!r} with seed {twice[0][1]}; train one with another --name, or plot them "
             f"apart"
         )
-    lines = [paper.lines(experiment, run) for run, experiment in zip(runs, experiments, strict=True)]
+    lines = [row.lines(experiment, run) for run, experiment in zip(runs, experiments, strict=True)]
     if empty := [str(run.folder) for run, logged in zip(runs, lines, strict=True) if not logged]:
         raise ValueError(f"run {empty[0]!r} has no curves yet; train it further with --resume")
-    bands = _bands(_curves(paper, options.metric, lines), [one.name for one in experiments], lines)
+    bands = _bands(_curves(row, options.metric, lines), [one.name for one in experiments], lines)
     path = Path(options.out) if options.out else runs[0].media / "curves.png"
     save_curve_figure(path, bands)
     write_curves(path.with_suffix(".csv"), bands)

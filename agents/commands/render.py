@@ -1,17 +1,17 @@
 """`render`: one episode of a trained policy as a film."""
 
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from ...common.runs import Run
 from ...evaluation.films import check_film, write_film
 from ..configuration import read_experiment
-from ..experiment import Paper, RenderOptions
+from ..experiment import RenderOptions
+from ..threads import add_threads, use_threads
 
 
-def parser(paper: Paper[Any]) -> ArgumentParser:
+def parser(paper: str | None) -> ArgumentParser:
     """Its options."""
     options = ArgumentParser(description="Play one episode of a trained policy and write it as a film.")
     options.add_argument("--run", type=str, required=True, help="run folder")
@@ -27,18 +27,20 @@ def parser(paper: Paper[Any]) -> ArgumentParser:
         action="store_true",
         help="play the last checkpoint of a run that is not trained to its end (default: refuse it)",
     )
+    add_threads(options)
     return options
 
 
-def run(options: Namespace, command: str, paper: Paper[Any]) -> int:
+def run(options: Namespace, command: str, paper: str | None) -> int:
     """One episode of a trained policy as a film."""
     if options.out is not None:
         check_film(options.out)
     run = Run.open(options.run)
-    paper, experiment = read_experiment(run)
+    row, experiment = read_experiment(run)
+    use_threads(options.threads, default=row.threads)
     chosen = RenderOptions(options.case, options.split, options.seed, options.truth, options.unfinished)
-    episode = paper.render(run, experiment, chosen)
+    episode = row.render(run, experiment, chosen)
     path = Path(options.out) if options.out else run.media / "episode.gif"
-    write_film(path, episode.shots, legend=episode.legend, frame_ms=paper.frame_ms)
+    write_film(path, episode.shots, legend=episode.legend, frame_ms=row.frame_ms)
     print(f"{path}: {episode.summary}")
     return 0

@@ -21,6 +21,7 @@ from segarena.common.runs import Run, chosen
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 TINY = {
+    "paper": "spars",
     "device": "cpu",
     "env": {"score_source": "oracle_fraction", "cases": ["phantom_02000"], "grid_shape": [32, 32, 24]},
     "validation": {"cases": ["phantom_01000"]},
