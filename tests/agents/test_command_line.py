@@ -297,7 +297,7 @@ def test_a_command_line_that_cannot_be_understood_is_refused_in_one_line(here, c
 
 def test_an_empty_data_folder_is_refused(here, capsys):
     Path("data").mkdir()
-    said = "data: expected dataset.json with cases (or Task03_Liver/dataset.json), or LiTS files"
+    said = "data: expected dataset.json with cases (or Task03_Liver/dataset.json), images/ (and labels/)"
     assert_refused(train(*on_ct("data")), capsys, said, "found an empty folder")
     assert everything(here) == ["config.yaml", "data"]
 
