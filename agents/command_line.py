@@ -17,6 +17,7 @@ from gymnasium.error import Error as GymnasiumError
 from .. import __version__
 from ..common.stopping import Stopped
 from .commands import COMMANDS
+from .exits import INTERRUPTED, REFUSED, failed, print_on_any_console
 from .program import PROGRAM
 from .refusals import did_you_mean, one_line
 
@@ -49,7 +50,8 @@ def _root() -> _Root:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit status: 0 done, 1 something was left out, 2 refused, 128 + n stopped by signal n."""
+    """Run a command; the exit status: see `exits`."""
+    print_on_any_console()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     name = arguments[0] if arguments else ""
     try:
@@ -61,17 +63,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _answer(_root(), arguments)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as stop:
-        print(stop, file=sys.stderr)
-        return 128 + stop.number
+        return REFUSED
     except BrokenPipeError:  # the reader of the output has seen enough: `list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:
+        return failed(error)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.number
     except KeyboardInterrupt:
         again = f"; a run that was training continues with {PROGRAM} train --resume RUN" if name == "train" else ""
         print(f"\nstopped{again}", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def _answer(root: _Root, arguments: Sequence[str]) -> int:

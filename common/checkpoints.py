@@ -164,7 +164,7 @@ def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], stat
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, whole or not, in the order of their steps; what has another name is none."""
+    """The checkpoints in `folder`, whole or not, in the order of their steps; nothing of another name."""
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted(path for path in found if _NAME.fullmatch(path.name) and path.is_dir())
 

@@ -4,10 +4,6 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ...common.runs import Run
-from ...evaluation.films import check_film, write_film
-from ..configuration import read_experiment
-from ..experiment import RenderOptions
 from ..threads import add_threads, use_threads
 
 
@@ -33,6 +29,11 @@ def parser(paper: str | None) -> ArgumentParser:
 
 def run(options: Namespace, command: str, paper: str | None) -> int:
     """One episode of a trained policy as a film."""
+    from ...common.runs import Run
+    from ...evaluation.films import check_film, write_film
+    from ..configuration import read_experiment
+    from ..experiment import RenderOptions
+
     if options.out is not None:
         check_film(options.out)
     run = Run.open(options.run)

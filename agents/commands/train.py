@@ -68,7 +68,10 @@ def parser(paper: str | None) -> ArgumentParser:
     text = str | None
     options.add_argument("--out", type=text, help="new folder of the run (default: runs/<name>-seed<seed>)")
     options.add_argument(
-        "--resume", type=text, help="folder of a run to continue; options beside it change its configuration"
+        "--resume",
+        type=text,
+        help="folder of a run to continue, with the configuration in it; other options change it, where nothing that "
+        "was made so far depends on them",
     )
     options.add_argument(
         "--export_sb3", type=text, help="file .zip for the trained policy, for the load of Stable-Baselines3"

@@ -148,8 +148,8 @@ class Context:
 
     def _load(self, domain: str, split: str) -> ImagePool:
         if (domain, split) not in self._loaded:
-            images = load_echo(getattr(self.experiment, domain), split, option=f"--{domain}.")
-            self._loaded[domain, split] = images.to(self.device)
+            data = getattr(self.experiment, domain)
+            self._loaded[domain, split] = load_echo(data, split, option=f"--{domain}.").to(self.device)
         return self._loaded[domain, split]
 
     def rows(self, i: int) -> Tensor:

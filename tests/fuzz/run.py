@@ -1,6 +1,7 @@
 """Hand malformed inputs to SegArena's readers and count the faults; exit status 1 if there are any."""
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -15,12 +16,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-import torch._dynamo
+from segarena.agents.commands import COMMANDS
+from segarena.agents.papers import PAPERS, paper_named
 from segarena.evaluation.machine import describe_machine
 
 from fuzz.groups import GROUPS, inputs, sample
 from fuzz.harness import Limits, Outcome, try_one
 from fuzz.trained import prepare
+
+
+def import_everything() -> None:
+    """Import what commands and papers import when they are used, so that it is paid once and not by every child."""
+    for name in COMMANDS:
+        importlib.import_module(f"segarena.agents.commands.{name}")
+    for name in PAPERS:
+        paper_named(name)
+    for name in ("torch._dynamo", "torch.utils.tensorboard.summary", "matplotlib.backends.backend_agg", "imageio.v3"):
+        importlib.import_module(name)
 
 
 def main() -> int:
@@ -43,6 +55,7 @@ def main() -> int:
     if given.list:
         print("\n".join(f"{one.must:7} {one.name}" for group in chosen.values() for one in group))
         return 0
+    import_everything()
     torch.set_num_threads(1)
     limits = Limits(given.seconds, given.rss_mib, given.memory_gib)
     root, began = Path(tempfile.mkdtemp(prefix="fuzz_")), time.monotonic()
