@@ -16,9 +16,9 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ..datasets.liver.cases import load_liver_cases
-from ..datasets.liver.lesions import TUMOUR
-from ..evaluation.volume_pictures import orthogonal_slices
+from ..evaluation.drawing import Legend
 from ..rewards.presence import ScoreFunction
+from . import spars_pictures
 from .core import BatchedEnv, Frame, Obs, notice_phantom
 from .spars_config import MOVES, SparsConfig
 from .spars_painting import Painting
@@ -355,20 +355,19 @@ class SparsEnv(BatchedEnv):
         return self.table.volume(self._index_of(case_id))
 
     def _render_frame(self, env_id: int) -> Frame:
-        case, colours = self.cases[int(self.case[env_id])], ((64, 200, 255), (255, 120, 64))
-        corners = self._corners[self.at[:, env_id]].tolist()
-        heat = np.asarray(self.painting.voxel_map(env_id).cpu().numpy(), dtype=np.float32)
-        tumour = [] if case.label is None else [((case.label == TUMOUR).numpy(), (80, 255, 80))]
-        return orthogonal_slices(
-            case.image.numpy(),
-            centre_ijk=tuple(c + w // 2 for c, w in zip(corners[0], self.lattice.window, strict=True)),
-            boxes=[(tuple(low), self.lattice.window, colour) for low, colour in zip(corners, colours, strict=False)][
-                ::-1
-            ],
-            heat=heat / np.float32(max(1.0, float(heat.max()))),
-            contours=tumour,
-            spacing_mm=case.spacing_mm,
-        )
+        return spars_pictures.picture(self, env_id, self._corners[self.at[:, env_id]].tolist())
+
+    def legend(self) -> Legend:
+        """As `BatchedEnv.legend`."""
+        return spars_pictures.legend(self)
+
+    def caption(self, env_id: int) -> str:
+        """The scores of the windows and τ."""
+        return spars_pictures.caption(self, env_id)
+
+    def action_text(self, action: Tensor) -> str:
+        """Name of the move: +x, -y+z, or stay."""
+        return spars_pictures.move_name(self.config.action_set, int(self._flat(action[None])))
 
     # -- options and checkpoints -----------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Drawing functions of all pictures: colours, blending, the heat scale, and scale bars in mm."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
 
 from ..common.files import replacing
 
@@ -19,6 +21,8 @@ Mask = npt.NDArray[np.bool_]
 Heat = npt.NDArray[np.floating[Any]]
 Colour = tuple[int, int, int]
 """Red, green, blue in 0..255."""
+Legend = Sequence[tuple[Colour, str]]
+"""Colours of a picture and what each means, in the order in which they are shown."""
 
 GAP_PX, GAP_GREY = 4, 48
 """Between two panels of one picture."""
@@ -57,6 +61,27 @@ def _heat_table() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     colour = matplotlib.colormaps["inferno"](0.15 + 0.85 * level)[:, :3] * 255  # its black end would read as tissue
     opacity = 0.35 + 0.4 * level
     return colour.astype(np.float32), opacity.astype(np.float32)
+
+
+def heat_colour(level: float) -> Colour:
+    """The colour of heat, level in 0..1, for legends."""
+    red, green, blue = (round(float(part)) for part in _heat_table()[0][round(255 * level)])
+    return red, green, blue
+
+
+@lru_cache(maxsize=8)
+def font(size_px: int) -> ImageFont.FreeTypeFont:
+    """The font of all texts in pictures, which comes with matplotlib."""
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size_px)
+
+
+@lru_cache(maxsize=64)
+def glyph(letter: str, size_px: int) -> npt.NDArray[np.float32]:
+    """Opacity in 0..1 of each pixel of a letter, [height, width]."""
+    left, top, right, bottom = font(size_px).getbbox(letter)
+    drawn = Image.new("L", (int(right - left), int(bottom - top)))
+    ImageDraw.Draw(drawn).text((-left, -top), letter, 255, font(size_px))
+    return np.asarray(drawn, dtype=np.float32) / np.float32(255)
 
 
 # -- on matplotlib's figures ---------------------------------------------------------------------------------------

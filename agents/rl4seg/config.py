@@ -163,6 +163,9 @@ class RL4SegExperiment(Experiment):
     pool: list[str] = field(default_factory=list)
     """Splits of the target whose images are adapted to; their order is shuffled by the seed. None named: train and pred
     of phantoms, train of a folder."""
+    test_split: str | None = None
+    """Split of the target that `evaluate` and `render` take unless told otherwise; null: test where there is one, else
+    the first of `pool`."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Size and normalisation of the networks."""
     supervised: SourceNetConfig = field(default_factory=SourceNetConfig)

@@ -54,7 +54,7 @@ def test_every_curve_of_the_page_is_logged(tiny):
 
 @pytest.mark.parametrize("stage", ["iteration_1/reward_net", "iteration_1/ppo", "baselines/oracle_rl"])
 def test_tensorboard_has_the_same_curves_and_pictures(tiny, stage):
-    shown = EventAccumulator(str(tiny / stage / "tensorboard")).Reload()
+    shown = EventAccumulator(str(tiny / "tensorboard" / "run" / stage)).Reload()
     assert set(shown.Tags()["scalars"]) == keys(tiny, stage)
     if stage.endswith("net"):
         return
