@@ -161,8 +161,8 @@ class RL4SegExperiment(Experiment):
     target: EchoDataConfig = field(default_factory=EchoDataConfig)
     """The domain to adapt to (phantoms: vendor b); only evaluation, and baselines that say so, use its labels."""
     pool: list[str] = field(default_factory=list)
-    """Splits of the target whose images are adapted to; their order is shuffled by the seed. None named: train and pred
-    of phantoms, train of a folder."""
+    """Splits of the target whose images are adapted to; their order is shuffled by the seed. None named: train, and
+    pred where the target has one."""
     test_split: str | None = None
     """Split of the target that `evaluate` and `render` take unless told otherwise; null: test where there is one, else
     the first of `pool`."""
@@ -236,8 +236,7 @@ class RL4SegExperiment(Experiment):
             )
         for i in range(1, max(self.iterations, 1) + 1):
             self.learner(i)
-        pool = self.pool or (["train", "pred"] if self.target.data == "phantom" else ["train"])
-        return replace(self, source=_settled(self.source, "a"), target=_settled(self.target, "b"), pool=pool)
+        return replace(self, source=_settled(self.source, "a"), target=_settled(self.target, "b"))
 
     def pool_size(self, i: int) -> int:
         """Number of target images seen up to iteration i = 1, 2, ..."""
