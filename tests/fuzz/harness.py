@@ -160,8 +160,9 @@ def _child(task: Task, work: Path, printed: Path, cache: Path, limits: Limits) -
     status: object = 70
     try:
         file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(file, number)
+            setattr(sys, name, os.fdopen(number, "w", errors="replace", closefd=False))  # whoever has captured them
         os.environ["SEGARENA_CACHE"] = str(cache)
         os.chdir(work)
         address_space = int(limits.memory_gib * 2**30)
