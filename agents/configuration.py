@@ -134,7 +134,7 @@ def check_given(arguments: Sequence[str], paper: str, others: Sequence[str]) -> 
 
 def _value(text: str) -> Any:
     try:
-        return parse_yaml(text, "it")
+        return parse_yaml(text, "option")
     except ValueError:
         return text
 

@@ -4,10 +4,6 @@ import sys
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ...common.files import replacing
-from ...common.runs import Run
-from ..configuration import read_experiment
-from ..experiment import EvaluateOptions
 from ..program import watch
 from ..threads import add_threads, use_threads
 
@@ -44,6 +40,11 @@ def parser(paper: str | None) -> ArgumentParser:
 
 def run(options: Namespace, command: str, paper: str | None) -> int:
     """Results, table and pictures; 1 if a bad file was skipped."""
+    from ...common.files import replacing
+    from ...common.runs import Run
+    from ..configuration import read_experiment
+    from ..experiment import EvaluateOptions
+
     if options.on_error not in ("stop", "skip"):
         raise ValueError(f"on_error is {options.on_error!r} but must be 'stop' or 'skip'")
     runs = [Run.open(folder) for folder in options.run]

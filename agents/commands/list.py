@@ -36,7 +36,7 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
 
 
 def _print_environments() -> Iterable[str]:
-    for name, entry in ENVIRONMENTS.items():
+    for name, entry in list(ENVIRONMENTS.items()):  # making one may import a module that registers more
         print(f"{name}\n  paper         {entry.paper}")
         if entry.package:
             print(f"  package       {entry.package}")

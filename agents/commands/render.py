@@ -2,13 +2,8 @@
 
 from pathlib import Path
 
-import imageio.v3 as imageio
-import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 
-from ...common.files import replacing
-from ...common.runs import Run
-from ..configuration import read_experiment
 from ..threads import add_threads, use_threads
 
 
@@ -27,6 +22,13 @@ def parser(paper: str | None) -> ArgumentParser:
 
 def run(options: Namespace, command: str, paper: str | None) -> int:
     """One episode of a trained policy as a GIF."""
+    import imageio.v3 as imageio
+    import numpy as np
+
+    from ...common.files import replacing
+    from ...common.runs import Run
+    from ..configuration import read_experiment
+
     if options.out is not None and not options.out.endswith(".gif"):
         raise ValueError(f"out is {options.out!r} but must end in .gif")
     run = Run.open(options.run)

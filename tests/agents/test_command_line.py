@@ -225,9 +225,10 @@ def test_cuda_is_refused_where_there_is_none(here, capsys):
             "config.yaml: there is no env.obsmode; did you mean env.obs_mode?",
         ),
         ("paper: spars\nsed: 3", "config.yaml: there is no sed; did you mean seed?"),
+        ("paper: spars\nppo: {lr: 3}", "config.yaml: there is no ppo.lr; did you mean ppo.learning_rate?"),
         (
             "paper: spars\nlr: 3",
-            "there is no lr; did you mean env.lesion_rounds or presence.learning_rate or ppo.learning_rate?",
+            "config.yaml: there is no lr; did you mean env.lesion_rounds or presence.learning_rate",
         ),
         ("paper: spars\nenv: {threshold: high}", "config.yaml: env.threshold is 'high' but must be a number"),
         ("paper: spars\nenv: {cases: [[3]]}", "config.yaml: each of env.cases is [3] but must be a text"),
@@ -237,8 +238,11 @@ def test_cuda_is_refused_where_there_is_none(here, capsys):
         ("paper: sparse", "config.yaml: paper is 'sparse' but must be one of 'spars', 'rl4seg', 'ppo'; did you mean"),
         ("- 1", "config.yaml holds no configuration (name: value) but [1]"),
         ("", "config.yaml holds no configuration (name: value) but None"),
-        ("env: {threshold: 0.3", "config.yaml is no YAML: while parsing a flow mapping"),
-        ("env: !!python/object/apply:os.mkdir [executed]", "os.mkdir"),
+        ("env: {threshold: 0.3", "config.yaml, line 1, column 21: expected"),
+        (
+            "env: !!python/object/apply:os.mkdir [executed]",
+            "config.yaml, line 1, column 6: could not determine a constructor for the tag",
+        ),
     ],
 )
 def test_a_configuration_that_cannot_be_read_names_the_key(here, capsys, text, said):
@@ -295,7 +299,7 @@ def test_a_command_line_that_cannot_be_understood_is_refused_in_one_line(here, c
 
 def test_an_empty_data_folder_is_refused(here, capsys):
     Path("data").mkdir()
-    said = "data: expected dataset.json with cases (or Task03_Liver/dataset.json), or LiTS files"
+    said = "data: expected dataset.json with cases (or Task03_Liver/dataset.json), images/ (and labels/) with NIfTI"
     assert_refused(train(*on_ct("data")), capsys, said, "found an empty folder")
     assert everything(here) == ["config.yaml", "data"]
 
