@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from gymnasium.error import Error as GymnasiumError
 
 from .. import __version__
+from ..common.stopping import Stopped
 from .commands import COMMANDS
 from .exits import INTERRUPTED, REFUSED, failed, print_on_any_console
 from .program import PROGRAM
@@ -68,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except Exception as error:
         return failed(error)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.number
     except KeyboardInterrupt:
         again = f"; a run that was training continues with {PROGRAM} train --resume RUN" if name == "train" else ""
         print(f"\nstopped{again}", file=sys.stderr)

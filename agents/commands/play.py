@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from ...common.checks import check_choice
-from ...common.reading import parse_yaml
+from ...common.reading import parse_yaml, quoted
 from ...envs import ENVIRONMENTS
 from ..catalogue import policies_of
 from ..threads import add_threads, use_threads
@@ -105,10 +105,7 @@ def _settings(texts: Sequence[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"set has {text!r} but each must be name=value")
-        try:
-            settings[name] = parse_yaml(value, name)
-        except ValueError as error:
-            raise ValueError(f"set has {text!r}, whose value is not YAML: {error}") from error
+        settings[name] = parse_yaml(value, f"set has {quoted(text)}, whose value is not YAML")
     return settings
 
 

@@ -62,7 +62,10 @@ def parser(paper: str | None) -> ArgumentParser:
     text = str | None
     options.add_argument("--out", type=text, help="new folder of the run (default: runs/<name>-seed<seed>)")
     options.add_argument(
-        "--resume", type=text, help="folder of a run to continue; options beside it change its configuration"
+        "--resume",
+        type=text,
+        help="folder of a run to continue, with the configuration in it; other options change it, where nothing that "
+        "was made so far depends on them",
     )
     options.add_argument(
         "--export_sb3", type=text, help="file .zip for the trained policy, for the load of Stable-Baselines3"
@@ -93,13 +96,14 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
         return 0
     if sb3_zip is not None:
         row.check_export(experiment)
+    environment = {**describe_machine(), "command": command}
     if options.resume:
         use_threads(options.threads, kept=threads_of(options.resume), default=row.threads)
-        run = row.resume(experiment, options.resume)
+        run = row.resume(experiment, options.resume, environment)
     else:
         use_threads(options.threads, default=row.threads)
         out = options.out or f"runs/{slug(experiment.name.lower())}-seed{experiment.seed}"
-        run = row.start(experiment, out, {**describe_machine(), "command": command})
+        run = row.start(experiment, out, environment)
     if sb3_zip is not None:
         row.export(experiment, run, sb3_zip)
     print(f"\nrun        {run.folder}")

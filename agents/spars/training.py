@@ -1,7 +1,7 @@
 """Training SPARS: a presence classifier, then self-play PPO against it (docs/spars.md, Method 7 and 10)."""
 
 import logging
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +16,7 @@ from ...classifiers.train_presence import train_presence
 from ...common.checkpoints import Checkpoint, load_into, restoring
 from ...common.device import resolve_device
 from ...common.networks import save_network
+from ...common.progress import Progress
 from ...common.runs import Run, chosen, plain
 from ...datasets.liver.cases import HU_WINDOW, LiverDataConfig, iter_liver_cases, liver_case_ids, load_liver_cases
 from ...datasets.selection import SelectionError
@@ -48,6 +49,10 @@ AGENT_KEYS = (
 )
 """Keys of the configuration that the agent's training depends on; those of the looks at the validation cases decide its
 best weights."""
+
+
+STEPS_PER_BATCH = 100
+"""Steps of the agent's training that take about as long as a batch of the classifier's, for the time that is told."""
 
 
 def check(experiment: SparsExperiment) -> None:
@@ -104,11 +109,15 @@ def _check_cases(experiment: SparsExperiment) -> None:
 
 def train(experiment: SparsExperiment, run: Run) -> None:
     """Train what is not finished: the classifier, then the agent."""
+    steps = float(experiment.ppo.total_timesteps)
     if experiment.env.classifier == TRAIN:
+        batches = float(experiment.presence.epochs * experiment.presence.batches_per_epoch)
+        run.progress = Progress({"classifier": STEPS_PER_BATCH * batches, **({"agent": steps} if steps else {})})
         settings = chosen(asdict(experiment), CLASSIFIER_KEYS)
         run.stage("classifier").complete(settings, partial(_train_classifier, experiment))
-    if experiment.ppo.total_timesteps:
-        _train_agent(experiment, run)
+    if steps:
+        with run.progress.stage("agent"):
+            _train_agent(experiment, run)
 
 
 def trained_classifier(experiment: SparsExperiment, run: Run) -> Path:
@@ -148,8 +157,30 @@ def _policy_arguments(experiment: SparsExperiment, space: gym.Space[Any]) -> dic
     return {**arguments, "policy_kwargs": experiment.ppo.policy_kwargs(arguments["policy_kwargs"])}
 
 
-def _begun(experiment: SparsExperiment, run: Run) -> tuple[Learner, SparsEnv, SelfPlay | None, Best, Checkpoint | None]:
-    """The learner where the run's last checkpoint left it, or fresh; its environment, opponent and best weights."""
+@dataclass
+class _Training:
+    """What learns, and what belongs to it: environment, opponent, best weights."""
+
+    model: Learner
+    env: SparsEnv
+    self_play: SelfPlay | None
+    best: Best
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go where the checkpoint was kept."""
+        restore(self.model, checkpoint)
+        with restoring(checkpoint):
+            self.best.load_state(checkpoint.state["best"])
+            if self.self_play:
+                self.self_play.load_state(checkpoint.state["self_play"], self.model.policy)
+
+    def state(self) -> dict[str, Any]:
+        """What belongs to a checkpoint beside the learner's own state."""
+        return {"best": self.best.state(), **({"self_play": self.self_play.state()} if self.self_play else {})}
+
+
+def _fresh(experiment: SparsExperiment, run: Run) -> _Training:
+    """The learner as it is at the start."""
     ppo = experiment.ppo
     env = env_of(experiment, run, num_envs=ppo.num_envs, eval_dice=False)
     model = Learner(
@@ -162,16 +193,7 @@ def _begun(experiment: SparsExperiment, run: Run) -> tuple[Learner, SparsEnv, Se
     self_play = None
     if env.config.n_agents == 2 and env.config.opponent == "snapshot":
         self_play = SelfPlay(env, experiment.self_play.refresh_every, experiment.self_play.initial_opponent)
-    trained = [trained_classifier(experiment, run).parent] if experiment.env.classifier == TRAIN else []
-    run.depend_on(chosen(asdict(experiment), AGENT_KEYS), after=trained)
-    best, checkpoint = Best(), run.resume()
-    if checkpoint:
-        restore(model, checkpoint)
-        with restoring(checkpoint):
-            best.load_state(checkpoint.state["best"])
-            if self_play:
-                self_play.load_state(checkpoint.state["self_play"], model.policy)
-    return model, env, self_play, best, checkpoint
+    return _Training(model, env, self_play, Best())
 
 
 def check_export(experiment: SparsExperiment) -> None:
@@ -182,28 +204,40 @@ def check_export(experiment: SparsExperiment) -> None:
 
 def learner(experiment: SparsExperiment, run: Run) -> Learner:
     """The trained agent as a learner of Stable-Baselines3."""
-    return _begun(experiment, run)[0]
+    training = _fresh(experiment, run)
+    training.restore(run.checkpoint())
+    return training.model
 
 
 def _train_agent(experiment: SparsExperiment, run: Run) -> None:
-    model, env, self_play, best, checkpoint = _begun(experiment, run)
+    training = _fresh(experiment, run)
+    trained = [trained_classifier(experiment, run).parent] if experiment.env.classifier == TRAIN else []
+    run.depend_on(chosen(asdict(experiment), AGENT_KEYS), after=trained)
+    checkpoint = run.resume()
+    if checkpoint:
+        training.restore(checkpoint)
     seen = checkpoint.step if checkpoint else 0
     learn(
-        model,
+        training.model,
         run,
         experiment.ppo.total_timesteps,
         [
-            *([self_play] if self_play else []),
-            DuelMetrics(env, self_play),
-            *_validation_callback(experiment, run, self_play, best, seen),
+            *([training.self_play] if training.self_play else []),
+            DuelMetrics(training.env, training.self_play),
+            *_validation_callback(experiment, run, training.self_play, training.best, seen),
         ],
         checkpoint_every=experiment.checkpoint_every,
-        extra_state=lambda: {"best": best.state(), **({"self_play": self_play.state()} if self_play else {})},
+        extra_state=training.state,
         checkpoint=checkpoint,
+        conclude=lambda: _log_outcome(experiment, run),
     )
-    if checkpoint is None or checkpoint.step < model.num_timesteps:  # a finished run stays as it is
-        outcome = {name: value for name, value in run.metrics()[-1].items() if name.startswith(("spars/", "rollout/"))}
-        run.log_hparams(plain(asdict(experiment)), outcome)
+
+
+def _log_outcome(experiment: SparsExperiment, run: Run) -> None:
+    """Show the configuration beside the last value of each curve in TensorBoard's table of runs."""
+    last = {name: value for line in run.metrics() for name, value in line.items()}
+    outcome = {name: value for name, value in last.items() if name.startswith(("spars/", "rollout/"))}
+    run.log_hparams(plain(asdict(experiment)), outcome)
 
 
 def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple[Snapshot, Snapshot | None]:

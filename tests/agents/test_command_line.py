@@ -193,6 +193,7 @@ REFUSED = {
     "another paper": (["--paper", "rl4seg"], "--paper is of paper 'rl4seg' but config.yaml of 'spars'"),
     "an unknown paper": (["--paper", "spar"], "paper is 'spar' but must be one of 'spars', 'rl4seg', 'ppo'; did you"),
     "a run to continue that there is not": (["--resume", "gone"], "'gone' is no run: it has no config.yaml"),
+    "a folder for a run that goes on": (["--resume", ".", "--out", "x"], "in its own folder; leave out --out"),
 }
 
 

@@ -129,7 +129,7 @@ def test_a_training_shows_its_pictures(board):
     (tag,) = board.ask("images/tags")["trained/tensorboard"]
     assert tag == "spars/phantom_01000"
     shown = board.ask("images/images", run="trained/tensorboard", tag=tag, sample=0)
-    assert [picture["step"] for picture in shown] == [64, 128, 192]
+    assert [picture["step"] for picture in shown] == [64, 128, 192, 256]
     pixels = imageio.imread(io.BytesIO(board.read("images/individualImage", **_query(shown[-1]))))
     assert pixels.std() > 1
 
