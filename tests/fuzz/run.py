@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from segarena.agents.commands import COMMANDS
 from segarena.agents.papers import PAPERS, paper_named
-from segarena.evaluation.machine import describe_machine, git_revision
+from segarena.evaluation.machine import describe_machine
 
 from fuzz.groups import GROUPS, inputs, sample
 from fuzz.harness import Limits, Outcome, try_one
@@ -108,7 +108,7 @@ def write_summary(path: Path, seed: int, limits: Limits, counts: dict[str, dict[
         counts = {**before["counts"], **counts}
     counts = {group: counts[group] for group in GROUPS if group in counts}
     total = dict(sum((Counter(of_group) for of_group in counts.values()), Counter()))
-    summary = {**head, "counts": counts, "total": total, "revision": git_revision(), "machine": describe_machine()}
+    summary = {**head, "counts": counts, "total": total, "machine": describe_machine()}
     path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 
