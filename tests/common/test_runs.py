@@ -85,16 +85,6 @@ def test_what_is_logged_is_read_back(tmp_path):
     assert len(run.metrics()) == 3
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", '{"a": "x"}', '{"a": null}', "[" * 100_000, "\0", '{"a": 1}{"b": 2}'])
-def test_a_line_of_metrics_that_is_none_is_named(tmp_path, line):
-    run = Run(tmp_path)
-    run.log(1, {"a": 0.5})
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write(line + "\n")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2, "):
-        run.metrics()
-
-
 def test_what_was_logged_after_the_last_checkpoint_disappears_on_resume(tmp_path):
     run = Run(tmp_path)
     for step in range(1, 6):
