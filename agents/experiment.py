@@ -14,6 +14,7 @@ from torch import nn
 from ..common.checks import check, check_choice
 from ..common.device import accelerate, resolve_device
 from ..common.files import replacing
+from ..common.names import check_name
 from ..common.resuming import reconfigure, tidy, training_in
 from ..common.runs import Run, plain
 from ..envs.core import Frame
@@ -42,6 +43,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check(self, seed=(0, 2**32 - 1))
+        check_name(self.name)
 
     def resolved(self: E) -> E:
         """The same with nothing left open (defaults filled in, paths absolute): it can be continued from anywhere.
@@ -143,6 +145,8 @@ class Paper(Generic[E]):
     """Raises where a run has no policy for a zip of Stable-Baselines3, or one that needs what the zip does not hold."""
     frame_ms: int = 125
     """Time in milliseconds that each frame of an episode is shown."""
+    threads: int = 1
+    """CPU threads of PyTorch that its commands compute with unless told otherwise; 0: one per core."""
 
     def start(self, experiment: E, out: str | Path, environment: Mapping[str, Any]) -> Run:
         """Train in the new folder `out`; see `resume` for a run that was interrupted.

@@ -24,13 +24,25 @@ from stable_baselines3.common.vec_env import (
 )
 from torch import Tensor
 
-from ..common.checkpoints import Checkpoint, load_into, random_state, restore_random_state
+from ..common.checkpoints import (
+    Checkpoint,
+    check_like,
+    load_into,
+    load_optimizer,
+    random_state,
+    restore_random_state,
+    restoring,
+)
 from ..common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, SHARE, check
+from ..common.device import memory_bytes
 from ..common.finite import NotFiniteError, not_finite_tensor
 from ..common.runs import Run
 from ..envs.adapters import LearnerEnv
+from ..envs.core import BatchedEnv
 from .callbacks import UNDEFINED, KeepCheckpoints, RewardTerms, ShowProgress, StopAtNaN, diverged
 
+SAMPLE_BYTES = 32
+"""Memory of a sample in SB3's rollout buffer beside its observation, at least."""
 ScheduleName = Literal["constant", "linear"]
 
 
@@ -110,6 +122,23 @@ class PPOConfig:
         """Keyword arguments of an SB3 policy: `given`, with this configuration's widths and log_std_init."""
         widths = {} if self.net_arch is None else {"net_arch": {"pi": self.net_arch, "vf": self.net_arch}}
         return {**(given or {}), **widths, "log_std_init": self.log_std_init}
+
+    def check_memory(self, env: BatchedEnv) -> None:
+        """Check that a rollout fits into this machine's memory; `env`: one environment or more, for its spaces.
+
+        Raises:
+            ValueError: it does not.
+        """
+        spaces_of = env.single_observation_space
+        parts = spaces_of.values() if isinstance(spaces_of, spaces.Dict) else [spaces_of]
+        bytes_of = sum(math.prod(part.shape or ()) * np.dtype(part.dtype).itemsize for part in parts) + SAMPLE_BYTES
+        needed, there = self.num_envs * self.n_steps * bytes_of, memory_bytes()
+        if there is not None and needed > there:
+            raise ValueError(
+                f"ppo.num_envs is {self.num_envs} and ppo.n_steps {self.n_steps}: the {self.num_envs * self.n_steps} "
+                f"samples of a rollout take {needed / 2**30:.1f} GiB but this machine has {there / 2**30:.1f}; lower "
+                f"one of them"
+            )
 
     def wrap(self, env: LearnerEnv) -> VecEnv:
         """The environment, in SB3's VecNormalize if this configuration normalises something.
@@ -192,10 +221,11 @@ def learn(
     """
     model.set_logger(Logger(folder=None, output_formats=[_RunWriter(run)]))
     if checkpoint:
-        for name, value in checkpoint.state["unwritten"].items():
-            model.logger.record(name, value)
-        # last: networks that are built on the way draw from it
-        restore_random_state(checkpoint.state["random"], model.device)
+        with restoring(checkpoint):
+            for name, value in checkpoint.state["unwritten"].items():
+                model.logger.record(name, float(value))
+            # last: networks that are built on the way draw from it
+            restore_random_state(checkpoint.state["random"], model.device)
     resumed_at = checkpoint.step if checkpoint else None
     keep = KeepCheckpoints(run, checkpoint_every, lambda: {**state_of(model), **extra_state()}, resumed_at)
     terms = RewardTerms(learner_env(model).batched)
@@ -223,10 +253,8 @@ def state_of(model: PPO) -> dict[str, Any]:
     """The learner's state at the start of a rollout, without its weights and the state of its callbacks."""
     assert model.ep_info_buffer is not None
     return {
+        **_fixed_state(model),
         "optimizer": model.policy.optimizer.state_dict(),
-        "n_updates": model._n_updates,
-        "env": learner_env(model).state(),
-        "wrappers": [_wrapper_state(wrapper) for wrapper in _wrappers(model)],
         "observation": _tensors(model._last_obs),
         "episodes": [{"r": float(episode["r"]), "l": int(episode["l"])} for episode in model.ep_info_buffer],
         "unwritten": {name: float(value) for name, value in model.logger.name_to_value.items()},  # of the last update
@@ -234,20 +262,37 @@ def state_of(model: PPO) -> dict[str, Any]:
     }
 
 
+def _fixed_state(model: PPO) -> dict[str, Any]:
+    """The part of a learner's state whose structure is the same in every checkpoint of its training."""
+    return {
+        "n_updates": model._n_updates,
+        "env": learner_env(model).state(),
+        "wrappers": [_wrapper_state(wrapper) for wrapper in _wrappers(model)],
+    }
+
+
 def restore(model: PPO, checkpoint: Checkpoint) -> None:
-    """Put the learner, its environment and wrappers where `checkpoint` found them; `learn` does so with the rest."""
+    """Put the learner, its environment and wrappers where `checkpoint` found them; `learn` does so with the rest.
+
+    Raises:
+        ValueError: the checkpoint is malformed, or of another training; names its file.
+    """
     state, env = checkpoint.state, learner_env(model)
-    load_into(model.policy, checkpoint.weights, f"checkpoint at step {checkpoint.step}")
-    model.policy.optimizer.load_state_dict(state["optimizer"])
-    model.num_timesteps, model._n_updates = checkpoint.step, state["n_updates"]
-    env.load_state(state["env"])
-    for wrapper, kept in zip(_wrappers(model), state["wrappers"], strict=True):
-        _load_wrapper_state(wrapper, kept)
-    model._last_obs = _arrays(state["observation"])
-    model._last_episode_starts = (env.batched.t == 0).cpu().numpy()
-    model._setup_learn(0, None, reset_num_timesteps=False)  # makes the buffers of episodes
-    assert model.ep_info_buffer is not None
-    model.ep_info_buffer.extend(state["episodes"])
+    load_into(model.policy, checkpoint.weights, f"checkpoint {str(checkpoint.folder)!r}")
+    with restoring(checkpoint):
+        for part, now in _fixed_state(model).items():
+            check_like(state[part], now, part)
+        load_optimizer(model.policy.optimizer, state["optimizer"])
+        model.num_timesteps, model._n_updates = checkpoint.step, state["n_updates"]
+        env.load_state(state["env"])
+        for wrapper, kept in zip(_wrappers(model), state["wrappers"], strict=True):
+            _load_wrapper_state(wrapper, kept)
+        check_like(state["observation"], _tensors(_blank(model.observation_space, env.num_envs)), "observation")
+        model._last_obs = _arrays(state["observation"])
+        model._last_episode_starts = (env.batched.t == 0).cpu().numpy()
+        model._setup_learn(0, None, reset_num_timesteps=False)  # makes the buffers of episodes
+        assert model.ep_info_buffer is not None
+        model.ep_info_buffer.extend({"r": float(one["r"]), "l": int(one["l"])} for one in state["episodes"])
 
 
 def learner_env(model: PPO) -> LearnerEnv:
@@ -303,6 +348,13 @@ def _wrapper_state(wrapper: VecEnvWrapper) -> dict[str, Tensor]:
 def _load_wrapper_state(wrapper: VecEnvWrapper, state: Mapping[str, Tensor]) -> None:
     for name, owner, attribute in _changing(wrapper):
         setattr(owner, attribute, _arrays(state[name]))
+
+
+def _blank(space: spaces.Space[Any], num_envs: int) -> Any:
+    """Observations of zeros of `num_envs` environments."""
+    if isinstance(space, spaces.Dict):
+        return {name: _blank(part, num_envs) for name, part in space.items()}
+    return np.zeros((num_envs, *(space.shape or ())), space.dtype)
 
 
 def _tensors(value: Any) -> Any:

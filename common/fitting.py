@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from .checkpoints import load_into, restore_torch_state, torch_state
+from .checkpoints import check_like, load_into, load_optimizer, restore_torch_state, restoring, torch_state
 from .device import forked_rng
 from .finite import NotFiniteError, not_finite, not_finite_tensor
 from .runs import Run
@@ -83,14 +83,16 @@ def fit(
         if checkpoint := workers.broadcast(run.resume() if workers.is_main else None):
             load_into(net, checkpoint.weights, f"the checkpoint of {run.folder}")
             kept = checkpoint.state
-            optimizer.load_state_dict(kept["optimizer"])
-            for key, part in state.items():
-                part.load_state_dict(kept["state"][key])
-            best, done, scalars = kept["best"], checkpoint.step, kept["scalars"]
-            if workers.rank < len(kept["random"]):  # a worker more than before begins with its seed
-                random = kept["random"][workers.rank]
-                generator.set_state(random["generator"])
-                restore_torch_state(random["torch"], device)
+            with restoring(checkpoint):
+                load_optimizer(optimizer, kept["optimizer"])
+                for key, part in state.items():
+                    part.load_state_dict(kept["state"][key])
+                check_like(kept["best"], best, "best")
+                best, done, scalars = kept["best"], checkpoint.step, {k: float(v) for k, v in kept["scalars"].items()}
+                if workers.rank < len(kept["random"]):  # a worker more than before begins with its seed
+                    random = kept["random"][workers.rank]
+                    generator.set_state(random["generator"])
+                    restore_torch_state(random["torch"], device)
         saved = time.monotonic()
         with run.progress.bar(epochs, initial=done, title=name, unit="epoch", silent=not workers.is_main) as bar:
             for epoch in range(done + 1, epochs + 1):

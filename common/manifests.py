@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import file_digest, replacing
+from .reading import read_json
 
 AFTER = "after/"
 """Before the name of a stage: the setting that holds a digest of it, for those that build on it."""
@@ -34,7 +35,7 @@ class Manifest:
         """
         path = folder / NAME
         try:
-            made = json.loads(path.read_text(encoding="utf-8"))
+            made = read_json(path)
             return cls(dict(made["config"].items()), dict(made["sha256"].items()))
         except FileNotFoundError:
             return None

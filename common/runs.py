@@ -30,10 +30,13 @@ from .finite import NotFiniteError, not_finite
 from .locks import LOCK
 from .manifests import AFTER, NAME, Manifest, check_settings
 from .progress import Progress
+from .reading import parse_json, quoted, read_text, read_yaml
 from .stopping import stop_if_asked
 from .workers import ONE_PROCESS, Workers
 
 log = logging.getLogger(__name__)
+LARGEST_METRICS = 2**30
+"""Bytes of metrics.jsonl."""
 
 
 class Run:
@@ -111,12 +114,9 @@ class Run:
             ValueError: the file holds something else.
         """
         path = self.folder / "config.yaml"
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} holds no configuration ({error})") from error
+        loaded = read_yaml(path)
         if not isinstance(loaded, dict):
-            raise ValueError(f"{path} holds no configuration but {loaded!r}")
+            raise ValueError(f"{path} holds no configuration but {quoted(loaded)}")
         return loaded
 
     def stage(self, name: str) -> "Run":
@@ -161,8 +161,20 @@ class Run:
             self._events.add(summary)
 
     def metrics(self) -> list[dict[str, float]]:
-        """The lines of metrics.jsonl, oldest first."""
-        return [json.loads(line) for line in self._metrics.read_text().splitlines()] if self._metrics.exists() else []
+        """The lines of metrics.jsonl, oldest first.
+
+        Raises:
+            ValueError: names the line that holds no scalars.
+        """
+        if not self._metrics.exists():
+            return []
+        lines = []
+        for number, line in enumerate(read_text(self._metrics, LARGEST_METRICS).splitlines(), start=1):
+            scalars = parse_json(line, f"{self._metrics}, line {number},")
+            if not isinstance(scalars, dict) or not all(isinstance(value, int | float) for value in scalars.values()):
+                raise ValueError(f"{self._metrics}, line {number}, holds no scalars by name but {quoted(scalars)}")
+            lines.append(scalars)
+        return lines
 
     @property
     def media(self) -> Path:
@@ -333,11 +345,6 @@ def chosen(settings: Mapping[str, Any], keys: Iterable[str]) -> dict[str, bool |
             raise KeyError(key)
         found |= below
     return found
-
-
-def slug(name: str) -> str:
-    """The name as part of a file's name: letters, digits and single underscores."""
-    return "_".join("".join(c if c.isalnum() else " " for c in name).split())
 
 
 def plain(value: Any) -> Any:

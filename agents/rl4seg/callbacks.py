@@ -78,12 +78,10 @@ class ValidationCallback(BaseCallback):
         reward = self.reward(masks)
         scalars["eval/val_reward_argmax"] = score = float(reward.mean())
         hearts = largest_heart(masks)
-        if self.images.labels is None:
-            scalars["eval/anat_valid"] = float(valid_masks(hearts).float().mean())
-        else:
-            values = echo_metrics(hearts, self.images.labels, self.images.spacing_mm)
+        scalars["eval/anat_valid"] = float(valid_masks(hearts).float().mean())
+        if (known := self.images.known_labels) is not None:
+            values = echo_metrics(hearts[known.rows], known.labels, self.images.spacing_mm[known.rows])
             names = {"dice_endo": "dice_endo", "dice_epi": "dice_epi", "hd_endo_mm": "hd_endo", "hd_epi_mm": "hd_epi"}
-            names |= {"valid": "anat_valid"}
             scalars |= {f"eval/{name}": float(values[metric].mean()) for metric, name in names.items()}
         self.stage.log(step, scalars)
         if self.looks % PICTURES_EVERY == 0:

@@ -6,7 +6,7 @@ files, and is not made again; an unfinished one continues from its checkpoint, w
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar, cast
@@ -139,7 +139,7 @@ class Context:
     @cached_property
     def target(self) -> ImagePool:
         """The same without labels: all that adaptation may see."""
-        return replace(self.target_all, labels=None)
+        return self.target_all.without_labels()
 
     @cached_property
     def target_val(self) -> ImagePool:
@@ -148,7 +148,8 @@ class Context:
 
     def _load(self, domain: str, split: str) -> ImagePool:
         if (domain, split) not in self._loaded:
-            self._loaded[domain, split] = load_echo(getattr(self.experiment, domain), split).to(self.device)
+            data = getattr(self.experiment, domain)
+            self._loaded[domain, split] = load_echo(data, split, option=f"--{domain}.").to(self.device)
         return self._loaded[domain, split]
 
     def rows(self, i: int) -> Tensor:

@@ -51,10 +51,24 @@ def check(experiment: RL4SegExperiment) -> None:
             )
     for name, images in needed.items():
         if images.labels is None:
+            labelled = images.some_labels.rows if images.some_labels else []
+            lacks = [image for row, image in enumerate(images.ids) if row not in labelled]
+            domain = name.split()[0]
             raise ValueError(
-                f"the images of {name} have no labels, which this configuration needs: reward {experiment.reward!r}, "
-                f"gold.source {experiment.gold.source!r}, baselines {experiment.baselines}"
+                f"{lacks[0]} in the images of {name} has no labels ({len(lacks)} of {len(images)} have none), but "
+                f"{_why(experiment, domain)}; name labelled patients in --{domain}.patients, or take another "
+                f"--{domain}.data"
             )
+
+
+def _why(experiment: RL4SegExperiment, domain: str) -> str:
+    """What needs labels of source or target, as a sentence."""
+    if domain == "source":
+        return "the source network learns from them and is chosen by them"
+    return (
+        f"this configuration learns from them: reward {experiment.reward!r}, gold.source {experiment.gold.source!r}, "
+        f"baselines {experiment.baselines}"
+    )
 
 
 def train(experiment: RL4SegExperiment, run: Run) -> None:

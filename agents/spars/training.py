@@ -13,12 +13,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ...classifiers.presence import CELL, DensePresenceNet
 from ...classifiers.train_presence import train_presence
-from ...common.checkpoints import Checkpoint, load_into
+from ...common.checkpoints import Checkpoint, load_into, restoring
 from ...common.device import resolve_device
 from ...common.networks import save_network
 from ...common.progress import Progress
 from ...common.runs import Run, chosen, plain
 from ...datasets.liver.cases import HU_WINDOW, LiverDataConfig, iter_liver_cases, liver_case_ids, load_liver_cases
+from ...datasets.selection import SelectionError
 from ...envs.adapters import LearnerEnv
 from ...envs.spars import SparsEnv
 from ...envs.spars_config import SparsConfig
@@ -59,15 +60,15 @@ def check(experiment: SparsExperiment) -> None:
     settings, is_trained = experiment.env, experiment.env.classifier == TRAIN
     rows = baselines_of(BASELINES, (), experiment).values()
     check_names([experiment] if experiment.ppo.total_timesteps else [], [(row.title, experiment.seed) for row in rows])
-    for choice in (experiment.validation, experiment.test):
-        liver_case_ids(choice.of(settings))
+    _check_cases(experiment)
     if is_trained:
-        for choice in (experiment.classifier_train, experiment.validation):
-            config = choice.of(settings)
-            liver_case_ids(config)
-            for case in iter_liver_cases(config) if settings.data != "phantom" else ():
+        for key in ("classifier_train", "validation"):
+            for case in iter_liver_cases(_purposes(experiment)[key]) if settings.data != "phantom" else ():
                 if case.label is None:
-                    raise ValueError(f"{case.id} has no label, which the classifier's training needs; choose others")
+                    raise ValueError(
+                        f"{case.id} has no label, which the classifier's training needs; choose labelled cases by "
+                        f"--{key}.cases, or give a trained one as --env.classifier"
+                    )
         if experiment.presence.batch == "dense" and settings.step % CELL:
             raise ValueError(
                 f"env.step is {settings.step} but presence.batch='dense' needs a multiple of {CELL}; use 'windows'"
@@ -81,8 +82,29 @@ def check(experiment: SparsExperiment) -> None:
         if settings.score_source == "classifier":
             settings = replace(settings, score_engine="lazy")  # scores a few windows only
         env = env_of(experiment, trial, settings)
+        experiment.ppo.check_memory(env)
         env.reset()
         policy_arguments(experiment.policy, env.single_observation_space)
+
+
+def _purposes(experiment: SparsExperiment) -> dict[str, SparsConfig]:
+    """The cases of each purpose, by the section of the configuration that chooses them."""
+    choices = {"validation": experiment.validation, "test": experiment.test}
+    if experiment.env.classifier == TRAIN:
+        choices["classifier_train"] = experiment.classifier_train
+    return {"env": experiment.env} | {key: choice.of(experiment.env) for key, choice in choices.items()}
+
+
+def _check_cases(experiment: SparsExperiment) -> None:
+    """Check that there are cases for every purpose; the error says for all of them at once what to write."""
+    wrong: dict[str, list[str]] = {}
+    for key, config in _purposes(experiment).items():
+        try:
+            liver_case_ids(config, f"--{key}.")
+        except SelectionError as error:
+            wrong.setdefault(error.reason, []).append(error.way_out)
+    if wrong:
+        raise ValueError(". ".join(f"{reason}; {', and '.join(ways)}" for reason, ways in wrong.items()))
 
 
 def train(experiment: SparsExperiment, run: Run) -> None:
@@ -147,9 +169,10 @@ class _Training:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go where the checkpoint was kept."""
         restore(self.model, checkpoint)
-        self.best.load_state(checkpoint.state["best"])
-        if self.self_play:
-            self.self_play.load_state(checkpoint.state["self_play"], self.model.policy)
+        with restoring(checkpoint):
+            self.best.load_state(checkpoint.state["best"])
+            if self.self_play:
+                self.self_play.load_state(checkpoint.state["self_play"], self.model.policy)
 
     def state(self) -> dict[str, Any]:
         """What belongs to a checkpoint beside the learner's own state."""

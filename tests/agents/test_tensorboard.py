@@ -19,6 +19,7 @@ from segarena.agents.command_line import main
 from segarena.common.runs import Run
 
 TINY = {
+    "paper": "spars",
     "device": "cpu",
     "env": {"score_source": "oracle_fraction", "cases": ["phantom_02000"], "grid_shape": [32, 32, 24]},
     "validation": {"cases": ["phantom_01000"]},

@@ -45,6 +45,7 @@ CLASSIFIER_FIRST = {
 }
 """Everything the default run has; 10 rollouts of 64 steps, which 100 does not divide."""
 AGENT_ONLY = {
+    "paper": "spars",
     "device": "cpu",
     "env": {
         "score_source": "oracle_fraction",
