@@ -4,11 +4,15 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, fields, replace
 from numbers import Integral, Real
 from os import PathLike
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from .reading import quoted
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -85,6 +89,21 @@ def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
     """
     if value not in (known := list(allowed)):
         raise ValueError(f"{name} is {value!r} but must be one of {_listed(known)}{_closest(value, known)}")
+
+
+def whole_path(name: str, path: str) -> str:
+    """The whole path of a file or folder, which need not exist, so that a run can be continued from anywhere.
+
+    Raises:
+        ValueError: no file can be called so; `name` says in which field it stands.
+    """
+    try:
+        whole = Path(path).resolve()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            whole.lstat()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} is {quoted(path)}, but no file can be called so ({quoted(error, 60)})") from error
+    return str(whole)
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:

@@ -158,6 +158,8 @@ class BatchedEnv(ABC):
     reward_weights: dict[str, float]
     """Weight of each reward term that `_step` gives, by name; a subclass whose terms are others than "reward" sets it.
     To leave a term out of the reward, set its weight to 0."""
+    shows_truth = True
+    """Whether its pictures show the labels."""
     reward_terms: dict[str, Tensor]
     """Weighted reward terms of the last step by name, each float [N]; their sum is the reward. Kept when an episode
     ends; {} before the first reset."""
@@ -345,6 +347,18 @@ class BatchedEnv(ABC):
             return picture
         _show(picture)
         return None
+
+    def legend(self) -> Sequence[tuple[tuple[int, int, int], str]]:
+        """Colours (red, green, blue) of its pictures, and what each means, for films."""
+        return ()
+
+    def caption(self, env_id: int) -> str:
+        """What is known of environment `env_id` beside step and reward, in words, for films."""
+        return ""
+
+    def action_text(self, action: Tensor) -> str:
+        """One environment's action in words, for films; "" where it is too long to read."""
+        return ", ".join(f"{number:.3g}" for number in action.flatten().tolist()) if action.numel() <= 8 else ""
 
     def actions_from(self, actions: Any) -> Tensor:
         """The tensor of `actions`, which come from outside.

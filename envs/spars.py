@@ -16,7 +16,9 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ..datasets.liver.cases import load_liver_cases
+from ..evaluation.drawing import Legend
 from ..rewards.presence import ScoreFunction
+from . import spars_pictures
 from .core import BatchedEnv, Frame, Obs, notice_phantom
 from .spars_config import MOVES, SparsConfig, check_options
 from .spars_painting import Painting
@@ -361,7 +363,19 @@ class SparsEnv(BatchedEnv):
         return self.table.volume(self._index_of(case_id))
 
     def _render_frame(self, env_id: int) -> Frame:
-        return self.painting.picture(env_id)
+        return spars_pictures.picture(self, env_id, self._corners[self.at[:, env_id]].tolist())
+
+    def legend(self) -> Legend:
+        """As `BatchedEnv.legend`."""
+        return spars_pictures.legend(self)
+
+    def caption(self, env_id: int) -> str:
+        """The scores of the windows and τ."""
+        return spars_pictures.caption(self, env_id)
+
+    def action_text(self, action: Tensor) -> str:
+        """Name of the move: +x, -y+z, or stay."""
+        return spars_pictures.move_name(self.config.action_set, int(self._flat(action[None])))
 
     # -- options and checkpoints -----------------------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ..datasets.liver.lesions import TUMOUR
-from .core import Frame
 
 if TYPE_CHECKING:
     from .spars import SparsEnv
@@ -102,27 +101,6 @@ class Painting:
         """Write the mask of one environment as NIfTI in the space, shape and orientation of the case's own file."""
         case = self._env.cases[int(self._env.case[env_id])]
         case.save_mask(self.mask(env_id).cpu(), Path(path))
-
-    def picture(self, env_id: int) -> Frame:
-        """Slices of the case through the middle of the learner's window: both windows, paint, and the outline of the
-        tumour where it is known."""
-        from ..evaluation.volume_pictures import orthogonal_slices  # pictures alone need matplotlib, which loads slowly
-
-        env = self._env
-        case, colours = env.cases[int(env.case[env_id])], ((64, 200, 255), (255, 120, 64))
-        corners = env.lattice.corners(env.at[:, env_id].cpu()).tolist()
-        heat = np.asarray(self.voxel_map(env_id).cpu().numpy(), dtype=np.float32)
-        tumour = [] if case.label is None else [((case.label == TUMOUR).numpy(), (80, 255, 80))]
-        return orthogonal_slices(
-            case.image.numpy(),
-            centre_ijk=tuple(c + w // 2 for c, w in zip(corners[0], env.lattice.window, strict=True)),
-            boxes=[(tuple(low), env.lattice.window, colour) for low, colour in zip(corners, colours, strict=False)][
-                ::-1
-            ],
-            heat=heat / np.float32(max(1.0, float(heat.max()))),
-            contours=tumour,
-            spacing_mm=case.spacing_mm,
-        )
 
     # -- against the truth -----------------------------------------------------------------------------------------
 

@@ -28,7 +28,10 @@ SHARED |= {"completion", "threads", "exits"}
 OUTSIDE = {"tests", "benchmarks", "docs", "build"}
 """Folders of the root that are no part of the package."""
 ENVS_OF = {
-    "spars": {"spars", "spars_config", "spars_painting", "spars_parallel", "spars_rules", "spars_tables"},
+    "spars": {
+        *("spars", "spars_config", "spars_painting", "spars_parallel", "spars_pictures", "spars_rules"),
+        "spars_tables",
+    },
     "rl4seg": {"rl4seg", "rl4seg_config"},
 }
 """Modules of `envs` that belong to one paper."""
