@@ -1,14 +1,15 @@
 """From options and YAML to an experiment, and back from a run's config.yaml."""
 
+from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from ..common.checks import check_choice
+from ..common.reading import parse_yaml, quoted, read_yaml
 from .catalogue import schema
 from .packaged import config_file
 from .papers import PAPERS, paper_named
@@ -89,14 +90,11 @@ def _read(path: str) -> dict[str, Any]:
     """A YAML file of names and values.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is something else, or a name is no text.
     """
-    try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    loaded = read_yaml(path)
     if not isinstance(loaded, dict):
-        raise ValueError(f"{path} holds no configuration (name: value) but {loaded!r:.80}")
+        raise ValueError(f"{path} holds no configuration (name: value) but {quoted(loaded)}")
     return loaded
 
 
@@ -136,8 +134,8 @@ def check_given(arguments: Sequence[str], paper: str, others: Sequence[str]) -> 
 
 def _value(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text, "option")
+    except ValueError:
         return text
 
 
@@ -172,8 +170,17 @@ def read_experiment(run: "Run") -> "tuple[Paper[Any], Any]":
     Raises:
         ValueError: the file names no paper, or holds what the paper's experiment refuses.
     """
-    paper = paper_named(_paper_in(str(run.folder / "config.yaml"), run.config))
-    return paper, experiment_from(paper, experiment_parser(paper).parse_object(run.config))
+    path, config = str(run.folder / "config.yaml"), run.config
+    name = _paper_in(path, config)
+    if wrong := misfit(schema(name), config):
+        raise ValueError(f"{path}: {wrong}")
+    paper = paper_named(name)
+    options = experiment_parser(paper)
+    options.exit_on_error = False
+    try:
+        return paper, experiment_from(paper, options.parse_object(config))
+    except (ValueError, ArgumentError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def experiment_from(paper: "Paper[Any]", given: Namespace) -> Any:

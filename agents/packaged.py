@@ -4,8 +4,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
+from ..common.reading import parse_yaml
 from .refusals import did_you_mean
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -35,7 +34,7 @@ def packaged() -> list[Packaged]:
     for name in names():
         text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
         comment = " ".join(line.lstrip("# ") for line in re.match(r"(?:#.*\n)*", text)[0].splitlines())  # type: ignore[index]
-        found.append(Packaged(name, str(yaml.safe_load(text).get("paper")), re.split(r"(?<=\.)\s", comment)[0]))
+        found.append(Packaged(name, str(parse_yaml(text, name).get("paper")), re.split(r"(?<=\.)\s", comment)[0]))
     return found
 
 

@@ -35,10 +35,11 @@ from ..common.checkpoints import (
 )
 from ..common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, SHARE, check
 from ..common.device import memory_bytes
+from ..common.finite import NotFiniteError, not_finite_tensor
 from ..common.runs import Run
 from ..envs.adapters import LearnerEnv
 from ..envs.core import BatchedEnv
-from .callbacks import KeepCheckpoints, Progress, RewardTerms
+from .callbacks import UNDEFINED, KeepCheckpoints, RewardTerms, ShowProgress, StopAtNaN, diverged
 
 SAMPLE_BYTES = 32
 """Memory of a sample in SB3's rollout buffer beside its observation, at least."""
@@ -211,6 +212,10 @@ def learn(
         checkpoint_every: environment steps between checkpoints.
         extra_state: what else belongs to a checkpoint (opponents).
         checkpoint: the one that was restored.
+
+    Raises:
+        NotFiniteError: a loss, a reward, an observation or a weight is NaN or infinite; earlier checkpoints stay.
+        Stopped: a signal asked for it; a checkpoint of the last rollout's end is kept.
     """
     model.set_logger(Logger(folder=None, output_formats=[_RunWriter(run)]))
     if checkpoint:
@@ -222,12 +227,19 @@ def learn(
     resumed_at = checkpoint.step if checkpoint else None
     keep = KeepCheckpoints(run, checkpoint_every, lambda: {**state_of(model), **extra_state()}, resumed_at)
     terms = RewardTerms(learner_env(model).batched)
-    model.learn(
-        total_timesteps - model.num_timesteps,
-        callback=CallbackList([*callbacks, terms, keep, Progress(total_timesteps)]),
-        reset_num_timesteps=False,
-    )
-    keep.save()
+    with run.progress.bar(total_timesteps, initial=model.num_timesteps, title="PPO") as bar:
+        try:
+            model.learn(
+                total_timesteps - model.num_timesteps,
+                callback=CallbackList([StopAtNaN(run), *callbacks, terms, keep, ShowProgress(bar, total_timesteps)]),
+                reset_num_timesteps=False,
+            )
+        except ValueError as error:  # PyTorch's distributions refuse such numbers too, with all of them in the message
+            if "invalid values" not in str(error):
+                raise
+            wrong = not_finite_tensor(model.policy.state_dict()) or "an observation is NaN or infinite"
+            raise NotFiniteError(diverged(run, model.num_timesteps, [wrong])) from None
+        keep.save()
 
 
 # -- state -------------------------------------------------------------------------------------------------------------
@@ -362,7 +374,9 @@ class _RunWriter(KVWriter):
         self.run = run
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        self.run.log(step, {name: float(value) for name, value in sorted(key_values.items())})
+        scalars = {name: float(value) for name, value in sorted(key_values.items())}
+        exist = {name: value for name, value in scalars.items() if math.isfinite(value) or name not in UNDEFINED}
+        self.run.log(step, exist)
 
     def close(self) -> None:
         self.run.close()

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..common.reading import quoted
 from .refusals import did_you_mean
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _misfit(value: Any, node: Schema, root: Schema, key: str) -> str | None:
     ordered = sorted(parts, key=lambda part: part.get("type") == "null")
     kinds = " or ".join(dict.fromkeys(map(_text, ordered)))
     hint = did_you_mean(value, choices) if isinstance(value, str) else ""
-    return f"{key or 'it'} is {value!r} but must be {kinds}{hint}"
+    return f"{key or 'it'} is {quoted(value)} but must be {kinds}{hint}"
 
 
 def _is_like(value: Any, part: Schema) -> bool:
@@ -112,7 +113,7 @@ def _is_like(value: Any, part: Schema) -> bool:
 
 
 def _misfit_of_one(value: Any, part: Schema, root: Schema, key: str) -> str | None:
-    kind, wrong = part.get("type"), f"{key} is {value!r}"
+    kind, wrong = part.get("type"), key or "it"
     if "enum" in part:
         return None if value in part["enum"] else wrong
     if kind == "object":
@@ -124,7 +125,7 @@ def _misfit_of_one(value: Any, part: Schema, root: Schema, key: str) -> str | No
             if known is None or (name == "$schema" and not key):
                 continue
             if name not in known:
-                return f"there is no {inner}" + did_you_mean(inner, keys(root))
+                return f"there is no {quoted(inner)[1:-1]}" + did_you_mean(inner, keys(root))
             if text := _misfit(item, known[name], root, inner):
                 return text
         return None
@@ -156,7 +157,7 @@ def _is_number(value: Any, *, whole: bool) -> bool:
             return False
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return not whole or (math.isfinite(value) and value == int(value))
+    return isinstance(value, int) or not whole or (math.isfinite(value) and value == int(value))
 
 
 def _text(part: Schema) -> str:

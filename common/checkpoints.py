@@ -23,13 +23,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .files import file_digest, replacing
+from .files import file_digest, named, replacing
+from .finite import NotFiniteError, not_finite_tensor
 from .reading import quoted, read_json
 
 log = logging.getLogger(__name__)
 KEPT = 2
 """Checkpoints that stay: the last one, and the one before it in case the last is damaged."""
 _NAME = re.compile(r"step_\d{12}")
+_UNFINISHED = re.compile(r"\.step_\d{12}\.tmp")
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,29 @@ class Checkpoint:
     state: dict[str, Any]
     folder: Path
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that the run depended on, see `Run.depend_on`.
+
+        Raises:
+            ValueError: they are malformed.
+        """
+        with restoring(self):
+            kept = self.state.get("settings", {})
+            check_like(kept, {}, "settings")
+            return dict(kept)
+
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, equal bytes for equal content; a reader sees the old file or the whole new one."""
+    """Write a safetensors file, equal bytes for equal content; a reader sees the old file or the whole new one.
+
+    Raises:
+        NotFiniteError: one of them holds NaN or infinity; nothing is written.
+        OSError: it cannot be written.
+    """
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}  # none shares memory
+    if wrong := not_finite_tensor(tensors):
+        raise NotFiniteError(f"{path} is not written: {wrong}")
     try:
         with replacing(path) as unfinished:
             save_file(tensors, unfinished, dict(metadata or {}))
@@ -133,19 +154,24 @@ def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], stat
     final, temporary = folder / f"step_{step:012d}", folder / f".step_{step:012d}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_weights(temporary / "weights.safetensors", weights)
     try:
+        save_weights(temporary / "weights.safetensors", weights)
         torch.save(dict(state), temporary / "state.pt")
+        (temporary / "manifest.json").write_text(json.dumps(_manifest(temporary, step), indent=1))
     except RuntimeError as error:  # what torch makes of a full disk
+        shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(f"{temporary / 'state.pt'} cannot be written: {error}") from error
-    (temporary / "manifest.json").write_text(json.dumps(_manifest(temporary, step), indent=1))
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise named(error, temporary) from error
+        raise
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
-    checkpoints = sorted(folder.glob("step_*"))
-    kept = checkpoints[: checkpoints.index(final) + 1][-KEPT:]
-    for other in checkpoints:
-        if other not in kept:
+    for other in checkpoints_in(folder):
+        if other.name > final.name:
             shutil.rmtree(other)
+    remove_old_checkpoints(folder)
     return final
 
 
@@ -153,6 +179,25 @@ def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, whole or not, in the order of their steps; nothing of another name."""
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted(path for path in found if _NAME.fullmatch(path.name) and path.is_dir())
+
+
+def remove_old_checkpoints(folder: Path) -> None:
+    """Remove all but the last `KEPT` checkpoints, and what is left of those whose writing was killed."""
+    for path in checkpoints_in(folder)[:-KEPT]:
+        shutil.rmtree(path)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _UNFINISHED.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_checkpoints_below(folder: Path) -> None:
+    """Remove every checkpoint of the stage in `folder` and of those within it, and the folders that are then empty."""
+    for kept in sorted(folder.rglob("checkpoints")):
+        remove_old_checkpoints(kept)
+        for path in checkpoints_in(kept):
+            shutil.rmtree(path)
+        if kept.is_dir() and not any(kept.iterdir()):
+            kept.rmdir()
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:

@@ -19,7 +19,7 @@ from ..common.networks import load_network
 from ..common.overlap import class_dice
 from ..datasets.echo.images import CLASSES, LV, MYO, load_echo
 from ..datasets.images import ImagePool
-from ..evaluation.drawing import GAP_GREY, GAP_PX
+from ..evaluation.drawing import GAP_GREY, GAP_PX, Legend, heat_colour
 from ..evaluation.echo_pictures import PREDICTION, TRUTH, echo_panel
 from ..rewards.echo_validity import anatomical_reward, valid_masks
 from ..rewards.reward_net import RewardNet
@@ -335,7 +335,7 @@ class EchoEnv(BatchedEnv):
             (1 - self.pixel_reward[env_id]).clamp(0, 1).cpu().numpy() if int(self.t[env_id]) else np.zeros(image.shape)
         )
         outline, layers = [], [[], [(mask, PREDICTION)], []]
-        if self.pool.labels is not None:
+        if self.pool.labels is not None and self.shows_truth:
             outline = [(self.pool.labels[index].cpu().numpy(), TRUTH)]
             layers.append([])
         panels = [
@@ -344,6 +344,19 @@ class EchoEnv(BatchedEnv):
         ]
         gap = np.full((len(panels[0]), GAP_PX, 3), GAP_GREY, np.uint8)
         return np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
+
+    def legend(self) -> Legend:
+        """As `BatchedEnv.legend`."""
+        shown = [("mask", PREDICTION)]
+        if self.pool.labels is not None and self.shows_truth:
+            shown.append(("truth", TRUTH))
+        rows = [(colour, f"{what}: {part}") for what, of in shown for part, colour in (("LV", of.lv), ("MYO", of.myo))]
+        return (*rows, (heat_colour(0.8), "1 - R (R: reward of the pixel)"))
+
+    def caption(self, env_id: int) -> str:
+        """The image and, after the step, R."""
+        name = self.pool.ids[int(self.index[env_id])]
+        return f"{name}: mean R {float(self.pixel_reward[env_id].mean()):.3f}" if int(self.t[env_id]) else name
 
 
 def structure_dice(masks: Tensor, labels: Tensor) -> Tensor:

@@ -4,10 +4,6 @@ import sys
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ...common.files import replacing
-from ...common.runs import Run
-from ..configuration import read_experiment
-from ..experiment import EvaluateOptions
 from ..program import watch
 from ..threads import add_threads, use_threads
 
@@ -38,12 +34,28 @@ def parser(paper: str | None) -> ArgumentParser:
         default="stop",
         help="stop or skip: end at an unreadable file, or leave it out (exit status 1)",
     )
+    options.add_argument(
+        "--out",
+        type=str | None,
+        help="folder for results and pictures (default: RUN/evaluation/<choice of cases>, of each run its own)",
+    )
+    options.add_argument(
+        "--unfinished",
+        action="store_true",
+        help="evaluate the last checkpoint of a run that is not trained to its end, and say so in its results "
+        "(default: refuse it)",
+    )
     add_threads(options)
     return options
 
 
 def run(options: Namespace, command: str, paper: str | None) -> int:
     """Results, table and pictures; 1 if a bad file was skipped."""
+    from ...common.files import replacing
+    from ...common.runs import Run
+    from ..configuration import read_experiment
+    from ..experiment import EvaluateOptions
+
     if options.on_error not in ("stop", "skip"):
         raise ValueError(f"on_error is {options.on_error!r} but must be 'stop' or 'skip'")
     runs = [Run.open(folder) for folder in options.run]
@@ -52,18 +64,21 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
         raise ValueError("the runs are of different papers; evaluate them apart")
     row = papers[0]
     use_threads(options.threads, default=row.threads)
-    chosen = EvaluateOptions(command, options.split, options.cases, options.policies, options.on_error == "skip")
+    skip = options.on_error == "skip"
+    chosen = EvaluateOptions(
+        command, options.split, options.cases, options.policies, skip, options.out, options.unfinished
+    )
     results, skipped = row.evaluate(list(zip(runs, experiments, strict=True)), chosen)
     text = "\n\n".join(row.tables(results))
-    folders = [run.folder for run in runs]
-    with replacing(folders[0] / "evaluation" / "table.md") as unfinished:
+    folders = list(dict.fromkeys(chosen.folder(run) for run in runs))
+    with replacing(folders[0] / "table.md") as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n")
     for folder in folders:
-        for picture in sorted((folder / "media").glob("*.png")):
+        for picture in sorted(folder.glob("*.png")):
             print(f"picture    {picture}")
-    print(f"results    {folders[0] / 'evaluation'}")
-    print(f"watch      {watch(runs[0])}")
+        print(f"results    {folder}")
+    print(f"watch      {watch(runs)}")
     for line in skipped:
         print(f"skipped    {line}", file=sys.stderr)
     return 1 if skipped else 0

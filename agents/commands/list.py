@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -36,12 +35,12 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
 
 
 def _print_environments() -> Iterable[str]:
-    for name, entry in ENVIRONMENTS.items():
+    for name, entry in list(ENVIRONMENTS.items()):  # making one may import a module that registers more
         print(f"{name}\n  paper         {entry.paper}")
         if entry.package:
             print(f"  package       {entry.package}")
         if entry.config:
-            print(f"  config        {Path(__file__).parents[2] / entry.config}")
+            print(f"  config        {entry.config.removeprefix('configs/').removesuffix('.yaml')}")
         try:
             for kind, text in spaces_of(name).items():
                 print(f"  {kind:12}  {text}")

@@ -23,7 +23,7 @@ PICTURES_EVERY = 2
 
 
 class ValidationCallback(BaseCallback):
-    """Periodic validation, which keeps the weights of the best one.
+    """Validation, periodic and at the end, which keeps the weights of the best one.
 
     eval/val_reward_argmax, eval/val_reward_sampled: mean R of the most probable and of drawn masks. eval/anat_valid:
     share of valid masks. Where the truth is known, eval/dice_endo, eval/dice_epi, eval/hd_endo, eval/hd_epi (mm): they
@@ -54,6 +54,9 @@ class ValidationCallback(BaseCallback):
     def _on_rollout_start(self) -> None:
         if self.seen < 0 or self.model.num_timesteps // self.every > self.seen // self.every:
             self.look()
+
+    def _on_training_end(self) -> None:
+        self.look()
 
     @torch.no_grad()
     def look(self) -> None:

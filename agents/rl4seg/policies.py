@@ -86,7 +86,6 @@ def train_policy(
             extra_state=lambda: {"examine": validation.state()},
             checkpoint=checkpoint,
         )
-        validation.look()
         policy.load_state_dict(validation.best.weights)
     files = {SEGMENTER: policy.actor, CRITIC: policy.critic}
     for name, net in files.items():

@@ -14,13 +14,17 @@ iteration_<i>/ppo/           π_i and its critic
 baselines/<name>/            what the policy is compared with (baselines.py)
 """
 
+from ...common.checks import check_choice
+from ...common.manifests import NAME
+from ...common.progress import Progress
 from ...common.runs import Run
+from ...datasets.echo.images import echo_splits
 from ...envs.rl4seg_config import OF_TRUTH
 from ..dense_ppo.ppo import DensePPO
 from ..experiment import baselines_of, check_names
 from .baselines import BASELINES
 from .config import RL4SegExperiment
-from .context import Context
+from .context import Context, Plan
 from .policies import exported
 from .stages import loop, policy_folder, source_net
 
@@ -29,6 +33,8 @@ def check(experiment: RL4SegExperiment) -> None:
     """Raises whatever can be known to be wrong before anything is written."""
     rows = baselines_of(BASELINES, experiment.baselines, experiment)
     check_names([experiment] if experiment.iterations else [], [(row.title, experiment.seed) for row in rows.values()])
+    if experiment.test_split is not None:
+        check_choice("test_split", experiment.test_split, [*echo_splits(experiment.target), "all"])
     context = Context(experiment, Run("."), trains=False)
     needed = {"source train": context.source, "source val": context.source_val}
     adapts = experiment.iterations or experiment.baselines
@@ -73,7 +79,18 @@ def train(experiment: RL4SegExperiment, run: Run) -> None:
     Raises:
         ValueError: none of a policy's masks gave reward data.
     """
-    everything(Context(experiment, run, trains=True))
+    context = Context(experiment, run, trains=True)
+    run.progress = Progress(planned(context))
+    everything(context)
+
+
+def planned(context: Context) -> dict[str, float]:
+    """Every stage of a run with its work (see `Context.stage`), in the order of the training; {} once all are made."""
+    plan = Plan(context)
+    everything(plan)
+    if all((context.run.folder / name / NAME).is_file() for name in plan.work):
+        return {}
+    return {name: work() for name, work in plan.work.items()}
 
 
 def everything(context: Context) -> None:

@@ -1,7 +1,7 @@
 """Training SPARS: a presence classifier, then self-play PPO against it (docs/spars.md, Method 7 and 10)."""
 
 import logging
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +16,8 @@ from ...classifiers.train_presence import train_presence
 from ...common.checkpoints import Checkpoint, load_into, restoring
 from ...common.device import resolve_device
 from ...common.networks import save_network
-from ...common.runs import Run, chosen, plain
+from ...common.progress import Progress
+from ...common.runs import Run, chosen
 from ...datasets.liver.cases import HU_WINDOW, LiverDataConfig, iter_liver_cases, liver_case_ids, load_liver_cases
 from ...datasets.selection import SelectionError
 from ...envs.adapters import LearnerEnv
@@ -24,13 +25,13 @@ from ...envs.spars import SparsEnv
 from ...envs.spars_config import SparsConfig
 from ...evaluation.metrics import classification_metrics
 from ..callbacks import Best
-from ..experiment import baselines_of, check_names
+from ..experiment import baselines_of, check_names, reached
 from ..ppo import Learner, learn, restore
 from .baselines import BASELINES
 from .callbacks import DuelMetrics, ValidationCallback
 from .config import TRAIN, SparsExperiment
 from .policies import policy_arguments
-from .self_play import SelfPlay, Snapshot
+from .self_play import SELF_PLAY_NOTE, SelfPlay, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,10 @@ AGENT_KEYS = (
 )
 """Keys of the configuration that the agent's training depends on; those of the looks at the validation cases decide its
 best weights."""
+
+
+STEPS_PER_BATCH = 100
+"""Steps of the agent's training that take about as long as a batch of the classifier's, for the time that is told."""
 
 
 def check(experiment: SparsExperiment) -> None:
@@ -104,11 +109,15 @@ def _check_cases(experiment: SparsExperiment) -> None:
 
 def train(experiment: SparsExperiment, run: Run) -> None:
     """Train what is not finished: the classifier, then the agent."""
+    steps = float(experiment.ppo.total_timesteps)
     if experiment.env.classifier == TRAIN:
+        batches = float(experiment.presence.epochs * experiment.presence.batches_per_epoch)
+        run.progress = Progress({"classifier": STEPS_PER_BATCH * batches, **({"agent": steps} if steps else {})})
         settings = chosen(asdict(experiment), CLASSIFIER_KEYS)
         run.stage("classifier").complete(settings, partial(_train_classifier, experiment))
-    if experiment.ppo.total_timesteps:
-        _train_agent(experiment, run)
+    if steps:
+        with run.progress.stage("agent"):
+            _train_agent(experiment, run)
 
 
 def trained_classifier(experiment: SparsExperiment, run: Run) -> Path:
@@ -148,8 +157,30 @@ def _policy_arguments(experiment: SparsExperiment, space: gym.Space[Any]) -> dic
     return {**arguments, "policy_kwargs": experiment.ppo.policy_kwargs(arguments["policy_kwargs"])}
 
 
-def _begun(experiment: SparsExperiment, run: Run) -> tuple[Learner, SparsEnv, SelfPlay | None, Best, Checkpoint | None]:
-    """The learner where the run's last checkpoint left it, or fresh; its environment, opponent and best weights."""
+@dataclass
+class _Training:
+    """What learns, and what belongs to it: environment, opponent, best weights."""
+
+    model: Learner
+    env: SparsEnv
+    self_play: SelfPlay | None
+    best: Best
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go where the checkpoint was kept."""
+        restore(self.model, checkpoint)
+        with restoring(checkpoint):
+            self.best.load_state(checkpoint.state["best"])
+            if self.self_play:
+                self.self_play.load_state(checkpoint.state["self_play"], self.model.policy)
+
+    def state(self) -> dict[str, Any]:
+        """What belongs to a checkpoint beside the learner's own state."""
+        return {"best": self.best.state(), **({"self_play": self.self_play.state()} if self.self_play else {})}
+
+
+def _fresh(experiment: SparsExperiment, run: Run) -> _Training:
+    """The learner as it is at the start."""
     ppo = experiment.ppo
     env = env_of(experiment, run, num_envs=ppo.num_envs, eval_dice=False)
     model = Learner(
@@ -162,16 +193,7 @@ def _begun(experiment: SparsExperiment, run: Run) -> tuple[Learner, SparsEnv, Se
     self_play = None
     if env.config.n_agents == 2 and env.config.opponent == "snapshot":
         self_play = SelfPlay(env, experiment.self_play.refresh_every, experiment.self_play.initial_opponent)
-    trained = [trained_classifier(experiment, run).parent] if experiment.env.classifier == TRAIN else []
-    run.depend_on(chosen(asdict(experiment), AGENT_KEYS), after=trained)
-    best, checkpoint = Best(), run.resume()
-    if checkpoint:
-        restore(model, checkpoint)
-        with restoring(checkpoint):
-            best.load_state(checkpoint.state["best"])
-            if self_play:
-                self_play.load_state(checkpoint.state["self_play"], model.policy)
-    return model, env, self_play, best, checkpoint
+    return _Training(model, env, self_play, Best())
 
 
 def check_export(experiment: SparsExperiment) -> None:
@@ -182,28 +204,49 @@ def check_export(experiment: SparsExperiment) -> None:
 
 def learner(experiment: SparsExperiment, run: Run) -> Learner:
     """The trained agent as a learner of Stable-Baselines3."""
-    return _begun(experiment, run)[0]
+    training = _fresh(experiment, run)
+    training.restore(run.checkpoint())
+    return training.model
 
 
 def _train_agent(experiment: SparsExperiment, run: Run) -> None:
-    model, env, self_play, best, checkpoint = _begun(experiment, run)
+    training = _fresh(experiment, run)
+    trained = [trained_classifier(experiment, run).parent] if experiment.env.classifier == TRAIN else []
+    run.depend_on(chosen(asdict(experiment), AGENT_KEYS), after=trained)
+    checkpoint = run.resume()
+    if checkpoint:
+        training.restore(checkpoint)
     seen = checkpoint.step if checkpoint else 0
+    if training.self_play and not checkpoint:
+        log.info(SELF_PLAY_NOTE)
+        run.log_text("spars/self_play", SELF_PLAY_NOTE)
     learn(
-        model,
+        training.model,
         run,
         experiment.ppo.total_timesteps,
         [
-            *([self_play] if self_play else []),
-            DuelMetrics(env, self_play),
-            *_validation_callback(experiment, run, self_play, best, seen),
+            *([training.self_play] if training.self_play else []),
+            DuelMetrics(training.env, training.self_play),
+            *_validation_callback(experiment, run, training.self_play, training.best, seen),
         ],
         checkpoint_every=experiment.checkpoint_every,
-        extra_state=lambda: {"best": best.state(), **({"self_play": self_play.state()} if self_play else {})},
+        extra_state=training.state,
         checkpoint=checkpoint,
     )
-    if checkpoint is None or checkpoint.step < model.num_timesteps:  # a finished run stays as it is
-        outcome = {name: value for name, value in run.metrics()[-1].items() if name.startswith(("spars/", "rollout/"))}
-        run.log_hparams(plain(asdict(experiment)), outcome)
+
+
+def trained_steps(experiment: SparsExperiment, run: Run, *, unfinished: bool = False) -> int:
+    """Environment steps that the agent of a run was trained for; 0 where it trains a classifier only.
+
+    Raises:
+        ValueError: the classifier is not finished; or the agent is not, and `unfinished` is False.
+    """
+    if experiment.env.classifier == TRAIN and not (run.stage("classifier").folder / "manifest.json").is_file():
+        raise ValueError(
+            f"run {str(run.folder)!r} is not finished: it lacks its classifier; train it further with --resume"
+        )
+    total = experiment.ppo.total_timesteps
+    return reached(run, total, unfinished=unfinished) if total else 0
 
 
 def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple[Snapshot, Snapshot | None]:
@@ -215,7 +258,9 @@ def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple
         ValueError: the run has no checkpoint, no best weights, or those of another architecture.
     """
     checkpoint = run.checkpoint()
-    weights = checkpoint.state["best"]["weights"] if experiment.evaluation.best else checkpoint.weights
+    with restoring(checkpoint):
+        weights = checkpoint.state["best"]["weights"] if experiment.evaluation.best else checkpoint.weights
+        opponent = checkpoint.state.get("self_play", {"weights": {}})["weights"]
     if not weights:
         raise ValueError(f"evaluation.best is True but {str(run.folder)!r} has not looked at labelled validation cases")
     arguments = _policy_arguments(experiment, env.single_observation_space)
@@ -225,9 +270,9 @@ def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple
     ).to(env.device)
     load_into(policy, weights, f"{run.folder} at step {checkpoint.step}")
     learner = Snapshot(policy)
-    if "self_play" not in checkpoint.state or not checkpoint.state["self_play"]["weights"]:
+    if not opponent:
         return learner, None
-    load_into(policy, checkpoint.state["self_play"]["weights"], f"opponent of {run.folder}")
+    load_into(policy, opponent, f"opponent of {run.folder}")
     return learner, Snapshot(policy)
 
 

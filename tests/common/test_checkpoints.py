@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from segarena.common.checkpoints import (
     save_weights,
     torch_state,
 )
+from segarena.common.finite import NotFiniteError
 from torch import nn
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -68,7 +70,7 @@ def test_weights_are_read_back_bit_for_bit_with_their_metadata(tmp_path):
         "strided": torch.randn(4, 6).T[::2],
         "scalar": torch.tensor(7),
         "empty": torch.zeros(0, 3),
-        "nan": torch.tensor([float("nan"), float("-inf"), -0.0]),
+        "zeros": torch.tensor([-0.0, 0.0]),
     }
     save_weights(tmp_path / "net.safetensors", stored, {"unit": "HU"})
     read, metadata = load_weights(tmp_path / "net.safetensors")
@@ -77,6 +79,46 @@ def test_weights_are_read_back_bit_for_bit_with_their_metadata(tmp_path):
     for name, value in stored.items():
         assert read[name].dtype == value.dtype
         np.testing.assert_array_equal(read[name].float(), value.float())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_not_written_and_the_file_before_stays(tmp_path, bad):
+    path = tmp_path / "net.safetensors"
+    save_weights(path, weights())
+    before = path.read_bytes()
+    said = r"net.safetensors is not written: b.c holds 2 numbers, of 3, that are NaN"
+    with pytest.raises(NotFiniteError, match=said):
+        save_weights(path, {**weights(), "b.c": torch.tensor([bad, 1.0, bad])})
+    assert path.read_bytes() == before
+    with pytest.raises(NotFiniteError):
+        save_checkpoint(tmp_path / "kept", 7, {"w": torch.tensor(bad)}, {})
+    assert not list((tmp_path / "kept").iterdir()), "nothing is left of what was half done"
+
+
+def test_files_have_the_mode_that_the_umask_gives(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_weights(tmp_path / "net.safetensors", weights())
+        save_checkpoint(tmp_path / "kept", 7, weights(), {})
+    finally:
+        os.umask(before)
+    files = [tmp_path / "net.safetensors", *(tmp_path / "kept" / "step_000000000007").iterdir()]
+    names = ("net.safetensors", "weights.safetensors", "state.pt", "manifest.json")
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == dict.fromkeys(names, "0o640")
+
+
+def test_what_only_looks_like_a_checkpoint_stays(tmp_path):
+    save_checkpoint(tmp_path, 1, weights(), {})
+    shutil.copytree(tmp_path / "step_000000000001", tmp_path / "step_000000000001_best")
+    shutil.copytree(tmp_path / "step_000000000001", tmp_path / "step_best")
+    (tmp_path / "step_notes.txt").write_text("mine")
+    (tmp_path / "step_000000000009").write_text("a file")
+    for step in (2, 3, 4):
+        save_checkpoint(tmp_path, step, weights(), {})
+    names = {path.name for path in tmp_path.iterdir()}
+    mine = {"step_000000000001_best", "step_best", "step_notes.txt", "step_000000000009"}
+    assert names == mine | {"step_000000000003", "step_000000000004"}
+    assert latest_checkpoint(tmp_path).step == 4
 
 
 def test_tensors_that_share_memory_are_all_written(tmp_path):

@@ -97,8 +97,8 @@ def test_a_bad_value_is_refused_with_the_rule_before_anything_is_written(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
-def test_a_resumed_run_takes_no_other_options(copied, capsys):
+def test_a_resumed_run_keeps_its_paper(copied, capsys):
     before = everything(copied)
-    status = call("train", "--resume", copied, "--paper", "rl4seg", "--ppo.epochs", "3")
-    assert_refused(status, capsys, "--resume continues a run as it was configured; leave out paper, ppo")
+    status = call("train", "--resume", copied, "--paper", "ppo")
+    assert_refused(status, capsys, "paper is 'ppo' but the run", "is of 'rl4seg'; leave it out")
     assert everything(copied) == before
