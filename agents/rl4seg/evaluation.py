@@ -100,7 +100,7 @@ def evaluate(runs: Sequence[tuple[Run, RL4SegExperiment]], options: EvaluateOpti
             if (prediction.method, experiment.seed) in {(result.method, result.seed) for result in results}:
                 continue
             result = _result(context, images, split, prediction, options.command)
-            if prediction.uncertainty is not None and known is not None:
+            if prediction.uncertainty is not None and known is not None and len(known.rows) > 1:  # it ranks images
                 dice = torch.tensor([result.cases[row]["dice"] for row in known.rows], dtype=torch.float64)
                 u, masks = prediction.uncertainty[known.rows], prediction.masks[known.rows]
                 report = uncertainty_report(u, masks, known.labels, dice)
