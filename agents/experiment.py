@@ -6,7 +6,7 @@ A paper is one row of `papers.PAPERS`: its kind of experiment and the functions 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
@@ -15,6 +15,7 @@ from ..common.checks import check, check_choice
 from ..common.device import accelerate, resolve_device
 from ..common.files import replacing
 from ..common.runs import Run, plain
+from ..datasets.readers import ImageFiles
 from ..envs.core import Frame
 from ..evaluation.report import Column, column, table
 from ..evaluation.results import Result
@@ -64,6 +65,56 @@ class EvaluateOptions:
     """Reference policies to play beside the run's own policy, by name; None: those that the paper compares with."""
     skip_bad: bool = False
     """Leave bad files out, and say so, instead of raising."""
+    save_masks: bool = False
+    """Write the masks of the run's own policy and of the baselines too, as `predict` does."""
+
+
+POLICY = "policy"
+"""Name by which `predict` knows the trained policy of a run."""
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What of a run predicts, and how."""
+
+    method: str | None = None
+    """The trained policy (`POLICY`), a reference policy or a baseline of the run, by name; None: the paper's choice."""
+    threshold: float | None = None
+    """θ: a voxel whose map exceeds it belongs to the mask; None: the run's own, chosen on validation cases."""
+    spacing_mm: tuple[float, float] | None = None
+    """(y, x) of a pixel of images whose files do not say it."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What was predicted of one image."""
+
+    files: dict[str, Path]
+    """What was written, by kind: mask, score or doubt, picture."""
+    facts: dict[str, Any]
+    """Numbers and texts for the table of predictions, as JSON has them."""
+
+
+class Predictor(Protocol):
+    """One method of a run with all that it needs, loaded once, for any image."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All that the predictions depend on, as JSON, but the images."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the user should know beforehand, a line each."""
+
+    def find(self, inputs: Sequence[str | Path]) -> list[ImageFiles]:
+        """The images that the inputs name: files, folders or patterns."""
+
+    def predict(self, files: ImageFiles, folder: Path) -> Predicted:
+        """Segment one image, and write what comes of it into `folder`.
+
+        Raises:
+            ValueError, FileNotFoundError: an image that cannot be read or segmented.
+        """
 
 
 @dataclass(frozen=True)
@@ -129,6 +180,8 @@ class Paper(Generic[E]):
     """Results of runs, written into their folders, and a line for each bad file that was left out."""
     render: Callable[[Run, E, str | None, int], tuple[list[Frame], str]]
     """(run, experiment, case or None for the first, seed) -> frames, and a sentence on how the episode went."""
+    predictor: Callable[[Run, E, PredictOptions], Predictor]
+    """One method of a finished run, loaded once, for images without labels; ValueError where it has no masks."""
     columns: tuple[Column | str, ...]
     """Columns of the table of results; the first is compared with `baseline`."""
     baseline: str

@@ -19,7 +19,7 @@ from ..envs.adapters import LearnerEnv
 from ..envs.core import BatchedEnv, Frame
 from ..evaluation.report import mean_metrics
 from ..evaluation.results import Case, Result, count_origins
-from .experiment import EvaluateOptions, Experiment, check_names, write_result
+from .experiment import EvaluateOptions, Experiment, PredictOptions, Predictor, check_names, write_result
 from .policy import POLICIES, Episodes, Policy, TrainedPolicy, make_env, play, play_and_draw, reference
 from .ppo import Learner, PPOConfig, learn, restore
 
@@ -201,3 +201,11 @@ def render(run: Run, experiment: PPOExperiment, case: str | None, seed: int) -> 
         torch.manual_seed(seed)
         frames, played = play_and_draw(env, _policy(model))
     return frames, f"{int(played.lengths[0])} steps, return {float(played.returns[0]):.3f}"
+
+
+def predictor(run: Run, experiment: PPOExperiment, options: PredictOptions) -> Predictor:
+    """Raises: an environment of plain PPO has no masks to predict."""
+    raise ValueError(
+        f"{str(run.folder)!r} is plain PPO on {experiment.env}, which has rewards but no masks to predict; "
+        f"`predict` is for runs of the papers that segment: spars and rl4seg"
+    )

@@ -12,11 +12,13 @@ from .policy import POLICIES
 from .rl4seg import baselines as rl4seg_baselines
 from .rl4seg import config as rl4seg_config
 from .rl4seg import evaluation as rl4seg_evaluation
+from .rl4seg import prediction as rl4seg_prediction
 from .rl4seg import rules as rl4seg_rules
 from .rl4seg import training as rl4seg_training
 from .spars import baselines as spars_baselines
 from .spars import config as spars_config
 from .spars import evaluation as spars_evaluation
+from .spars import prediction as spars_prediction
 from .spars import rules as spars_rules
 from .spars import training as spars_training
 
@@ -29,6 +31,7 @@ PAPERS: dict[str, Paper[Any]] = {
         check_export=spars_training.check_export,
         evaluate=spars_evaluation.evaluate,
         render=spars_evaluation.render,
+        predictor=spars_prediction.SparsPredictor.of,
         columns=spars_evaluation.COLUMNS,
         baseline="score map (mean)",
         baselines=spars_baselines.BASELINES,
@@ -40,6 +43,7 @@ PAPERS: dict[str, Paper[Any]] = {
         learner=rl4seg_training.learner,
         evaluate=rl4seg_evaluation.evaluate,
         render=rl4seg_evaluation.render,
+        predictor=rl4seg_prediction.EchoPredictor.of,
         columns=rl4seg_evaluation.COLUMNS,
         more_columns=rl4seg_evaluation.UNCERTAINTY_COLUMNS,
         baseline=rl4seg_baselines.SOURCE_ONLY,
@@ -54,6 +58,7 @@ PAPERS: dict[str, Paper[Any]] = {
         check_export=generic.check_export,
         evaluate=generic.evaluate,
         render=generic.render,
+        predictor=generic.predictor,
         columns=generic.COLUMNS,
         baseline="random",
     ),

@@ -11,7 +11,7 @@ import gzip
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -32,6 +32,8 @@ class Frame:
     shape: tuple[int, int, int]
     affine: npt.NDArray[np.float64]
     """Voxel index of the file to patient coordinates in mm (RAS+)."""
+    header: nib.Nifti1Header | None = None
+    """The file's own header, for what is written in its space; None where it is no NIfTI file."""
 
     @property
     def ras_shape(self) -> tuple[int, int, int]:
@@ -109,18 +111,50 @@ def read_label(path: Path, classes: int) -> tuple[npt.NDArray[np.uint8], Frame]:
     return volume.astype(np.uint8), frame
 
 
-def write_mask(mask: npt.NDArray[np.uint8], frame: Frame, path: Path) -> None:
-    """Write a mask, uint8 in the file order of `frame`, as a NIfTI file that lies on the file the frame was read from.
+def write_volume(volume: npt.NDArray[Any], frame: Frame, path: Path) -> None:
+    """Write a mask (uint8) or a map (float32) in the file order of `frame` as a NIfTI file that lies on that file.
 
     Raises:
-        ValueError: a mask of another shape, or a path that does not end in .nii or .nii.gz.
+        ValueError: a volume of another shape, or a path that does not end in .nii or .nii.gz.
     """
-    if mask.shape != frame.shape:
-        raise ValueError(f"mask has shape {mask.shape} but the file it belongs to has {frame.shape}")
+    if volume.shape != frame.shape:
+        raise ValueError(f"the volume has shape {volume.shape} but the file it belongs to has {frame.shape}")
+    write_like(volume, frame.affine, frame.header, path)
+
+
+def write_like(
+    array: npt.NDArray[Any], affine: npt.NDArray[np.float64], header: nib.Nifti1Header | None, path: Path
+) -> None:
+    """Write an array as NIfTI in the space of another file: its affine, units, qform and sform, but none of its texts.
+
+    Args:
+        array: in the order of the file, uint8 or float32.
+        affine: of the file.
+        header: of the file; None where it is no NIfTI: millimetres, and both forms are the scanner's.
+        path: where to write.
+
+    Raises:
+        ValueError: a path that does not end in .nii or .nii.gz.
+    """
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path} must end in .nii or .nii.gz")
+    if header is None:
+        image = nib.Nifti1Image(array, affine)
+        image.header.set_xyzt_units("mm")
+        image.set_sform(affine, "scanner")
+        image.set_qform(affine, "scanner")
+    else:
+        header = header.copy()
+        header.extensions.clear()  # as the texts below, they tell of the patient or of the image's grey values
+        for text in ("descrip", "aux_file", "intent_name"):
+            header[text] = b""
+        for number in ("cal_min", "cal_max", "intent_code"):
+            header[number] = 0
+        header.set_data_dtype(array.dtype)
+        kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+        image = kind(array, affine, header)
     with replacing(path) as temporary:
-        nib.save(nib.Nifti1Image(mask.astype(np.uint8, copy=False), frame.affine), temporary)
+        nib.save(image, temporary)
 
 
 def _open(path: Path) -> tuple[nib.Nifti1Image, Frame]:
@@ -136,7 +170,7 @@ def _open(path: Path) -> tuple[nib.Nifti1Image, Frame]:
         raise ValueError(f"{path} has shape {image.shape} but a 3-D volume is needed; split or squeeze it first")
     if not np.isfinite(image.affine).all() or np.linalg.matrix_rank(image.affine[:3, :3]) < 3:
         raise ValueError(f"{path} has the affine {image.affine.tolist()}, which gives its voxels no volume")
-    return image, Frame(image.shape, image.affine)
+    return image, Frame(image.shape, image.affine, image.header)
 
 
 def _read(path: Path) -> tuple[npt.NDArray[np.float32], Frame]:

@@ -7,7 +7,7 @@ Positions are numbers of the lattice (datasets/liver/lattice.py), so that a move
 Its parts: spars_config.py arguments, spars_tables.py lookups, spars_painting.py maps, spars_rules.py competitors.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ..datasets.liver.cases import load_liver_cases
+from ..datasets.liver.cases import LiverCase, load_liver_cases
 from ..datasets.liver.lesions import TUMOUR
 from ..evaluation.volume_pictures import orthogonal_slices
 from ..rewards.presence import ScoreFunction
@@ -80,8 +80,9 @@ class SparsEnv(BatchedEnv):
     Terminated when s1 > τ or s2 > τ (strictly). Truncated after `horizon`.
 
     ## Arguments
-    The fields of `SparsConfig`, by name; `opponent` may also be an object with `act(obs, deterministic)`, and
-    `score_source` a function `(case, corners int64 [N, 3]) -> float32 [N]` with values in [0, 1].
+    The fields of `SparsConfig`, by name; `opponent` may also be an object with `act(obs, deterministic)`,
+    `score_source` a function `(case, corners int64 [N, 3]) -> float32 [N]` with values in [0, 1], and `volumes` cases
+    (`LiverCase`) on the working grid to play on instead of `data`.
 
     >>> import gymnasium as gym, segarena
     >>> env = gym.make("SPARS-LiverCT-v0", cases=["phantom_02000"], score_source="oracle_fraction", device="cpu")
@@ -110,6 +111,7 @@ class SparsEnv(BatchedEnv):
         *,
         opponent: str | Competitor | None = None,
         score_source: str | ScoreFunction | None = None,
+        volumes: Sequence[LiverCase] | None = None,
         **settings: Any,
     ) -> None:
         for name, value in (("opponent", opponent), ("score_source", score_source)):
@@ -119,9 +121,9 @@ class SparsEnv(BatchedEnv):
         self._opponent = None if isinstance(opponent, str) else checked(opponent)
         function = None if isinstance(score_source, str) else score_source
         cfg, self.lattice = self.config, lattice_of(self.config)
-        if cfg.data == "phantom":
+        if cfg.data == "phantom" and volumes is None:
             notice_phantom("SPARS-LiverCT-v0", "give data=<Task03_Liver folder> to play on real CT")
-        self.cases = load_liver_cases(cfg)
+        self.cases = load_liver_cases(cfg) if volumes is None else list(volumes)
         self.origin = self.cases[0].origin  # that of all: `data` and `implant_lesions` decide
         self.table, self._features, n_features = score_tables(cfg, self.cases, self.lattice, function, self.device)
         self._score_tables = list(dict.fromkeys((self.table, self._features)))

@@ -7,6 +7,7 @@ the exit status.
 COMMANDS = {
     "train": "train as a configuration says, or continue a run",
     "evaluate": "results, table and pictures of trained runs",
+    "predict": "segment images of one's own with a trained run",
     "render": "write an episode as a GIF",
     "play": "play reference policies, without any trained run",
     "list": "environments with spaces and reference policies; papers",

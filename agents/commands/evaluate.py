@@ -38,6 +38,11 @@ def parser(paper: Paper[Any]) -> ArgumentParser:
         default="stop",
         help="stop or skip: end at an unreadable file, or leave it out (exit status 1)",
     )
+    options.add_argument(
+        "--save_masks",
+        action="store_true",
+        help="write masks, maps and pictures of every case too, the files of `predict`, below evaluation/masks",
+    )
     return options
 
 
@@ -50,7 +55,9 @@ def run(options: Namespace, command: str, paper: Paper[Any]) -> int:
     if len({id(paper) for paper in papers}) > 1:
         raise ValueError("the runs are of different papers; evaluate them apart")
     paper = papers[0]
-    chosen = EvaluateOptions(command, options.split, options.cases, options.policies, options.on_error == "skip")
+    chosen = EvaluateOptions(
+        command, options.split, options.cases, options.policies, options.on_error == "skip", options.save_masks
+    )
     results, skipped = paper.evaluate(list(zip(runs, experiments, strict=True)), chosen)
     text = "\n\n".join(paper.tables(results))
     folders = [run.folder for run in runs]

@@ -6,11 +6,9 @@ validation cases by mean Dice, and reported beside θ = 0.5.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -20,18 +18,21 @@ from ...common.runs import Run, plain, slug
 from ...datasets.liver.cases import iter_liver_cases, liver_case_ids
 from ...datasets.liver.lesions import TUMOUR
 from ...envs.core import Frame
-from ...envs.spars import SparsEnv
 from ...envs.spars_config import SparsConfig
 from ...evaluation.metrics import dice, segmentation_metrics
 from ...evaluation.report import Column, mean_metrics
 from ...evaluation.results import Case, Result, count_origins
 from ...evaluation.volume_figures import CaseView, save_case_figure
-from ..experiment import EvaluateOptions, baselines_of, check_names, write_result
-from ..policy import Policy, Reference, TrainedPolicy, play_and_draw, reference
+from ..experiment import POLICY, EvaluateOptions, baselines_of, check_names, write_result
+from ..policy import TrainedPolicy, play_and_draw, reference
+from . import thresholds
 from .baselines import BASELINES, MapBaseline
 from .config import TRAIN, CaseChoice, SparsExperiment
-from .rollouts import PAPER_THRESHOLD, Maps, choose_threshold, roll_out
+from .methods import Cases, Methods
+from .prediction import save_masks
+from .rollouts import PAPER_THRESHOLD, Maps
 from .rules import POLICIES
+from .thresholds import Threshold
 from .training import env_of, load_policies
 
 log = logging.getLogger(__name__)
@@ -73,9 +74,17 @@ def evaluate(runs: Sequence[tuple[Run, SparsExperiment]], options: EvaluateOptio
         with forked_rng(resolve_device(experiment.device)):
             torch.manual_seed(experiment.seed)
             others = None if experiment.seed in seeds else policies
-            for method, row, maps in _methods(experiment, run, (test, validation), others):
-                result = _result(experiment, run, method, row, *maps, command=options.command)
+            methods, chosen = Methods(experiment, run), dict[str, Threshold]()
+            for name, maps, of_validation in _maps(methods, (test, validation), others):
+                title, chosen[name] = methods.titles[name], Threshold.of(of_validation)
+                result = _result(
+                    experiment, run, title, BASELINES.get(name), maps, chosen[name].value, command=options.command
+                )
                 results.append(write_result(run, result))
+                if options.save_masks:
+                    masks = run.folder / "evaluation" / "masks" / slug(title)
+                    save_masks(maps, chosen[name].value, title, masks)
+            thresholds.keep(experiment, run, chosen)
         seeds.add(experiment.seed)
     return results, skipped
 
@@ -123,46 +132,20 @@ def _warn_of_known_cases(experiment: SparsExperiment, test: SparsConfig) -> None
         log.warning("the labels of test cases %s were used for training or choosing: scores flatter", ", ".join(seen))
 
 
-def _methods(
-    experiment: SparsExperiment,
-    run: Run,
-    configs: tuple[SparsConfig, SparsConfig],
-    policies: Sequence[str] | None,
-) -> Iterator[tuple[str, MapBaseline | None, tuple[Maps, Maps]]]:
-    """Name of each method, its row where it is a baseline, and its maps of the test and of the validation cases.
+def _maps(
+    methods: Methods, configs: tuple[SparsConfig, SparsConfig], policies: Sequence[str] | None
+) -> Iterator[tuple[str, Maps, Maps]]:
+    """Name of each method, and its maps of the test and of the validation cases.
 
     policies: reference policies to play, followed by the baselines; None: neither.
     """
-    protocol, seed = experiment.evaluation, experiment.seed
-
-    def both(maps_of: Callable[[SparsEnv], Maps], envs: Sequence[SparsEnv]) -> tuple[Maps, Maps]:
-        return maps_of(envs[0]), maps_of(envs[1])
-
-    def envs(**changes: Any) -> list[SparsEnv]:
-        """An environment for every rollout of every case."""
-        numbers = [len(liver_case_ids(config)) * protocol.rollouts for config in configs]
-        changed = [replace(config, eval_dice=False, **changes) for config in configs]
-        return [env_of(experiment, run, config, num_envs=n) for config, n in zip(changed, numbers, strict=True)]
-
-    def played(env: SparsEnv, policy: Policy[SparsEnv]) -> Maps:
-        return roll_out(env, policy, jitter_cells=protocol.jitter_cells, seed=seed)
-
-    def by_reference(row: Reference[SparsEnv], env: SparsEnv) -> Maps:
-        return played(env, row.make(env, seed))
-
-    def trained(env: SparsEnv) -> Maps:
-        learner, opponent = load_policies(experiment, run, env)
-        env.set_opponent(opponent)
-        return played(env, TrainedPolicy(learner.policy, protocol.deterministic))
-
-    if experiment.ppo.total_timesteps:
-        yield experiment.name, None, both(trained, envs())
-    if policies is not None:  # nobody competes, so that nobody else ends an episode
-        alone = envs(n_agents=1, reward=None, obs_mode="own_window")
-        for name in policies:
-            yield name, None, both(partial(by_reference, POLICIES[name]), alone)
-        for row in baselines_of(BASELINES, (), experiment).values():
-            yield row.title, row, both(row.maps, alone)
+    experiment = methods.experiment
+    test, validation = (Cases(experiment, methods.run, config) for config in configs)
+    names = [POLICY] if experiment.ppo.total_timesteps else []
+    if policies is not None:
+        names += [*policies, *baselines_of(BASELINES, (), experiment)]
+    for name in names:
+        yield name, methods.maps(name, test), methods.maps(name, validation)
 
 
 def _result(
@@ -171,11 +154,10 @@ def _result(
     method: str,
     row: MapBaseline | None,
     test: Maps,
-    validation: Maps,
+    theta: float,
     *,
     command: str,
 ) -> Result:
-    theta = choose_threshold(validation)
     protocol = experiment.evaluation
     cases: list[Case] = []
     views: list[CaseView] = []

@@ -73,7 +73,7 @@ def stored_in(path: Path) -> list[Path]:
     _check_exists(path)
     if path.suffix != ".mhd":
         return [path]
-    name = _metaimage_header(path)["ElementDataFile"]
+    name = metaimage_header(path)["ElementDataFile"]
     if name in ("", "LOCAL", "LIST") or name != Path(name).name:
         raise ValueError(f"{path} names the pixels {name!r} but they must be one file beside it; convert it to .nii.gz")
     pixels = path.parent / name
@@ -120,7 +120,7 @@ def _nifti(path: Path) -> tuple[FloatArray, Spacing]:
 
 def _metaimage(path: Path) -> tuple[FloatArray, Spacing]:
     """MetaImage stores x fastest, so that an array of its pixels is [Z, Y, X] with Z = 1."""
-    header = _metaimage_header(path)
+    header = metaimage_header(path)
     pixels = stored_in(path)[1]
     try:
         shape = [int(n) for n in header["DimSize"].split()][::-1]
@@ -143,8 +143,12 @@ def _metaimage(path: Path) -> tuple[FloatArray, Spacing]:
         ) from error
 
 
-def _metaimage_header(path: Path) -> dict[str, str]:
-    """The fields of a .mhd."""
+def metaimage_header(path: Path) -> dict[str, str]:
+    """The fields of a .mhd.
+
+    Raises:
+        ValueError: no text, or a field that must be there is missing.
+    """
     try:
         lines = path.read_text(encoding="ascii").splitlines()
     except ValueError as error:
