@@ -157,14 +157,16 @@ def save_prediction_figure(path: str | Path, view: PredictionView, *, title: str
         index = view.centre_ijk[normal]
         shown = View.of(view.image.shape, view.spacing_mm, plane, index, px_per_mm)
         contours = [(view.pred, MASK)]
-        column[0].imshow(shown.draw(view.image, contours=contours))
+        outlined = shown.draw(view.image, contours=contours)
+        column[0].imshow(outlined)
         column[1].imshow(shown.draw(view.image, heat=heat, contours=contours))
         column[0].set_title(f"{plane} {index}", fontsize=10)
         for ax in column:
             ax.set(xticks=[], yticks=[])
             for letter, x, y in zip(letters, (0.04, 0.96, 0.5, 0.5), (0.5, 0.5, 0.95, 0.05), strict=True):
                 ax.text(x, y, letter, transform=ax.transAxes, color="white", fontsize=8, ha="center", va="center")
-    scale_bar(axes[0, 0], px_per_mm, PANEL_PX)
+        if plane == "axial":
+            scale_bar(column[0], px_per_mm, len(outlined))
     heat_bar(figure, axes, f"map, 1 = {highest:.3g}", aspect=28)
     figure.legend(
         handles=[Line2D([], [], color=unit_rgb(MASK), label="contour of the mask")],

@@ -25,6 +25,8 @@ from .files import FloatArray, Spacing, metaimage_header, read_image
 PICTURES = (".png", ".jpg", ".jpeg")
 PLANES = (*NIFTI, ".mhd", *PICTURES)
 """Suffixes of the images that `read_plane` knows, beside DICOM, which may have any."""
+CENTIMETRES = 3
+"""Code of the unit in which an ultrasound region of DICOM gives the size of its pixels, if it shows tissue."""
 GREY = np.array([0.299, 0.587, 0.114], np.float32)
 """Weights of red, green and blue in a grey value (ITU-R BT.601)."""
 
@@ -90,7 +92,7 @@ def read_plane(files: ImageFiles) -> Plane:
         return _plane(files, _picture(files.path), None)
     if suffix_of(files.path, (*NIFTI, ".mhd")):
         pixels, spacing = read_image(files.path, white=255.0)
-        if prepared := float(pixels.max()) <= 1 / 255:  # such values never come from a scanner
+        if prepared := float(pixels.max()) < 1.5 / 255:  # such values never come from a scanner
             pixels, spacing = read_image(files.path, white=1.0)
         return Plane(files.id, pixels, spacing, prepared, _space(files.path))
     frames, spacing_mm = _sequence(files.path)
@@ -192,5 +194,24 @@ def _sequence(path: Path) -> tuple[npt.NDArray[Any], Spacing | None]:
     array = sitk.GetArrayFromImage(image)  # [T, Y, X] and channels
     if array.ndim == 2 + (image.GetNumberOfComponentsPerPixel() > 1):
         array = array[None]
-    x, y = image.GetSpacing()[:2]
-    return array, None if (x, y) == (1.0, 1.0) else (float(y), float(x))  # ITK says 1 mm where the file is silent
+    return array, _region_spacing(path)
+
+
+def _region_spacing(path: Path) -> Spacing | None:
+    """(y, x) of a pixel in mm: of the largest ultrasound region, which SimpleITK does not read, or PixelSpacing."""
+    try:
+        import pydicom
+    except ImportError:
+        return None
+    tags = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+    sizes = dict[float, Spacing]()
+    for region in tags.get("SequenceOfUltrasoundRegions", []):
+        sides = [abs(float(region.get(f"PhysicalDelta{axis}", 0))) * 10 for axis in "YX"]
+        in_cm = region.get("PhysicalUnitsXDirection") == region.get("PhysicalUnitsYDirection") == CENTIMETRES
+        corners = [float(region.get(f"RegionLocation{name}", 0)) for name in ("MinX0", "MinY0", "MaxX1", "MaxY1")]
+        if in_cm and min(sides) > 0:
+            sizes[(corners[2] - corners[0]) * (corners[3] - corners[1])] = (sides[0], sides[1])
+    if sizes:
+        return sizes[max(sizes)]
+    given = [float(mm) for mm in tags.get("PixelSpacing", [])]
+    return (given[0], given[1]) if len(given) == 2 and min(given) > 0 else None
