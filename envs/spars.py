@@ -80,9 +80,8 @@ class SparsEnv(BatchedEnv):
     Terminated when s1 > τ or s2 > τ (strictly). Truncated after `horizon`.
 
     ## Arguments
-    The fields of `SparsConfig`, by name; `opponent` may also be an object with `act(obs, deterministic)`,
-    `score_source` a function `(case, corners int64 [N, 3]) -> float32 [N]` with values in [0, 1], and `volumes` cases
-    (`LiverCase`) on the working grid to play on instead of `data`.
+    The fields of `SparsConfig`, by name; `opponent` may also be an object with `act(obs, deterministic)`, and
+    `score_source` a function `(case, corners int64 [N, 3]) -> float32 [N]` in [0, 1]; `volumes`: cases, not from `data`.
 
     >>> import gymnasium as gym, segarena
     >>> env = gym.make("SPARS-LiverCT-v0", cases=["phantom_02000"], score_source="oracle_fraction", device="cpu")
@@ -365,9 +364,8 @@ class SparsEnv(BatchedEnv):
     # -- options and checkpoints -----------------------------------------------------------------------------------
 
     def _check_options(self, options: Mapping[str, Any]) -> None:
-        known = {"case_id", "start", "start_opponent"}
-        if unknown := set(options) - known:
-            raise ValueError(f"unknown reset options {sorted(unknown)}; known are {sorted(known)}")
+        if unknown := set(options) - {"case_id", "start", "start_opponent"}:
+            raise ValueError(f"unknown reset options {sorted(unknown)}; known are case_id, start, start_opponent")
         if "case_id" in options:
             self._index_of(options["case_id"])
         for name in {"start", "start_opponent"} & set(options):
