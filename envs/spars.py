@@ -80,8 +80,8 @@ class SparsEnv(BatchedEnv):
     Terminated when s1 > τ or s2 > τ (strictly). Truncated after `horizon`.
 
     ## Arguments
-    The fields of `SparsConfig`, by name; `opponent` may also be an object with `act(obs, deterministic)`, and
-    `score_source` a function `(case, corners int64 [N, 3]) -> float32 [N]` in [0, 1]; `volumes`: cases, not from `data`.
+    The fields of `SparsConfig`, by name; `opponent` may also be an object with `act(obs, deterministic)`,
+    `volumes` cases to play on, `score_source` a function `(case, corners int64 [N, 3]) -> float32 [N]` in [0, 1].
 
     >>> import gymnasium as gym, segarena
     >>> env = gym.make("SPARS-LiverCT-v0", cases=["phantom_02000"], score_source="oracle_fraction", device="cpu")

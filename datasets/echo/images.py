@@ -219,7 +219,7 @@ def pool_of(plane: Plane, config: EchoDataConfig) -> ImagePool:
         labels=None,
         ids=[plane.id],
         groups=[plane.id],
-        tags={},
+        tags={"view": ["unknown"], "instant": ["unknown"]},
         spacing_mm=torch.tensor([steps], dtype=torch.float64),
         classes=CLASSES,
         origin="real",
