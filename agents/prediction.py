@@ -202,7 +202,8 @@ def _write(out: Path, settings: Mapping[str, Any], predictions: Iterable[Predict
     with replacing(out / FILE) as unfinished:
         text = json.dumps({"settings": settings, "predictions": entries}, indent=1, ensure_ascii=False, allow_nan=False)
         unfinished.write_text(text + "\n", encoding="utf-8")
-    facts = list(dict.fromkeys(name for entry in entries for name in entry["facts"]))
+    found = [item for entry in entries for item in entry["facts"].items()]
+    facts = list(dict.fromkeys(name for name, value in found if not isinstance(value, dict)))
     plain = ("method", "threshold")
     with replacing(out / "predictions.csv") as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
