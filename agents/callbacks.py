@@ -1,20 +1,75 @@
-"""Callbacks of every learner: checkpoints, the best weights, reward terms, progress."""
+"""Callbacks of every learner: numbers that are none, checkpoints, the best weights, reward terms, progress."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from ..common.checkpoints import checkpoints_in
+from ..common.finite import NotFiniteError, not_finite, not_finite_tensor
+from ..common.progress import Bar
 from ..common.runs import Run
+from ..common.stopping import stop_asked, stop_if_asked
 from ..envs.core import BatchedEnv
+
+
+class StopAtNaN(BaseCallback):
+    """Ends the training where a number of the last update (losses, norms of gradients) or a weight is NaN or infinite.
+
+    It looks once per update and waits for the device once, before any other callback makes or keeps something of such a
+    policy; a gradient that is not finite leaves no finite weight.
+
+    Args:
+        run: where the last good checkpoint lies, for the message.
+    """
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
+
+    def _on_rollout_start(self) -> None:
+        self.look()
+
+    def _on_training_end(self) -> None:
+        self.look()
+
+    def look(self) -> None:
+        """Look at the numbers that the update has left, and at all weights.
+
+        Raises:
+            NotFiniteError: names the step, what is not finite, and the way out.
+        """
+        logged = {name: float(value) for name, value in self.logger.name_to_value.items() if name not in UNDEFINED}
+        wrong = not_finite(logged) or [text for text in [not_finite_tensor(self.model.policy.state_dict())] if text]
+        if wrong:
+            raise NotFiniteError(diverged(self.run, self.num_timesteps, wrong))
+
+    def _on_step(self) -> bool:
+        return True
+
+
+UNDEFINED = ("train/explained_variance", "train/approx_kl", "train/ratio_mean")
+"""Numbers that need not exist where all is well: of returns that are all equal, of ratios that overflow where they are
+clipped. They are then left out of the curves."""
+
+
+def diverged(run: Run, step: int, wrong: Sequence[str]) -> str:
+    """What is said of a training whose numbers are not finite any more."""
+    kept = checkpoints_in(run.folder / "checkpoints")
+    last = f"the last checkpoint, {kept[-1]}, is from before" if kept else "no checkpoint was kept"
+    return (
+        f"training stopped at step {step}: {', '.join(wrong)}; {last}. Start a new run with a lower learning rate, or "
+        f"look for rewards and observations that are not finite"
+    )
 
 
 class KeepCheckpoints(BaseCallback):
     """Saves a checkpoint at the start of the first rollout after every `every` steps, when nothing is half done.
+
+    Where a signal has asked for it, it saves one and stops the training.
 
     Args:
         run: where the checkpoints go.
@@ -33,8 +88,10 @@ class KeepCheckpoints(BaseCallback):
         self.saved_at = resumed_at
 
     def _on_rollout_start(self) -> None:
-        if self.saved_at is None or self.model.num_timesteps // self.every > self.saved_at // self.every:
+        due = self.saved_at is None or self.model.num_timesteps // self.every > self.saved_at // self.every
+        if due or stop_asked():
             self.save()
+        stop_if_asked()
 
     def save(self) -> None:
         """Save a checkpoint now, unless this step has one."""
@@ -98,25 +155,17 @@ class RewardTerms(BaseCallback):
             self.logger.record(f"reward/{name}", mean)
 
 
-class Progress(BaseCallback):
-    """A progress bar over environment steps, with the mean return of the last episodes."""
+class ShowProgress(BaseCallback):
+    """Moves the bar on after each rollout, with the mean return of the last episodes beside it."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, bar: Bar) -> None:
         super().__init__()
-        self.total = total
-
-    def _on_training_start(self) -> None:
-        self.bar = tqdm(total=self.total, initial=self.model.num_timesteps, desc="PPO", unit="step", unit_scale=True)
+        self.bar = bar
 
     def _on_rollout_end(self) -> None:
         assert isinstance(self.model, PPO)
-        if self.model.ep_info_buffer:
-            returns = [episode["r"] for episode in self.model.ep_info_buffer]
-            self.bar.set_postfix({"return": f"{sum(returns) / len(returns):.3g}"}, refresh=False)
-        self.bar.update(self.model.num_timesteps - self.bar.n)
-
-    def _on_training_end(self) -> None:
-        self.bar.close()
+        returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]
+        self.bar.reach(self.model.num_timesteps, {"return": sum(returns) / len(returns)} if returns else None)
 
     def _on_step(self) -> bool:
         return True

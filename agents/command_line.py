@@ -1,47 +1,115 @@
 """The command line that the drivers share: a command and its options, errors, exit status."""
 
+import argparse
 import importlib
 import logging
+import os
+import platform
 import shlex
 import sys
+from argparse import ArgumentError
 from collections.abc import Sequence
-from typing import Any
+from importlib import metadata
+from typing import Any, NoReturn
 
 from gymnasium.error import Error as GymnasiumError
-from jsonargparse import ArgumentParser
 
+from .. import __version__
+from ..common.stopping import Stopped
 from .commands import COMMANDS
-from .configuration import paper_of
-from .experiment import Paper
-from .papers import DEFAULT_PAPER, PAPERS
+from .exits import INTERRUPTED, REFUSED, failed, print_on_any_console
 from .program import PROGRAM
+from .refusals import did_you_mean, one_line
 
 
-def parser(paper: Paper[Any] = PAPERS[DEFAULT_PAPER]) -> ArgumentParser:
-    """The command line; `paper` decides the options of `train`."""
-    root = ArgumentParser(prog="run_rl.py", description="Train, evaluate and watch the agents of SegArena.")
-    commands = root.add_subcommands(required=True)
-    for name, help_text in COMMANDS.items():
-        commands.add_subcommand(name, _module(name).parser(paper), help=help_text)
+class UsageError(ValueError):
+    """The command line cannot be understood; the message says why in one line."""
+
+
+class _Root(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(one_line(message, self._option_string_actions))
+
+
+def _root() -> _Root:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:{width}}  {about}" for name, about in COMMANDS.items())
+    root = _Root(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} COMMAND [options]",
+        description="Train, evaluate and watch the agents of SegArena.",
+        epilog=f"commands:\n{listed}\n\n`{PROGRAM} COMMAND --help` prints the options of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    root.add_argument("--version", action="store_true", help="print the versions of SegArena, PyTorch and Python")
+    root.add_argument(
+        "--print_completion", metavar="SHELL", help="print what completes commands and options in bash, zsh or tcsh"
+    )
     return root
 
 
-def _module(name: str) -> Any:
-    return importlib.import_module(f"{__package__}.commands.{name}")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status: 0 done, 1 done but something was left out, 2 refused, 130 stopped."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    """Run a command; the exit status: see `exits`."""
+    print_on_any_console()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    command = f"{PROGRAM} {shlex.join(arguments)}"
+    name = arguments[0] if arguments else ""
     try:
-        paper = paper_of(arguments)
-        options = parser(paper).parse_args(arguments)
-        return int(_module(options.subcommand).run(options[options.subcommand], command, paper))
-    except (ValueError, OSError, GymnasiumError) as error:
+        if name in COMMANDS:
+            return _run(name, arguments[1:])
+        if name and not name.startswith("-"):
+            hint = did_you_mean(name, COMMANDS) or f"; there are {', '.join(COMMANDS)}"
+            raise UsageError(f"there is no command {name!r}{hint}")
+        return _answer(_root(), arguments)
+    except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return REFUSED
+    except BrokenPipeError:  # the reader of the output has seen enough: `list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        return failed(error)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.number
     except KeyboardInterrupt:
-        print(f"\nstopped; a run that was training continues with {PROGRAM} train --resume RUN", file=sys.stderr)
-        return 130
+        again = f"; a run that was training continues with {PROGRAM} train --resume RUN" if name == "train" else ""
+        print(f"\nstopped{again}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _answer(root: _Root, arguments: Sequence[str]) -> int:
+    """What is asked without a command."""
+    asked = root.parse_args(arguments)
+    if asked.version:
+        print(f"segarena {__version__}, torch {metadata.version('torch')}, Python {platform.python_version()}")
+    elif asked.print_completion:
+        from .completion import script  # it needs the options of every command
+
+        print(script(asked.print_completion))
+    else:
+        raise UsageError(f"no command is given; there are {', '.join(COMMANDS)} ({PROGRAM} --help)")
+    return 0
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    """Parse the options of a command and do it."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    command, paper = f"{PROGRAM} {shlex.join([name, *arguments])}", None
+    try:
+        module: Any = importlib.import_module(f"{__package__}.commands.{name}")
+        if hasattr(module, "prepare"):
+            arguments, paper = module.prepare(arguments)
+        options = module.parser(paper)
+        options.prog, options.exit_on_error, options.allow_abbrev = f"{PROGRAM} {name}", False, False
+        try:
+            given = options.parse_args(arguments)
+        except ArgumentError as error:
+            raise UsageError(one_line(str(error), options._option_string_actions)) from error
+        status = int(module.run(given, command, paper))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError, GymnasiumError) as error:
+        raise UsageError(str(error)) from error

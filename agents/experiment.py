@@ -14,9 +14,12 @@ from torch import nn
 from ..common.checks import check, check_choice
 from ..common.device import accelerate, resolve_device
 from ..common.files import replacing
+from ..common.names import check_name
+from ..common.resuming import reconfigure, tidy, training_in
 from ..common.runs import Run, plain
 from ..datasets.readers import ImageFiles
 from ..envs.core import Frame
+from ..evaluation.machine import describe_machine
 from ..evaluation.report import Column, column, table
 from ..evaluation.results import Result
 
@@ -41,6 +44,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check(self, seed=(0, 2**32 - 1))
+        check_name(self.name)
 
     def resolved(self: E) -> E:
         """The same with nothing left open (defaults filled in, paths absolute): it can be continued from anywhere.
@@ -194,6 +198,8 @@ class Paper(Generic[E]):
     """Raises where a run has no policy for a zip of Stable-Baselines3, or one that needs what the zip does not hold."""
     frame_ms: int = 125
     """Time in milliseconds that each frame of an episode is shown."""
+    threads: int = 1
+    """CPU threads of PyTorch that its commands compute with unless told otherwise; 0: one per core."""
 
     def start(self, experiment: E, out: str | Path, environment: Mapping[str, Any]) -> Run:
         """Train in the new folder `out`; see `resume` for a run that was interrupted.
@@ -202,22 +208,46 @@ class Paper(Generic[E]):
 
         Raises:
             ValueError: a value, case, file or folder that cannot be used; nothing is written then. Or, later, what the
-                paper's own training raises.
+                paper's own training raises; a number that is NaN or infinite, too (`NotFiniteError`).
             FileNotFoundError: a missing folder or file.
+            Stopped: a signal asked for it (Ctrl-C, SIGTERM, SIGHUP); says what is kept, and how it goes on.
         """
         experiment = experiment.resolved()
         resolve_device(experiment.device)
         self.check(experiment)
-        return self._finish(experiment, Run.create(out, plain(asdict(experiment)), environment))
+        Run.check_new(out)
+        with training_in(out):
+            return self._finish(experiment, Run.create(out, plain(asdict(experiment)), environment))
 
-    def resume(self, experiment: E, out: str | Path) -> Run:
-        """Continue the run in the folder `out`, which `experiment` describes, where it was interrupted."""
-        return self._finish(experiment.resolved(), Run.open(out))
+    def resume(self, experiment: E, out: str | Path, environment: Mapping[str, Any] | None = None) -> Run:
+        """Continue the run in the folder `out`, as `experiment` says, where it was interrupted.
+
+        `experiment` may differ from the run's config.yaml, which is then rewritten, in keys on which nothing depends
+        that was made so far.
+
+        environment: description of the machine, for a run whose first process was killed before it had written its own.
+
+        Raises:
+            ValueError: something depends on a changed key (names the stages, and the ways out), or another process
+                trains in the folder; nothing is changed then. Or, later, as `start`.
+            Stopped: as `start`.
+        """
+        run, experiment = Run.open(out), experiment.resolved()
+        config = plain(asdict(experiment))
+        with training_in(out):
+            if config != run.config:
+                self.check(experiment)
+            reconfigure(run, config)
+            tidy(run)
+            run.describe(environment or describe_machine())
+            return self._finish(experiment, run)
 
     def _finish(self, experiment: E, run: Run) -> Run:
         accelerate(resolve_device(experiment.device))
-        self.train(experiment, run)
-        run.close()
+        try:
+            self.train(experiment, run)
+        finally:
+            run.close()
         return run
 
     def export(self, experiment: E, run: Run, path: str | Path) -> None:

@@ -14,13 +14,15 @@ from gymnasium import spaces
 
 from ..common import checks
 from ..common.device import forked_rng
-from ..common.runs import Run, slug
+from ..common.names import slug
+from ..common.runs import Run
 from ..envs.adapters import LearnerEnv
 from ..envs.core import BatchedEnv, Frame
 from ..evaluation.report import mean_metrics
 from ..evaluation.results import Case, Result, count_origins
-from .experiment import EvaluateOptions, Experiment, PredictOptions, Predictor, check_names, write_result
-from .policy import POLICIES, Episodes, Policy, TrainedPolicy, make_env, play, play_and_draw, reference
+from .experiment import EvaluateOptions, Experiment, Paper, PredictOptions, Predictor, check_names, write_result
+from .papers import POLICIES
+from .policy import Episodes, Policy, TrainedPolicy, make_env, play, play_and_draw, reference
 from .ppo import Learner, PPOConfig, learn, restore
 
 COLUMNS = ("return", "steps")
@@ -68,6 +70,7 @@ def check(experiment: PPOExperiment) -> None:
     if not experiment.ppo.total_timesteps:
         raise ValueError("nothing to train: ppo.total_timesteps is 0")
     env = env_of(experiment, 1)
+    experiment.ppo.check_memory(env)
     experiment.ppo.wrap(LearnerEnv(env))
     env.reset()
 
@@ -209,3 +212,18 @@ def predictor(run: Run, experiment: PPOExperiment, options: PredictOptions) -> P
         f"{str(run.folder)!r} is plain PPO on {experiment.env}, which has rewards but no masks to predict; "
         f"`predict` is for runs of the papers that segment: spars and rl4seg"
     )
+
+
+PAPER: Paper[PPOExperiment] = Paper(
+    experiment=PPOExperiment,
+    check=check,
+    train=train,
+    learner=learner,
+    check_export=check_export,
+    evaluate=evaluate,
+    render=render,
+    predictor=predictor,
+    columns=COLUMNS,
+    baseline="random",
+)
+"""Its row of the table of papers."""

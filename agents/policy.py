@@ -2,7 +2,7 @@
 
 A policy is a callable env -> actions [N, ...] for all N environments of a `BatchedEnv`. It may keep a memory for each
 environment; where `env.t` is 0 an episode has just begun, so that its memory begins anew there. A paper's own rules
-stand in `POLICIES`, one table per environment id: evaluation and the command line play them by name.
+stand in `papers.POLICIES`, one table per environment id: evaluation and the command line play them by name.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,6 +19,7 @@ from ..common.checks import check_choice
 from ..envs import ENVIRONMENTS
 from ..envs.adapters import make_batch, to_numpy
 from ..envs.core import BatchedEnv, Frame
+from .plugins import load
 
 Env = TypeVar("Env", bound=BatchedEnv)
 AnyEnv = TypeVar("AnyEnv", bound=BatchedEnv, contravariant=True)
@@ -94,10 +95,6 @@ class Episodes:
     """`episode_info` of each."""
 
 
-POLICIES: dict[str, Mapping[str, Reference[Any]]] = {}
-"""Reference policies by name, of each environment id; papers.py has the rows, and anybody may add some."""
-
-
 def play(env: Env, policy: Policy[Env], *, on_end: Callable[[Tensor], None] | None = None) -> Episodes:
     """Play the episodes that have begun in every environment to their ends; begin them by `env.reset()` before.
 
@@ -160,7 +157,12 @@ def make_env(env_id: str, chosen: Mapping[str, Any] | None = None, **settings: A
             f"{', '.join(taken)} cannot stand among the arguments of {env_id}: device, the number of environments and "
             f"what draws them have options of their own"
         )
-    return make_batch(ENVIRONMENTS[env_id].env_class, **{**(chosen or {}), **settings}).batched
+    entry = ENVIRONMENTS[env_id]
+    package = f" of package {entry.package}" if entry.package else ""
+    env_class = load(entry.env_class, f"environment {env_id!r}{package}")
+    if not (isinstance(env_class, type) and issubclass(env_class, BatchedEnv)):
+        raise ValueError(f"environment {env_id!r} names {entry.env_class}, which is no BatchedEnv")
+    return make_batch(entry.env_class, **{**(chosen or {}), **settings}).batched
 
 
 def reference(table: Mapping[str, Reference[Env]], name: str) -> Reference[Env]:

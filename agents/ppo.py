@@ -24,12 +24,25 @@ from stable_baselines3.common.vec_env import (
 )
 from torch import Tensor
 
-from ..common.checkpoints import Checkpoint, load_into, random_state, restore_random_state
+from ..common.checkpoints import (
+    Checkpoint,
+    check_like,
+    load_into,
+    load_optimizer,
+    random_state,
+    restore_random_state,
+    restoring,
+)
 from ..common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, SHARE, check
+from ..common.device import memory_bytes
+from ..common.finite import NotFiniteError, not_finite_tensor
 from ..common.runs import Run
 from ..envs.adapters import LearnerEnv
-from .callbacks import KeepCheckpoints, Progress, RewardTerms
+from ..envs.core import BatchedEnv
+from .callbacks import UNDEFINED, KeepCheckpoints, RewardTerms, ShowProgress, StopAtNaN, diverged
 
+SAMPLE_BYTES = 32
+"""Memory of a sample in SB3's rollout buffer beside its observation, at least."""
 ScheduleName = Literal["constant", "linear"]
 
 
@@ -110,6 +123,23 @@ class PPOConfig:
         widths = {} if self.net_arch is None else {"net_arch": {"pi": self.net_arch, "vf": self.net_arch}}
         return {**(given or {}), **widths, "log_std_init": self.log_std_init}
 
+    def check_memory(self, env: BatchedEnv) -> None:
+        """Check that a rollout fits into this machine's memory; `env`: one environment or more, for its spaces.
+
+        Raises:
+            ValueError: it does not.
+        """
+        spaces_of = env.single_observation_space
+        parts = spaces_of.values() if isinstance(spaces_of, spaces.Dict) else [spaces_of]
+        bytes_of = sum(math.prod(part.shape or ()) * np.dtype(part.dtype).itemsize for part in parts) + SAMPLE_BYTES
+        needed, there = self.num_envs * self.n_steps * bytes_of, memory_bytes()
+        if there is not None and needed > there:
+            raise ValueError(
+                f"ppo.num_envs is {self.num_envs} and ppo.n_steps {self.n_steps}: the {self.num_envs * self.n_steps} "
+                f"samples of a rollout take {needed / 2**30:.1f} GiB but this machine has {there / 2**30:.1f}; lower "
+                f"one of them"
+            )
+
     def wrap(self, env: LearnerEnv) -> VecEnv:
         """The environment, in SB3's VecNormalize if this configuration normalises something.
 
@@ -169,6 +199,7 @@ def learn(
     checkpoint_every: int,
     extra_state: Callable[[], Mapping[str, Any]],
     checkpoint: Checkpoint | None,
+    conclude: Callable[[], None] = lambda: None,
 ) -> None:
     """Train `model` to `total_timesteps`, from `checkpoint` on where there is one (restore it first).
 
@@ -182,22 +213,37 @@ def learn(
         checkpoint_every: environment steps between checkpoints.
         extra_state: what else belongs to a checkpoint (opponents).
         checkpoint: the one that was restored.
+        conclude: called once, at the end: what it logs belongs to the last checkpoint.
+
+    Raises:
+        NotFiniteError: a loss, a reward, an observation or a weight is NaN or infinite; earlier checkpoints stay.
+        Stopped: a signal asked for it; a checkpoint of the last rollout's end is kept.
     """
     model.set_logger(Logger(folder=None, output_formats=[_RunWriter(run)]))
     if checkpoint:
-        for name, value in checkpoint.state["unwritten"].items():
-            model.logger.record(name, value)
-        # last: networks that are built on the way draw from it
-        restore_random_state(checkpoint.state["random"], model.device)
+        with restoring(checkpoint):
+            for name, value in checkpoint.state["unwritten"].items():
+                model.logger.record(name, float(value))
+            # last: networks that are built on the way draw from it
+            restore_random_state(checkpoint.state["random"], model.device)
     resumed_at = checkpoint.step if checkpoint else None
     keep = KeepCheckpoints(run, checkpoint_every, lambda: {**state_of(model), **extra_state()}, resumed_at)
     terms = RewardTerms(learner_env(model).batched)
-    model.learn(
-        total_timesteps - model.num_timesteps,
-        callback=CallbackList([*callbacks, terms, keep, Progress(total_timesteps)]),
-        reset_num_timesteps=False,
-    )
-    keep.save()
+    with run.progress.bar(total_timesteps, initial=model.num_timesteps, title="PPO") as bar:
+        try:
+            model.learn(
+                total_timesteps - model.num_timesteps,
+                callback=CallbackList([StopAtNaN(run), *callbacks, terms, keep, ShowProgress(bar)]),
+                reset_num_timesteps=False,
+            )
+        except ValueError as error:  # PyTorch's distributions refuse such numbers too, with all of them in the message
+            if "invalid values" not in str(error):
+                raise
+            wrong = not_finite_tensor(model.policy.state_dict()) or "an observation is NaN or infinite"
+            raise NotFiniteError(diverged(run, model.num_timesteps, [wrong])) from None
+        if keep.saved_at != model.num_timesteps:  # a finished run stays as it is
+            conclude()
+            keep.save()
 
 
 # -- state -------------------------------------------------------------------------------------------------------------
@@ -207,10 +253,8 @@ def state_of(model: PPO) -> dict[str, Any]:
     """The learner's state at the start of a rollout, without its weights and the state of its callbacks."""
     assert model.ep_info_buffer is not None
     return {
+        **_fixed_state(model),
         "optimizer": model.policy.optimizer.state_dict(),
-        "n_updates": model._n_updates,
-        "env": learner_env(model).state(),
-        "wrappers": [_wrapper_state(wrapper) for wrapper in _wrappers(model)],
         "observation": _tensors(model._last_obs),
         "episodes": [{"r": float(episode["r"]), "l": int(episode["l"])} for episode in model.ep_info_buffer],
         "unwritten": {name: float(value) for name, value in model.logger.name_to_value.items()},  # of the last update
@@ -218,20 +262,37 @@ def state_of(model: PPO) -> dict[str, Any]:
     }
 
 
+def _fixed_state(model: PPO) -> dict[str, Any]:
+    """The part of a learner's state whose structure is the same in every checkpoint of its training."""
+    return {
+        "n_updates": model._n_updates,
+        "env": learner_env(model).state(),
+        "wrappers": [_wrapper_state(wrapper) for wrapper in _wrappers(model)],
+    }
+
+
 def restore(model: PPO, checkpoint: Checkpoint) -> None:
-    """Put the learner, its environment and wrappers where `checkpoint` found them; `learn` does so with the rest."""
+    """Put the learner, its environment and wrappers where `checkpoint` found them; `learn` does so with the rest.
+
+    Raises:
+        ValueError: the checkpoint is malformed, or of another training; names its file.
+    """
     state, env = checkpoint.state, learner_env(model)
-    load_into(model.policy, checkpoint.weights, f"checkpoint at step {checkpoint.step}")
-    model.policy.optimizer.load_state_dict(state["optimizer"])
-    model.num_timesteps, model._n_updates = checkpoint.step, state["n_updates"]
-    env.load_state(state["env"])
-    for wrapper, kept in zip(_wrappers(model), state["wrappers"], strict=True):
-        _load_wrapper_state(wrapper, kept)
-    model._last_obs = _arrays(state["observation"])
-    model._last_episode_starts = (env.batched.t == 0).cpu().numpy()
-    model._setup_learn(0, None, reset_num_timesteps=False)  # makes the buffers of episodes
-    assert model.ep_info_buffer is not None
-    model.ep_info_buffer.extend(state["episodes"])
+    load_into(model.policy, checkpoint.weights, f"checkpoint {str(checkpoint.folder)!r}")
+    with restoring(checkpoint):
+        for part, now in _fixed_state(model).items():
+            check_like(state[part], now, part)
+        load_optimizer(model.policy.optimizer, state["optimizer"])
+        model.num_timesteps, model._n_updates = checkpoint.step, state["n_updates"]
+        env.load_state(state["env"])
+        for wrapper, kept in zip(_wrappers(model), state["wrappers"], strict=True):
+            _load_wrapper_state(wrapper, kept)
+        check_like(state["observation"], _tensors(_blank(model.observation_space, env.num_envs)), "observation")
+        model._last_obs = _arrays(state["observation"])
+        model._last_episode_starts = (env.batched.t == 0).cpu().numpy()
+        model._setup_learn(0, None, reset_num_timesteps=False)  # makes the buffers of episodes
+        assert model.ep_info_buffer is not None
+        model.ep_info_buffer.extend({"r": float(one["r"]), "l": int(one["l"])} for one in state["episodes"])
 
 
 def learner_env(model: PPO) -> LearnerEnv:
@@ -289,6 +350,13 @@ def _load_wrapper_state(wrapper: VecEnvWrapper, state: Mapping[str, Tensor]) -> 
         setattr(owner, attribute, _arrays(state[name]))
 
 
+def _blank(space: spaces.Space[Any], num_envs: int) -> Any:
+    """Observations of zeros of `num_envs` environments."""
+    if isinstance(space, spaces.Dict):
+        return {name: _blank(part, num_envs) for name, part in space.items()}
+    return np.zeros((num_envs, *(space.shape or ())), space.dtype)
+
+
 def _tensors(value: Any) -> Any:
     """Tensors for NumPy arrays and numbers, in a dict of them too."""
     if isinstance(value, dict):
@@ -310,7 +378,9 @@ class _RunWriter(KVWriter):
         self.run = run
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        self.run.log(step, {name: float(value) for name, value in sorted(key_values.items())})
+        scalars = {name: float(value) for name, value in sorted(key_values.items())}
+        exist = {name: value for name, value in scalars.items() if math.isfinite(value) or name not in UNDEFINED}
+        self.run.log(step, exist)
 
     def close(self) -> None:
         self.run.close()

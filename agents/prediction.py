@@ -76,7 +76,7 @@ def predict(
     Args:
         run: folder of a finished run.
         inputs: files, folders and patterns ("ct/*/*.nii.gz"). SPARS takes CTs: NIfTI, and with the extra `io` DICOM
-            series, NRRD and MetaImage. RL4Seg takes echocardiograms: NIfTI, .mhd, PNG, JPEG, and with `io` DICOM.
+            series, NRRD and MetaImage. RL4Seg takes echocardiograms: NIfTI, .mhd, PNG, and with `io` DICOM.
         out: folder to write; a new or empty one, or that of an earlier call with the same run and settings, whose
             finished images are kept.
         method: "policy", a reference policy or a baseline of the run; None: the trained policy, or SPARS's score map

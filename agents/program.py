@@ -5,10 +5,23 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..common.runs import Run
+if TYPE_CHECKING:
+    from ..common.runs import Run
 
-PROGRAM = "segarena-rl" if Path(sys.argv[0]).stem == "segarena-rl" else "python run_rl.py"
+
+def program_of(argv0: str) -> str:
+    """The command that called this, from its sys.argv[0]; "python run_rl.py" if that is no driver."""
+    path = Path(argv0)
+    if path.stem == "segarena-rl":
+        return path.stem
+    if path.name == "__main__.py":
+        return "python -m segarena" if path.parent == Path(__file__).parents[1] else "python run_rl.py"
+    return f"python {shlex.quote(argv0)}" if path.suffix == ".py" else "python run_rl.py"
+
+
+PROGRAM = program_of(sys.argv[0])
 """Command that called this, for messages and results."""
 
 
@@ -20,6 +33,6 @@ def tool(name: str) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def watch(run: Run) -> str:
+def watch(run: "Run") -> str:
     """The command that shows a run in TensorBoard."""
     return f"{tool('tensorboard')} --logdir {shlex.quote(str(run.folder))}"

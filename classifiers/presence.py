@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..common.checks import check_range
 from ..common.device import bfloat16_on_cuda
 from ..common.networks import Network, load_network
 from ..datasets.liver.lattice import Triple, WindowLattice
@@ -27,6 +28,8 @@ CELL = 4
 CHANNELS = (1, 16, 32, 32, 64)
 POOLED = (True, False, True, False)
 HIDDEN = 64
+LARGEST_WINDOW = 1024
+"""Voxels of a window along each axis, at most."""
 CHUNK_VOXELS = 2**23
 """Voxels that go through the layers at once when nothing is trained: bounds memory (about 0.15 kB each in float32)."""
 PACKAGED = Path(__file__).parent / "weights" / "presence_phantom.safetensors"
@@ -46,6 +49,9 @@ class PresenceNet(Network, ABC):
 
     def __init__(self, hu_window: tuple[float, float], window_size: Triple) -> None:
         super().__init__()
+        check_range("window_size", window_size, (1, LARGEST_WINDOW))
+        if not hu_window[0] < hu_window[1]:
+            raise ValueError(f"hu_window is {hu_window} but its first number must be below its second")
         self.hu_window, self.window_size = hu_window, window_size
 
     def digest(self) -> str:

@@ -7,10 +7,11 @@ strings only) and `manifest.json` (a SHA-256 of each), written under a temporary
 import json
 import logging
 import os
-import pickle
 import random
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from .files import file_digest, replacing
+from .files import file_digest, named, replacing
+from .finite import NotFiniteError, not_finite_tensor
+from .reading import quoted, read_json
 
 log = logging.getLogger(__name__)
 KEPT = 2
 """Checkpoints that stay: the last one, and the one before it in case the last is damaged."""
+_NAME = re.compile(r"step_\d{12}")
+_UNFINISHED = re.compile(r"\.step_\d{12}\.tmp")
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,19 @@ class Checkpoint:
     step: int
     weights: dict[str, Tensor]
     state: dict[str, Any]
+    folder: Path
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, equal bytes for equal content; a reader sees the old file or the whole new one."""
+    """Write a safetensors file, equal bytes for equal content; a reader sees the old file or the whole new one.
+
+    Raises:
+        NotFiniteError: one of them holds NaN or infinity; nothing is written.
+        OSError: it cannot be written.
+    """
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}  # none shares memory
+    if wrong := not_finite_tensor(tensors):
+        raise NotFiniteError(f"{path} is not written: {wrong}")
     try:
         with replacing(path) as unfinished:
             save_file(tensors, unfinished, dict(metadata or {}))
@@ -67,14 +81,14 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ValueError: the file is no safetensors file (a pickle, say) or is damaged.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"checkpoint {str(path)!r} does not exist; it must be a .safetensors file")
+        raise FileNotFoundError(f"checkpoint {quoted(str(path))} does not exist; it must be a .safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, KeyError, AttributeError, RuntimeError) as error:  # a type that torch lacks
         raise ValueError(
-            f"checkpoint {str(path)!r} is no whole safetensors file ({error}); pickled checkpoints are not read, "
-            f"because they can run code: save weights with safetensors"
+            f"checkpoint {str(path)!r} is no whole safetensors file ({quoted(error)}); pickled checkpoints are not "
+            f"read, because they can run code: save weights with safetensors"
         ) from error
 
 
@@ -82,7 +96,18 @@ def load_into(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> 
     """Put `weights` into `module`.
 
     Raises:
-        ValueError: the weights belong to another architecture; names the first differing parameter.
+        ValueError: as `check_weights`.
+    """
+    check_weights(module, weights, source)
+    module.load_state_dict(dict(weights))
+
+
+def check_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Check that `weights` can be put into `module`, which may lie on the device meta.
+
+    Raises:
+        ValueError: the weights belong to another architecture or are of another type (names the first parameter that
+            differs), or one of them is NaN or infinite.
     """
     own = module.state_dict()
     for name in [*own, *weights]:
@@ -90,10 +115,23 @@ def load_into(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> 
         if expected is None or given is None or expected.shape != given.shape:
             say = [f"{list(t.shape)}" if t is not None else "absent" for t in (given, expected)]
             raise ValueError(
-                f"{source} is a checkpoint of another architecture: parameter {name!r} is {say[0]} there but "
+                f"{source} is a checkpoint of another architecture: parameter {quoted(name)} is {say[0]} there but "
                 f"{say[1]} in {type(module).__name__}; load it with the configuration that it was trained with"
             )
-    module.load_state_dict(dict(weights))
+        if expected.dtype != given.dtype:
+            raise ValueError(
+                f"{source} has parameter {name!r} as {_name_of(given)}, but {type(module).__name__} has it as "
+                f"{_name_of(expected)}; save the weights in that type"
+            )
+        if given.is_floating_point() and not given.isfinite().all():
+            raise ValueError(
+                f"{source} has NaN or infinity in parameter {name!r}: the training that wrote it has failed; use an "
+                f"earlier checkpoint, or train again with a lower learning rate"
+            )
+
+
+def _name_of(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
@@ -104,20 +142,50 @@ def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], stat
     final, temporary = folder / f"step_{step:012d}", folder / f".step_{step:012d}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_weights(temporary / "weights.safetensors", weights)
     try:
+        save_weights(temporary / "weights.safetensors", weights)
         torch.save(dict(state), temporary / "state.pt")
+        (temporary / "manifest.json").write_text(json.dumps(_manifest(temporary, step), indent=1))
     except RuntimeError as error:  # what torch makes of a full disk
+        shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(f"{temporary / 'state.pt'} cannot be written: {error}") from error
-    (temporary / "manifest.json").write_text(json.dumps(_manifest(temporary, step), indent=1))
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise named(error, temporary) from error
+        raise
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
-    checkpoints = sorted(folder.glob("step_*"))
-    kept = checkpoints[: checkpoints.index(final) + 1][-KEPT:]
-    for other in checkpoints:
-        if other not in kept:
+    for other in checkpoints_in(folder):
+        if other.name > final.name:
             shutil.rmtree(other)
+    remove_old_checkpoints(folder)
     return final
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, whole or not, in the order of their steps; nothing of another name."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in found if _NAME.fullmatch(path.name) and path.is_dir())
+
+
+def remove_old_checkpoints(folder: Path) -> None:
+    """Remove all but the last `KEPT` checkpoints, and what is left of those whose writing was killed."""
+    for path in checkpoints_in(folder)[:-KEPT]:
+        shutil.rmtree(path)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _UNFINISHED.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_checkpoints_below(folder: Path) -> None:
+    """Remove every checkpoint of the stage in `folder` and of those within it, and the folders that are then empty."""
+    for kept in sorted(folder.rglob("checkpoints")):
+        remove_old_checkpoints(kept)
+        for path in checkpoints_in(kept):
+            shutil.rmtree(path)
+        if kept.is_dir() and not any(kept.iterdir()):
+            kept.rmdir()
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -125,23 +193,106 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
 
     Damaged is one that lacks a file or whose files differ from their checksums. Any other failure to read raises, so
     that a passing one does not send a run back to its start.
+
+    Raises:
+        ValueError: a checkpoint with right checksums cannot be read; names its file.
     """
-    for candidate in sorted(folder.glob("step_*"), reverse=True):
+    for candidate in reversed(checkpoints_in(folder)):
         if damage := _damage(candidate):
             log.warning("checkpoint %s is damaged (%s); falling back to the one before it", candidate.name, damage)
             continue
-        try:
-            state = torch.load(candidate / "state.pt", weights_only=True, map_location="cpu")
-        except pickle.UnpicklingError as error:
-            raise ValueError(f"{candidate / 'state.pt'} holds more than tensors, numbers and text: not read") from error
-        return Checkpoint(_step(candidate), load_weights(candidate / "weights.safetensors")[0], state)
+        weights = load_weights(candidate / "weights.safetensors")[0]
+        return Checkpoint(_step(candidate), weights, _load_state(candidate / "state.pt"), candidate)
     return None
+
+
+def _load_state(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # PyTorch's reader raises anything on a malformed file: EOFError, KeyError, ...
+        raise ValueError(
+            f"{path} holds more than tensors, numbers and text, or is damaged ({type(error).__name__}): not read; "
+            f"delete {path.parent} to go on from the checkpoint before it"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ValueError(
+            f"{path} holds a {type(state).__name__} but the state of a training is a dictionary; delete {path.parent} "
+            f"to go on from the checkpoint before it"
+        )
+    return state
+
+
+@contextmanager
+def restoring(checkpoint: Checkpoint) -> Iterator[None]:
+    """Within the block parts of the checkpoint's state are put back.
+
+    Raises:
+        ValueError: in place of what a malformed part raises; names the file and the way out.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        what = f"{quoted(error)} is missing" if isinstance(error, KeyError) else quoted(error)
+        raise ValueError(
+            f"{checkpoint.folder / 'state.pt'} does not fit this training ({what}); delete {checkpoint.folder} to go "
+            f"on from the checkpoint before it"
+        ) from error
+
+
+def check_like(kept: Any, now: Any, name: str) -> None:
+    """Check that a part of a kept state has the structure of the same part of the state now.
+
+    Mappings have at least the same names; tensors the same type and shape, lists the same length, unless they are empty
+    now and grow; numbers and text are of the same kind. None now may be anything.
+
+    Raises:
+        ValueError: names the first part that differs.
+    """
+    if isinstance(now, Tensor):
+        if not isinstance(kept, Tensor) or kept.dtype != now.dtype:
+            given = _name_of(kept) if isinstance(kept, Tensor) else quoted(kept)
+            raise ValueError(f"{name} is {given} but must be a tensor of {_name_of(now)}")
+        if kept.ndim != now.ndim or (now.numel() and kept.shape != now.shape):
+            raise ValueError(f"{name} has shape {list(kept.shape)} but must have {list(now.shape)}")
+    elif isinstance(now, Mapping):
+        if not isinstance(kept, Mapping) or now.keys() - kept.keys():
+            raise ValueError(f"{name} is {quoted(kept)} but must have {', '.join(map(str, now))}")
+        for key in now:
+            check_like(kept[key], now[key], f"{name}.{key}")
+    elif isinstance(now, list | tuple):
+        if not isinstance(kept, list | tuple) or (now and len(kept) != len(now)):
+            raise ValueError(f"{name} is {quoted(kept)} but must be a list of {len(now)}")
+        for number, (then, part) in enumerate(zip(kept, now, strict=False)):
+            check_like(then, part, f"{name}.{number}")
+    elif now is not None:
+        kind = (int, float) if isinstance(now, float) else type(now)
+        if not isinstance(kept, kind) or isinstance(kept, bool) != isinstance(now, bool):
+            raise ValueError(f"{name} is {quoted(kept)} but must be of type {type(now).__name__}")
+
+
+def load_optimizer(optimizer: Optimizer, state: Any) -> None:
+    """Continue an optimiser where its `state_dict` was read.
+
+    Raises:
+        ValueError, or what PyTorch raises: the state is another optimiser's, or of other parameters; see `restoring`.
+    """
+    before = optimizer.state_dict()
+    check_like(state, {"state": {}, "param_groups": before["param_groups"]}, "optimizer")
+    optimizer.load_state_dict(state)
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                raise ValueError(
+                    f"optimizer has {name} of shape {list(value.shape)} for a parameter of {list(parameter.shape)}"
+                )
 
 
 def _damage(folder: Path) -> str | None:
     """Description of the damage of a checkpoint; None: it is intact."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = read_json(folder / "manifest.json")
         return None if manifest == _manifest(folder, _step(folder)) else "its files differ from their checksums"
     except (FileNotFoundError, ValueError) as error:
         return str(error)

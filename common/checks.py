@@ -1,8 +1,9 @@
 """Checks of configurations: dataclasses whose fields are numbers, choices and names."""
 
 import difflib
+import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from numbers import Integral, Real
 from os import PathLike
@@ -47,6 +48,20 @@ def check(config: Any, section: str = "", **ranges: Range) -> None:
             raise ValueError(f"{section}{name} is {getattr(config, name)!r} but {wrong}")
     for name, allowed in ranges.items():
         check_range(f"{section}{name}", getattr(config, name), allowed)
+
+
+def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Check the arguments of a function, or of a class's constructor, by their annotated types, as `check` does.
+
+    Raises:
+        ValueError: names argument, value and what is allowed.
+    """
+    parameters = inspect.signature(function, eval_str=True).parameters
+    for name, value in values.items():
+        kind = parameters[name].annotation if name in parameters else inspect.Parameter.empty
+        wrong = _misfit(value, kind) if kind is not inspect.Parameter.empty else None
+        if wrong is not None:
+            raise ValueError(f"{name} is {value!r} but {wrong}")
 
 
 def check_range(name: str, value: Any, allowed: Range) -> None:

@@ -1,5 +1,6 @@
 """The device of a run, and what is special on CUDA: precision, speed, random state."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,6 +8,14 @@ import torch
 
 LEAST_TORCH_ON_CUDA = (2, 10)
 """Earlier ones come with a cuDNN whose bfloat16 3-D convolutions of large volumes can be wrong without a word."""
+
+
+def memory_bytes() -> int | None:
+    """Main memory of this machine; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -19,6 +28,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
         resolved = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     except RuntimeError as error:
         raise ValueError(f"device is {device!r} but must be 'auto', 'cpu', 'cuda' or 'cuda:N'") from error
+    if resolved.type not in ("cpu", "cuda") or (resolved.type == "cpu" and resolved.index):
+        raise ValueError(f"device is {device!r} but must be 'auto', 'cpu', 'cuda' or 'cuda:N'")
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r} but this machine has no CUDA; use device='cpu' or 'auto'")
     if resolved.type == "cuda" and tuple(int(part) for part in torch.__version__.split(".")[:2]) < LEAST_TORCH_ON_CUDA:

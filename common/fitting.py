@@ -8,11 +8,12 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 
-from .checkpoints import load_into, restore_torch_state, torch_state
+from .checkpoints import check_like, load_into, load_optimizer, restore_torch_state, restoring, torch_state
 from .device import forked_rng
+from .finite import NotFiniteError, not_finite, not_finite_tensor
 from .runs import Run
+from .stopping import stop_asked, stop_if_asked
 from .workers import ONE_PROCESS, Workers
 
 CHECKPOINT_SECONDS = 20.0
@@ -69,7 +70,9 @@ def fit(
         workers: the processes that train together.
 
     Raises:
-        ValueError: a logged scalar, or the score, is not finite.
+        NotFiniteError: a logged scalar, the score or a weight is NaN or infinite; the checkpoint of an earlier epoch
+            stays as it is.
+        Stopped: a signal asked for it; the last epoch is kept.
     """
     device, state = next(net.parameters()).device, state or {}
     best: dict[str, Any] = {"score": -math.inf, "epoch": 0, "scalars": {}}
@@ -80,16 +83,18 @@ def fit(
         if checkpoint := workers.broadcast(run.resume() if workers.is_main else None):
             load_into(net, checkpoint.weights, f"the checkpoint of {run.folder}")
             kept = checkpoint.state
-            optimizer.load_state_dict(kept["optimizer"])
-            for key, part in state.items():
-                part.load_state_dict(kept["state"][key])
-            best, done, scalars = kept["best"], checkpoint.step, kept["scalars"]
-            if workers.rank < len(kept["random"]):  # a worker more than before begins with its seed
-                random = kept["random"][workers.rank]
-                generator.set_state(random["generator"])
-                restore_torch_state(random["torch"], device)
+            with restoring(checkpoint):
+                load_optimizer(optimizer, kept["optimizer"])
+                for key, part in state.items():
+                    part.load_state_dict(kept["state"][key])
+                check_like(kept["best"], best, "best")
+                best, done, scalars = kept["best"], checkpoint.step, {k: float(v) for k, v in kept["scalars"].items()}
+                if workers.rank < len(kept["random"]):  # a worker more than before begins with its seed
+                    random = kept["random"][workers.rank]
+                    generator.set_state(random["generator"])
+                    restore_torch_state(random["torch"], device)
         saved = time.monotonic()
-        with tqdm(total=epochs, initial=done, desc=name, unit="epoch", disable=not workers.is_main) as bar:
+        with run.progress.bar(epochs, initial=done, title=name, unit="epoch", silent=not workers.is_main) as bar:
             for epoch in range(done + 1, epochs + 1):
                 if patience is not None and epoch - 1 - best["epoch"] >= patience:
                     break
@@ -97,14 +102,14 @@ def fit(
                     break
                 net.train()
                 trained = workers.sum(_numbers(train_epoch(net, generator)))
-                _check(trained, name, epoch)
                 workers.share_weights(net)  # running statistics of batch normalisation
+                _check(trained, net, name, epoch)
                 net.eval()
                 with torch.no_grad():
                     judge, judged = validate(net)
                 score = float(epoch) if judge is None else judge
                 validated = workers.mean(_numbers({**judged, "score": score}))
-                _check(validated, name, epoch)
+                _check(validated, net, name, epoch)
                 score = validated.pop("score")
                 scalars = {**trained, **validated}
                 if workers.is_main:
@@ -112,7 +117,7 @@ def fit(
                 if score > best["score"]:
                     weights = {key: value.detach().clone() for key, value in net.state_dict().items()}
                     best = {"score": score, "epoch": epoch, "scalars": scalars, "weights": weights}
-                if workers.broadcast(time.monotonic() - saved > CHECKPOINT_SECONDS):
+                if workers.broadcast(stop_asked() or time.monotonic() - saved > CHECKPOINT_SECONDS):
                     saved = time.monotonic()
                     random = {"generator": generator.get_state(), "torch": torch_state(device)}
                     kept = {
@@ -124,8 +129,8 @@ def fit(
                     }
                     if workers.is_main:
                         run.save(epoch, net.state_dict(), kept)
-                bar.set_postfix({key: f"{value:.3g}" for key, value in scalars.items()})
-                bar.update()
+                bar.reach(epoch, scalars)
+                stop_if_asked()
     if "weights" in best:
         net.load_state_dict(best["weights"])
     net.eval()
@@ -164,10 +169,11 @@ def _numbers(scalars: Scalars) -> dict[str, float]:
     return {key: float(value) for key, value in scalars.items()}
 
 
-def _check(scalars: Mapping[str, float], name: str, epoch: int) -> None:
-    """Raises ValueError: a scalar is not finite."""
-    if bad := [f"{key} is {value}" for key, value in scalars.items() if not math.isfinite(value)]:
-        raise ValueError(
-            f"{name}: {', '.join(bad)} in epoch {epoch}; lower the learning rate, or look for bad values in the "
+def _check(scalars: Mapping[str, float], net: nn.Module, name: str, epoch: int) -> None:
+    """Raises NotFiniteError: a scalar, or a weight of the network, is not finite; waits for the device once."""
+    wrong = not_finite(scalars) or [text for text in [not_finite_tensor(net.state_dict())] if text]
+    if wrong:
+        raise NotFiniteError(
+            f"{name}: {', '.join(wrong)} in epoch {epoch}; lower the learning rate, or look for bad values in the "
             f"training data"
         )

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
-from .checkpoints import load_into, load_weights, save_weights
+from .checkpoints import check_weights, load_weights, save_weights
+from .checks import check_arguments
+from .reading import parse_json, quoted
 
 
 class Network(nn.Module):
@@ -47,23 +50,30 @@ def load_network(path: str | Path, kind: type[N], **needed: object) -> N:
     weights, metadata = load_weights(path)
     source = f"checkpoint {str(path)!r}"
     try:
-        stored = json.loads(metadata["kind"])
-        described = {name: _as_tuple(value) for name, value in json.loads(metadata["description"]).items()}
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        stored = parse_json(metadata["kind"], "kind")
+        description = parse_json(metadata["description"], "description")
+        described = {name: _as_tuple(value) for name, value in description.items()}
+    except (KeyError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{source} does not say which network it holds (metadata: {metadata or 'none'}) but a {kind.__name__} "
+            f"{source} does not say which network it holds (metadata: {quoted(metadata)}) but a {kind.__name__} "
             f"is needed; name a file that save_network wrote"
         ) from error
     if stored != kind.__name__:
-        raise ValueError(f"{source} holds a {stored} but a {kind.__name__} is needed")
+        raise ValueError(f"{source} holds a {str(stored)[:50]} but a {kind.__name__} is needed")
     try:
-        net = kind(**described)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{source} describes a {stored} that cannot be built ({error}); train it again") from error
+        check_arguments(kind, described)
+        with torch.device("meta"):  # without memory: a description may name sizes that no machine has
+            outline = kind(**described)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        what = quoted(error)
+        raise ValueError(f"{source} describes a {stored} that cannot be built ({what}); train it again") from error
     for name, value in needed.items():
         if described.get(name) != value:
-            raise ValueError(f"{source} holds a {stored} with {name} = {described.get(name)!r} but {value!r} is needed")
-    load_into(net, weights, source)
+            has = quoted(described.get(name))
+            raise ValueError(f"{source} holds a {stored} with {name} = {has} but {value!r} is needed")
+    check_weights(outline, weights, source)
+    net = kind(**described)
+    net.load_state_dict(weights)
     return net.eval()
 
 

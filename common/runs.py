@@ -1,6 +1,6 @@
 """A run is a folder.
 
-config.yaml         the configuration, resolved and complete
+config.yaml         the configuration, resolved and complete; config_1.yaml, ...: those before it was changed
 environment.json    versions, device, revision
 metrics.jsonl       one line of scalars per logged step
 tensorboard/        the same scalars, and images
@@ -8,13 +8,13 @@ checkpoints/        step_<n>/, see checkpoints.py
 media/              pictures
 <stage>/            the same layout again, for a run that has stages (a classifier before its agent, say)
 manifest.json       of a finished stage: the settings that it depends on, and the checksums of its files
+.lock               while a process trains in it: which one
 """
 
-import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +22,36 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
-from .checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
-from .files import file_digest, replacing
+from .checkpoints import Checkpoint, latest_checkpoint, remove_checkpoints_below, save_checkpoint
+from .event_files import EventFiles
+from .files import file_digest, named, remove_unfinished, replacing, unfinished
+from .finite import NotFiniteError, not_finite
+from .locks import LOCK
+from .manifests import AFTER, NAME, Manifest, check_settings
+from .progress import Progress
+from .reading import parse_json, quoted, read_text, read_yaml
+from .stopping import stop_if_asked
 from .workers import ONE_PROCESS, Workers
 
-AFTER = "after/"
-"""Before the name of a stage: the setting that holds a digest of it, for those that build on it."""
+log = logging.getLogger(__name__)
+LARGEST_METRICS = 2**30
+"""Bytes of metrics.jsonl."""
 
 
 class Run:
-    """The folder of one training run, or of one stage of it. Nothing is written before something is logged or saved."""
+    """The folder of one training run, or of one stage of it. Nothing is written before something is logged or saved.
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    name: of a stage, below the run's folder.
+    """
+
+    def __init__(self, folder: str | Path, name: str = "") -> None:
+        self.folder, self.name = Path(folder), name
         self.settings: dict[str, bool | int | float | str] = {}
         """Settings that it depends on, see `depend_on`."""
-        self._purge_step: int | None = None
+        self.progress = Progress()
+        """What tells how far the whole run is; its stages share it."""
+        self._events = EventFiles(self.folder / "tensorboard")
 
     @classmethod
     def create(cls, folder: str | Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> "Run":
@@ -49,20 +60,29 @@ class Run:
         Raises:
             ValueError: the folder is not empty, or cannot be written.
         """
+        cls.check_new(folder)
         run = cls(folder)
-        if run.folder.is_dir() and any(run.folder.iterdir()):
-            raise ValueError(
-                f"out is {str(folder)!r}, which is not empty; choose another, or continue it with --resume {folder}"
-            )
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
-            _write(run.folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))  # now it can be resumed
-            _write(run.folder / "environment.json", json.dumps(environment, indent=1) + "\n")
+            remove_unfinished(run.folder)
+            write_text(
+                run.folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False)
+            )  # now it can be resumed
+            run.describe(environment)
         except OSError as error:
             raise ValueError(
                 f"out is {str(folder)!r}, which cannot be written ({error}); choose another with --out"
             ) from error
         return run
+
+    @staticmethod
+    def check_new(folder: str | Path) -> None:
+        """Raises ValueError: `folder` holds more than what is left of a run that was killed before it had begun."""
+        path = Path(folder)
+        if path.is_dir() and {one.name for one in path.iterdir()} - {LOCK, *(one.name for one in unfinished(path))}:
+            raise ValueError(
+                f"out is {str(folder)!r}, which is not empty; choose another, or continue it with --resume {folder}"
+            )
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
@@ -73,8 +93,18 @@ class Run:
         """
         run = cls(folder)
         if not (run.folder / "config.yaml").is_file():
+            if unfinished(run.folder):
+                raise ValueError(
+                    f"{str(folder)!r} is no run: its training was killed before config.yaml was written, and nothing "
+                    f"is lost; begin it anew with train --out {folder}"
+                )
             raise ValueError(f"{str(folder)!r} is no run: it has no config.yaml; name a folder that `train --out` made")
         return run
+
+    def describe(self, environment: Mapping[str, Any]) -> None:
+        """Write environment.json, unless it is there."""
+        if not (self.folder / "environment.json").exists():
+            write_text(self.folder / "environment.json", json.dumps(environment, indent=1) + "\n")
 
     @property
     def config(self) -> dict[str, Any]:
@@ -84,45 +114,67 @@ class Run:
             ValueError: the file holds something else.
         """
         path = self.folder / "config.yaml"
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} holds no configuration ({error})") from error
+        loaded = read_yaml(path)
         if not isinstance(loaded, dict):
-            raise ValueError(f"{path} holds no configuration but {loaded!r}")
+            raise ValueError(f"{path} holds no configuration but {quoted(loaded)}")
         return loaded
 
     def stage(self, name: str) -> "Run":
         """The folder of one stage of this run."""
-        return Run(self.folder / name)
+        stage = Run(self.folder / name, f"{self.name}/{name}" if self.name else name)
+        stage.progress = self.progress
+        return stage
 
     # -- what is watched -------------------------------------------------------------------------------------------
 
-    @cached_property
-    def _tensorboard(self) -> SummaryWriter:
-        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._purge_step)
-
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Add one line to metrics.jsonl and one point to each curve of TensorBoard."""
+        """Add one line to metrics.jsonl and one point to each curve of TensorBoard.
+
+        Raises:
+            NotFiniteError: one of them is NaN or infinite; nothing is written.
+            OSError: it cannot be written; names the file.
+        """
+        from torch.utils.tensorboard.summary import scalar
+
+        if wrong := not_finite(scalars):
+            raise NotFiniteError(f"{self.folder}, step {step}: {', '.join(wrong)}")
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._metrics.open("a") as file:
-            file.write(json.dumps({"step": step, **scalars}) + "\n")
+        try:
+            with self._metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **scalars}, allow_nan=False) + "\n")
+        except OSError as error:
+            raise named(error, self._metrics) from error
         for name, value in scalars.items():
-            self._tensorboard.add_scalar(name, value, step)
-        self._tensorboard.flush()
+            self._events.add(scalar(name, value), step)  # type: ignore[no-untyped-call]
 
     def log_image(self, name: str, picture: npt.NDArray[np.uint8], step: int) -> None:
         """Show `picture`, uint8 [H, W, 3], in TensorBoard."""
-        self._tensorboard.add_image(name, picture, step, dataformats="HWC")
+        from torch.utils.tensorboard.summary import image
+
+        self._events.add(image(name, picture, dataformats="HWC"), step)  # type: ignore[no-untyped-call]
 
     def log_hparams(self, settings: Mapping[str, Any], outcome: Mapping[str, float]) -> None:
         """Show the settings (a nested mapping) beside what came of them in TensorBoard's table of runs."""
+        from torch.utils.tensorboard.summary import hparams
+
         for summary in hparams(flat(settings), dict(outcome)):  # type: ignore[no-untyped-call]
-            self._tensorboard._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+            self._events.add(summary)
 
     def metrics(self) -> list[dict[str, float]]:
-        """The lines of metrics.jsonl, oldest first."""
-        return [json.loads(line) for line in self._metrics.read_text().splitlines()] if self._metrics.exists() else []
+        """The lines of metrics.jsonl, oldest first.
+
+        Raises:
+            ValueError: names the line that holds no scalars.
+        """
+        if not self._metrics.exists():
+            return []
+        lines = []
+        for number, line in enumerate(read_text(self._metrics, LARGEST_METRICS).splitlines(), start=1):
+            scalars = parse_json(line, f"{self._metrics}, line {number},")
+            if not isinstance(scalars, dict) or not all(isinstance(value, int | float) for value in scalars.values()):
+                raise ValueError(f"{self._metrics}, line {number}, holds no scalars by name but {quoted(scalars)}")
+            lines.append(scalars)
+        return lines
 
     @property
     def media(self) -> Path:
@@ -139,8 +191,8 @@ class Run:
     def save(self, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Keep a checkpoint; what was logged so far belongs to it."""
         logged = self._metrics.stat().st_size if self._metrics.exists() else 0
-        kept = {**state, "metrics_bytes": logged, "settings": self.settings}
-        save_checkpoint(self.folder / "checkpoints", step, weights, kept)
+        sizes = {"metrics_bytes": logged, "tensorboard_bytes": self._events.size()}
+        save_checkpoint(self.folder / "checkpoints", step, weights, {**state, **sizes, "settings": self.settings})
 
     def checkpoint(self) -> Checkpoint:
         """The newest whole checkpoint.
@@ -163,11 +215,27 @@ class Run:
         checkpoint = latest_checkpoint(folder)
         if checkpoint:
             where = f"the checkpoint of {self.folder} at step {checkpoint.step}"
-            self._compare(checkpoint.state.get("settings", {}), where, delete=folder)
-        if self._metrics.exists():
-            os.truncate(self._metrics, checkpoint.state["metrics_bytes"] if checkpoint else 0)
-        self._purge_step = checkpoint.step + 1 if checkpoint else 0
+            check_settings(checkpoint.state.get("settings", {}), self.settings, where, delete=folder)
+        self._cut_back(checkpoint.state["metrics_bytes"] if checkpoint else 0, checkpoint)
+        self._events = EventFiles(self._events.folder, checkpoint.step + 1 if checkpoint else 0)
+        self._events.cut_back(checkpoint.state["tensorboard_bytes"] if checkpoint else 0)
         return checkpoint
+
+    def _cut_back(self, size: int, checkpoint: Checkpoint | None) -> None:
+        """Keep `size` bytes of metrics.jsonl, in whole lines; where it is shorter, say so: weights do not need it."""
+        there = self._metrics.stat().st_size if self._metrics.exists() else 0
+        if there:
+            with self._metrics.open("rb+") as file:
+                kept = file.read(size)
+                whole = kept.rfind(b"\n") + 1
+                file.truncate(whole)
+                there = min(there, whole)
+        if there < size and checkpoint:
+            log.warning(
+                "%s has lost lines since the checkpoint at step %d was kept: %d of %d bytes are left. The curves have "
+                "a gap; the training is whole and goes on",
+                *(self._metrics, checkpoint.step, there, size),
+            )
 
     def depend_on(self, settings: Mapping[str, Any], after: Sequence[Path] = ()) -> None:
         """State what this run or stage depends on: kept in its checkpoints and manifest, compared when it goes on.
@@ -182,10 +250,10 @@ class Run:
         """
         here, before, digests = self.folder.absolute(), dict[str, Any](), dict[str, str]()
         for folder in after:
-            stage, there = Run(folder), folder.absolute()
-            before |= stage.made_with
+            manifest, there = _made(folder), folder.absolute()
+            before |= manifest.configuration
             name = there.relative_to(os.path.commonpath([here, there])).as_posix()
-            digests[AFTER + name] = stage._digest()
+            digests[AFTER + name] = manifest.digest()
         self.settings = before | flat(settings) | digests
 
     def complete(
@@ -209,17 +277,21 @@ class Run:
         """
         self.depend_on(settings, after)
         if not workers.broadcast(workers.is_main and self.finished()):
-            files = make(self)
+            stop_if_asked()
+            with self.progress.stage(self.name):
+                files = make(self)
             if workers.is_main:
                 self.finish(files)
             workers.broadcast(None)  # until the files are there
+        else:
+            self.progress.skip(self.name)
         return self.folder
 
     def finish(self, files: Sequence[str]) -> None:
-        """Mark this stage as finished: `files` of its folder were made with its settings."""
-        made = {"config": self.settings, "sha256": {name: file_digest(self.folder / name) for name in files}}
-        _write(self.folder / "manifest.json", json.dumps(made, indent=1) + "\n")
+        """Mark this stage as finished: `files` of its folder were made with its settings. Its checkpoints go."""
+        Manifest(self.settings, {name: file_digest(self.folder / name) for name in files}).write(self.folder)
         self.close()
+        remove_checkpoints_below(self.folder)
 
     def finished(self) -> bool:
         """Whether this stage is finished.
@@ -228,17 +300,11 @@ class Run:
             ValueError: it was finished with other settings (names the first key that differs), or from a stage that was
                 made anew since (names it); or one of its files is missing or was changed since.
         """
-        manifest = self._manifest()
+        manifest = Manifest.read(self.folder)
         if manifest is None:
             return False
-        then, sums = manifest
-        self._compare(then, str(self.folder / "manifest.json"), delete=self.folder)
-        for name, digest in sums.items():
-            if not (self.folder / name).is_file() or file_digest(self.folder / name) != digest:
-                raise ValueError(
-                    f"{self.folder / name} is missing or differs from its manifest; delete {self.folder} to make it "
-                    f"anew"
-                )
+        check_settings(manifest.settings, self.settings, str(self.folder / NAME), delete=self.folder)
+        manifest.check_files(self.folder)
         return True
 
     @property
@@ -248,53 +314,11 @@ class Run:
         Raises:
             ValueError: the stage is not finished.
         """
-        manifest = self._manifest()
-        if manifest is None:
-            raise ValueError(f"stage {str(self.folder)!r} is not finished, but another one builds on it; make it first")
-        return {key: value for key, value in manifest[0].items() if not key.startswith(AFTER)}
-
-    def _digest(self) -> str:
-        """One checksum of all files of this finished stage and of those before it."""
-        manifest = self._manifest()
-        assert manifest is not None
-        settings, sums = manifest
-        before = {key: value for key, value in settings.items() if key.startswith(AFTER)}
-        return hashlib.sha256(json.dumps([sums, before], sort_keys=True).encode()).hexdigest()
-
-    def _compare(self, then: Mapping[str, Any], where: str, *, delete: Path) -> None:
-        """Raises where `where` was made with the settings `then`, which are others; delete: what makes it anew."""
-        now = self.settings
-        for key in sorted({*then, *now}, key=lambda key: (key.startswith(AFTER), key)):
-            if then.get(key) == now.get(key):
-                continue
-            if key.startswith(AFTER):
-                raise ValueError(
-                    f"{where} was made from an earlier {key.removeprefix(AFTER)}, which was made anew since; delete "
-                    f"{delete} to make it anew too"
-                )
-            raise ValueError(
-                f"{where} was made with {key} = {then.get(key, 'absent')!r} but the run has "
-                f"{now.get(key, 'absent')!r}; put it back, or start a new run with another --out"
-            )
-
-    def _manifest(self) -> tuple[dict[str, Any], dict[str, str]] | None:
-        """Settings and checksums of a finished stage."""
-        path = self.folder / "manifest.json"
-        try:
-            made = json.loads(path.read_text(encoding="utf-8"))
-            return dict(made["config"].items()), dict(made["sha256"].items())
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"{path} is no manifest ({error!r}); delete {self.folder} to make the stage anew"
-            ) from error
+        return _made(self.folder).configuration
 
     def close(self) -> None:
         """Close the files that are open."""
-        if "_tensorboard" in self.__dict__:
-            self._tensorboard.close()
-            del self.__dict__["_tensorboard"]
+        self._events.close()
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
@@ -323,11 +347,6 @@ def chosen(settings: Mapping[str, Any], keys: Iterable[str]) -> dict[str, bool |
     return found
 
 
-def slug(name: str) -> str:
-    """The name as part of a file's name: letters, digits and single underscores."""
-    return "_".join("".join(c if c.isalnum() else " " for c in name).split())
-
-
 def plain(value: Any) -> Any:
     """The same tree with lists for tuples, for YAML."""
     if isinstance(value, Mapping):
@@ -335,7 +354,18 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _write(path: Path, text: str) -> None:
+def _made(folder: Path) -> Manifest:
+    """The manifest of a stage.
+
+    Raises:
+        ValueError: it is not finished.
+    """
+    if manifest := Manifest.read(folder):
+        return manifest
+    raise ValueError(f"stage {str(folder)!r} is not finished, but another one builds on it; make it first")
+
+
+def write_text(path: Path, text: str) -> None:
     """Write a whole text file or none."""
-    with replacing(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Cases in the on-disk layouts of the Medical Segmentation Decathlon (dataset.json) and of LiTS (volume-N.nii)."""
+"""Cases on disk: the Medical Segmentation Decathlon (dataset.json), images/ and labels/, LiTS (volume-N.nii)."""
 
 import json
 import re
@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .folders import below, find_pairs
 from .nifti import read_label, read_nifti
 from .sample import Sample
+
+SUFFIXES = (".nii.gz", ".nii")
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,15 @@ class CaseFiles:
 def find_cases(folder: Path, task: str = "Task03_Liver") -> list[CaseFiles]:
     """The cases in a folder, in the order of their numbers.
 
-    folder: a Decathlon task (it holds dataset.json), the folder above it (it holds `task`), or a LiTS folder
-    (volume-N.nii[.gz] and segmentation-N.nii[.gz] in it or one level below, whose cases are called liver_N as in the
-    Decathlon). Names that start with a dot, which macOS leaves in archives, are skipped.
+    folder: a Decathlon task (it holds dataset.json), the folder above it (it holds `task`), one with images/ and
+    labels/ (NIfTI files, a label has the name of its image; labels may be missing), or a LiTS folder (volume-N.nii[.gz]
+    and segmentation-N.nii[.gz] in it or one level below, whose cases are called liver_N as in the Decathlon). Names
+    that start with a dot, which macOS leaves in archives, are skipped.
 
     Raises:
         FileNotFoundError: no such folder, no case in it, or a file that dataset.json names is missing.
-        ValueError: a dataset.json that cannot be understood, or a LiTS number that occurs twice.
+        ValueError: a dataset.json that cannot be understood or leads out of its folder, a case that occurs twice, or a
+            label without image.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"data folder {folder} does not exist or is no folder")
@@ -40,13 +45,14 @@ def find_cases(folder: Path, task: str = "Task03_Liver") -> list[CaseFiles]:
             cases = _from_dataset_json(root / "dataset.json")
             break
     else:
-        cases = _from_lits_names(folder)
+        plain = (folder / "images").is_dir()
+        cases = [CaseFiles(*pair) for pair in find_pairs(folder, SUFFIXES)] if plain else _from_lits_names(folder)
     if not cases:
         found = sorted(entry.name for entry in folder.iterdir())
         shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
         raise FileNotFoundError(
-            f"no case in {folder}: expected dataset.json with cases (or {task}/dataset.json), or LiTS files "
-            f"volume-N.nii[.gz]; found {shown or 'an empty folder'}"
+            f"no case in {folder}: expected dataset.json with cases (or {task}/dataset.json), images/ (and labels/) "
+            f"with NIfTI files, or LiTS files volume-N.nii[.gz]; found {shown or 'an empty folder'}"
         )
     return sorted(cases, key=lambda case: [int(part) if part.isdigit() else part for part in _digits(case.id)])
 
@@ -80,23 +86,26 @@ def read_sample(files: CaseFiles, classes: int) -> Sample:
 
 def _from_dataset_json(path: Path) -> list[CaseFiles]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         pairs = [(str(entry["image"]), str(entry["label"])) for entry in content["training"]]
         pairs += [(str(image), "") for image in content.get("test", [])]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f'{path} is no Decathlon description ({error!r}): expected "training": [{{"image": ..., "label": ...}}]'
         ) from error
-    cases = []
+    cases: dict[str, CaseFiles] = {}
     for image, label in pairs:
-        files = [path.parent / name for name in (image, label) if name]
+        files = [below(path.parent, name, str(path)) for name in ([image, label] if label else [image])]
         if files[0].name.startswith("."):
             continue
         for file in files:
             if not file.is_file():
                 raise FileNotFoundError(f"{path} names {file}, which does not exist; unpack the archive again")
-        cases.append(CaseFiles(files[0].name.split(".")[0], files[0], files[1] if label else None))
-    return cases
+        case = CaseFiles(re.sub(r"\.nii(\.gz)?$", "", files[0].name), files[0], files[1] if label else None)
+        if case.id in cases:
+            raise ValueError(f"{path} names two cases {case.id!r}, {cases[case.id].image} and {case.image}; keep one")
+        cases[case.id] = case
+    return list(cases.values())
 
 
 def _from_lits_names(folder: Path) -> list[CaseFiles]:

@@ -8,10 +8,13 @@ front, head) and keep the file's own `Frame`, so that a mask found in RAS+ can b
 # mypy: disable-error-code=no-untyped-call
 
 import gzip
+import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 import nibabel as nib
 import numpy as np
@@ -21,8 +24,16 @@ from nibabel import affines, orientations
 from ..common.files import replacing
 
 Dtype = TypeVar("Dtype", bound=np.generic)
-DAMAGE = (OSError, EOFError, ValueError, zlib.error)
+DAMAGE = (OSError, EOFError, ValueError, OverflowError, zlib.error, nib.spatialimages.HeaderDataError)
 """Errors of nibabel, gzip and zlib on a truncated or corrupted file."""
+MOST_VOXELS = 1 << 29
+"""Largest image that is read: 512 x 512 x 2048 voxels, 2 GB as float32. A larger number is a damaged header."""
+MOST_UNPACKED = 1032
+"""Bytes that a byte of a gzip file can unpack to, at most: the limit of the format."""
+VOXEL_MM = (0.001, 100.0)
+"""Sizes of a voxel or pixel that are taken for real. Others are another unit (metres), or a damaged header."""
+LABEL_TOLERANCE = 1e-3
+"""Distance to a whole number within which a stored label is that number: what scaling in float32 may cost."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +87,9 @@ def read_frame(path: Path) -> Frame:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a NIfTI file, not 3-D, or with an affine that maps the volume to a plane.
+        ValueError: not a NIfTI file, not 3-D, voxels that are no numbers, or an affine that gives them no size.
     """
-    return _open(path)[1]
+    return _frame(path, read_header(path))
 
 
 def read_nifti(path: Path) -> tuple[npt.NDArray[np.float32], Frame]:
@@ -86,7 +97,8 @@ def read_nifti(path: Path) -> tuple[npt.NDArray[np.float32], Frame]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not NIfTI, truncated, not 3-D, with NaN or infinite voxels, or the same value everywhere.
+        ValueError: not NIfTI, truncated, longer or larger than a volume can be, not 3-D, with NaN or infinite voxels,
+            or the same value everywhere.
     """
     volume, frame = _read(path)
     if volume.min() == volume.max():
@@ -97,18 +109,30 @@ def read_nifti(path: Path) -> tuple[npt.NDArray[np.float32], Frame]:
 def read_label(path: Path, classes: int) -> tuple[npt.NDArray[np.uint8], Frame]:
     """A label in RAS+ order, uint8 [X, Y, Z] with values 0..classes-1, and the file's frame.
 
-    Labels stored as floats are rounded.
-
     Raises:
         FileNotFoundError: no such file.
         ValueError: as `read_nifti` (a constant label is allowed), or a value that is no class.
     """
     volume, frame = _read(path)
-    np.rint(volume, out=volume)
-    if volume.min() < 0 or volume.max() >= classes:
-        bad = [f"{value:g}" for value in np.unique(volume[(volume < 0) | (volume >= classes)])[:5]]
-        raise ValueError(f"{path} has labels {', '.join(bad)} but the classes are 0..{classes - 1}; map or remove them")
-    return volume.astype(np.uint8), frame
+    return check_labels(volume, classes, path), frame
+
+
+def check_labels(stored: npt.NDArray[np.float32], classes: int, path: Path) -> npt.NDArray[np.uint8]:
+    """Labels read from `path` as uint8, of the same shape.
+
+    Raises:
+        ValueError: a value that is none of 0..classes-1: fractions are not rounded.
+    """
+    labels, bad = np.empty(stored.shape, np.uint8), set[float]()
+    for place, part in enumerate(stored):  # by parts: a whole CT several times over is gigabytes
+        whole = np.rint(part)
+        wrong = (whole < 0) | (whole >= classes) | (np.abs(part - whole) > LABEL_TOLERANCE)
+        bad.update(part[wrong][:1000].tolist())
+        labels[place] = np.where(wrong, 0, whole)
+    if bad:
+        shown = ", ".join(f"{value:g}" for value in sorted(bad)[:5])
+        raise ValueError(f"{path} has labels {shown} but the classes are 0..{classes - 1}; map or remove them")
+    return labels
 
 
 def write_volume(volume: npt.NDArray[Any], frame: Frame, path: Path) -> None:
@@ -157,31 +181,124 @@ def write_like(
         nib.save(image, temporary)
 
 
-def _open(path: Path) -> tuple[nib.Nifti1Image, Frame]:
+def read_header(path: Path) -> nib.Nifti1Header:
+    """Header of a NIfTI file (NIfTI-1 or -2, plain or .gz), as it is stored; voxels of it can be read.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not NIfTI, no positive dimensions, more voxels than a volume can have, or voxels that are no real
+            numbers.
+    """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist or is no file; expected a NIfTI volume (.nii or .nii.gz)")
+        raise FileNotFoundError(f"{path} does not exist or is no file; expected NIfTI (.nii or .nii.gz)")
     try:
-        image = nib.load(path, mmap=False)
-    except (*DAMAGE, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
+        with _opened(path) as file:
+            head = file.read(nib.Nifti2Header.sizeof_hdr)
+        short, long = nib.Nifti1Header.sizeof_hdr, nib.Nifti2Header.sizeof_hdr
+        if head[344:347] == b"n+1" and len(head) >= short:
+            header = nib.Nifti1Header(head[:short], check=False)
+        elif head[4:7] == b"n+2" and len(head) == long:
+            header = nib.Nifti2Header(head, check=False)
+        else:
+            raise ValueError(f"its first {len(head)} bytes are no header of it")
+        problem = _objection(header)
+    except DAMAGE as error:
         raise ValueError(f"{path} cannot be read as NIfTI ({error}); fetch or convert it again") from error
-    if not isinstance(image, nib.Nifti1Image):
-        raise ValueError(f"{path} is a {type(image).__name__}, not NIfTI; convert it to .nii.gz")
-    if len(image.shape) != 3 or 0 in image.shape:
-        raise ValueError(f"{path} has shape {image.shape} but a 3-D volume is needed; split or squeeze it first")
-    if not np.isfinite(image.affine).all() or np.linalg.matrix_rank(image.affine[:3, :3]) < 3:
-        raise ValueError(f"{path} has the affine {image.affine.tolist()}, which gives its voxels no volume")
-    return image, Frame(image.shape, image.affine, image.header)
+    if problem:
+        raise ValueError(f"{path} {problem}")
+    return header
+
+
+def read_stored(path: Path, header: nib.Nifti1Header) -> npt.NDArray[np.float32]:
+    """Voxels of the file with this header, float32, scaled, in the shape and order of the file.
+
+    Never more is read than the header says, and a byte.
+
+    Raises:
+        ValueError: a file that is shorter or longer than its header says, or damaged; values that are NaN or infinite.
+    """
+    size, dtype = path.stat().st_size, header.get_data_dtype()
+    needed = header.get_data_offset() + math.prod(header.get_data_shape()) * dtype.itemsize
+    try:
+        if needed > size * (MOST_UNPACKED if path.suffix.lower() == ".gz" else 1):
+            raise ValueError(f"its header says {needed:,} bytes but it has {size:,}")
+        with _opened(path) as file:
+            content = file.read(needed + 1)  # to its end, where gzip compares the checksum
+        if len(content) != needed:
+            found = f"{len(content):,}" if len(content) < needed else "more"
+            raise ValueError(f"its header says {needed:,} bytes but it has {found}")
+        stored = np.asarray(nib.arrayproxy.ArrayProxy(BytesIO(content), repaired(header)), dtype=np.float32)
+    except DAMAGE as error:
+        raise ValueError(f"{path} is truncated or damaged ({error}); fetch it again") from error
+    except MemoryError as error:
+        raise ValueError(f"{path} needs {needed / 1e9:.1f} GB and as much again, more memory than there is") from error
+    if bad := stored.size - np.count_nonzero(np.isfinite(stored)):
+        raise ValueError(f"{path} has {bad} voxels that are NaN or infinite; clean the file first")
+    return stored
+
+
+def _opened(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _objection(header: nib.Nifti1Header) -> str | None:
+    """Why the voxels of a file with this header cannot be read, as the rest of a sentence; None: they can."""
+    number = int(header["dim"][0])
+    shape = [int(n) for n in header["dim"][1 : number + 1]] if 1 <= number <= 7 else []
+    if not shape or min(shape) < 1:
+        return f"has the dimensions {header['dim'].tolist()}, which are none; fetch it again"
+    if math.prod(shape) > MOST_VOXELS:
+        return f"has {' x '.join(map(str, shape))} voxels, more than {MOST_VOXELS:,}; crop or resample it first"
+    try:
+        dtype = header.get_data_dtype()
+    except KeyError:
+        return f"has voxels of the unknown type {int(header['datatype'])}; fetch it again"
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        return f"has voxels of the type {dtype}, but one number each is needed (integer or float); convert it first"
+    if int(header["bitpix"]) != 8 * dtype.itemsize:
+        return f"has voxels of {int(header['bitpix'])} bits, but those of the type {dtype} have {8 * dtype.itemsize}"
+    offset = float(header["vox_offset"])
+    if not (math.isfinite(offset) and offset >= header.single_vox_offset):
+        return f"has its voxels at byte {offset:g}, which lies in its header; fetch it again"
+    return None
+
+
+def _frame(path: Path, header: nib.Nifti1Header) -> Frame:
+    """Shape and affine of a 3-D volume."""
+    shape = tuple(int(n) for n in header.get_data_shape())
+    if len(shape) != 3:
+        raise ValueError(f"{path} has shape {shape} but a 3-D volume is needed; split or squeeze it first")
+    try:
+        header = repaired(header)
+        affine = header.get_best_affine()
+    except DAMAGE as error:
+        raise ValueError(f"{path} cannot be read as NIfTI ({error}); fetch or convert it again") from error
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise ValueError(f"{path} has the affine {affine.tolist()}, which gives its voxels no volume")
+    check_voxel_size(affines.voxel_sizes(affine).tolist(), path)
+    return Frame(shape, affine, header)
+
+
+def repaired(header: nib.Nifti1Header) -> nib.Nifti1Header:
+    """The header with nibabel's own repairs, as when it loads the file."""
+    return type(header)(header.binaryblock, header.endianness, check=True)
+
+
+def check_voxel_size(sizes_mm: Sequence[float], path: Path) -> None:
+    """Check that `path` gives its voxels or pixels a size that can be real.
+
+    Raises:
+        ValueError: a size outside `VOXEL_MM`.
+    """
+    low, high = VOXEL_MM
+    if not all(low <= size <= high for size in sizes_mm):
+        raise ValueError(
+            f"{path} gives its voxels the size {' x '.join(f'{size:g}' for size in sizes_mm)} mm, but distances need "
+            f"sizes of {low:g} to {high:g} mm: write them into its header, in mm"
+        )
 
 
 def _read(path: Path) -> tuple[npt.NDArray[np.float32], Frame]:
-    image, frame = _open(path)
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read()  # to its end, where gzip compares the checksum; nibabel stops at the last voxel
-        stored = np.asarray(type(image).from_bytes(content).dataobj, dtype=np.float32)
-    except DAMAGE as error:
-        raise ValueError(f"{path} is truncated or damaged ({error}); fetch it again") from error
-    bad = stored.size - np.count_nonzero(np.isfinite(stored))
-    if bad:
-        raise ValueError(f"{path} has {bad} voxels that are NaN or infinite; clean the file first")
-    return frame.to_ras(stored), frame
+    header = read_header(path)
+    frame = _frame(path, header)
+    return frame.to_ras(read_stored(path, header)), frame

@@ -5,6 +5,7 @@ millimetres to the patient's left and back (LPS+), NIfTI and all of ours to the 
 """
 
 import glob
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .nifti import Frame, read_nifti
+from .nifti import MOST_VOXELS, Frame, read_nifti
 from .sample import Sample
 
 NIFTI = (".nii.gz", ".nii")
@@ -249,7 +250,7 @@ def _by_itk(files: ImageFiles) -> tuple[npt.NDArray[np.float32], Frame]:
     if not files.slices and not files.path.is_file():
         raise FileNotFoundError(f"{files.path} does not exist or is no file")
     try:
-        image = _series(sitk, files) if files.slices else sitk.ReadImage(str(files.path))
+        image = _series(sitk, files) if files.slices else _file(sitk, files.path)
     except RuntimeError as error:
         raise ValueError(f"{where} cannot be read ({reason_of(error)}); fetch or convert it again") from error
     if (channels := image.GetNumberOfComponentsPerPixel()) != 1:
@@ -267,6 +268,15 @@ def _by_itk(files: ImageFiles) -> tuple[npt.NDArray[np.float32], Frame]:
         raise ValueError(f"{where} holds the value {stored.flat[0]:g} in every voxel: it is no image")
     frame = Frame(stored.shape, itk_affine(image))
     return frame.to_ras(stored), frame
+
+
+def _file(sitk: Any, path: Path) -> Any:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    if math.prod(reader.GetSize()) > MOST_VOXELS:
+        raise ValueError(f"{path} has the size {reader.GetSize()}, more than {MOST_VOXELS:,} voxels; crop it first")
+    return reader.Execute()
 
 
 def _series(sitk: Any, files: ImageFiles) -> Any:

@@ -1,14 +1,36 @@
 """Which cases of a data set a configuration means: by split, by name, or by the number of a phantom.
 
 A case has an id and belongs to a group: all images of one patient, all lesion variants of one CT. Splits are lists of
-groups, so that no group lies on both sides of a test.
+groups, so that no group lies on both sides of a test. Where no list says which groups are in which split, they are
+divided by ratio.
 """
 
+import hashlib
+import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NamedTuple
+
+
+class SelectionError(ValueError):
+    """A choice of cases that cannot be made, and what to write instead."""
+
+    def __init__(self, reason: str, way_out: str) -> None:
+        super().__init__(f"{reason}; {way_out}")
+        self.reason, self.way_out = reason, way_out
+
+
+def setting(option: str, field: str, value: object) -> str:
+    """A setting as its user has to write it: `--validation.split all` with the option "--validation.", `split="all"` in
+    Python, with the option "".
+    """
+    text = json.dumps(value)
+    if not option:
+        return f"{field}={text}"
+    return f"{option}{field} {value}" if isinstance(value, str) else f"{option}{field} '{text}'"
 
 
 @dataclass(frozen=True)
@@ -25,6 +47,8 @@ class Catalogue:
     """Word for what an id names, for errors."""
     hint: str = ""
     """Other ways to choose, the end of errors about splits."""
+    key: str = "the pattern"
+    """Where the patterns stand, as their user writes it; the end of errors about them."""
 
     def named(self, patterns: Sequence[str]) -> list[str]:
         """The ids that fit one of the patterns, or whose group does; once each, in the order of the patterns.
@@ -32,14 +56,15 @@ class Catalogue:
         patterns: ids or groups, in which * and ? stand for any text and any character.
 
         Raises:
-            ValueError: a pattern that nothing fits.
+            SelectionError: a pattern that nothing fits.
         """
         chosen: dict[str, None] = {}
         for pattern in patterns:
             found = [i for i, group in self.groups.items() if fnmatchcase(i, pattern) or fnmatchcase(group, pattern)]
             if not found:
-                raise ValueError(
-                    f"no {self.noun} in {self.data!r} is called {pattern!r}; it has {self.listed(self.groups)}"
+                raise SelectionError(
+                    f"no {self.noun} in {self.data!r} is called {pattern!r}; it has {self.listed(self.groups)}",
+                    f"correct {self.key}",
                 )
             chosen |= dict.fromkeys(found)
         return list(chosen)
@@ -48,19 +73,20 @@ class Catalogue:
         """The ids of a split, in the order of its groups.
 
         Raises:
-            ValueError: an unknown split, or one of which nothing is there.
+            SelectionError: an unknown split, or one of which nothing is there.
         """
         if split == "all":
             return list(self.groups)
         if split not in self.splits:
             known = ", ".join([*self.splits, "all"])
-            raise ValueError(f"split is {split!r} but {self.data!r} has {known}; {self.hint}")
+            raise SelectionError(f"split is {split!r} but {self.data!r} has {known}", self.hint)
         place = {group: n for n, group in enumerate(self.splits[split])}
         chosen = [i for i, group in self.groups.items() if group in place]
         if not chosen:
-            raise ValueError(
+            raise SelectionError(
                 f"split {split!r} of {self.data!r} has no {self.noun} that is there; there are "
-                f"{self.listed(self.groups)}; {self.hint}"
+                f"{self.listed(self.groups)}",
+                self.hint,
             )
         return sorted(chosen, key=lambda i: place[self.groups[i]])
 
@@ -68,6 +94,78 @@ class Catalogue:
         """The names, or the first and the last of many."""
         few = list(names)
         return ", ".join(few) if len(few) <= 6 else f"{', '.join(few[:5])}, ... {few[-1]} ({len(few)} {self.noun}s)"
+
+
+def split_by_ratio(groups: Iterable[str], ratios: Mapping[str, float], seed: int) -> dict[str, list[str]]:
+    """The groups of each split: at least one, and as near to the ratios as whole groups allow.
+
+    The order is decided by a hash of seed and name, so that it is the same on every machine and does not depend on the
+    order in which a folder is listed.
+
+    Args:
+        groups: patients, each name counts once.
+        ratios: share of each split, in any unit; a split of share 0 gets nobody.
+        seed: another seed gives another division.
+
+    Raises:
+        ValueError: fewer groups than splits.
+    """
+    order = sorted(set(groups), key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest())
+    names = [name for name, share in ratios.items() if share > 0]
+    if len(order) < len(names):
+        empty = sorted(names, key=lambda name: -ratios[name])[len(order) :]
+        raise ValueError(
+            f"{len(order)} patients are too few for the {len(names)} splits {', '.join(names)}: "
+            f"{' and '.join(empty)} would be empty"
+        )
+    numbers = dict.fromkeys(names, 1)
+    total = sum(ratios[name] for name in names)
+    for _ in range(len(order) - len(names)):
+        numbers[max(names, key=lambda name: len(order) * ratios[name] / total - numbers[name])] += 1
+    ends = [sum(numbers[name] for name in names[: n + 1]) for n in range(len(names))]
+    return {name: order[end - numbers[name] : end] for name, end in zip(names, ends, strict=True)}
+
+
+def check_ratios(ratios: Mapping[str, float] | None, names: Sequence[str]) -> None:
+    """Check the field `split_ratios`; `names` stand in the example.
+
+    Raises:
+        ValueError: a share that is negative, NaN or infinite, or none above 0, or a split called all.
+    """
+    if ratios is None:
+        return
+    if "all" in ratios or not any(ratios.values()) or not all(0 <= ratio < math.inf for ratio in ratios.values()):
+        example = ", ".join(f"{name}: 1" for name in names)
+        raise ValueError(
+            f"split_ratios is {ratios!r} but must give shares of at least 0, one of them above 0, to splits that are "
+            f"not called 'all', e.g. {{{example}}}"
+        )
+
+
+def check_pattern(pattern: str | None) -> None:
+    """Check the field `patient_pattern`.
+
+    Raises:
+        ValueError: no regular expression.
+    """
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ValueError(f"patient_pattern is {pattern!r} but must be a regular expression: {error}") from error
+
+
+def patient_of(name: str, pattern: str | None) -> str:
+    """The patient of a file by its name: what the pattern finds (its first group, if it has one); None: the name.
+
+    Raises:
+        ValueError: the pattern finds nothing in the name.
+    """
+    if pattern is None:
+        return name
+    match = re.search(pattern, name)
+    if match is None or not (found := match[1] if match.re.groups else match[0]):
+        raise ValueError(f"patient_pattern {pattern!r} finds no patient in the name {name!r}; change one of them")
+    return found
 
 
 def one_split_each(splits: Mapping[str, Sequence[str]], where: str) -> None:

@@ -1,8 +1,23 @@
-"""The table of environments. Importing it registers them with Gymnasium; doing so twice is harmless."""
+"""The table of environments. Importing it registers them with Gymnasium; doing so twice is harmless.
 
+Another package adds its own by an entry point in the group segarena.environments, without being imported before one is
+made; the name is the id, the value the class:
+
+    [project.entry-points."segarena.environments"]
+    "Mine-v0" = "mine.envs:MineEnv"
+
+Those that a package registers with Gymnasium alone, with `adapters:make_single` as entry point, are found too.
+"""
+
+import logging
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 
 import gymnasium as gym
+
+log = logging.getLogger(__name__)
+ADAPTER = "segarena.envs.adapters:make_single"
+"""What `gym.make` calls for each of them."""
 
 
 @dataclass(frozen=True)
@@ -13,8 +28,10 @@ class Entry:
     """Its `BatchedEnv`, as "module:Class"."""
     paper: str
     """Paper and subject, in one line."""
-    config: str
-    """Configuration that trains it, from the root of the package or absolute."""
+    config: str = ""
+    """Configuration that trains it, from the root of the package or absolute; "": none is known."""
+    package: str | None = None
+    """The package that registered it, with its version; None: this one, or a driver."""
 
 
 ENVIRONMENTS = {
@@ -37,11 +54,28 @@ def register(env_id: str, entry: Entry) -> None:
     if env_id not in gym.registry:
         gym.register(
             env_id,
-            entry_point="segarena.envs.adapters:make_single",
+            entry_point=ADAPTER,
             vector_entry_point="segarena.envs.adapters:make_batch",
             kwargs={"env_class": entry.env_class},
         )
 
 
-for _id, _entry in list(ENVIRONMENTS.items()):
-    register(_id, _entry)
+def _register_all() -> None:
+    """The package's own environments, then those of others; one that cannot be registered is named and left out."""
+    for env_id, spec in gym.registry.items():  # Gymnasium has imported the packages of its own group by now
+        if spec.entry_point == ADAPTER and env_id not in ENVIRONMENTS:
+            ENVIRONMENTS[env_id] = Entry(str(spec.kwargs["env_class"]), "registered with Gymnasium")
+    for env_id, entry in list(ENVIRONMENTS.items()):
+        register(env_id, entry)
+    for point in entry_points(group="segarena.environments"):
+        package = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown"
+        try:
+            if point.name in ENVIRONMENTS:
+                raise ValueError("there is an environment of this id already")
+            register(point.name, Entry(f"{point.module}:{point.attr}", f"of package {package}", package=package))
+        except Exception as error:  # of a package that is not ours: the others are not to suffer from it
+            ENVIRONMENTS.pop(point.name, None) if isinstance(error, gym.error.Error) else None
+            log.warning("environment %r of package %s is left out: %s", point.name, package, error)
+
+
+_register_all()

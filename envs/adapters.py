@@ -23,22 +23,22 @@ from .core import Advance, BatchedEnv, Ended, Frame
 
 def to_numpy(tensors: Any) -> Any:
     """NumPy arrays of a tensor, or of the tensors of a dict (of dicts); no copy on the CPU, one wait on CUDA."""
-    on_device: list[Tensor] = []
-
-    def copied(x: Any) -> Any:
-        if isinstance(x, dict):
-            return {name: copied(value) for name, value in x.items()}
-        if x.is_cuda:
-            on_device.append(x)
-        return x.detach().to("cpu", non_blocking=True)  # into pinned memory: the copies run one after the other
+    waited_for: list[torch.device] = []
 
     def arrays(x: Any) -> Any:
-        return {name: arrays(value) for name, value in x.items()} if isinstance(x, dict) else x.numpy()
+        if isinstance(x, dict):
+            return {name: arrays(value) for name, value in x.items()}
+        if x.requires_grad:
+            x = x.detach()
+        if x.is_cuda:
+            waited_for.append(x.device)
+            x = x.to("cpu", non_blocking=True)  # into pinned memory: the copies run one after the other
+        return x.numpy()
 
-    host = copied(tensors)
-    if on_device:
-        torch.cuda.synchronize(on_device[0].device)
-    return arrays(host)
+    host = arrays(tensors)
+    if waited_for:
+        torch.cuda.synchronize(waited_for[0])
+    return host
 
 
 def of_env(batch: Any, env_id: int) -> Any:
@@ -142,10 +142,7 @@ class BatchEnv(gym.vector.VectorEnv[Any, Any, npt.NDArray[Any]]):
         seen = to_numpy(seen | ({"ended": facts_of(step.ended)} if step.ended else {}))
         info = self._present(seen["info"])
         if step.ended:
-            last = seen["ended"]
-            for k, (env_id, facts) in enumerate(zip(last["env_ids"].tolist(), step.ended.episode_info, strict=True)):
-                final = {"final_obs": of_env(last["obs"], k), "final_info": {**of_env(last["info"], k), **facts}}
-                info = self._add_info(info, final, env_id)
+            info |= self._final(seen["ended"], step.ended.episode_info)
         return seen["obs"], seen["reward"], seen["terminated"], seen["truncated"], info
 
     def render(self) -> tuple[Any, ...] | None:
@@ -156,9 +153,26 @@ class BatchEnv(gym.vector.VectorEnv[Any, Any, npt.NDArray[Any]]):
 
     def _present(self, info: dict[str, Any]) -> dict[str, Any]:
         """`info` as Gymnasium's vector environments give it, with a mask beside each array."""
-        present = np.ones(self.num_envs, dtype=np.bool_)
         copies = {name: array.copy() for name, array in info.items()}  # a reset writes in place
-        return {**copies, **{f"_{name}": present.copy() for name in info}}
+        return _masked(copies, np.ones(self.num_envs, dtype=np.bool_))
+
+    def _final(self, last: dict[str, Any], episode_info: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """What Gymnasium's `_add_info` makes of the ends of K episodes, but all at once, not one by one.
+
+        last: env_ids int64 [K], obs and info [K, ...] of them; episode_info: facts of each.
+        """
+        env_ids = last["env_ids"]
+        over = np.zeros(self.num_envs, dtype=np.bool_)
+        over[env_ids] = True
+        obs, arrays = np.full(self.num_envs, None, dtype=object), {}
+        for name, rows in last["info"].items():
+            arrays[name] = np.zeros((self.num_envs, *rows.shape[1:]), rows.dtype)
+            arrays[name][env_ids] = rows
+        final_info = _masked(arrays, over)
+        for k, (env_id, facts) in enumerate(zip(env_ids.tolist(), episode_info, strict=True)):
+            obs[env_id] = of_env(last["obs"], k)
+            final_info = self._add_info(final_info, facts, env_id)
+        return _masked({"final_obs": obs, "final_info": final_info}, over)
 
 
 class LearnerEnv(VecEnv):
@@ -280,6 +294,11 @@ def _build(env_class: str, **settings: Any) -> BatchedEnv:
     built = getattr(importlib.import_module(module), name)(**settings)
     assert isinstance(built, BatchedEnv)
     return built
+
+
+def _masked(infos: dict[str, Any], mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """`infos`, and as `_name` beside each the environments that have it; one array for all of them."""
+    return {**infos, **{f"_{name}": mask for name in infos}}
 
 
 def _plain(info: dict[str, Any]) -> dict[str, Any]:

@@ -232,7 +232,10 @@ class BatchedEnv(ABC):
         return lambda: [{} for _ in range(len(env_ids))]
 
     def state(self) -> dict[str, Any]:
-        """Tensors, numbers and strings from which `load_state` continues these episodes; subclasses add theirs."""
+        """Tensors, numbers and strings from which `load_state` continues these episodes; subclasses add theirs.
+
+        Each keeps its type, and each tensor its shape, in every state of a training; what is empty at first may grow.
+        """
         return {
             "t": self.t,
             "streams": self.streams.state(),
@@ -292,7 +295,7 @@ class BatchedEnv(ABC):
         env_ids = self._all if self.horizon == 1 else (terminated | truncated).nonzero().flatten()
         ended = None
         if len(env_ids):
-            info = {name: value[env_ids].detach() for name, value in self.info().items()}
+            info = {name: value.detach().index_select(0, env_ids) for name, value in self.info().items()}
             ended = Ended(env_ids, self.observe(env_ids), info, self._episode_info(env_ids))
             self.reset(env_ids)
         return Advance(self.observe(), reward, terminated, truncated, ended)
@@ -331,22 +334,27 @@ class BatchedEnv(ABC):
             raise ValueError(
                 f"actions have shape {given.shape} but must have {(self.num_envs, *space.shape)} for {space}"
             )
-        if isinstance(space, spaces.Box):
-            low, high, kinds = space.low, space.high, "fiu"
-        elif isinstance(space, spaces.Discrete):
-            low, high, kinds = np.array(space.start), np.array(space.start + space.n - 1), "iu"
-        elif isinstance(space, spaces.MultiDiscrete):
-            low, high, kinds = space.start, space.start + space.nvec - 1, "iu"
-        else:
-            low, high, kinds = np.array(0), np.array(1), "iub"  # MultiBinary
+        low, high, kinds = self._action_bounds
         if given.dtype.kind not in kinds:
             raise ValueError(
                 f"actions have dtype {given.dtype} but {space} takes {'numbers' if 'f' in kinds else 'integers'}"
             )
-        if not ((given >= low) & (given <= high)).all():  # NaN fails too
-            bad = given[~((given >= low) & (given <= high))][0]
-            raise ValueError(f"action {bad!r} is outside {space}")
+        inside = (given >= low) & (given <= high)
+        if not inside.all():  # NaN fails too
+            raise ValueError(f"action {given[~inside][0]!r} is outside {space}")
         return torch.as_tensor(given).to(self.device, non_blocking=True)
+
+    @cached_property
+    def _action_bounds(self) -> tuple[Any, Any, str]:
+        """Lowest and highest action, and the kinds of NumPy's types that it may have."""
+        space = self.single_action_space
+        if isinstance(space, spaces.Box):
+            return space.low, space.high, "fiu"
+        if isinstance(space, spaces.Discrete):
+            return int(space.start), int(space.start + space.n - 1), "iu"
+        if isinstance(space, spaces.MultiDiscrete):
+            return space.start, space.start + space.nvec - 1, "iu"
+        return 0, 1, "iub"  # MultiBinary
 
 
 @cache

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,13 +35,14 @@ class Streams:
     def uniform(self, lanes: int, env_ids: Tensor | None = None) -> Tensor:
         """The next `lanes` numbers of each environment, float64 [N, lanes] in [0, 1); of `env_ids` int64 [K] only,
         [K, lanes]."""
-        key, drawn = (self.key, self.drawn) if env_ids is None else (self.key[env_ids], self.drawn[env_ids])
-        number = drawn[:, None] + torch.arange(1, lanes + 1, device=key.device)
+        key, drawn = self.key, self.drawn
         if env_ids is None:
             self.drawn = drawn + lanes
         else:
-            self.drawn[env_ids] = drawn + lanes
-        return _shift(_mix(key[:, None] + number * _GOLDEN), 11).double() * 2.0**-53
+            key, drawn = key.index_select(0, env_ids), drawn.index_select(0, env_ids)
+            self.drawn.index_copy_(0, env_ids, drawn + lanes)
+        number = drawn[:, None] + torch.arange(1, lanes + 1, device=key.device)
+        return _unit(key[:, None] + number * _GOLDEN)
 
     def tick(self) -> Tensor:
         """One number for every environment, float64 [N] in [0, 1), of a second stream that is drawn `AHEAD` of its use.
@@ -50,7 +52,7 @@ class Streams:
         place = self.ticks % self.AHEAD
         if place == 0 or self._ahead is None:
             number = self.ticks - place + torch.arange(1, self.AHEAD + 1, device=self.key.device)
-            self._ahead = _shift(_mix(_mix(self.key) + number[:, None] * _GOLDEN), 11).double() * 2.0**-53
+            self._ahead = _unit(_mix(self.key) + number[:, None] * _GOLDEN)
         self.ticks += 1
         return self._ahead[place]
 
@@ -65,6 +67,17 @@ class Streams:
 
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def _unit(x: Tensor) -> Tensor:
+    """The upper 53 bits of `_mix`, as float64 in [0, 1)."""
+    if x.device.type == "cpu":  # the numbers are few, and a small operation costs NumPy a quarter of PyTorch's time
+        bits = x.numpy().view(np.uint64)
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(_FIRST)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(_SECOND)
+        return torch.from_numpy(((bits ^ (bits >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53)
+    return _shift(_mix(x), 11).double() * 2.0**-53
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
@@ -74,6 +87,6 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 def _mix(x: Tensor) -> Tensor:
     """SplitMix64's finaliser."""
-    x = (x ^ _shift(x, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
-    x = (x ^ _shift(x, 27)) * (0x94D049BB133111EB - 2**64)
+    x = (x ^ _shift(x, 30)) * (_FIRST - 2**64)
+    x = (x ^ _shift(x, 27)) * (_SECOND - 2**64)
     return x ^ _shift(x, 31)

@@ -142,6 +142,7 @@ class SparsEnv(BatchedEnv):
         self.n_moves = len(cells)
         self._next = lattice.move_table(cells).flatten().to(self.device)  # [L·A]
         self._corners = lattice.corners().to(self.device)  # [L, 3]
+        self._voxels = self._corners.int()  # as the infos give them
         self._cells = (self._corners - torch.tensor(lattice.phase, device=self.device)) // cfg.step  # [L, 3]
         free = (torch.tensor(lattice.full) - torch.tensor(lattice.window)).clamp(min=1).to(self.device)
         self._where = (2.0 * self._corners / free - 1.0).float()  # [L, 3] in [-1, 1]
@@ -150,6 +151,8 @@ class SparsEnv(BatchedEnv):
         if cfg.obs_mode != "features":
             self._windows = Windows(self.cases, lattice, cfg.obs_size, self.device)
         players, n = cfg.n_agents, self.num_envs
+        ranges = [len(self.cases), *[lattice.size] * (TRIES * players)]
+        self._ranges = torch.tensor(ranges, dtype=torch.float64, device=self.device)  # of what a start draws
         self.case = torch.zeros(n, dtype=torch.int64, device=self.device)
         self.at = torch.zeros(players, n, dtype=torch.int64, device=self.device)  # lattice positions of p1 (and p2)
         self._start_ids = torch.zeros_like(self.at)  # where the episode began
@@ -182,13 +185,14 @@ class SparsEnv(BatchedEnv):
         self._check_options(options)
         players = self.config.n_agents
         draw = self.streams.uniform(1 + TRIES * players, env_ids)  # case, then candidates for p1 (and p2)
-        case = (draw[:, 0] * len(self.cases)).long() if case is None else case
+        drawn = (draw * self._ranges).long()  # [K, 1 + TRIES·P]
+        case = drawn[:, 0] if case is None else case
         if "case_id" in options:
             case = torch.full_like(case, self._index_of(options["case_id"]))
         if self.config.start == "random_lattice":  # the first candidate that τ would not end at once
-            places = (draw[:, 1:].T * self.lattice.size).long().view(TRIES, players, -1)
+            places = drawn[:, 1:].T.view(TRIES, players, -1)
             calm = self.table.lookup(case.expand_as(places), places) <= self.config.threshold
-            at = places.gather(0, calm.int().argmax(dim=0)[None])[0]
+            at = places.gather(0, calm.int().argmax(dim=0, keepdim=True))[0]
         else:
             at = torch.full((players, len(env_ids)), self._start, device=self.device)
         for player, name in enumerate(("start", "start_opponent")[:players]):
@@ -197,10 +201,15 @@ class SparsEnv(BatchedEnv):
         self._place(env_ids, case, at)
 
     def _place(self, env_ids: Tensor, case: Tensor, at: Tensor) -> None:
-        self.case[env_ids], self.at[:, env_ids], self._start_ids[:, env_ids] = case, at, at
-        self._found.index_fill_(0, env_ids, -1)  # not by an index: that would wait for CUDA, and so below
-        scores = self.scores[:, env_ids] = self.table.lookup(case, at)
-        self.duel[:, env_ids] = torch.stack(_own_and_rival(scores))
+        # not by an index: index_copy_ takes half the time, and index_fill_ does not wait for CUDA
+        self.case.index_copy_(0, env_ids, case)
+        self.at.index_copy_(1, env_ids, at)
+        if self.config.lesion_rounds > 1:
+            self._start_ids.index_copy_(1, env_ids, at)
+            self._found.index_fill_(0, env_ids, -1)
+        scores = self.table.lookup(case, at)
+        self.scores.index_copy_(1, env_ids, scores)
+        self.duel.index_copy_(1, env_ids, _duel(scores))
 
     def begin(self, case: Tensor, jitter_cells: int = 0) -> None:
         """Begin an episode in every environment, on case number `case` int64 [N].
@@ -224,8 +233,8 @@ class SparsEnv(BatchedEnv):
         before = self.scores[0]
         self.at = self._next[self.at * self.n_moves + moves]  # p1, p2 move and are clipped
         self.scores = self.scores_at(self.at)  # both at their new positions
-        own, rival = _own_and_rival(self.scores)
-        self.duel = torch.stack((own, rival))
+        self.duel = _duel(self.scores)
+        own, rival = self.duel.unbind()
         hit = (self.duel > cfg.threshold).any(dim=0)
         self.painting.add(self.at, self.scores)  # on the last step too
         terminated = self._terminated = self._next_round(hit) if cfg.lesion_rounds > 1 else hit
@@ -294,27 +303,28 @@ class SparsEnv(BatchedEnv):
         cfg = self.config
         case, at, scores, t = self.case, self.at, self.scores, self.t
         if env_ids is not None:
-            case, at, scores, t = case[env_ids], at[:, env_ids], scores[:, env_ids], t[env_ids]
+            case, t = case.index_select(0, env_ids), t.index_select(0, env_ids)
+            at, scores = at.index_select(1, env_ids), scores.index_select(1, env_ids)
         if player:
             at, scores = at.flip(0), scores.flip(0)
         if cfg.obs_mode == "own_window":
             return self._windows.crop(case, at[:1])
-        where = self._where[at]  # [P, N, 3]
+        where = self._where[at].unbind()  # P of [N, 3]
         time = (t * (2.0 / self.horizon) - 1.0)[:, None]
-        state = torch.cat((*where, (2.0 * scores - 1.0).T, time), dim=1)
+        state = (*where, (2.0 * scores - 1.0).T, time)
         if cfg.obs_mode == "features":
-            return torch.cat((*self._features.feature_rows(case, at).float(), state), dim=1)
-        return {"windows": self._windows.crop(case, at), "state": state}
+            return torch.cat((*self._features.feature_rows(case, at).float().unbind(), *state), dim=1)
+        return {"windows": self._windows.crop(case, at), "state": torch.cat(state, dim=1)}
 
     # -- info: docs/spars.md, Method 3 -----------------------------------------------------------------------------
 
     def _info(self) -> dict[str, Tensor]:
         """Positions (voxels), scores and the winner of the last step."""
-        own, rival = self.duel
-        corners = self._corners[self.at].int()
+        own, rival = self.duel.unbind()
+        mine, *other = self._voxels[self.at].unbind()
         return {
-            "p_self": corners[0],
-            "p_opp": corners[1] if self.config.n_agents == 2 else torch.full_like(corners[0], -1),
+            "p_self": mine,
+            "p_opp": other[0] if other else torch.full_like(mine, -1),
             "score_self": own,
             "score_opp": rival,
             "win": torch.sign(own - rival).int(),
@@ -324,18 +334,18 @@ class SparsEnv(BatchedEnv):
 
     def _episode_info(self, env_ids: Tensor) -> Callable[[], list[dict[str, Any]]]:
         """Case and reason of the end of each episode and, with eval_dice, how well its mask fits."""
-        hits = (self.duel[:, env_ids] > self.config.threshold) & self._terminated[env_ids]
-        facts = torch.cat((self.case[env_ids][None], hits.long()))  # [3, K]
+        hits = (self.duel > self.config.threshold) & self._terminated
+        facts = torch.cat((self.case[None], self.t[None], hits)).index_select(1, env_ids)  # int64 [4, K]
         strokes = self.painting.strokes(env_ids) if self.config.eval_dice else None
 
         def made() -> list[dict[str, Any]]:
-            cases, *ends = facts.tolist()
+            cases, lengths, *ends = facts.tolist()
             infos: list[dict[str, Any]] = [
                 {"case_id": self.cases[case].id, "reason": REASONS[bool(own), bool(rival)]}
                 for case, own, rival in zip(cases, *ends, strict=True)
             ]
             if strokes is not None:
-                overlaps = self.painting.overlaps(self.painting.paint(*strokes), cases)
+                overlaps = self.painting.overlaps(self.painting.paint(*strokes, steps=max(lengths)), cases)
                 infos = [info | overlap for info, overlap in zip(infos, overlaps, strict=True)]
             return infos
 
@@ -395,6 +405,6 @@ class SparsEnv(BatchedEnv):
             setattr(self, name, state[name].to(self.device, copy=True))
 
 
-def _own_and_rival(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """s1 and s2 of the scores [P, ...]; s2 is -1 without a competitor."""
-    return scores[0], scores[1] if len(scores) == 2 else torch.full_like(scores[0], -1.0)
+def _duel(scores: Tensor) -> Tensor:
+    """s1 and s2 of the scores [P, ...]: [2, ...], the scores themselves or, without a competitor, s2 = -1."""
+    return scores if len(scores) == 2 else torch.cat((scores, torch.full_like(scores, -1.0)))

@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal
 
-from ..common.checks import AT_LEAST_0, AT_LEAST_1, SHARE, check
+from ..common.checks import AT_LEAST_0, SHARE, check
 from ..datasets.liver.cases import LiverDataConfig
-from ..datasets.liver.lattice import Triple
+from ..datasets.liver.lattice import SIDE, Triple
 
 _STAY = (0, 0, 0)
 _CUBE = [(x, y, z) for x, y, z in product((-1, 0, 1), repeat=3)]
@@ -19,6 +19,8 @@ MOVES: dict[str, list[Triple]] = {
 }
 """Displacement of each action in lattice cells (x, y, z), one cell = `step` voxels (docs/spars.md, Method 2)."""
 
+REWARDS = (-1e6, 1e6)
+"""Range of a reward: float32 keeps sums of such ones."""
 PROFILES: dict[str, dict[str, Any]] = {
     "default": {
         "obs_mode": "two_window",
@@ -104,8 +106,9 @@ class SparsConfig(LiverDataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, threshold=SHARE, gamma=SHARE, mask_threshold=AT_LEAST_0, lesion_rounds=AT_LEAST_1)
-        check(self, window_size=AT_LEAST_1, obs_size=AT_LEAST_1, step=AT_LEAST_1, horizon=AT_LEAST_1)
+        check(self, threshold=SHARE, gamma=SHARE, mask_threshold=AT_LEAST_0, lesion_rounds=(1, 1000))
+        check(self, window_size=SIDE, obs_size=SIDE, step=SIDE, horizon=(1, 10**6))
+        check(self, tie_reward=REWARDS, terminal_bonus=REWARDS)
 
     def resolved(self) -> "SparsConfig":
         """The same with every None of profile and data filled in.

@@ -53,8 +53,7 @@ class Painting:
 
         A position of -1 paints nothing. The next step may overwrite the log, but not what was read here.
         """
-        env, (steps, players, _) = self._env, self._at.shape
-        painters = players if env.config.accumulate == "both" else 1
+        env, steps, painters = self._env, len(self._at), self._painters
         age = torch.arange(steps, device=env.device)  # 0: the last step
         ring = (self._steps - 1 - age) % steps
         live = (age[:, None] < env.t[env_ids])[:, None]  # [T, 1, K]
@@ -64,8 +63,17 @@ class Painting:
         at = torch.where(live, at, -1)  # [T, painters, K]
         return at.flatten(0, 1).T, scores.flatten(0, 1).T
 
-    def paint(self, at: Tensor, scores: Tensor) -> Tensor:
-        """A of `strokes`, one value per block: float64 [K, Bx, By, Bz]."""
+    @property
+    def _painters(self) -> int:
+        return self._at.shape[1] if self._env.config.accumulate == "both" else 1
+
+    def paint(self, at: Tensor, scores: Tensor, steps: int | None = None) -> Tensor:
+        """A of `strokes`, one value per block: float64 [K, Bx, By, Bz].
+
+        steps: length of the longest of the episodes, where it is known; what lies before their starts is not read then.
+        """
+        if steps is not None:
+            at, scores = (log[:, : steps * self._painters] for log in (at, scores))
         return self._env.lattice.paint(at, scores, self._env.config.reduce)
 
     def block_maps(self, env_ids: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .calibration import Calibration, RiskCoverage
-from .drawing import save_png
+from .drawing import literal, save_png
 
 
 def save_reliability_figure(
@@ -31,13 +31,13 @@ def save_reliability_figure(
     risk = risk or {}
     colour = {name: f"C{number % 10}" for number, name in enumerate(dict.fromkeys([*methods, *risk]))}
     figure = Figure(figsize=(11 if risk else 5.8, 5.6), dpi=150, layout="constrained")
-    figure.suptitle(title, fontsize=13)
+    figure.suptitle(literal(title), fontsize=13)
     grid = figure.add_gridspec(2, 2 if risk else 1, height_ratios=(4, 1))
     top = figure.add_subplot(grid[0, 0])
     below = figure.add_subplot(grid[1, 0], sharex=top)
     top.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
     for name, one in methods.items():
-        _draw_reliability(top, below, one, label=f"{name}, ECE {one.ece:.3f}", colour=colour[name])
+        _draw_reliability(top, below, one, label=f"{literal(name)}, ECE {one.ece:.3f}", colour=colour[name])
     top.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
     top.tick_params(labelbottom=False)
     top.legend(frameon=False, loc="upper left", fontsize=9)
@@ -45,7 +45,7 @@ def save_reliability_figure(
     if risk:
         beside = figure.add_subplot(grid[:, 1])
         for name, curve in risk.items():
-            label = f"{name}, AURC {curve.aurc:.4f}"
+            label = f"{literal(name)}, AURC {curve.aurc:.4f}"
             beside.plot(curve.coverage, curve.risk, color=colour[name], label=label)
         beside.set(
             xlim=(0, 1), ylim=(0, None), xlabel="coverage (share that is kept)", ylabel=f"{risk_name} of the kept"

@@ -82,6 +82,11 @@ def unit_rgb(colour: Colour) -> tuple[float, float, float]:
     return red / 255, green / 255, blue / 255
 
 
+def literal(text: str) -> str:
+    """The text as matplotlib shows it as it is: no mathematics between dollar signs."""
+    return text.replace("$", r"\$")
+
+
 def save_png(figure: Figure, path: str | Path) -> None:
     """Writes the figure to `path`, whole or not at all."""
     with replacing(Path(path)) as unfinished:

@@ -88,27 +88,34 @@ def echo_case_metrics(pred: Tensor, truth: Tensor, spacing_mm: Sequence[float]) 
 def echo_cases(images: ImagePool, preds: Tensor) -> list[Case]:
     """The cases of a result: metrics of the `largest_heart` of each prediction, in the order of the images.
 
+    An image without labels has `valid` only. Where some images have labels and others not, each case says
+    so as `labelled`, 1 or 0: `report` then takes the means of what it lacks over the others.
+
     preds: uint8 [N, H, W] with labels 0..2, on any device.
 
     Raises:
-        ValueError: images without labels, or predictions that do not match them.
+        ValueError: predictions that do not match the images.
     """
-    if images.labels is None:
-        raise ValueError("the images have no labels to score predictions against")
-    truths = images.labels
-    _check(preds, truths)
-    values = echo_metrics(largest_heart(preds.to(truths.device)), truths, images.spacing_mm)
-    metrics = {name: of_images.tolist() for name, of_images in values.items()}
-    return [
+    hearts = largest_heart(preds.to(images.images.device))
+    _check(hearts, torch.zeros_like(images.images[:, 0]))
+    cases: list[Case] = [
         {
             "case_id": images.ids[n],
             "origin": images.origin,
             "patient": images.groups[n],
             **{name: values[n] for name, values in images.tags.items()},
-            **{name: of_images[n] for name, of_images in metrics.items()},
+            "valid": float(valid),
         }
-        for n in range(len(images))
+        for n, valid in enumerate(valid_masks(hearts).tolist())
     ]
+    if (known := images.known_labels) is not None:
+        metrics = echo_metrics(hearts[known.rows], known.labels, images.spacing_mm[known.rows])
+        values = {name: of_images.tolist() for name, of_images in metrics.items()}
+        for k, row in enumerate(known.rows):
+            cases[row] |= {name: of_images[k] for name, of_images in values.items()}
+        if len(known.rows) < len(images):
+            cases = [{**case, "labelled": float(row in known.rows)} for row, case in enumerate(cases)]
+    return cases
 
 
 def subject_validity(cases: Sequence[Case]) -> float:

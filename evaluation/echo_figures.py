@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..rewards.echo_validity import anatomical_metrics, broken_rules, is_valid
-from .drawing import Bytes, Heat, heat_bar, save_png, scale_bar, unit_rgb
+from .drawing import Bytes, Heat, heat_bar, literal, save_png, scale_bar, unit_rgb
 from .echo import echo_case_metrics
 from .echo_pictures import OUTLINE, PREDICTION, TRUTH, echo_panel
 
@@ -74,7 +74,7 @@ def save_echo_figure(
     heights = [PANEL_INCH * view.height_per_width + 0.25 for view in views]  # with the line below the panel
     size = (PANEL_INCH * len(names) + 0.7 * mapped, sum(heights) + 0.9)
     figure = Figure(figsize=size, dpi=150, layout="constrained")
-    figure.suptitle(title, fontsize=13)
+    figure.suptitle(literal(title), fontsize=13)
     axes = figure.subplots(len(views), len(names), squeeze=False, height_ratios=heights)
     for row, view in zip(axes, views, strict=True):
         _draw_view(row, view)
@@ -109,6 +109,7 @@ def _draw_view(row: Sequence[Axes], view: EchoView) -> None:
         ax.set(xticks=[], yticks=[])
     for ax in row[len(drawn) :]:
         ax.axis("off")
-    row[0].set_xlabel(view.case_id if view.label is not None else f"{view.case_id} (no truth)", fontsize=9)
+    named = literal(view.case_id)
+    row[0].set_xlabel(named if view.label is not None else f"{named} (no truth)", fontsize=9)
     row[1].set_xlabel(view.verdict if view.said is None else view.said, fontsize=8)
     scale_bar(row[0], scale / view.spacing_mm[0], height * scale)

@@ -14,13 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def describe_machine() -> dict[str, Any]:
-    """Versions of Python and of the packages that decide a result, CPU model, cores, GPU (or None), revision."""
+    """Versions of Python and of the packages that decide a result, CPU model, cores, threads, GPU, revision."""
     return {
         "python": platform.python_version(),
         "system": platform.system(),
         "packages": {name: _version(name) for name in PACKAGES},
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "revision": git_revision(),
     }

@@ -2,19 +2,21 @@
 
 Every number is a mean over cases. Cases with an empty target (nothing to find in the truth) are left out of overlap and
 distance metrics (`Column.needs_target`) and get columns of their own: the volume that was painted on them, and the
-share of them on which nothing was. Where cases name their `patient`, intervals and p-values are over patients: images
+share of them on which nothing was. Where only some cases have labels, what needs labels is the mean over these. Where
+cases name their `patient`, intervals and p-values are over patients: images
 of one patient are not independent.
 """
 
 import math
 from collections.abc import Iterable, Sequence
+from types import NoneType
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from .metrics import NEEDS_TARGET
-from .results import Case, Result, empty_target
+from .results import Case, Result, empty_target, unlabelled
 from .statistics import bootstrap_interval, cluster_means, paired_wilcoxon
 
 Floats = npt.NDArray[np.float64]
@@ -176,8 +178,12 @@ def _by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 def _by_case(cases: Sequence[Case], metric: Column) -> dict[str, float]:
     """The metric by case_id, without the cases on which it has no meaning; NaN where it is missing or undefined."""
-    relevant = (case for case in cases if not (metric.needs_target and empty_target(case)))
+    judged = (case for case in cases if metric.name in case or not unlabelled(case))
+    relevant = (case for case in judged if not (metric.needs_target and empty_target(case)))
     values = {case["case_id"]: case.get(metric.name) for case in relevant}
+    if wrong := {case_id: value for case_id, value in values.items() if not isinstance(value, int | float | NoneType)}:
+        case_id, value = next(iter(wrong.items()))
+        raise ValueError(f"metric {metric.name!r} of case {case_id!r} is {value!r} but must be a number or None")
     return {case_id: math.nan if value is None else float(value) for case_id, value in values.items()}
 
 
@@ -215,11 +221,17 @@ def _cell(values: Floats, one: Column, patients: Sequence[str] | None) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of the table, padded so that it reads well as plain text too."""
+    """The lines of the table, padded so that it reads well as plain text too; a | within a cell is escaped."""
+    header, rows = [escaped(cell) for cell in header], [[escaped(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = ["-" * width for width in widths]
     lines = (header, rule, *rows)
     return ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
+
+
+def escaped(cell: str) -> str:
+    """The text of a cell, in which a | or a line break would end it."""
+    return " ".join(cell.replace("|", r"\|").splitlines())
 
 
 def _footer(results: Sequence[Result], empty: int) -> list[str]:
@@ -235,6 +247,10 @@ def _footer(results: Sequence[Result], empty: int) -> list[str]:
         "Supervision: the labels a method learned from. "
         "Transductive: it saw the test images, unlabelled, while learning.",
     ]
+    if without := sum(map(unlabelled, cases)):
+        lines.append(
+            f"{len(cases) - without} of the {len(cases)} cases have labels: what needs labels is the mean over these."
+        )
     if empty:
         lines.append(
             f"{empty} cases with an empty target are left out of overlap, surface and lesion metrics; for them the "

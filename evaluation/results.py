@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, get_args
 
-from ..common.checks import check_choice
+from ..common.checks import check, check_choice
 from ..common.files import replacing
+from ..common.reading import quoted, read_json
 from ..datasets.sample import Origin
 from .machine import describe_machine, git_revision
 
@@ -99,6 +101,11 @@ def empty_target(case: Mapping[str, Any]) -> bool:
     return case.get("label_voxels") == 0
 
 
+def unlabelled(case: Mapping[str, Any]) -> bool:
+    """Whether the case is known to have no labels, where others of its result have some."""
+    return case.get("labelled") == 0
+
+
 def count_origins(cases: Sequence[Case]) -> dict[str, int]:
     """Number of cases of each origin that occurs."""
     return dict(Counter(str(case["origin"]) for case in cases))
@@ -114,12 +121,9 @@ def _finite(value: Any) -> Any:
 
 
 def _read(path: Path) -> Result:
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no result file {path}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # broken JSON or broken UTF-8
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__} but a result is a JSON object")
     known = {f.name for f in fields(Result)}
@@ -127,6 +131,18 @@ def _read(path: Path) -> Result:
     if missing or unknown:
         raise ValueError(f"{path} is not a result: missing keys {missing}, unknown keys {unknown}")
     try:
-        return Result(**content)
+        result = Result(**content)
+        check(result)
+        for case in result.cases:
+            _check_case(case)
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a result: {error}") from error
+        raise ValueError(f"{path} is not a result: {quoted(error)}") from error
+    return result
+
+
+def _check_case(case: Case) -> None:
+    """Raises ValueError: what is known of a case is no text, no finite number and not undefined (None)."""
+    for name, value in case.items():
+        fits = math.isfinite(value) if isinstance(value, float) else isinstance(value, str | int | NoneType)
+        if not fits:
+            raise ValueError(f"{name} of case {case['case_id']!r} is {value!r} but must be text, a number or null")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from .drawing import Bytes, Colour, Heat, Mask, blend, heat_bar, save_png, scale_bar, unit_rgb
+from .drawing import Bytes, Colour, Heat, Mask, blend, heat_bar, literal, save_png, scale_bar, unit_rgb
 from .metrics import dice
 from .volume_pictures import PLANES, View
 
@@ -64,7 +64,7 @@ def save_case_figure(path: str | Path, cases: Sequence[CaseView], *, title: str,
         if case.image.ndim != 3 or any(a.shape != case.image.shape for a in (case.label, case.pred, case.heat)):
             raise ValueError(f"case {case.case_id!r}: image, label, pred and heat must be [X, Y, Z] of one shape")
     figure = Figure(figsize=(10, 0.9 + 3.1 * len(cases)), dpi=150, layout="constrained")
-    figure.suptitle(title, fontsize=13)
+    figure.suptitle(literal(title), fontsize=13)
     axes = figure.subplots(len(cases), 3, squeeze=False)
     for row, case in zip(axes, cases, strict=True):
         _draw_case(row, case)
@@ -97,7 +97,7 @@ def _draw_case(row: Sequence[Axes], case: CaseView) -> None:
     for ax, picture in zip(row, (truth, heat, errors), strict=True):
         ax.imshow(picture)
         ax.set(xticks=[], yticks=[])
-    row[0].set_xlabel(f"{case.case_id}, axial slice {case.slice_k}", fontsize=10)
+    row[0].set_xlabel(f"{literal(case.case_id)}, axial slice {case.slice_k}", fontsize=10)
     row[2].set_xlabel(case.verdict, fontsize=10)
     height, width = label.shape
     for letter, x in (("R", width / 30), ("L", width * 29 / 30)):

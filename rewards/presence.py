@@ -133,7 +133,7 @@ class ScoreTable:
 
     def _seen(self, case: Tensor, ids: Tensor) -> Tensor:
         """Row numbers in the table, int64 [...], once their scores are there."""
-        rows = case * self.lattice.size + ids
+        rows = torch.add(ids, case, alpha=self.lattice.size)
         if self._lazy:
             new = torch.unique(rows[self._scores[rows].isnan()])
             self._evaluated += new.numel()

@@ -16,6 +16,12 @@ def cache_elsewhere(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("SEGARENA_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """The commands leave the number of threads as it is."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture
 def police():
     """A pretended CUDA device while the test runs; at its end, nothing may have been refused."""

@@ -44,10 +44,11 @@ class Corridor(BatchedEnv):
         self.places = state["places"].to(self.device, copy=True)
 
 
-register("Corridor-v0", Entry(f"{__name__}:Corridor", "none", str(Path(__file__).with_suffix(".yaml"))))
-POLICIES["Corridor-v0"] = {
+RULES = {
     "random": Reference("Left or right.", lambda env, seed: lambda env: (env.streams.tick() * 2).long()),
     "to the door": Reference("The way.", lambda env, seed: lambda env: (env.places[:, 1] > env.places[:, 0]).long()),
 }
+register("Corridor-v0", Entry(f"{__name__}:Corridor", "none", str(Path(__file__).with_suffix(".yaml"))))
+POLICIES["Corridor-v0"] = RULES
 if __name__ == "__main__":
     sys.exit(main())

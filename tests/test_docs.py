@@ -2,10 +2,13 @@
 
 import doctest
 import importlib
+import importlib.util
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 from segarena.datasets import images
 from segarena.datasets.echo import images as echo_images
 from segarena.datasets.echo import preparation
@@ -13,7 +16,7 @@ from segarena.datasets.liver import cases, lesions
 from segarena.envs import rl4seg, spars
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize(
@@ -63,3 +66,56 @@ def test_the_tables_of_a_page_are_made_from_the_results(tables, page, folder, nu
 @pytest.mark.parametrize("folder", ["spars_phantom", "rl4seg_phantom"])
 def test_the_tables_of_the_readme_are_made_from_the_results(tables, folder):
     assert tables.readme_table(folder) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+# -- the site --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    pytest.importorskip("mkdocs")
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    return hooks
+
+
+def pages_in(nav):
+    if isinstance(nav, str):
+        return [nav]
+    parts = nav.values() if isinstance(nav, dict) else nav
+    return [page for part in parts for page in pages_in(part)]
+
+
+def test_every_page_stands_in_the_navigation_once(hooks):
+    config = SimpleNamespace(**yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
+    pages = pages_in(hooks.on_config(config).nav)
+    there = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    assert sorted(pages) == sorted([*there, *hooks.ELSEWHERE, *hooks.reference()])
+    assert all((ROOT / name).is_file() for name in hooks.ELSEWHERE.values())
+
+
+def test_the_reference_has_every_public_module_and_what_it_is(hooks):
+    pages = hooks.reference()
+    assert "::: segarena.envs.spars\n" in pages["reference/envs.spars.md"]
+    assert "::: segarena.agents.dense_ppo.ppo\n" in pages["reference/agents.dense_ppo.ppo.md"]
+    folders = [folder for folder in hooks.FOLDERS if (ROOT / folder).is_dir()]
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert sorted(folders) == sorted(packages), "a folder of the package that the reference leaves out"
+    assert pages["reference/index.md"].count("](") == len(pages) - 1
+
+
+@pytest.mark.parametrize(
+    ("page", "text", "expected"),
+    [
+        ("architecture.md", "[a](../CONTRIBUTING.md)", "[a](contributing.md)"),
+        ("contributing.md", "[a](docs/glossary.md#spars)", "[a](glossary.md#spars)"),
+        ("tutorials/x.md", "[a](../spars.md) [b](https://e.org)", "[a](../spars.md) [b](https://e.org)"),
+        ("spars.md", "`envs/core.py`", "[`envs/core.py`](reference/envs.core.md)"),
+        ("spars.md", "`benchmarks/tables.py`", "`benchmarks/tables.py`"),
+    ],
+)
+def test_links_of_the_repository_are_links_of_the_site(hooks, page, text, expected):
+    known = SimpleNamespace(get_file_from_path=hooks.reference().get)
+    shown = SimpleNamespace(file=SimpleNamespace(src_uri=page))
+    assert hooks.on_page_markdown(text, page=shown, config=None, files=known) == expected

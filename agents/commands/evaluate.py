@@ -1,18 +1,14 @@
 """`evaluate`: results, table and pictures of trained runs."""
 
 import sys
-from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ...common.files import replacing
-from ...common.runs import Run
-from ..configuration import read_experiment
-from ..experiment import EvaluateOptions, Paper
 from ..program import watch
+from ..threads import add_threads, use_threads
 
 
-def parser(paper: Paper[Any]) -> ArgumentParser:
+def parser(paper: str | None) -> ArgumentParser:
     """Its options."""
     options = ArgumentParser(
         description="Evaluate trained runs, with their baselines and reference policies, on test cases."
@@ -43,23 +39,30 @@ def parser(paper: Paper[Any]) -> ArgumentParser:
         action="store_true",
         help="write masks, maps and pictures of every case too, the files of `predict`, below evaluation/masks",
     )
+    add_threads(options)
     return options
 
 
-def run(options: Namespace, command: str, paper: Paper[Any]) -> int:
+def run(options: Namespace, command: str, paper: str | None) -> int:
     """Results, table and pictures; 1 if a bad file was skipped."""
+    from ...common.files import replacing
+    from ...common.runs import Run
+    from ..configuration import read_experiment
+    from ..experiment import EvaluateOptions
+
     if options.on_error not in ("stop", "skip"):
         raise ValueError(f"on_error is {options.on_error!r} but must be 'stop' or 'skip'")
     runs = [Run.open(folder) for folder in options.run]
     papers, experiments = zip(*map(read_experiment, runs), strict=True)
-    if len({id(paper) for paper in papers}) > 1:
+    if len({id(one) for one in papers}) > 1:
         raise ValueError("the runs are of different papers; evaluate them apart")
-    paper = papers[0]
+    row = papers[0]
+    use_threads(options.threads, default=row.threads)
     chosen = EvaluateOptions(
         command, options.split, options.cases, options.policies, options.on_error == "skip", options.save_masks
     )
-    results, skipped = paper.evaluate(list(zip(runs, experiments, strict=True)), chosen)
-    text = "\n\n".join(paper.tables(results))
+    results, skipped = row.evaluate(list(zip(runs, experiments, strict=True)), chosen)
+    text = "\n\n".join(row.tables(results))
     folders = [run.folder for run in runs]
     with replacing(folders[0] / "evaluation" / "table.md") as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")

@@ -1,33 +1,64 @@
-"""`list`: environments with spaces and reference policies; papers with their baselines."""
+"""`list`: environments with spaces and reference policies; papers with their baselines; packaged configurations."""
 
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import gymnasium as gym
 from jsonargparse import ArgumentParser, Namespace
 
 from ...envs import ENVIRONMENTS
-from ..experiment import Paper
+from ..catalogue import baselines_of, policies_of, schema, spaces_of
+from ..packaged import packaged
 from ..papers import PAPERS
-from ..policy import POLICIES
 
 
-def parser(paper: Paper[Any]) -> ArgumentParser:
-    """It has no options."""
-    return ArgumentParser(description="Print every environment and paper.")
+def parser(paper: str | None) -> ArgumentParser:
+    """Its options."""
+    options = ArgumentParser(description="Print every environment and paper.")
+    options.add_argument(
+        "--configs", action="store_true", help="print the packaged configurations instead, for --config NAME"
+    )
+    return options
 
 
-def run(options: Namespace, command: str, paper: Paper[Any]) -> int:
-    """Every environment with its spaces and reference policies; every paper with its baselines."""
-    for name, entry in ENVIRONMENTS.items():
-        env = gym.make(name)
-        print(f"{name}\n  paper         {entry.paper}\n  config        {Path(__file__).parents[2] / entry.config}")
-        print(f"  observations  {env.observation_space}\n  actions       {env.action_space}")
-        for policy, row in POLICIES.get(name, {}).items():
-            print(f"  policy        {policy}: {row.about}")
-        env.close()
-    for name, paper in PAPERS.items():
-        print(f"paper {name}\n  experiment    {(paper.experiment.__doc__ or '').partition(chr(10))[0]}")
-        for baseline, of_paper in paper.baselines.items():
-            print(f"  baseline      {baseline}: {of_paper.title}")
-    return 0
+def run(options: Namespace, command: str, paper: str | None) -> int:
+    """Print what there is; 1 if a row of another package cannot be loaded."""
+    if options.configs:
+        configs = packaged()
+        names, papers = (max(len(config[column]) for config in configs) for column in (0, 1))
+        for name, of_paper, about in configs:
+            print(f"{name:{names}}  {of_paper:{papers}}  {about}")
+        return 0
+    broken = [*_print_environments(), *_print_papers()]
+    for line in broken:
+        print(f"left out   {line}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def _print_environments() -> Iterable[str]:
+    for name, entry in list(ENVIRONMENTS.items()):  # making one may import a module that registers more
+        print(f"{name}\n  paper         {entry.paper}")
+        if entry.package:
+            print(f"  package       {entry.package}")
+        if entry.config:
+            print(f"  config        {Path(__file__).parents[2] / entry.config}")
+        try:
+            for kind, text in spaces_of(name).items():
+                print(f"  {kind:12}  {text}")
+            for policy, about in policies_of(name).items():
+                print(f"  policy        {policy}: {about}")
+        except ValueError as error:
+            yield str(error)
+
+
+def _print_papers() -> Iterable[str]:
+    for name in PAPERS:
+        print(f"paper {name}")
+        if package := PAPERS.package(name):
+            print(f"  package       {package}")
+        try:
+            print(f"  experiment    {schema(name)['description']}")
+            for baseline, title in baselines_of(name).items():
+                print(f"  baseline      {baseline}: {title}")
+        except ValueError as error:
+            yield str(error)

@@ -2,40 +2,62 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from ...evaluation.report import markdown
-from ..experiment import Paper
-from ..policy import POLICIES, Episodes, make_env, play, reference
+from ...common.checks import check_choice
+from ...common.reading import parse_yaml, quoted
+from ...envs import ENVIRONMENTS
+from ..catalogue import policies_of
+from ..threads import add_threads, use_threads
+
+if TYPE_CHECKING:
+    from ..policy import Episodes, Reference
 
 
-def parser(paper: Paper[Any]) -> ArgumentParser:
+def parser(paper: str | None) -> ArgumentParser:
     """Its options."""
     options = ArgumentParser(description="Play reference policies; prints mean [min, max] over the episodes.")
-    options.add_argument("--env", type=str, required=True, help="id of the environment; `list` names them")
+    options.add_argument("--id", type=str, required=True, help="id of the environment; `list` names them")
     options.add_argument("--policy", type=str, default="all", help="name of a reference policy, or all")
     options.add_argument("--episodes", type=int, default=20, help="number of episodes, all played at once")
     options.add_argument("--seed", type=int, default=0, help="seed of the episodes; every policy plays the same ones")
+    options.add_argument(
+        "--out", type=str | None, help="file .gif or .mp4 for the first episode of the policy (needs --policy)"
+    )
     options.add_argument(
         "--device", type=str, default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N"
     )
     options.add_argument(
         "--set", nargs="+", type=str, default=[], help="arguments of the environment, as name=value name=value ..."
     )
+    add_threads(options, "default: 1")
     return options
 
 
-def run(options: Namespace, command: str, paper: Paper[Any]) -> int:
+def run(options: Namespace, command: str, paper: str | None) -> int:
     """Reference policies on new episodes; 1 if one of them cannot play with these arguments."""
-    env = make_env(options.env, _settings(options.set), num_envs=options.episodes, device=options.device)
-    table = POLICIES.get(options.env)
+    check_choice("id", options.id, ENVIRONMENTS)
+    if options.policy != "all":
+        check_choice("policy", options.policy, policies_of(options.id))
+    elif options.out is not None:
+        raise ValueError(f"out is {options.out!r} but one policy is shown: name it with --policy")
+    settings = _settings(options.set)
+
+    from ...evaluation.report import markdown
+    from ..papers import POLICIES
+    from ..policy import make_env, play
+
+    use_threads(options.threads)
+    env = make_env(options.id, settings, num_envs=options.episodes, device=options.device)
+    table = POLICIES.get(options.id, {})
     if not table:
-        raise ValueError(f"{options.env} has no reference policies to play; add them to POLICIES[{options.env!r}]")
-    chosen = dict(table) if options.policy == "all" else {options.policy: reference(table, options.policy)}
-    played, refused = dict[str, Episodes](), list[str]()
+        raise ValueError(f"{options.id} has no reference policies to play; add them to POLICIES[{options.id!r}]")
+    chosen = dict(table) if options.policy == "all" else {options.policy: table[options.policy]}
+    played: dict[str, Episodes] = {}
+    refused: list[str] = []
     for name, row in chosen.items():
         try:
             policy = row.make(env, options.seed)
@@ -46,10 +68,34 @@ def run(options: Namespace, command: str, paper: Paper[Any]) -> int:
             if options.policy != "all":
                 raise
             refused.append(f"{name}: {error}")
-    print(f"{episode_table(played)}\n\nCells: mean [min, max] of {options.episodes} episodes, seed {options.seed}.")
+    if options.out is not None:
+        _write_film(Path(options.out), options, settings, chosen[options.policy])
+    columns, cells = episode_table(played)
+    print("\n".join(markdown(columns, cells)))
+    print(f"\nCells: mean [min, max] of {options.episodes} episodes, seed {options.seed}.")
+    if options.out is not None:
+        print(f"film       {options.out}")
     for line in refused:
         print(f"left out   {line}", file=sys.stderr)
     return 1 if refused else 0
+
+
+def _write_film(path: Path, options: Namespace, settings: Mapping[str, Any], row: "Reference[Any]") -> None:
+    """The first of the episodes, which is the same alone as among the others."""
+    import imageio.v3 as imageio
+    import numpy as np
+
+    from ...common.files import replacing
+    from ..policy import make_env, play_and_draw
+
+    if path.suffix != ".gif":
+        raise ValueError(f"out is {str(path)!r} but must end in .gif")
+    env = make_env(options.id, settings, num_envs=1, device=options.device, render_mode="rgb_array")
+    policy = row.make(env, options.seed)
+    env.seed([options.seed * options.episodes])
+    frames, _ = play_and_draw(env, policy)
+    with replacing(path) as unfinished:
+        imageio.imwrite(unfinished, np.stack(frames), duration=1000 / env.metadata["render_fps"], loop=0)
 
 
 def _settings(texts: Sequence[str]) -> dict[str, Any]:
@@ -59,15 +105,13 @@ def _settings(texts: Sequence[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"set has {text!r} but each must be name=value")
-        try:
-            settings[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"set has {text!r}, whose value is not YAML: {error}") from error
+        settings[name] = parse_yaml(value, f"set has {quoted(text)}, whose value is not YAML")
     return settings
 
 
-def episode_table(played: Mapping[str, Episodes]) -> str:
-    """One row per policy: mean [min, max] over its episodes of the return, the steps, and the numbers of their infos.
+def episode_table(played: "Mapping[str, Episodes]") -> tuple[list[str], list[list[str]]]:
+    """Header and rows: one row per policy, mean [min, max] over its episodes of the return, the steps, and the numbers
+    of their infos.
 
     Booleans count as 0 and 1; an episode that lacks a number is left out of it.
     """
@@ -81,7 +125,7 @@ def episode_table(played: Mapping[str, Episodes]) -> str:
                 if isinstance(value, bool | int | float):
                     columns.setdefault(name, {}).setdefault(policy, []).append(value)
     cells = [[policy, *(_mean_and_range(values.get(policy, [])) for values in columns.values())] for policy in played]
-    return "\n".join(markdown(["Policy", *columns], cells))
+    return ["Policy", *columns], cells
 
 
 def _mean_and_range(values: Sequence[float]) -> str:

@@ -2,16 +2,13 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ...common.checks import check_choice
-from ..experiment import Paper, PredictOptions
-from ..prediction import open_predictor, predict_each
+from ..threads import add_threads, use_threads
 
 
-def parser(paper: Paper[Any]) -> ArgumentParser:
+def parser(paper: str | None) -> ArgumentParser:
     """Its options."""
     options = ArgumentParser(
         description="Segment images without labels with a trained run; masks lie in the space of each image's file."
@@ -23,7 +20,7 @@ def parser(paper: Paper[Any]) -> ArgumentParser:
         type=str,
         required=True,
         help="files, folders or quoted patterns, space-separated. SPARS: CTs as NIfTI, DICOM series, NRRD, MetaImage; "
-        "RL4Seg: echocardiograms as NIfTI, .mhd, PNG, JPEG, DICOM. All but NIfTI, .mhd of RL4Seg and pictures need "
+        "RL4Seg: echocardiograms as NIfTI, .mhd, PNG, DICOM. DICOM, NRRD and a CT as MetaImage need "
         "pip install 'segarena[io]'",
     )
     options.add_argument("--out", type=str, required=True, help="folder to write; an interrupted call goes on there")
@@ -31,7 +28,7 @@ def parser(paper: Paper[Any]) -> ArgumentParser:
         "--method",
         type=str | None,
         help="policy (the trained one), a reference policy, or a baseline of the run such as score_map_mean, "
-        "source_only (default: policy; a run without one: score_map_mean or source_only)",
+        "source_only (default: policy; of a run without one: score_map_mean or source_only)",
     )
     options.add_argument(
         "--threshold",
@@ -57,12 +54,20 @@ def parser(paper: Paper[Any]) -> ArgumentParser:
         action="store_true",
         help="replace what --out holds of other predictions; other files in it stay",
     )
+    add_threads(options)
     return options
 
 
-def run(options: Namespace, command: str, paper: Paper[Any]) -> int:
+def run(options: Namespace, command: str, paper: str | None) -> int:
     """Masks, maps, pictures and a table; 1 if an image was skipped."""
+    from ...common.checks import check_choice
+    from ...common.runs import Run
+    from ..configuration import read_experiment
+    from ..experiment import PredictOptions
+    from ..prediction import open_predictor, predict_each
+
     check_choice("on_error", options.on_error, ("stop", "skip"))
+    use_threads(options.threads, default=read_experiment(Run.open(options.run))[0].threads)
     chosen = PredictOptions(options.method, options.threshold, options.spacing_mm)
     predictor = open_predictor(options.run, chosen, options.device)
     settings = predictor.settings

@@ -1,19 +1,13 @@
 """`render`: one episode of a trained policy as a GIF."""
 
 from pathlib import Path
-from typing import Any
 
-import imageio.v3 as imageio
-import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 
-from ...common.files import replacing
-from ...common.runs import Run
-from ..configuration import read_experiment
-from ..experiment import Paper
+from ..threads import add_threads, use_threads
 
 
-def parser(paper: Paper[Any]) -> ArgumentParser:
+def parser(paper: str | None) -> ArgumentParser:
     """Its options."""
     options = ArgumentParser(description="Play one episode of a trained policy and write it as a GIF.")
     options.add_argument("--run", type=str, required=True, help="run folder")
@@ -22,18 +16,27 @@ def parser(paper: Paper[Any]) -> ArgumentParser:
     )
     options.add_argument("--out", type=str | None, help="file .gif to write (default: RUN/media/episode.gif)")
     options.add_argument("--seed", type=int, default=0, help="seed of the episode")
+    add_threads(options)
     return options
 
 
-def run(options: Namespace, command: str, paper: Paper[Any]) -> int:
+def run(options: Namespace, command: str, paper: str | None) -> int:
     """One episode of a trained policy as a GIF."""
+    import imageio.v3 as imageio
+    import numpy as np
+
+    from ...common.files import replacing
+    from ...common.runs import Run
+    from ..configuration import read_experiment
+
     if options.out is not None and not options.out.endswith(".gif"):
         raise ValueError(f"out is {options.out!r} but must end in .gif")
     run = Run.open(options.run)
-    paper, experiment = read_experiment(run)
-    frames, summary = paper.render(run, experiment, options.case, options.seed)
+    row, experiment = read_experiment(run)
+    use_threads(options.threads, default=row.threads)
+    frames, summary = row.render(run, experiment, options.case, options.seed)
     path = Path(options.out) if options.out else run.media / "episode.gif"
     with replacing(path) as unfinished:
-        imageio.imwrite(unfinished, np.stack(frames), duration=paper.frame_ms, loop=0)
+        imageio.imwrite(unfinished, np.stack(frames), duration=row.frame_ms, loop=0)
     print(f"{path}: {summary}")
     return 0

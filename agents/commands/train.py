@@ -2,32 +2,85 @@
 
 import os
 import shlex
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from ...common.runs import Run, slug
-from ...evaluation.machine import describe_machine
-from ..configuration import experiment_from, experiment_parser, read_experiment
-from ..experiment import Paper
+from ..configuration import check_given, experiment_from, experiment_parser, find_configs, given_options, paper_of
+from ..papers import PAPERS, paper_named
 from ..program import PROGRAM, tool, watch
+from ..threads import add_threads, threads_of, use_threads
+
+ABOUT = "Train as a configuration says, or continue a run."
 
 
-def parser(paper: Paper[Any]) -> ArgumentParser:
-    """Its options; `paper` decides those of the experiment."""
-    options, text = experiment_parser(paper), str | None
+def prepare(arguments: Sequence[str]) -> tuple[list[str], str | None]:
+    """The arguments with files for the names of configurations, checked; and the paper that they name.
+
+    A run that is resumed is its own first configuration: options that are given beside it change it.
+
+    Raises:
+        ValueError: an option, key or value that cannot be; no paper is named, or several are.
+        FileNotFoundError: there is no such configuration.
+    """
+    arguments = find_configs(arguments)
+    given = list(given_options(arguments))
+    resumed = [value for option, value in given if option == "--resume" and value is not None]
+    if resumed:
+        from ...common.runs import Run
+
+        config = Run.open(resumed[-1]).folder / "config.yaml"
+        if "--out" in dict(given):
+            raise ValueError("--resume continues a run in its own folder; leave out --out")
+        arguments = ["--config", str(config), *arguments]
+    paper = paper_of(arguments)
+    options = parser(None)
+    if paper is not None:
+        check_given(arguments, paper, list(options._option_string_actions))
+    elif not {"-h", "--help"} & {option for option, _ in given}:
+        raise ValueError(
+            f"no configuration is given: --config NAME or FILE (`{PROGRAM} list --configs` prints those that come with "
+            f"the package), or --paper with one of {', '.join(map(repr, PAPERS))} for a paper's defaults"
+        )
+    return arguments, paper
+
+
+def parser(paper: str | None) -> ArgumentParser:
+    """Its options; `paper` decides those of the experiment (None: they are left out)."""
+    if paper is None:
+        options = ArgumentParser(
+            description=f"{ABOUT} A paper decides the other options: `{PROGRAM} train --paper NAME --help` prints "
+            f"them; NAME is one of {', '.join(PAPERS)}."
+        )
+        options.add_argument("--config", type=str, help="YAML file, or name of a packaged one (`list --configs`)")
+        options.add_argument("--paper", type=str, help="name of the paper, for its defaults without a configuration")
+    else:
+        options = experiment_parser(paper_named(paper))
+        options.description = ABOUT
+    text = str | None
     options.add_argument("--out", type=text, help="new folder of the run (default: runs/<name>-seed<seed>)")
     options.add_argument(
-        "--resume", type=text, help="folder of a run to continue, with the configuration in it; excludes other options"
+        "--resume",
+        type=text,
+        help="folder of a run to continue, with the configuration in it; other options change it, where nothing that "
+        "was made so far depends on them",
     )
     options.add_argument(
         "--export_sb3", type=text, help="file .zip for the trained policy, for the load of Stable-Baselines3"
     )
+    options.add_argument("--print_config", action="store_true", help="print the configuration and do nothing")
+    add_threads(options)
     return options
 
 
-def run(options: Namespace, command: str, paper: Paper[Any]) -> int:
+def run(options: Namespace, command: str, paper: str | None) -> int:
     """Train or continue a run."""
+    from ...common.names import slug
+    from ...common.runs import plain
+    from ...evaluation.machine import describe_machine
+
     sb3_zip = options.export_sb3
     if sb3_zip is not None and not sb3_zip.endswith(".zip"):
         raise ValueError(f"export_sb3 is {sb3_zip!r} but must end in .zip")
@@ -36,22 +89,23 @@ def run(options: Namespace, command: str, paper: Paper[Any]) -> int:
             f"torchrun started {processes} processes but `train` trains in one: start it without torchrun, or call a "
             f"trainer with workers= (common/workers.py)"
         )
-    if options.resume:
-        given = parser(paper).parse_args(shlex.split(command.removeprefix(PROGRAM))[1:], defaults=False)
-        if ignored := sorted(set(given.keys()) - {"resume", "export_sb3"}):
-            raise ValueError(f"--resume continues a run as it was configured; leave out {', '.join(ignored)}")
-        paper, experiment = read_experiment(Run.open(options.resume))
-    else:
-        experiment = experiment_from(paper, options)
+    row = paper_named(paper)
+    experiment = experiment_from(row, options)
+    if options.print_config:
+        print(yaml.safe_dump(plain(asdict(experiment)), sort_keys=False, allow_unicode=True), end="")
+        return 0
     if sb3_zip is not None:
-        paper.check_export(experiment)
+        row.check_export(experiment)
+    environment = {**describe_machine(), "command": command}
     if options.resume:
-        run = paper.resume(experiment, options.resume)
+        use_threads(options.threads, kept=threads_of(options.resume), default=row.threads)
+        run = row.resume(experiment, options.resume, environment)
     else:
+        use_threads(options.threads, default=row.threads)
         out = options.out or f"runs/{slug(experiment.name.lower())}-seed{experiment.seed}"
-        run = paper.start(experiment, out, {**describe_machine(), "command": command})
+        run = row.start(experiment, out, environment)
     if sb3_zip is not None:
-        paper.export(experiment, run, sb3_zip)
+        row.export(experiment, run, sb3_zip)
     print(f"\nrun        {run.folder}")
     print(f"evaluate   {PROGRAM.replace('python', tool('python'))} evaluate --run {shlex.quote(str(run.folder))}")
     print(f"watch      {watch(run)}")

@@ -6,15 +6,17 @@ of the target but those whose row says so.
 """
 
 import math
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor, nn
 
 from ...common.networks import save_network
 from ...common.runs import Run
-from ...datasets.images import ImagePool
 from ...envs.rl4seg import EchoEnv
 from ...rewards.shape_prior import SHRINK
 from ...segmenters.adaptation import minimise_entropy
@@ -32,7 +34,19 @@ from .config import RL4SegExperiment
 from .context import SEGMENTER, SOURCE, TARGET, UNET, Context
 from .policies import train_policy
 from .rules import CorrectorPolicy, NetworkPolicy
-from .stages import CORRECTION, adabn_net, corrector, gold_of, reward_function, shape_prior, source_net, start_net
+from .stages import (
+    CORRECTION,
+    FORWARD,
+    adabn_net,
+    corrector,
+    gold_of,
+    ppo_work,
+    reward_function,
+    shape_prior,
+    source_net,
+    start_net,
+    way_on,
+)
 
 
 @dataclass(frozen=True)
@@ -52,16 +66,28 @@ class NetworkBaseline(Baseline[RL4SegExperiment, Context]):
 
 
 def _stage(
-    context: Context, name: str, make: Callable[[Run], list[str]], *, keys: Iterable[str], after: Sequence[Path] = ()
+    context: Context,
+    name: str,
+    make: Callable[[Run], list[str]],
+    *,
+    keys: Iterable[str],
+    work: Callable[[], float],
+    after: Sequence[Path] = (),
 ) -> Path:
-    """The finished stage of a baseline; keys, after: see `Context.stage`. It depends on the row's own section too."""
+    """The finished stage of a baseline; see `Context.stage`. It depends on the row's own section too."""
     section = BASELINES[name.partition("/")[0]].section
     own = [section] if section else []
-    return context.stage(f"baselines/{name}", make, keys=(*keys, *own), after=after)
+    return context.stage(f"baselines/{name}", make, keys=(*keys, *own), after=after, work=work)
 
 
 def one_unet(
-    context: Context, name: str, make: Callable[[Run], UNet], *, keys: Iterable[str], after: Sequence[Path] = ()
+    context: Context,
+    name: str,
+    make: Callable[[Run], UNet],
+    *,
+    keys: Iterable[str],
+    work: Callable[[], float],
+    after: Sequence[Path] = (),
 ) -> list[nn.Module]:
     """The network of a stage that leaves one U-Net."""
 
@@ -69,7 +95,7 @@ def one_unet(
         save_network(stage.folder / SEGMENTER, make(stage))
         return [SEGMENTER]
 
-    return [context.load(_stage(context, name, files, keys=keys, after=after))]
+    return [context.load(_stage(context, name, files, keys=keys, after=after, work=work))]
 
 
 def entropy(context: Context) -> list[nn.Module]:
@@ -80,7 +106,10 @@ def entropy(context: Context) -> list[nn.Module]:
         net = context.load(source)
         return minimise_entropy(net, context.target, context.experiment.entropy, stage, context.seed("entropy"))
 
-    return one_unet(context, "entropy", make, keys=TARGET, after=[source])
+    def work() -> float:
+        return context.experiment.entropy.epochs * len(context.target)
+
+    return one_unet(context, "entropy", make, keys=TARGET, after=[source], work=work)
 
 
 def learners(context: Context) -> list[DensePPOConfig]:
@@ -115,21 +144,31 @@ def _self_training(context: Context, name: str, *, corrected: bool) -> list[nn.M
     experiment = context.experiment
     start = start_net(context)
 
+    def steps() -> int:
+        return sum(_gradient_steps(one) for one in learners(context))
+
     def make(stage: Run) -> UNet:
         net = context.load(start)
         gold = gold_of(context, net, context.rows(0), corrected=corrected)
         if not len(gold.rows):
-            raise ValueError(f"{name}: none of the first policy's masks can be used; lower reward_data.sim_threshold")
+            others = f"[{','.join(one for one in experiment.baselines if one != name)}]"
+            raise ValueError(
+                f"{name}: none of the first policy's masks is valid and like its correction. Leave the baseline out: "
+                f"{way_on(context, 1, f'--baselines {shlex.quote(others)}')}"
+            )
         images = replace(context.target.take(gold.rows.tolist()), labels=gold.masks)
-        batch, steps = experiment.supervised.batch_size, sum(_gradient_steps(one) for one in learners(context))
-        epochs = math.ceil(steps / math.ceil(len(images) / batch))
+        batch = experiment.supervised.batch_size
+        epochs = math.ceil(steps() / math.ceil(len(images) / batch))
         config = SupervisedConfig(epochs=epochs, learning_rate=experiment.ppo.learner.actor_lr, batch_size=batch)
         train_segmenter(net, images, None, config, stage, context.seed(name))
         context.adapt(net, 0)
         return net
 
     keys = (*TARGET, *CORRECTION, "reward_data", "supervised.batch_size", "ppo", "network.norm_mode")
-    return one_unet(context, name, make, keys=keys, after=[start, shape_prior(context)])
+    after = [start, shape_prior(context)]
+    return one_unet(
+        context, name, make, keys=keys, after=after, work=lambda: steps() * experiment.supervised.batch_size
+    )
 
 
 def tist(context: Context) -> list[nn.Module]:
@@ -143,8 +182,12 @@ def tist(context: Context) -> list[nn.Module]:
         train_tist(fresh, context.source, context.source_val, context.target, config, stage, seed)
         return sorted(str(path.relative_to(stage.folder)) for path in stage.folder.glob("*/weights.safetensors"))
 
-    folder = _stage(context, "tist", make, keys=(*SOURCE, *TARGET, *UNET))
-    return [load_tist(folder, context.experiment.tist).to(context.device)]
+    def work() -> float:
+        config = context.experiment.tist
+        return (1 if config.nets == "multi" else 2) * config.epochs * 1.5 * len(context.source)  # target from half on
+
+    folder = _stage(context, "tist", make, keys=(*SOURCE, *TARGET, *UNET), work=work)
+    return [context.read(folder, lambda folder: load_tist(folder, context.experiment.tist))]
 
 
 def udas(context: Context) -> list[nn.Module]:
@@ -155,7 +198,11 @@ def udas(context: Context) -> list[nn.Module]:
         net, config = context.load(source), context.experiment.udas
         return train_udas(net, context.source, context.source_val, context.target, config, stage, context.seed("udas"))
 
-    return one_unet(context, "udas", make, keys=(*SOURCE, *TARGET), after=[source])
+    def work() -> float:
+        config = context.experiment.udas
+        return FORWARD * config.head_epochs * len(context.source) + config.epochs * len(context.target)
+
+    return one_unet(context, "udas", make, keys=(*SOURCE, *TARGET), after=[source], work=work)
 
 
 def policy_gradient(context: Context) -> list[nn.Module]:
@@ -185,36 +232,43 @@ def _by_rl(context: Context, name: str, config: DensePPOConfig, *, learned: bool
         nets = (context.load(start), context.load(start))
         return train_policy(context, stage, i=0, start=nets[0], reference=nets[1], reward=reward, config=config)
 
-    return [context.load(_stage(context, name, make, keys=(*TARGET, *UNET, "ppo"), after=after))]
+    work = partial(ppo_work, config)
+    return [context.load(_stage(context, name, make, keys=(*TARGET, *UNET, "ppo"), after=after, work=work))]
 
 
 def target_supervised(context: Context) -> list[nn.Module]:
     """The source network's training, on the target with its labels: an upper bound."""
-    return _supervised(context, "target_supervised", context.target_all, context.target_val, keys=TARGET)
+    return _supervised(context, "target_supervised", "target", keys=TARGET)
 
 
 def ensemble(context: Context) -> list[nn.Module]:
     """The source network and others that differ in the seed."""
     names = [f"ensemble/{k}" for k in range(1, context.experiment.evaluation.ensemble)]
-    others = [_supervised(context, name, context.source, context.source_val, keys=SOURCE) for name in names]
+    others = [_supervised(context, name, "source", keys=SOURCE) for name in names]
     return [context.load(source_net(context)), *(net for nets in others for net in nets)]
 
 
 def mc_dropout(context: Context) -> list[nn.Module]:
     """The source network's training, with dropout."""
     dropout, keys = context.experiment.network.dropout, (*SOURCE, "network.dropout")
-    return _supervised(context, "mc_dropout", context.source, context.source_val, dropout=dropout, keys=keys)
+    return _supervised(context, "mc_dropout", "source", dropout=dropout, keys=keys)
 
 
 def _supervised(
-    context: Context, name: str, train: ImagePool, val: ImagePool, *, keys: Sequence[str], dropout: float = 0.0
+    context: Context, name: str, domain: Literal["source", "target"], *, keys: Sequence[str], dropout: float = 0.0
 ) -> list[nn.Module]:
     def make(stage: Run) -> UNet:
+        of = context
+        train, val = (of.source, of.source_val) if domain == "source" else (of.target_all, of.target_val)
         net = context.segmenter(context.seed(name), dropout=dropout)
         train_segmenter(net, train, val, context.experiment.supervised, stage, context.seed(name))
         return net
 
-    return one_unet(context, name, make, keys=(*keys, *UNET, "supervised"))
+    def work() -> float:
+        images = context.source if domain == "source" else context.target
+        return context.experiment.supervised.epochs * len(images)
+
+    return one_unet(context, name, make, keys=(*keys, *UNET, "supervised"), work=work)
 
 
 # -- how some are asked, and when they stand in a table ------------------------------------------------------------

@@ -23,7 +23,7 @@ PICTURES_EVERY = 2
 
 
 class ValidationCallback(BaseCallback):
-    """Periodic validation, which keeps the weights of the best one.
+    """Validation, periodic and at the end, which keeps the weights of the best one.
 
     eval/val_reward_argmax, eval/val_reward_sampled: mean R of the most probable and of drawn masks. eval/anat_valid:
     share of valid masks. Where the truth is known, eval/dice_endo, eval/dice_epi, eval/hd_endo, eval/hd_epi (mm): they
@@ -55,6 +55,9 @@ class ValidationCallback(BaseCallback):
         if self.seen < 0 or self.model.num_timesteps // self.every > self.seen // self.every:
             self.look()
 
+    def _on_training_end(self) -> None:
+        self.look()
+
     @torch.no_grad()
     def look(self) -> None:
         """Judge the policy as it is now, unless that was done; the untrained one is shown but never the best."""
@@ -75,12 +78,10 @@ class ValidationCallback(BaseCallback):
         reward = self.reward(masks)
         scalars["eval/val_reward_argmax"] = score = float(reward.mean())
         hearts = largest_heart(masks)
-        if self.images.labels is None:
-            scalars["eval/anat_valid"] = float(valid_masks(hearts).float().mean())
-        else:
-            values = echo_metrics(hearts, self.images.labels, self.images.spacing_mm)
+        scalars["eval/anat_valid"] = float(valid_masks(hearts).float().mean())
+        if (known := self.images.known_labels) is not None:
+            values = echo_metrics(hearts[known.rows], known.labels, self.images.spacing_mm[known.rows])
             names = {"dice_endo": "dice_endo", "dice_epi": "dice_epi", "hd_endo_mm": "hd_endo", "hd_epi_mm": "hd_epi"}
-            names |= {"valid": "anat_valid"}
             scalars |= {f"eval/{name}": float(values[metric].mean()) for metric, name in names.items()}
         self.stage.log(step, scalars)
         if self.looks % PICTURES_EVERY == 0:

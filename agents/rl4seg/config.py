@@ -160,8 +160,9 @@ class RL4SegExperiment(Experiment):
     """The labelled domain."""
     target: EchoDataConfig = field(default_factory=EchoDataConfig)
     """The domain to adapt to (phantoms: vendor b); only evaluation, and baselines that say so, use its labels."""
-    pool: list[str] = field(default_factory=lambda: ["train", "pred"])
-    """Splits of the target whose images are adapted to; their order is shuffled by the seed."""
+    pool: list[str] = field(default_factory=list)
+    """Splits of the target whose images are adapted to; their order is shuffled by the seed. None named: train and pred
+    of phantoms, train of a folder."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Size and normalisation of the networks."""
     supervised: SourceNetConfig = field(default_factory=SourceNetConfig)
@@ -222,8 +223,8 @@ class RL4SegExperiment(Experiment):
             raise ValueError("gold.corrected needs iterations > 0 and reward 'reward_net', which judges the masks")
         if corrects and self.source.size % SHRINK:
             raise ValueError(f"source.size is {self.source.size} but the shape prior needs a multiple of {SHRINK}")
-        if not self.pool or len(set(self.pool)) < len(self.pool):
-            raise ValueError(f"pool is {self.pool} but must name at least one split, and each once")
+        if len(set(self.pool)) < len(self.pool):
+            raise ValueError(f"pool is {self.pool} but must name each split once")
         learner = self.ppo.learner
         if self.network.norm_mode == "batch" and (learner.batch_size is not None or learner.n_steps > 1):
             raise ValueError(
@@ -232,7 +233,8 @@ class RL4SegExperiment(Experiment):
             )
         for i in range(1, max(self.iterations, 1) + 1):
             self.learner(i)
-        return replace(self, source=_settled(self.source, "a"), target=_settled(self.target, "b"))
+        pool = self.pool or (["train", "pred"] if self.target.data == "phantom" else ["train"])
+        return replace(self, source=_settled(self.source, "a"), target=_settled(self.target, "b"), pool=pool)
 
     def pool_size(self, i: int) -> int:
         """Number of target images seen up to iteration i = 1, 2, ..."""

@@ -4,12 +4,12 @@ A stage is a folder of the run. A finished one has a manifest, with the settings
 files, and is not made again; an unfinished one continues from its checkpoint, which holds the settings too.
 """
 
-import logging
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -28,7 +28,7 @@ from ...segmenters.norms import adapt_batchnorm, norm_of
 from ...segmenters.unet import UNet
 from .config import RL4SegExperiment
 
-log = logging.getLogger(__name__)
+M = TypeVar("M", bound=nn.Module)
 SEGMENTER, CRITIC, PRIOR = "segmenter.safetensors", "critic.safetensors", "shape_prior.safetensors"
 REWARD_NET, TRIPLETS = "reward_net.safetensors", "triplets.safetensors"
 GOLD, CORRECTED = "gold.safetensors", "corrected.safetensors"
@@ -73,13 +73,20 @@ class Context:
         self.experiment, self.run, self.device = experiment, run, resolve_device(experiment.device)
         self.trains = trains
         self.settings = asdict(experiment)
+        self._loaded: dict[tuple[str, str], ImagePool] = {}
 
     def seed(self, purpose: str) -> int:
         """A seed for one purpose, so that no stage depends on what another one has drawn."""
         return zlib.crc32(f"{self.experiment.seed}/{purpose}".encode())
 
     def stage(
-        self, name: str, make: Callable[[Run], list[str]], *, keys: Iterable[str], after: Sequence[Path] = ()
+        self,
+        name: str,
+        make: Callable[[Run], list[str]],
+        *,
+        keys: Iterable[str],
+        work: Callable[[], float],
+        after: Sequence[Path] = (),
     ) -> Path:
         """The folder of a finished stage; `make` makes it, and returns its files, unless it was made before.
 
@@ -87,6 +94,7 @@ class Context:
             name: of its folder, below the run's.
             make: trains it, from its checkpoint where there is one.
             keys: of the configuration that `make` reads itself: "seed", "ppo", "network.norm_mode".
+            work: about how many images `make` shows to a network in training, for the time that is told.
             after: folders of the stages whose files `make` reads: it depends on these files, and on what decided them.
 
         Raises:
@@ -97,7 +105,6 @@ class Context:
             if not self.trains:
                 folder = str(self.run.folder)
                 raise ValueError(f"run {folder!r} is not finished: it lacks {name}; train it further with --resume")
-            log.info("stage %s", name)
             return make(stage)
 
         return self.run.stage(name).complete(chosen(self.settings, keys), train, after=after)
@@ -132,7 +139,7 @@ class Context:
     @cached_property
     def target(self) -> ImagePool:
         """The same without labels: all that adaptation may see."""
-        return replace(self.target_all, labels=None)
+        return self.target_all.without_labels()
 
     @cached_property
     def target_val(self) -> ImagePool:
@@ -140,7 +147,10 @@ class Context:
         return self._load("target", "val")
 
     def _load(self, domain: str, split: str) -> ImagePool:
-        return load_echo(getattr(self.experiment, domain), split).to(self.device)
+        if (domain, split) not in self._loaded:
+            data = getattr(self.experiment, domain)
+            self._loaded[domain, split] = load_echo(data, split, option=f"--{domain}.").to(self.device)
+        return self._loaded[domain, split]
 
     def rows(self, i: int) -> Tensor:
         """Rows of the target images that are seen up to iteration i; 0: all."""
@@ -163,7 +173,13 @@ class Context:
 
     def load(self, folder: Path) -> UNet:
         """The segmenter of a stage."""
-        return load_network(folder / SEGMENTER, UNet, in_channels=1, out_channels=len(CLASSES)).to(self.device)
+        return self.read(
+            folder, lambda one: load_network(one / SEGMENTER, UNet, in_channels=1, out_channels=len(CLASSES))
+        )
+
+    def read(self, folder: Path, load: Callable[[Path], M]) -> M:
+        """The network that `load` reads from the folder of a stage."""
+        return load(folder).to(self.device)
 
     def reward_net(self, i: int) -> RewardNet:
         """The reward network of iteration i, frozen."""
@@ -179,3 +195,33 @@ class Context:
         """With norm_mode frozen: batch statistics of the target images seen up to iteration i (0: all)."""
         if self.experiment.network.norm_mode == "frozen":
             adapt_batchnorm(net, image_batches(self.target.images[self.rows(i)], AT_ONCE, self.device))
+
+
+class Plan(Context):
+    """Goes through a run's stages in their order as its training does, but makes and reads none of them.
+
+    context: the training's; they share the images.
+    """
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context.experiment, context.run, trains=False)
+        self._loaded = context._loaded
+        self.work: dict[str, Callable[[], float]] = {}
+        """Of each stage, by its name, in this order: see `Context.stage`."""
+
+    def stage(
+        self,
+        name: str,
+        make: Callable[[Run], list[str]],
+        *,
+        keys: Iterable[str],
+        work: Callable[[], float],
+        after: Sequence[Path] = (),
+    ) -> Path:
+        """The folder that the stage has, or will have."""
+        self.work.setdefault(name, work)
+        return self.run.stage(name).folder
+
+    def read(self, folder: Path, load: Callable[[Path], M]) -> M:
+        """A module without weights, which takes the place of one that is not trained yet."""
+        return cast(M, nn.Module())

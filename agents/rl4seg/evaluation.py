@@ -4,6 +4,7 @@ u = uncertainty map in [0, 1]. All methods are scored on one path: most probable
 uncertainty of a method is judged on its own most probable labels, before that.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,10 +12,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ...common.runs import Run, plain, slug
+from ...common.names import slug
+from ...common.runs import Run, plain
 from ...datasets.echo.images import load_echo
 from ...datasets.images import ImagePool
 from ...datasets.sample import BadSample
+from ...datasets.selection import SelectionError
 from ...envs.core import Frame
 from ...envs.rl4seg import DICE, EchoEnv
 from ...evaluation.calibration import (
@@ -29,7 +32,6 @@ from ...evaluation.echo import METRICS, dice_batch32, echo_cases, largest_heart,
 from ...evaluation.echo_figures import EchoView, save_echo_figure
 from ...evaluation.report import mean_metrics
 from ...evaluation.results import Case, Result, count_origins
-from ...rewards.echo_validity import valid_masks
 from ..experiment import POLICY, EvaluateOptions, baselines_of, check_names, write_result
 from ..policy import play, reference
 from .baselines import BASELINES
@@ -41,6 +43,7 @@ from .rules import POLICIES, NetworkPolicy
 from .stages import policy_folder, reward_function
 from .training import everything
 
+log = logging.getLogger(__name__)
 COLUMNS = tuple(
     METRICS[name] for name in ("dice_avg", "dice_endo", "dice_myo", "dice_epi", "hd_endo_mm", "hd_epi_mm", "valid")
 )
@@ -66,15 +69,20 @@ def evaluate(runs: Sequence[tuple[Run, RL4SegExperiment]], options: EvaluateOpti
         context = _finished(run, experiment)
         images, split, bad = _test_images(context, options)
         skipped += bad
+        known = images.known_labels
+        if (labelled := len(known.rows) if known else 0) < len(images):
+            text = "%d of the %d test images have labels: what needs labels is the mean over these, validity over all"
+            log.warning(text, labelled, len(images))
         reliable: dict[str, Calibration] = {}
         risky: dict[str, RiskCoverage] = {}
         for prediction in tqdm(_predictions(context, images, policies), desc=f"seed {experiment.seed}", unit="method"):
             if (prediction.method, experiment.seed) in {(result.method, result.seed) for result in results}:
                 continue
             result = _result(context, images, split, prediction, options.command)
-            if prediction.uncertainty is not None and images.labels is not None:
-                dice = torch.tensor([case["dice"] for case in result.cases], dtype=torch.float64)
-                report = uncertainty_report(prediction.uncertainty, prediction.masks, images.labels, dice)
+            if prediction.uncertainty is not None and known is not None:
+                dice = torch.tensor([result.cases[row]["dice"] for row in known.rows], dtype=torch.float64)
+                u, masks = prediction.uncertainty[known.rows], prediction.masks[known.rows]
+                report = uncertainty_report(u, masks, known.labels, dice)
                 result.metrics.update({f"all_{name}": value for name, value in report.metrics.items()})
                 reliable[prediction.method], risky[prediction.method] = report.calibration, report.pixels
             results.append(write_result(run, result))
@@ -112,7 +120,11 @@ def _test_images(context: Context, options: EvaluateOptions) -> tuple[ImagePool,
         cases = options.cases
         split = ", ".join(cases) if len(cases) < 4 else f"{cases[0]} ... {cases[-1]}"
         target = replace(target, patients={split: cases})
-    images = load_echo(target, split, bad.append if options.skip_bad else None).to(context.device)
+    try:
+        images = load_echo(target, split, bad.append if options.skip_bad else None).to(context.device)
+    except SelectionError as error:
+        option = "--split" if options.cases is None else "--cases"
+        raise ValueError(f"{error.reason}; choose others by {option}") from error
     if known := sorted(set(context.source.groups) & set(images.groups)):
         raise ValueError(f"patients {', '.join(known[:5])} were learned from with labels; evaluate others")
     return images, split, [f"{image.id}: {image.reason}" for image in bad]
@@ -135,8 +147,8 @@ def _result(context: Context, images: ImagePool, split: str, prediction: MethodP
     cases = _cases(images, prediction)
     metrics: dict[str, float | None] = dict(mean_metrics(cases))
     metrics["subject_valid"] = subject_validity(cases)
-    if images.labels is not None:
-        metrics |= dice_batch32(largest_heart(prediction.masks), images.labels)
+    if (known := images.known_labels) is not None:
+        metrics |= dice_batch32(largest_heart(prediction.masks[known.rows]), known.labels)
     target = experiment.target
     return Result(
         id=f"{slug(prediction.method)}_seed{experiment.seed}",
@@ -166,32 +178,27 @@ def _result(context: Context, images: ImagePool, split: str, prediction: MethodP
 
 
 def _cases(images: ImagePool, prediction: MethodPrediction) -> list[Case]:
-    """Metrics of each image; where the truth is unknown, validity only."""
-    if images.labels is None:
-        valid = valid_masks(largest_heart(prediction.masks)).tolist()
-        names = zip(images.ids, images.groups, valid, strict=True)
-        return [
-            {"case_id": name, "origin": images.origin, "patient": patient, "valid": float(ok)}
-            for name, patient, ok in names
-        ]
-    cases = echo_cases(images, prediction.masks)
-    if prediction.uncertainty is not None:
-        for n, case in enumerate(cases):
-            heart = (prediction.masks[n] | images.labels[n]) != 0
-            u, wrong = prediction.uncertainty[n][heart], (prediction.masks[n] != images.labels[n])[heart]
-            case["ece"] = calibration(1 - u, ~wrong).ece
-            case["error_auroc"] = error_detection(u, wrong)[0]
+    """Metrics of each image; where the truth is unknown, those that need none."""
+    cases, known = echo_cases(images, prediction.masks), images.known_labels
+    if prediction.uncertainty is not None and known is not None:
+        for n, labels in zip(*known, strict=True):
+            heart = (prediction.masks[n] | labels) != 0
+            u, wrong = prediction.uncertainty[n][heart], (prediction.masks[n] != labels)[heart]
+            cases[n]["ece"] = calibration(1 - u, ~wrong).ece
+            cases[n]["error_auroc"] = error_detection(u, wrong)[0]
     return cases
 
 
 def _figure(context: Context, images: ImagePool, prediction: MethodPrediction) -> None:
+    known = images.known_labels
     shown = range(min(context.experiment.evaluation.pictures, len(images)))
     hearts = largest_heart(prediction.masks[: len(shown)])
+    truths = dict(zip(*known, strict=True)) if known else {}
     views = [
         EchoView(
             images.ids[n],
             images.images[n, 0].cpu().numpy(),
-            None if images.labels is None else images.labels[n].cpu().numpy(),
+            truths[n].cpu().numpy() if n in truths else None,
             hearts[n].cpu().numpy(),
             None if prediction.uncertainty is None else prediction.uncertainty[n].clamp(0, 1).cpu().numpy(),
             (float(images.spacing_mm[n, 0]), float(images.spacing_mm[n, 1])),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...common.checkpoints import restoring
 from ...common.networks import save_network
 from ...common.runs import Run
 from ...datasets.images import ImagePool
@@ -73,7 +74,8 @@ def train_policy(
     checkpoint = stage.resume()
     if checkpoint:
         restore(model, checkpoint)
-        validation.load_state(checkpoint.state["examine"])
+        with restoring(checkpoint):
+            validation.load_state(checkpoint.state["examine"])
     if config.total_timesteps:
         learn(
             model,
@@ -84,7 +86,6 @@ def train_policy(
             extra_state=lambda: {"examine": validation.state()},
             checkpoint=checkpoint,
         )
-        validation.look()
         policy.load_state_dict(validation.best.weights)
     files = {SEGMENTER: policy.actor, CRITIC: policy.critic}
     for name, net in files.items():

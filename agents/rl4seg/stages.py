@@ -3,6 +3,8 @@
 Symbols: π_0 = source network, π_i = policy of iteration i, r_i = its reward network, g = corrector.
 """
 
+import math
+import shlex
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,7 @@ from ...envs.rl4seg import RewardFunction
 from ...evaluation.calibration import calibration
 from ...rewards.corrector import Corrector
 from ...rewards.echo_validity import valid_masks
-from ...rewards.reward_data import Built, RewardDataConfig, Triplets, build_reward_data
+from ...rewards.reward_data import Built, RewardDataConfig, Triplets, build_reward_data, similarity
 from ...rewards.reward_net import RewardNet, train_reward_net
 from ...rewards.shape_prior import ARVAE, train_shape_prior
 from ...segmenters.adaptation import adabn
@@ -26,6 +28,8 @@ from ...segmenters.inference import segment
 from ...segmenters.norms import norm_of, shrink_perturb
 from ...segmenters.training import train_segmenter
 from ...segmenters.unet import UNet
+from ..dense_ppo.ppo import DensePPOConfig
+from ..program import PROGRAM
 from .context import (
     AT_ONCE,
     CORRECTED,
@@ -47,6 +51,10 @@ CORRECTION = (*SOURCE, "projection", "border_policy")
 """Keys of the configuration that decide the corrector, beside those of the shape prior."""
 POLICY = (*TARGET, *UNET, "ppo", "reward", "gold", "warm_start")
 """Keys that decide the PPO of an iteration, beside those of the stages before it."""
+FORWARD = 0.3
+"""Share of an image's work in training that remains without gradients."""
+TRIPLETS_PER_IMAGE = 3
+"""About so many triplets come of an image: nine where its mask is gold, one where it is corrected."""
 
 # -- stage 0 -------------------------------------------------------------------------------------------------------
 
@@ -62,7 +70,10 @@ def source_net(context: Context) -> Path:
         save_network(stage.folder / SEGMENTER, net)
         return [SEGMENTER]
 
-    return context.stage("supervised", make, keys=(*SOURCE, *UNET, "supervised"))
+    def work() -> float:
+        return context.experiment.supervised.epochs * len(context.source)
+
+    return context.stage("supervised", make, keys=(*SOURCE, *UNET, "supervised"), work=work)
 
 
 def adabn_net(context: Context) -> Path:
@@ -74,7 +85,7 @@ def adabn_net(context: Context) -> Path:
         save_network(stage.folder / SEGMENTER, net)
         return [SEGMENTER]
 
-    return context.stage("adabn", make, keys=TARGET, after=[source])
+    return context.stage("adabn", make, keys=TARGET, after=[source], work=lambda: FORWARD * len(context.target))
 
 
 def start_net(context: Context) -> Path:
@@ -93,7 +104,10 @@ def shape_prior(context: Context) -> Path:
         save_network(stage.folder / PRIOR, prior)
         return [PRIOR]
 
-    return context.stage("shape_prior", make, keys=(*SOURCE, "seed", "shape_prior"))
+    def work() -> float:
+        return context.experiment.shape_prior.epochs * len(context.source)
+
+    return context.stage("shape_prior", make, keys=(*SOURCE, "seed", "shape_prior"), work=work)
 
 
 def corrector(context: Context) -> Corrector:
@@ -141,6 +155,7 @@ def iterate(context: Context, i: int) -> None:
             partial(_reward_data, context, i),
             keys=(*TARGET, *CORRECTION, "reward_data"),  # gold.refresh, read if i > 1, is a key of the PPO before it
             after=[policy_folder(context, i - 1), shape_prior(context), *seen],
+            work=lambda: FORWARD * TRIPLETS_PER_IMAGE * experiment.new_images,
         )
         warm = [run.stage(f"iteration_{i - 1}/reward_net").folder] if i > 1 and experiment.reward_net.warm_start else []
         reward = context.stage(
@@ -148,10 +163,17 @@ def iterate(context: Context, i: int) -> None:
             partial(_reward_net, context, i),
             keys=(*TARGET, *UNET, "reward_net"),
             after=[data, *warm],
+            work=lambda: experiment.reward_net.epochs * TRIPLETS_PER_IMAGE * experiment.pool_size(i),
         )
         after.append(reward)
     keys = POLICY if i > 1 else [key for key in POLICY if key != "warm_start"]  # only later ones start warm
-    context.stage(f"iteration_{i}/ppo", partial(_ppo, context, i), keys=keys, after=after)
+    make, work = partial(_ppo, context, i), partial(ppo_work, experiment.learner(i))
+    context.stage(f"iteration_{i}/ppo", make, keys=keys, after=after, work=work)
+
+
+def ppo_work(config: DensePPOConfig) -> float:
+    """Images that a PPO shows: in each rollout and in each pass over it, to actor and critic."""
+    return 2 * (1 + config.n_epochs) * config.total_timesteps
 
 
 def _reward_data(context: Context, i: int, stage: Run) -> list[str]:
@@ -162,17 +184,11 @@ def _reward_data(context: Context, i: int, stage: Run) -> list[str]:
     built = _built(context, net, rows, experiment.reward_data, i)
     if not len(built.triplets) and built.stats["n_valid"]:
         raise ValueError(
-            f"iteration {i}: {len(rows)} images gave {built.stats['n_valid']} gold masks but no triplet; enable "
-            f"reward_data.swap, model or image"
+            f"iteration {i}: {len(rows)} images gave {built.stats['n_valid']} gold masks but no triplet; enable some: "
+            f"{way_on(context, i, '--reward_data.swap true')}"
         )
     if not built.stats["n_valid"]:
-        raise ValueError(
-            f"iteration {i}: no mask was valid: none of {len(rows)} masks of the policy obeys the anatomical rules and "
-            f"is like its correction, so that there are no good masks to learn a reward from. Train the source network "
-            f"longer (supervised.epochs), bring source and target closer (clahe, norm_mode: frozen), lower "
-            f"reward_data.sim_threshold, or, after the first iteration, keep the policy closer to its reference "
-            f"(ppo.kl_coef)"
-        )
+        raise ValueError(f"iteration {i}: no mask was valid: {_why_none_is_valid(context, net, rows, i)}")
     gold, corrected = Gold(built.gold_rows, built.gold_masks), Gold(built.corrected_rows, built.corrected_masks)
     if i > 1:
         refreshed = gold_of(context, net, context.rows(i - 1)) if experiment.gold.refresh else context.gold(i - 1)
@@ -183,6 +199,42 @@ def _reward_data(context: Context, i: int, stage: Run) -> list[str]:
     corrected.save(stage.folder / CORRECTED)
     stage.log(i, {f"reward_data/{name}": float(value) for name, value in built.stats.items()})
     return [TRIPLETS, GOLD, CORRECTED]
+
+
+@torch.no_grad()
+def _why_none_is_valid(context: Context, net: UNet, rows: Tensor, i: int) -> str:
+    """What the masks of `net` lack on the images `rows`, and the command that goes on."""
+    experiment, config = context.experiment, context.experiment.reward_data
+    masks = segment(net, context.target.images[rows])
+    obey = valid_masks(masks, border_policy=experiment.border_policy).to(masks.device)
+    if obey.any():
+        alike = similarity(masks, corrector(context)(masks), config.similarity)[obey]
+        lower = max(math.floor(float(alike.median()) * 100 - 1) / 100, 0.0)  # half of them, or more, count then
+        return (
+            f"{len(alike)} of {len(rows)} masks of the policy obey the anatomical rules, but the likeness to their "
+            f"correction is at most {float(alike.max()):.2f} and must exceed reward_data.sim_threshold = "
+            f"{config.sim_threshold}. Lower it: {way_on(context, i, f'--reward_data.sim_threshold {lower}')}"
+        )
+    better = f"--supervised.epochs {2 * experiment.supervised.epochs}"
+    advice = "Train the source network longer, or bring source and target closer (clahe, network.norm_mode frozen)"
+    if i > 1:
+        better = f"--ppo.kl_coef.c0 {2 * experiment.ppo.kl_coef.c0 or 0.05}"
+        advice = "Keep the policy closer to its reference"
+    return (
+        f"none of {len(rows)} masks of the policy obeys the anatomical rules, so that there is no good mask to learn a "
+        f"reward from. {advice}, in a new run: {way_on(context, 0, better)}"
+    )
+
+
+def way_on(context: Context, i: int, options: str) -> str:
+    """The command that goes on with other options: in the run itself, where only iteration 1 and what follows depend on
+    them and i = 1; else in a new run."""
+    folder = context.run.folder
+    if i == 1:
+        return f"{PROGRAM} train --resume {shlex.quote(str(folder))} {options}"
+    number = next(n for n in range(2, 10**6) if not Path(f"{folder}-{n}").exists())
+    config, out = shlex.quote(str(folder / "config.yaml")), shlex.quote(f"{folder}-{number}")
+    return f"{PROGRAM} train --config {config} {options} --out {out}"
 
 
 def _built(context: Context, net: UNet, rows: Tensor, config: RewardDataConfig, i: int) -> Built:

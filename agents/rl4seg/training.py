@@ -14,13 +14,15 @@ iteration_<i>/ppo/           π_i and its critic
 baselines/<name>/            what the policy is compared with (baselines.py)
 """
 
+from ...common.manifests import NAME
+from ...common.progress import Progress
 from ...common.runs import Run
 from ...envs.rl4seg_config import OF_TRUTH
 from ..dense_ppo.ppo import DensePPO
 from ..experiment import baselines_of, check_names
 from .baselines import BASELINES
 from .config import RL4SegExperiment
-from .context import Context
+from .context import Context, Plan
 from .policies import exported
 from .stages import loop, policy_folder, source_net
 
@@ -49,10 +51,24 @@ def check(experiment: RL4SegExperiment) -> None:
             )
     for name, images in needed.items():
         if images.labels is None:
+            labelled = images.some_labels.rows if images.some_labels else []
+            lacks = [image for row, image in enumerate(images.ids) if row not in labelled]
+            domain = name.split()[0]
             raise ValueError(
-                f"the images of {name} have no labels, which this configuration needs: reward {experiment.reward!r}, "
-                f"gold.source {experiment.gold.source!r}, baselines {experiment.baselines}"
+                f"{lacks[0]} in the images of {name} has no labels ({len(lacks)} of {len(images)} have none), but "
+                f"{_why(experiment, domain)}; name labelled patients in --{domain}.patients, or take another "
+                f"--{domain}.data"
             )
+
+
+def _why(experiment: RL4SegExperiment, domain: str) -> str:
+    """What needs labels of source or target, as a sentence."""
+    if domain == "source":
+        return "the source network learns from them and is chosen by them"
+    return (
+        f"this configuration learns from them: reward {experiment.reward!r}, gold.source {experiment.gold.source!r}, "
+        f"baselines {experiment.baselines}"
+    )
 
 
 def train(experiment: RL4SegExperiment, run: Run) -> None:
@@ -61,7 +77,18 @@ def train(experiment: RL4SegExperiment, run: Run) -> None:
     Raises:
         ValueError: none of a policy's masks gave reward data.
     """
-    everything(Context(experiment, run, trains=True))
+    context = Context(experiment, run, trains=True)
+    run.progress = Progress(planned(context))
+    everything(context)
+
+
+def planned(context: Context) -> dict[str, float]:
+    """Every stage of a run with its work (see `Context.stage`), in the order of the training; {} once all are made."""
+    plan = Plan(context)
+    everything(plan)
+    if all((context.run.folder / name / NAME).is_file() for name in plan.work):
+        return {}
+    return {name: work() for name, work in plan.work.items()}
 
 
 def everything(context: Context) -> None:

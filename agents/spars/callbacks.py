@@ -58,8 +58,8 @@ class DuelMetrics(BaseCallback):
 
 
 class ValidationCallback(BaseCallback):
-    """Periodic segmentation of the validation cases: spars/dice_eval (at the configured θ), spars/terminal_hit, a
-    picture.
+    """Segmentation of the validation cases, periodic and at the end: spars/dice_eval (at the configured θ),
+    spars/terminal_hit, a picture.
 
     The weights with the highest mean Dice go to `best`. It draws from generators of its own, so that it changes nothing
     in the training.
@@ -87,7 +87,17 @@ class ValidationCallback(BaseCallback):
     def _on_rollout_start(self) -> None:
         step = self.model.num_timesteps
         before = step - self.model.n_steps * self.model.n_envs  # type: ignore[attr-defined]
-        if step > self.seen and step // self.every > before // self.every:
+        if step // self.every > before // self.every:
+            self.look()
+
+    def _on_training_end(self) -> None:
+        self.look()
+
+    def look(self) -> None:
+        """Segment the validation cases with the policy as it is now, unless that was done."""
+        step = self.model.num_timesteps
+        if step > self.seen:
+            self.seen = step
             with forked_rng(self.env.device):
                 self._validate(step)
 

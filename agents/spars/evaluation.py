@@ -14,7 +14,8 @@ import torch
 from tqdm import tqdm
 
 from ...common.device import forked_rng, resolve_device
-from ...common.runs import Run, plain, slug
+from ...common.names import slug
+from ...common.runs import Run, plain
 from ...datasets.liver.cases import iter_liver_cases, liver_case_ids
 from ...datasets.liver.lesions import TUMOUR
 from ...envs.core import Frame
@@ -67,6 +68,8 @@ def evaluate(runs: Sequence[tuple[Run, SparsExperiment]], options: EvaluateOptio
     skipped: list[str] = []
     seeds: set[int] = set()
     for run, experiment in runs:
+        if choice:
+            liver_case_ids(choice.of(experiment.env), "--")
         test, bad = _readable((choice or experiment.test).of(experiment.env), options.skip_bad)
         _warn_of_known_cases(experiment, test)
         validation, _ = _readable(experiment.validation.of(experiment.env), options.skip_bad)

@@ -7,6 +7,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
+from ...common.checkpoints import load_into
 from ...envs.core import Obs
 from ...envs.spars import SparsEnv
 from ...envs.spars_rules import RULES
@@ -81,7 +82,7 @@ class SelfPlay(BaseCallback):
         self.refreshed_at = state["refreshed_at"]
         if state["weights"]:
             self.snapshot = Snapshot(policy)
-            self.snapshot.policy.load_state_dict(state["weights"])
+            load_into(self.snapshot.policy, state["weights"], "the opponent")
         self.join(self.env)
 
 

@@ -1,7 +1,7 @@
 """Training SPARS: a presence classifier, then self-play PPO against it (docs/spars.md, Method 7 and 10)."""
 
 import logging
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,11 +13,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ...classifiers.presence import CELL, DensePresenceNet
 from ...classifiers.train_presence import train_presence
-from ...common.checkpoints import Checkpoint, load_into
+from ...common.checkpoints import Checkpoint, load_into, restoring
 from ...common.device import resolve_device
 from ...common.networks import save_network
+from ...common.progress import Progress
 from ...common.runs import Run, chosen, plain
 from ...datasets.liver.cases import HU_WINDOW, LiverDataConfig, iter_liver_cases, liver_case_ids, load_liver_cases
+from ...datasets.selection import SelectionError
 from ...envs.adapters import LearnerEnv
 from ...envs.spars import SparsEnv
 from ...envs.spars_config import SparsConfig
@@ -49,20 +51,24 @@ AGENT_KEYS = (
 best weights."""
 
 
+STEPS_PER_BATCH = 100
+"""Steps of the agent's training that take about as long as a batch of the classifier's, for the time that is told."""
+
+
 def check(experiment: SparsExperiment) -> None:
     """Raises whatever can be known to be wrong before anything is written."""
     settings, is_trained = experiment.env, experiment.env.classifier == TRAIN
     rows = baselines_of(BASELINES, (), experiment).values()
     check_names([experiment] if experiment.ppo.total_timesteps else [], [(row.title, experiment.seed) for row in rows])
-    for choice in (experiment.validation, experiment.test):
-        liver_case_ids(choice.of(settings))
+    _check_cases(experiment)
     if is_trained:
-        for choice in (experiment.classifier_train, experiment.validation):
-            config = choice.of(settings)
-            liver_case_ids(config)
-            for case in iter_liver_cases(config) if settings.data != "phantom" else ():
+        for key in ("classifier_train", "validation"):
+            for case in iter_liver_cases(_purposes(experiment)[key]) if settings.data != "phantom" else ():
                 if case.label is None:
-                    raise ValueError(f"{case.id} has no label, which the classifier's training needs; choose others")
+                    raise ValueError(
+                        f"{case.id} has no label, which the classifier's training needs; choose labelled cases by "
+                        f"--{key}.cases, or give a trained one as --env.classifier"
+                    )
         if experiment.presence.batch == "dense" and settings.step % CELL:
             raise ValueError(
                 f"env.step is {settings.step} but presence.batch='dense' needs a multiple of {CELL}; use 'windows'"
@@ -76,17 +82,42 @@ def check(experiment: SparsExperiment) -> None:
         if settings.score_source == "classifier":
             settings = replace(settings, score_engine="lazy")  # scores a few windows only
         env = env_of(experiment, trial, settings)
+        experiment.ppo.check_memory(env)
         env.reset()
         policy_arguments(experiment.policy, env.single_observation_space)
 
 
+def _purposes(experiment: SparsExperiment) -> dict[str, SparsConfig]:
+    """The cases of each purpose, by the section of the configuration that chooses them."""
+    choices = {"validation": experiment.validation, "test": experiment.test}
+    if experiment.env.classifier == TRAIN:
+        choices["classifier_train"] = experiment.classifier_train
+    return {"env": experiment.env} | {key: choice.of(experiment.env) for key, choice in choices.items()}
+
+
+def _check_cases(experiment: SparsExperiment) -> None:
+    """Check that there are cases for every purpose; the error says for all of them at once what to write."""
+    wrong: dict[str, list[str]] = {}
+    for key, config in _purposes(experiment).items():
+        try:
+            liver_case_ids(config, f"--{key}.")
+        except SelectionError as error:
+            wrong.setdefault(error.reason, []).append(error.way_out)
+    if wrong:
+        raise ValueError(". ".join(f"{reason}; {', and '.join(ways)}" for reason, ways in wrong.items()))
+
+
 def train(experiment: SparsExperiment, run: Run) -> None:
     """Train what is not finished: the classifier, then the agent."""
+    steps = float(experiment.ppo.total_timesteps)
     if experiment.env.classifier == TRAIN:
+        batches = float(experiment.presence.epochs * experiment.presence.batches_per_epoch)
+        run.progress = Progress({"classifier": STEPS_PER_BATCH * batches, **({"agent": steps} if steps else {})})
         settings = chosen(asdict(experiment), CLASSIFIER_KEYS)
         run.stage("classifier").complete(settings, partial(_train_classifier, experiment))
-    if experiment.ppo.total_timesteps:
-        _train_agent(experiment, run)
+    if steps:
+        with run.progress.stage("agent"):
+            _train_agent(experiment, run)
 
 
 def trained_classifier(experiment: SparsExperiment, run: Run) -> Path:
@@ -126,8 +157,30 @@ def _policy_arguments(experiment: SparsExperiment, space: gym.Space[Any]) -> dic
     return {**arguments, "policy_kwargs": experiment.ppo.policy_kwargs(arguments["policy_kwargs"])}
 
 
-def _begun(experiment: SparsExperiment, run: Run) -> tuple[Learner, SparsEnv, SelfPlay | None, Best, Checkpoint | None]:
-    """The learner where the run's last checkpoint left it, or fresh; its environment, opponent and best weights."""
+@dataclass
+class _Training:
+    """What learns, and what belongs to it: environment, opponent, best weights."""
+
+    model: Learner
+    env: SparsEnv
+    self_play: SelfPlay | None
+    best: Best
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go where the checkpoint was kept."""
+        restore(self.model, checkpoint)
+        with restoring(checkpoint):
+            self.best.load_state(checkpoint.state["best"])
+            if self.self_play:
+                self.self_play.load_state(checkpoint.state["self_play"], self.model.policy)
+
+    def state(self) -> dict[str, Any]:
+        """What belongs to a checkpoint beside the learner's own state."""
+        return {"best": self.best.state(), **({"self_play": self.self_play.state()} if self.self_play else {})}
+
+
+def _fresh(experiment: SparsExperiment, run: Run) -> _Training:
+    """The learner as it is at the start."""
     ppo = experiment.ppo
     env = env_of(experiment, run, num_envs=ppo.num_envs, eval_dice=False)
     model = Learner(
@@ -140,15 +193,7 @@ def _begun(experiment: SparsExperiment, run: Run) -> tuple[Learner, SparsEnv, Se
     self_play = None
     if env.config.n_agents == 2 and env.config.opponent == "snapshot":
         self_play = SelfPlay(env, experiment.self_play.refresh_every, experiment.self_play.initial_opponent)
-    trained = [trained_classifier(experiment, run).parent] if experiment.env.classifier == TRAIN else []
-    run.depend_on(chosen(asdict(experiment), AGENT_KEYS), after=trained)
-    best, checkpoint = Best(), run.resume()
-    if checkpoint:
-        restore(model, checkpoint)
-        best.load_state(checkpoint.state["best"])
-        if self_play:
-            self_play.load_state(checkpoint.state["self_play"], model.policy)
-    return model, env, self_play, best, checkpoint
+    return _Training(model, env, self_play, Best())
 
 
 def check_export(experiment: SparsExperiment) -> None:
@@ -159,28 +204,40 @@ def check_export(experiment: SparsExperiment) -> None:
 
 def learner(experiment: SparsExperiment, run: Run) -> Learner:
     """The trained agent as a learner of Stable-Baselines3."""
-    return _begun(experiment, run)[0]
+    training = _fresh(experiment, run)
+    training.restore(run.checkpoint())
+    return training.model
 
 
 def _train_agent(experiment: SparsExperiment, run: Run) -> None:
-    model, env, self_play, best, checkpoint = _begun(experiment, run)
+    training = _fresh(experiment, run)
+    trained = [trained_classifier(experiment, run).parent] if experiment.env.classifier == TRAIN else []
+    run.depend_on(chosen(asdict(experiment), AGENT_KEYS), after=trained)
+    checkpoint = run.resume()
+    if checkpoint:
+        training.restore(checkpoint)
     seen = checkpoint.step if checkpoint else 0
     learn(
-        model,
+        training.model,
         run,
         experiment.ppo.total_timesteps,
         [
-            *([self_play] if self_play else []),
-            DuelMetrics(env, self_play),
-            *_validation_callback(experiment, run, self_play, best, seen),
+            *([training.self_play] if training.self_play else []),
+            DuelMetrics(training.env, training.self_play),
+            *_validation_callback(experiment, run, training.self_play, training.best, seen),
         ],
         checkpoint_every=experiment.checkpoint_every,
-        extra_state=lambda: {"best": best.state(), **({"self_play": self_play.state()} if self_play else {})},
+        extra_state=training.state,
         checkpoint=checkpoint,
+        conclude=lambda: _log_outcome(experiment, run),
     )
-    if checkpoint is None or checkpoint.step < model.num_timesteps:  # a finished run stays as it is
-        outcome = {name: value for name, value in run.metrics()[-1].items() if name.startswith(("spars/", "rollout/"))}
-        run.log_hparams(plain(asdict(experiment)), outcome)
+
+
+def _log_outcome(experiment: SparsExperiment, run: Run) -> None:
+    """Show the configuration beside the last value of each curve in TensorBoard's table of runs."""
+    last = {name: value for line in run.metrics() for name, value in line.items()}
+    outcome = {name: value for name, value in last.items() if name.startswith(("spars/", "rollout/"))}
+    run.log_hparams(plain(asdict(experiment)), outcome)
 
 
 def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple[Snapshot, Snapshot | None]:

@@ -1,24 +1,23 @@
-"""One echocardiogram or mask from a file, as a plane [Y, X]: NIfTI (CAMUS v2, prepared sets) or MetaImage (v1)."""
+"""One echocardiogram or mask from a file, as a plane [Y, X]: NIfTI, MetaImage (.mhd) or PNG."""
 
-# nibabel annotates only part of its functions
-# mypy: disable-error-code=no-untyped-call
-
-import gzip
 import math
+import struct
+import warnings
 import zlib
-from io import BytesIO
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from ..nifti import DAMAGE
+from ..nifti import MOST_VOXELS, VOXEL_MM, check_labels, read_header, read_stored
 
 FloatArray = npt.NDArray[np.float32]
 Spacing = tuple[float, float]
 """(y, x) in mm."""
 
+PNG_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error, zlib.error)
+"""Errors of Pillow on a damaged file."""
 METAIMAGE_TYPES = {
     "MET_UCHAR": "u1",
     "MET_CHAR": "i1",
@@ -31,16 +30,28 @@ METAIMAGE_TYPES = {
 }
 
 
-def read_image(path: Path, white: float) -> tuple[FloatArray, Spacing]:
-    """An image, [Y, X] in [0, 1], and the size of its pixels. white: the stored value that becomes 1.
+MOST_HEADER = 1 << 16
+"""Bytes of a .mhd that are read at most; real ones have some hundred."""
+SUFFIXES = (".nii.gz", ".nii", ".mhd", ".png")
+"""Files that are read, in the order of preference where an image lies in several."""
+
+
+def read_image(path: Path, white: float | None, spacing_mm: Spacing | None = None) -> tuple[FloatArray, Spacing]:
+    """An image, [Y, X] in [0, 1], and the size of its pixels.
+
+    Args:
+        path: .nii, .nii.gz, .mhd or .png; colours of a .png become grey.
+        white: the stored value that becomes 1; None: 1 where no value is above 1, else 255.
+        spacing_mm: size of a pixel of a file that does not say it, as no .png does.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: a file that is damaged, no single plane, or without spacing; values that are NaN, infinite or
             outside [0, white], or the same everywhere.
     """
-    plane, spacing = _read(path)
+    plane, spacing = _read(path, spacing_mm, is_mask=False)
     low, high = float(plane.min()), float(plane.max())
+    white = white or (1.0 if high <= 1 else 255.0)
     if low < 0 or high > white:
         raise ValueError(f"{path} has values {low:g}..{high:g} but must lie in 0..{white:g}; scale it first")
     if low == high:
@@ -53,14 +64,10 @@ def read_mask(path: Path, classes: int) -> npt.NDArray[np.uint8]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: as `read_image` (a constant mask is allowed), or a value that is no class: nothing is rounded.
+        ValueError: as `read_image` (a constant mask is allowed, and no size of its pixels needed), or a value that is
+            no class: nothing is rounded.
     """
-    plane, _ = _read(path)
-    bad = plane[(plane < 0) | (plane >= classes) | (plane != np.rint(plane))]
-    if bad.size:
-        shown = ", ".join(f"{value:g}" for value in np.unique(bad)[:5])
-        raise ValueError(f"{path} has labels {shown} but the classes are 0..{classes - 1}; map or remove them")
-    return plane.astype(np.uint8)
+    return check_labels(_read(path, (1.0, 1.0), is_mask=True)[0], classes, path)
 
 
 def stored_in(path: Path) -> list[Path]:
@@ -71,7 +78,7 @@ def stored_in(path: Path) -> list[Path]:
         ValueError: a .mhd that cannot be understood.
     """
     _check_exists(path)
-    if path.suffix != ".mhd":
+    if path.suffix.lower() != ".mhd":
         return [path]
     name = metaimage_header(path)["ElementDataFile"]
     if name in ("", "LOCAL", "LIST") or name != Path(name).name:
@@ -82,17 +89,25 @@ def stored_in(path: Path) -> list[Path]:
     return [path, pixels]
 
 
-def _read(path: Path) -> tuple[FloatArray, Spacing]:
+def _read(path: Path, spacing_mm: Spacing | None, *, is_mask: bool) -> tuple[FloatArray, Spacing]:
+    """The plane of a file and the size of its pixels, `spacing_mm` where the file does not say it."""
     _check_exists(path)
-    plane, spacing = _metaimage(path) if path.suffix == ".mhd" else _nifti(path)
-    if not all(math.isfinite(mm) and mm > 0 for mm in spacing):
+    if path.suffix.lower() == ".png":
+        plane, found = _png(path, is_mask=is_mask), (0.0, 0.0)
+    else:
+        plane, found = _metaimage(path) if path.suffix.lower() == ".mhd" else _nifti(path)
+    if spacing_mm is not None and not all(found):
+        found = spacing_mm
+    low, high = VOXEL_MM
+    if not all(low <= mm <= high for mm in found):
         raise ValueError(
-            f"{path} gives its pixels the size {spacing[0]:g} x {spacing[1]:g} mm (y, x), but distances need both "
-            "above 0: write the spacing into its header (pixdim of NIfTI, ElementSpacing of .mhd)"
+            f"{path} gives its pixels the size {found[0]:g} x {found[1]:g} mm (y, x), but distances need sizes of "
+            f"{low:g} to {high:g} mm: write them into its header (pixdim of NIfTI, ElementSpacing of .mhd), or give "
+            "spacing_mm"
         )
     if bad := plane.size - np.count_nonzero(np.isfinite(plane)):
         raise ValueError(f"{path} has {bad} pixels that are NaN or infinite; clean the file first")
-    return plane, spacing
+    return plane, found
 
 
 def _check_exists(path: Path) -> None:
@@ -104,18 +119,30 @@ def _check_exists(path: Path) -> None:
 
 def _nifti(path: Path) -> tuple[FloatArray, Spacing]:
     """NIfTI stores (x, y) and possibly a third axis of length 1."""
+    header = read_header(path)  # as stored: nibabel's own reading would replace a pixdim of 0 by 1
+    x, y = (float(mm) for mm in header["pixdim"][1:3])
+    return _plane(read_stored(path, header), path).T.copy(), (y, x)
+
+
+def _png(path: Path, *, is_mask: bool) -> FloatArray:
+    """Grey values 0..255 of a picture, or the numbers (of the palette, too) that a mask stores."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read()  # to its end, where gzip compares the checksum
-        # as stored: nibabel's own reading would replace a pixdim of 0 by 1
-        header = nib.Nifti1Header.from_fileobj(BytesIO(content), check=False)
-        pixdim = [float(mm) for mm in header["pixdim"][1:3]]
-        if math.prod(header.get_data_shape()) * int(header["bitpix"]) // 8 > len(content):
-            raise ValueError("it is shorter than its header says")
-        stored = np.asarray(nib.Nifti1Image.from_bytes(content).dataobj, dtype=np.float32)
-    except (*DAMAGE, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
-        raise ValueError(f"{path} cannot be read as NIfTI ({error}); fetch or convert it again") from error
-    return _plane(stored, path).T.copy(), (pixdim[1], pixdim[0])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=["PNG"]) as picture:
+                deep = picture.mode.startswith("I")  # 16 bits
+                if not is_mask and not deep:
+                    picture = picture.convert("L")
+                stored = np.asarray(picture).astype(np.float32)
+    except (*PNG_DAMAGE, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as PNG ({error}); fetch or convert it again") from error
+    if deep and not is_mask:
+        return stored / np.float32(257)
+    if stored.ndim == 3 and (stored == stored[..., :1]).all():
+        return stored[..., 0].copy()
+    if stored.ndim != 2:
+        raise ValueError(f"{path} is a mask in colours, but one number each is needed; save it as grey values")
+    return stored
 
 
 def _metaimage(path: Path) -> tuple[FloatArray, Spacing]:
@@ -124,23 +151,39 @@ def _metaimage(path: Path) -> tuple[FloatArray, Spacing]:
     pixels = stored_in(path)[1]
     try:
         shape = [int(n) for n in header["DimSize"].split()][::-1]
-        if min(shape) < 1:
-            raise ValueError(f"DimSize is {header['DimSize']}")
+        if min(shape) < 1 or math.prod(shape) > MOST_VOXELS:
+            raise ValueError(f"DimSize is {header['DimSize'][:40]}")
         spacing = [float(mm) for mm in header.get("ElementSpacing", header.get("ElementSize", "0 0")).split()]
+        if header.get("BinaryData", "True").lower() != "true":
+            raise ValueError("BinaryData is not True: its pixels are text")
+        if (channels := header.get("ElementNumberOfChannels", "1")) != "1":
+            raise ValueError(f"ElementNumberOfChannels is {channels} but must be 1")
         order = ">" if header.get("BinaryDataByteOrderMSB", "False").lower() == "true" else "<"
         dtype = np.dtype(order + METAIMAGE_TYPES[header["ElementType"]])
-        content = pixels.read_bytes()
-        if header.get("CompressedData", "False").lower() == "true":
-            expander = zlib.decompressobj()
-            content = expander.decompress(content, math.prod(shape) * dtype.itemsize + 1)
-            if not expander.eof:
-                raise ValueError("its compressed pixels are cut, or more than DimSize says")
+        expected = math.prod(shape) * dtype.itemsize
+        content = _pixels(pixels, expected, deflated=header.get("CompressedData", "False").lower() == "true")
         stored = np.frombuffer(content, dtype).reshape(shape).astype(np.float32)
         return _plane(stored, path), (spacing[1], spacing[0])
-    except (ValueError, KeyError, IndexError, zlib.error) as error:
+    except (ValueError, KeyError, IndexError, OverflowError, MemoryError, zlib.error) as error:
         raise ValueError(
             f"{path} or {pixels.name} is truncated or damaged ({error}); fetch it again, or convert it to .nii.gz"
         ) from error
+
+
+def _pixels(path: Path, expected: int, *, deflated: bool) -> bytes:
+    """The `expected` bytes that a file holds, plain or deflated; nothing is read of one that holds another number."""
+    size = path.stat().st_size
+    if not deflated:
+        if size != expected:
+            raise ValueError(f"{path.name} has {size:,} bytes but DimSize and ElementType say {expected:,}")
+        return path.read_bytes()
+    if size > 2 * expected + 1024:
+        raise ValueError(f"{path.name} has {size:,} bytes, more than the {expected:,} that it should unpack to")
+    expander = zlib.decompressobj()
+    content = expander.decompress(path.read_bytes(), expected + 1)
+    if not expander.eof or len(content) != expected:
+        raise ValueError("its compressed pixels are cut, or another number than DimSize says")
+    return content
 
 
 def metaimage_header(path: Path) -> dict[str, str]:
@@ -150,7 +193,11 @@ def metaimage_header(path: Path) -> dict[str, str]:
         ValueError: no text, or a field that must be there is missing.
     """
     try:
-        lines = path.read_text(encoding="ascii").splitlines()
+        with path.open("rb") as file:
+            content = file.read(MOST_HEADER + 1)
+        if len(content) > MOST_HEADER:
+            raise ValueError(f"it is longer than {MOST_HEADER:,} bytes")
+        lines = content.decode("ascii").splitlines()
     except ValueError as error:
         raise ValueError(f"{path} is no text, as a .mhd is ({error}); fetch it again") from error
     header = {name.strip(): value.strip() for name, found, value in (line.partition("=") for line in lines) if found}

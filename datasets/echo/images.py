@@ -6,7 +6,7 @@ Axes are (y, x) everywhere: rows grow with depth, columns to the right of the pi
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -18,11 +18,22 @@ from torch import Tensor
 from ...common.checks import check
 from ...common.files import file_digest
 from ..cache import cached
-from ..images import ImagePool
+from ..folders import log_once
+from ..images import ImagePool, KnownLabels
+from ..nifti import VOXEL_MM
 from ..sample import BadSample, load_each
-from ..selection import Catalogue, PhantomNames, one_split_each
+from ..selection import (
+    Catalogue,
+    PhantomNames,
+    SelectionError,
+    check_pattern,
+    check_ratios,
+    one_split_each,
+    setting,
+    split_by_ratio,
+)
 from . import phantom as echo_phantom
-from .camus import EchoFiles, find_echo
+from .camus import EchoFiles, EchoFolder, find_echo
 from .files import read_image, read_mask, stored_in
 from .planes import Plane
 from .preparation import Acquisition, resize, resize_mask, simulate_acquisition, to_bytes, without_surroundings
@@ -34,6 +45,8 @@ CLASSES = ("background", "lv", "myo")
 BACKGROUND, LV, MYO = range(3)
 ATRIUM = 3
 """Left atrium in the files of CAMUS; background here."""
+SPLIT_RATIOS = {"train": 0.7, "val": 0.1, "test": 0.2}
+"""Share of the patients in each split of a folder that defines none."""
 FIRST_PHANTOM = {"train": 0, "val": 100_000, "test": 200_000, "pred": 300_000}
 """Number of the first phantom patient of each split."""
 PREPARATION = 1
@@ -73,8 +86,8 @@ class EchoDataConfig:
     """
 
     data: str = "phantom"
-    """"phantom" (procedural, no files), or a folder: CAMUS v1 or v2, or a prepared set (img/, gt/ and a CSV; of
-    several CSVs, name one: FOLDER/NAME.csv)."""
+    """"phantom" (procedural, no files), or a folder: CAMUS v1 or v2, your own (images/ and, of the same names, labels/
+    with PNG, NIfTI or .mhd), or a prepared set (img/, gt/ and a CSV; of several CSVs, name one: FOLDER/NAME.csv)."""
     vendor: Literal["a", "b"] | None = None
     """Scanner of the phantoms, a or b; null: a, but b for the target of an experiment."""
     size: int = 64
@@ -86,14 +99,25 @@ class EchoDataConfig:
     """Simulated change of recorded images; default: none. For phantoms set `vendor` instead."""
     patients: dict[str, list[str]] | None = None
     """Patients of each split, * and ? stand for any text, e.g. '{train: ["patient000?"]}'; null: the data set's own
-    lists, or all without lists as split "all". Any phantom can be named in full, phantom_b_200077, say."""
+    lists, without lists split_ratios. Split "all" is everybody. Any phantom can be named in full, phantom_b_200077."""
+    split_ratios: dict[str, float] | None = None
+    """Share of the patients in each split of a folder without lists; null: '{train: 7, val: 1, test: 2}'."""
+    split_seed: int = 0
+    """Seed of the division by split_ratios, which is the same on every machine."""
+    patient_pattern: str | None = None
+    """Of images of your own: regular expression that finds the patient in a file name (its first group, if it has one),
+    so that no patient is in two splits, e.g. '^P[0-9]+'; null: each image is a patient."""
+    spacing_mm: tuple[float, float] | None = None
+    """Size of a pixel (y, x) in mm, of files that do not say it: PNG. 1, 1 makes distances pixels."""
     phantom_patients: PhantomPatients = field(default_factory=PhantomPatients)
     """Number of phantom patients per split."""
     cache_dir: str | None = None
     """Folder for prepared images; null: $SEGARENA_CACHE, else ~/.cache/segarena."""
 
     def __post_init__(self) -> None:
-        check(self, size=(16, math.inf))
+        check(self, size=(16, math.inf), spacing_mm=VOXEL_MM)
+        check_ratios(self.split_ratios, list(SPLIT_RATIOS))
+        check_pattern(self.patient_pattern)
         if self.data == "phantom" and self.acquisition != Acquisition():
             raise ValueError("acquisition changes recorded images; for phantoms of another scanner set vendor to b")
         if self.data != "phantom" and self.vendor is not None:
@@ -105,18 +129,24 @@ class EchoDataConfig:
         return self.vendor or "a"
 
 
-def load_echo(config: EchoDataConfig, split: str, on_bad: Callable[[BadSample], object] | None = None) -> ImagePool:
+def load_echo(
+    config: EchoDataConfig,
+    split: str,
+    on_bad: Callable[[BadSample], object] | None = None,
+    option: str = "",
+) -> ImagePool:
     """The images of one split on the CPU, in the order of its patients.
 
-    Phantoms have train, val, test and pred; a folder has what its lists name (CAMUS: train, val, test) or
-    `config.patients` says; "all" is everybody. A patient is in one split only. A split in which some images have no
-    mask is taken as unlabelled, with a warning.
+    Phantoms have train, val, test and pred; a folder has what `config.patients` says, or its lists name (CAMUS: train,
+    val, test), or the ratios divide; "all" is everybody. A patient is in one split only. Labels may be missing.
 
     Args:
         config: data, patients, and the side of the images in pixels.
         split: name of the split.
         on_bad: by default a bad file raises. Otherwise it is logged, handed to `on_bad` (`bad.append`, say) and left
             out. A missing folder or split raises at once, whatever `on_bad` is.
+        option: where the fields of `config` stand on the command line, such as "--target."; errors then say what to
+            write there.
 
     Raises:
         FileNotFoundError: a missing folder or file.
@@ -130,22 +160,27 @@ def load_echo(config: EchoDataConfig, split: str, on_bad: Callable[[BadSample], 
     (torch.Size([4, 1, 32, 32]), torch.Size([4, 32, 32]), ('background', 'lv', 'myo'))
     """
     if config.data == "phantom":
-        return _phantoms(config, split)
-    folder = find_echo(Path(config.data))
-    patients = _chosen(config, split, [files.patient for files in folder.files], folder.splits)
+        return _phantoms(config, split, option)
+    folder = find_echo(Path(config.data), config.patient_pattern)
+    patients = _chosen(config, split, [files.patient for files in folder.files], folder.splits, option)
     place = {patient: n for n, patient in enumerate(patients)}
     wanted = sorted((f for f in folder.files if f.patient in place), key=lambda files: place[files.patient])
-    loaded = dict(load_each(wanted, lambda files: _load(files, config, folder.prepared), on_bad))
+    if config.spacing_mm is None and (silent := [f.image for f in wanted if f.image.suffix.lower() == ".png"]):
+        raise ValueError(
+            f"{silent[0]} does not say how large its pixels are; give it in mm (y, x), such as "
+            f"{setting(option, 'spacing_mm', [0.3, 0.3])}; 1 and 1 make distances pixels"
+        )
+    loaded = dict(load_each(wanted, lambda files: _load(files, config, folder), on_bad))
     if not loaded:
         raise ValueError(f"none of the {len(wanted)} images of split {split!r} in {config.data!r} can be used")
-    labels = [tensors["label"] for tensors in loaded.values() if "label" in tensors]
-    if 0 < len(labels) < len(loaded):
-        log.warning(
-            "%d of %d images of split %r have a mask: all are taken as unlabelled", *map(len, (labels, loaded)), split
-        )
+    rows = [row for row, tensors in enumerate(loaded.values()) if "label" in tensors]
+    labels = torch.stack([tensors["label"] for tensors in loaded.values() if "label" in tensors]) if rows else None
+    if some := 0 < len(rows) < len(loaded):
+        log_once(f"{config.data}: {len(rows)} of {len(loaded)} images of split {split!r} have labels")
     return ImagePool(
         images=torch.stack([tensors["image"] for tensors in loaded.values()])[:, None],
-        labels=torch.stack(labels) if len(labels) == len(loaded) else None,
+        labels=None if some else labels,
+        some_labels=KnownLabels(rows, labels) if some and labels is not None else None,
         ids=[files.id for files in loaded],
         groups=[files.patient for files in loaded],
         tags={"view": [files.view for files in loaded], "instant": [files.instant for files in loaded]},
@@ -156,20 +191,44 @@ def load_echo(config: EchoDataConfig, split: str, on_bad: Callable[[BadSample], 
 
 
 def _chosen(
-    config: EchoDataConfig, split: str, everybody: Iterable[str], own: Mapping[str, Sequence[str]]
+    config: EchoDataConfig, split: str, everybody: Sequence[str], own: Mapping[str, Sequence[str]], option: str
 ) -> list[str]:
-    """The patients of a split, whom the configuration names or, without that, the data set's own lists."""
-    hint = f"to define it, list its patients in the field `patients` of these data: {{{split}: [...]}}"
-    catalogue = Catalogue(config.data, {patient: patient for patient in everybody}, own, "patient", hint)
-    if config.patients is not None and split != "all":
+    """The patients of a split: by the configuration, by the data set's own lists if they name any, or by ratio."""
+    hint = f"or list the patients of each split, {setting(option, 'patients', {split: [everybody[0]]})}"
+    noun, key = "patient", f"{option}patients"
+    catalogue = Catalogue(config.data, {patient: patient for patient in everybody}, own, noun, hint, key)
+    if split == "all":
+        return catalogue.in_split(split)
+    if config.patients is not None:
         splits = {name: catalogue.named(patterns) for name, patterns in config.patients.items()}
-        one_split_each(splits, "patients")
-        catalogue = replace(catalogue, splits=splits)
-    return catalogue.in_split(split)
+        one_split_each(splits, key)
+    elif config.data == "phantom" or any(patient in catalogue.groups for listed in own.values() for patient in listed):
+        if config.data != "phantom" and config.split_ratios is not None:
+            log_once(f"{config.data} has lists of its own: split_ratios is not used", logging.WARNING)
+        return catalogue.in_split(split)
+    else:
+        splits = _divided(config, catalogue, hint, option)
+    return replace(catalogue, splits=splits).in_split(split)
 
 
-def _load(files: EchoFiles, config: EchoDataConfig, prepared: bool) -> dict[str, Tensor]:
+def _divided(config: EchoDataConfig, catalogue: Catalogue, hint: str, option: str) -> dict[str, list[str]]:
+    """The patients of each split by ratio."""
+    try:
+        splits = split_by_ratio(catalogue.groups, config.split_ratios or SPLIT_RATIOS, config.split_seed)
+    except ValueError as error:
+        fewer = setting(option, "split_ratios", {"train": 1, "val": 1})
+        raise SelectionError(f"{config.data!r}: {error}", f"divide them among fewer, {fewer}, {hint}") from error
+    numbers = ", ".join(f"{name} {len(patients)}" for name, patients in splits.items())
+    log_once(
+        f"{config.data}: {len(catalogue.groups)} patients were divided by ratio (split_seed {config.split_seed}): "
+        f"{numbers}"
+    )
+    return splits
+
+
+def _load(files: EchoFiles, config: EchoDataConfig, folder: EchoFolder) -> dict[str, Tensor]:
     """image, label (where there is one) and spacing_mm of one image, from the cache or its files."""
+    prepared = folder.prepared
     clahe = not prepared if config.clahe is None else config.clahe
     paths = [path for path in (files.image, files.label) if path is not None]
     key = {
@@ -180,10 +239,12 @@ def _load(files: EchoFiles, config: EchoDataConfig, prepared: bool) -> dict[str,
         "clahe": clahe,
         "acquisition": asdict(config.acquisition),
         "prepared": prepared,
+        "white": folder.white,
+        "spacing_mm": config.spacing_mm,
     }
 
     def build() -> dict[str, Tensor]:
-        image, spacing_mm = read_image(files.image, white=1.0 if prepared else 255.0)
+        image, spacing_mm = read_image(files.image, folder.white, config.spacing_mm)
         tensors = {}
         if files.label is not None:
             label = read_mask(files.label, len(CLASSES) if prepared else ATRIUM + 1)
@@ -231,7 +292,7 @@ def files_of(config: EchoDataConfig) -> dict[str, Path]:
     return {} if config.data == "phantom" else {files.id: files.image for files in find_echo(Path(config.data)).files}
 
 
-def _phantoms(config: EchoDataConfig, split: str) -> ImagePool:
+def _phantoms(config: EchoDataConfig, split: str, option: str) -> ImagePool:
     phantoms = PhantomNames(f"phantom_{config.scanner}_", digits=6)
     numbers, splits = dict[str, int](), dict[str, list[str]]()
     for name, number in asdict(config.phantom_patients).items():
@@ -242,7 +303,7 @@ def _phantoms(config: EchoDataConfig, split: str) -> ImagePool:
         named = {name: phantoms.in_full(patterns) for name, patterns in config.patients.items()}
         numbers |= phantoms.numbers(pattern for patterns in named.values() for pattern in patterns)
         config = replace(config, patients=named)
-    patients = _chosen(config, split, numbers, splits)
+    patients = _chosen(config, split, list(numbers), splits, option)
     kinds = [(view, instant) for view in echo_phantom.VIEWS for instant in echo_phantom.INSTANTS]
     rows = [(patient, view, instant) for patient in patients for view, instant in kinds]
     clahe = config.clahe is not False

@@ -1,4 +1,4 @@
-"""Echocardiograms that a user names: NIfTI, MetaImage (.mhd), PNG, JPEG or DICOM, and masks and maps in their space.
+"""Echocardiograms that a user names: NIfTI, MetaImage (.mhd), PNG or DICOM, and masks and maps in their space.
 
 A file of labels or doubt is of the image's kind: NIfTI with its geometry for NIfTI and .mhd, PNG for the others.
 """
@@ -18,12 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.files import replacing
-from ..nifti import write_like
+from ..nifti import read_header, repaired, write_like
 from ..readers import LPS_TO_RAS, NIFTI, ImageFiles, find_images, reason_of, simpleitk, suffix_of
 from .files import FloatArray, Spacing, metaimage_header, read_image
 
-PICTURES = (".png", ".jpg", ".jpeg")
-PLANES = (*NIFTI, ".mhd", *PICTURES)
+PLANES = (*NIFTI, ".mhd", ".png")
 """Suffixes of the images that `read_plane` knows, beside DICOM, which may have any."""
 CENTIMETRES = 3
 """Code of the unit in which an ultrasound region of DICOM gives the size of its pixels, if it shows tissue."""
@@ -88,40 +87,20 @@ def read_plane(files: ImageFiles) -> Plane:
         ValueError: a file that is damaged or no single plane, values outside 0..255 (0..65,535 of a 16-bit PNG), NaN or
             infinite or all equal, NIfTI or .mhd without spacing, DICOM of another modality than US.
     """
-    if suffix_of(files.path, PICTURES):
-        return _plane(files, _picture(files.path), None)
-    if suffix_of(files.path, (*NIFTI, ".mhd")):
-        pixels, spacing = read_image(files.path, white=255.0)
+    if suffix_of(files.path, (".png",)):
+        pixels, _ = read_image(files.path, 255.0, spacing_mm=(1.0, 1.0))
+        return Plane(files.id, pixels, None, False, None)
+    if suffix_of(files.path, PLANES):
+        pixels, spacing = read_image(files.path, 255.0)
         if prepared := float(pixels.max()) < 1.5 / 255:  # such values never come from a scanner
-            pixels, spacing = read_image(files.path, white=1.0)
+            pixels, spacing = read_image(files.path, 1.0)
         return Plane(files.id, pixels, spacing, prepared, _space(files.path))
     frames, spacing_mm = _sequence(files.path)
-    return _plane(files, frames[files.frame or 0], spacing_mm)
-
-
-def _plane(files: ImageFiles, stored: npt.NDArray[Any], spacing_mm: Spacing | None) -> Plane:
-    if stored.ndim not in (2, 3) or (stored.ndim == 3 and stored.shape[2] not in (2, 3, 4)):
-        raise ValueError(f"{files.path} has shape {stored.shape} but one grey or colour picture is needed")
-    white = np.float32(65535 if stored.dtype == np.uint16 and stored.max() > 255 else 255)
-    low, high = float(stored.min()), float(stored.max())
-    if stored.dtype.kind not in "iu" or low < 0 or high > white:
-        raise ValueError(f"{files.path} has {stored.dtype} values {low:g}..{high:g} but must have 0..255 (or 16 bits)")
-    if low == high:
-        raise ValueError(f"{files.path} holds the value {low:g} in every pixel: it is no image")
-    grey = stored.astype(np.float32)
-    if grey.ndim == 3:  # the last of two or four channels is the opacity
-        grey = grey[..., 0] if grey.shape[2] == 2 else grey[..., :3] @ GREY
-    return Plane(files.id, np.clip(grey / white, 0, 1), spacing_mm, False, None)
-
-
-def _picture(path: Path) -> npt.NDArray[Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist or is no file")
-    try:
-        read: npt.NDArray[Any] = imageio.imread(path)
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow says SyntaxError of a broken PNG
-        raise ValueError(f"{path} cannot be read as a picture ({error}); export it again") from error
-    return read
+    stored = frames[files.frame or 0].astype(np.float32)
+    grey = stored if stored.ndim == 2 else stored[..., :3] @ GREY
+    if not (0 <= grey.min() < grey.max() <= 255.5):
+        raise ValueError(f"{files.path} has values {grey.min():g}..{grey.max():g} but an image has some of 0..255")
+    return Plane(files.id, np.clip(grey / np.float32(255), 0, 1), spacing_mm, False, None)
 
 
 # -- geometry ------------------------------------------------------------------------------------------------------
@@ -129,9 +108,8 @@ def _picture(path: Path) -> npt.NDArray[Any]:
 
 def _space(path: Path) -> Space:
     if path.suffix.lower() != ".mhd":
-        image = nib.load(path, mmap=False)
-        assert isinstance(image, nib.Nifti1Image)  # `read_image` has read it
-        return Space(image.shape, image.affine, image.header)
+        stored = repaired(read_header(path))
+        return Space(stored.get_data_shape(), stored.get_best_affine(), stored)
     header = metaimage_header(path)
     shape = tuple(int(n) for n in header["DimSize"].split())
     n = len(shape)

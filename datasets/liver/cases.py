@@ -7,8 +7,9 @@ it came from. Volumes from files are prepared once and cached by content.
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -21,12 +22,22 @@ from torch import Tensor
 from ...common.checks import AT_LEAST_1, POSITIVE, check
 from ...common.files import file_digest
 from ..cache import cached
+from ..folders import log_once
 from ..msd import CaseFiles, find_cases, read_sample
-from ..nifti import Frame, read_frame, write_volume
+from ..nifti import MOST_VOXELS, Frame, read_frame, write_volume
 from ..sample import BadSample, Origin, Sample, load_each
-from ..selection import Catalogue, PhantomNames
+from ..selection import (
+    Catalogue,
+    PhantomNames,
+    SelectionError,
+    check_pattern,
+    check_ratios,
+    patient_of,
+    setting,
+    split_by_ratio,
+)
 from .grid import GridFrame, crop_around_body, resample_to_shape, scale_hu
-from .lattice import Triple
+from .lattice import SIDE, Triple
 from .lesions import LesionConfig, implant_lesions
 from .phantom import AFFINE, SHAPE, liver_phantom
 
@@ -40,6 +51,8 @@ PHANTOM_SPLITS = {
     "rl_pool": range(2000, 2016),
     "test": range(3000, 3040),
 }
+SPLIT_RATIOS = {"classifier_train": 0.3, "classifier_val": 0.1, "rl_pool": 0.4, "test": 0.2}
+"""Share of the patients in each split, where no list says who is in which."""
 PHANTOMS = PhantomNames("phantom_", digits=5)
 PREPARATION = 1
 """Part of every cache key: raise it when the same file and settings shall give other tensors."""
@@ -56,11 +69,21 @@ class LiverDataConfig:
     """
 
     data: str = "phantom"
-    """"phantom" (procedural, no files) or a folder: Task03_Liver, the folder above it, or LiTS."""
+    """"phantom" (procedural, no files) or a folder: Task03_Liver, the folder above it, LiTS, or your own with NIfTI
+    files in images/ and, of the same names, in labels/."""
     split: str = "rl_pool"
-    """classifier_train, classifier_val, rl_pool or test (disjoint; for files see splits/spars_v1.json), or all."""
+    """classifier_train, classifier_val, rl_pool or test (disjoint; see split_ratios), or all."""
     cases: list[str] | None = None
     """Case ids, which win over the split; * and ? stand for any text, e.g. '[liver_5, "phantom_0200?"]'."""
+    split_ratios: dict[str, float] | None = None
+    """Share of the patients in each split of a folder, e.g. '{classifier_train: 3, classifier_val: 1, rl_pool: 4, test:
+    2}', which are also the shares of null; null leaves the Decathlon's cases to splits/spars_v1.json. Cases without
+    label are in no split where others have one."""
+    split_seed: int = 0
+    """Seed of the division by split_ratios, which is the same on every machine."""
+    patient_pattern: str | None = None
+    """Regular expression that finds the patient in a case id (its first group, if it has one), so that no patient is in
+    two splits, e.g. '^P[0-9]+'; null: each case is a patient."""
     grid: Literal["fixed_shape", "spacing"] = "fixed_shape"
     """fixed_shape: the whole volume stretched to grid_shape (paper). spacing: resampled to spacing_mm, then cropped
     around the body, or padded with air, to grid_shape."""
@@ -80,7 +103,11 @@ class LiverDataConfig:
     """Folder for prepared volumes; null: $SEGARENA_CACHE, else ~/.cache/segarena."""
 
     def __post_init__(self) -> None:
-        check(self, grid_shape=AT_LEAST_1, spacing_mm=POSITIVE, copies=AT_LEAST_1)
+        check(self, grid_shape=SIDE, spacing_mm=POSITIVE, copies=AT_LEAST_1)
+        check_ratios(self.split_ratios, list(SPLIT_RATIOS))
+        check_pattern(self.patient_pattern)
+        if math.prod(self.working_grid) > MOST_VOXELS:
+            raise ValueError(f"grid_shape is {self.grid_shape} but must have at most {MOST_VOXELS:,} voxels")
         if self.hu_window is not None and self.hu_window[0] >= self.hu_window[1]:
             raise ValueError(f"hu_window is {self.hu_window} but must ascend, e.g. {HU_WINDOW}")
         if self.copies > 1 and self.implant_lesions is None:
@@ -155,14 +182,17 @@ def load_liver_cases(config: LiverDataConfig) -> list[LiverCase]:
     return list(iter_liver_cases(config))
 
 
-def liver_case_ids(config: LiverDataConfig) -> list[str]:
+def liver_case_ids(config: LiverDataConfig, option: str = "") -> list[str]:
     """Ids of the cases that the configuration names, in their order, without loading them.
+
+    option: where split and cases stand on the command line, such as "--validation."; errors then say what to write
+    there.
 
     Raises:
         FileNotFoundError: a missing folder.
-        ValueError: an unknown split or case.
+        ValueError: a folder that cannot be used; a SelectionError: an unknown split or case.
     """
-    return [source.id for source in _sources(config)]
+    return [source.id for source in _sources(config, option)]
 
 
 def iter_liver_cases(
@@ -209,7 +239,7 @@ class _Source:
         return self.base if self.seed is None else f"{self.base}#{self.seed}"
 
 
-def _sources(config: LiverDataConfig) -> list[_Source]:
+def _sources(config: LiverDataConfig, option: str = "") -> list[_Source]:
     """The wanted cases, in the order of `cases` or of the split."""
     origins: dict[str, int | CaseFiles]
     patterns = config.cases
@@ -218,35 +248,58 @@ def _sources(config: LiverDataConfig) -> list[_Source]:
         if patterns is not None:
             patterns = PHANTOMS.in_full(patterns)
             origins |= PHANTOMS.numbers(patterns)
-        splits = {name: [PHANTOMS.name(number) for number in split] for name, split in PHANTOM_SPLITS.items()}
     else:
         origins = {files.id: files for files in find_cases(Path(config.data))}
-        splits = json.loads((resources.files(__package__) / "splits" / "spars_v1.json").read_text(encoding="utf-8"))
     seeds = [None] if config.implant_lesions is None else range(config.copies)
     sources = {s.id: s for s in (_Source(base, origin, seed) for base, origin in origins.items() for seed in seeds)}
-    hint = f"name cases, such as cases=[{next(iter(origins))}], or take all by split=all"
-    catalogue = Catalogue(config.data, {i: source.base for i, source in sources.items()}, splits, hint=hint)
+    catalogue = Catalogue(
+        config.data,
+        {i: source.base for i, source in sources.items()},
+        {},
+        hint=f"name cases, such as {setting(option, 'cases', [next(iter(sources))])}, or take all by "
+        f"{setting(option, 'split', 'all')}",
+        key=f"{option}cases",
+    )
     if patterns is None:
-        _check_known(sources.values(), catalogue, config.split)
-        chosen = catalogue.in_split(config.split)
+        splits = _splits(config, list(origins.values()), catalogue.hint)
+        chosen = replace(catalogue, splits=splits).in_split(config.split)
+    elif not patterns:
+        raise SelectionError(
+            f"{option}cases is empty; there are {catalogue.listed(sources)}",
+            f"name some, such as {setting(option, 'cases', [next(iter(sources))])}, or leave it out to use a split",
+        )
     else:
         chosen = catalogue.named(patterns)
-        if not chosen:
-            listed = catalogue.listed(sources)
-            raise ValueError(f"cases is empty; name some of {listed}, or leave it out to use a split")
     return [sources[i] for i in chosen]
 
 
-def _check_known(sources: Collection[_Source], catalogue: Catalogue, split: str) -> None:
-    """Check that the folder is the Decathlon's, whose labelled cases all stand in a split."""
-    known = {base for bases in catalogue.splits.values() for base in bases}
-    unlabelled = {s.id for s in sources if isinstance(s.origin, CaseFiles) and s.origin.label is None}
-    strangers = [s.id for s in sources if s.base not in known and s.id not in unlabelled]
-    if split in catalogue.splits and strangers:
-        raise ValueError(
-            f"split {split!r} cannot be taken from {catalogue.data!r}: no split knows its "
-            f"{catalogue.listed(strangers)}; {catalogue.hint}"
-        )
+def _splits(config: LiverDataConfig, origins: Sequence[int | CaseFiles], hint: str) -> dict[str, list[str]]:
+    """CTs of each split: of the phantoms, of the Decathlon's list where it knows the cases, else by ratio."""
+    if config.data == "phantom":
+        return {name: [PHANTOMS.name(number) for number in split] for name, split in PHANTOM_SPLITS.items()}
+    files = [files for files in origins if isinstance(files, CaseFiles)]
+    labelled = [case.id for case in files if case.label is not None]
+    ids = labelled or [case.id for case in files]
+    listed: dict[str, list[str]]
+    listed = json.loads((resources.files(__package__) / "splits" / "spars_v1.json").read_text(encoding="utf-8"))
+    known = {case for cases in listed.values() for case in cases}
+    if config.split_ratios is None and known.issuperset(ids):
+        return listed
+    if config.split == "all":
+        return {}
+    patients = {case: patient_of(case, config.patient_pattern) for case in ids}
+    try:
+        members = split_by_ratio(patients.values(), config.split_ratios or SPLIT_RATIOS, config.split_seed)
+    except ValueError as error:
+        raise SelectionError(f"{config.data!r}: {error}", hint) from error
+    splits = {name: [case for case in ids if patients[case] in set(chosen)] for name, chosen in members.items()}
+    numbers = ", ".join(f"{name} {len(cases)}" for name, cases in splits.items())
+    left = f"; {len(files) - len(ids)} cases without label are in no split" if len(ids) < len(files) else ""
+    log_once(
+        f"{config.data}: {len(ids)} cases of {len(set(patients.values()))} patients were divided by ratio (split_seed "
+        f"{config.split_seed}): {numbers}{left}"
+    )
+    return splits
 
 
 # -- one case ------------------------------------------------------------------------------------------------------
@@ -260,13 +313,13 @@ def _load(source: _Source, config: LiverDataConfig, read: Callable[[CaseFiles], 
         tensors = _to_grid(_drawn_phantom(files), file, config)
     else:
         origin, file = "real" if source.seed is None else "implanted", read_frame(files.image)
-        selection = {"data": "", "split": "", "cases": None, "copies": 1, "cache_dir": None}  # what changes no voxel
         key = {
             "preparation": PREPARATION,
             "id": source.id,  # the lesions depend on it
             "image": file_digest(files.image),
             "label": None if files.label is None else file_digest(files.label),
-            "config": asdict(config) | selection,
+            "grid": (config.grid, config.working_grid, config.spacing_mm, config.hu_window),
+            "lesions": None if config.implant_lesions is None else asdict(config.implant_lesions),
         }
 
         def build() -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nifti import Frame
+from ..nifti import MOST_VOXELS, Frame
 from ..sample import Sample
 from .lattice import Triple
 
@@ -66,9 +66,19 @@ def resample_to_shape(file: Frame, shape: Triple) -> GridFrame:
 
 
 def crop_around_body(sample: Sample, file: Frame, shape: Triple, spacing_mm: tuple[float, float, float]) -> GridFrame:
-    """The volume at about `spacing_mm`, cropped to `shape` voxels around the body, or padded on both sides alike."""
+    """The volume at about `spacing_mm`, cropped to `shape` voxels around the body, or padded on both sides alike.
+
+    Raises:
+        ValueError: the whole volume would have too many voxels at this spacing.
+    """
     sizes = zip(sample.image.shape[1:], sample.spacing_mm, spacing_mm, strict=True)
     x, y, z = (max(1, round(count * old / new)) for count, old, new in sizes)
+    if x * y * z > MOST_VOXELS:
+        old, new = (" x ".join(f"{mm:g}" for mm in sizes_mm) for sizes_mm in (sample.spacing_mm, spacing_mm))
+        raise ValueError(
+            f"{sample.id} has voxels of {old} mm and would have {x} x {y} x {z} voxels at spacing_mm {new}, more than "
+            f"{MOST_VOXELS:,}; raise spacing_mm, or check the voxel size in its file"
+        )
     body = sample.image[0] > BODY_HU
     offset = []
     for axis, (have, want) in enumerate(zip((x, y, z), shape, strict=True)):

@@ -8,12 +8,15 @@ multiples of h, so every window is a union of h³ blocks; the first and the last
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Triple = tuple[int, int, int]
+SIDE = (1, 2048)
+"""Range of a side of a volume or of a window, in voxels."""
 FIXED_POINT = 2.0**40
 """Painted values are summed as int64 multiples of 2^-40: the difference array leaves no residue, in any order."""
 
@@ -183,22 +186,34 @@ class WindowLattice:
             return total
         raise ValueError(f"reduce is {reduce!r} but must be 'sum', 'mean' or 'max'")
 
+    @cached_property
+    def _updates_on(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        """`_updates` on each device that asked for them."""
+        return {}
+
+    def _updates(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cells of the difference array that a window at each position changes, int64 [size, 8]; their signs [8]."""
+        if device not in self._updates_on:
+            _, by, bz = (n + 1 for n in self.block_shape)
+            cells = self._cells(torch.arange(self.size))
+            low = [cell + int(p > 0) for cell, p in zip(cells, self.phase, strict=True)]  # a cut block is block 0
+            ends = [(first, first + w // self.step) for first, w in zip(low, self.window, strict=True)]
+            corners = list(product((0, 1), repeat=3))
+            flat = [(ends[0][i] * by + ends[1][j]) * bz + ends[2][k] for i, j, k in corners]
+            signs = torch.tensor([-1 if sum(corner) % 2 else 1 for corner in corners])
+            self._updates_on[device] = torch.stack(flat, dim=1).to(device), signs.to(device)
+        return self._updates_on[device]
+
     def _difference_array(self, ids: Tensor, values: Tensor) -> Tensor:
         """Sum of int64 `values` over the windows that cover each block: 8 signed updates an event, three cumsums."""
         episodes, device = len(ids), ids.device
         bx, by, bz = (n + 1 for n in self.block_shape)
-        cells = self._cells(ids.clamp(min=0))
-        low = [cell + int(p > 0) for cell, p in zip(cells, self.phase, strict=True)]  # the cut first block is block 0
-        values = torch.where(ids >= 0, values, 0)
-        base = torch.arange(episodes, device=device)[:, None] * (bx * by * bz)
+        cells, signs = self._updates(device)
+        base = torch.arange(episodes, device=device)[:, None, None] * (bx * by * bz)
+        index = base + cells[ids.clamp(min=0)]  # [K, T, 8]
+        changes = torch.where(ids >= 0, values, 0)[..., None] * signs
         flat = torch.zeros(episodes * bx * by * bz, dtype=torch.int64, device=device)
-        span = [w // self.step for w in self.window]
-        for corner in range(8):
-            at = [low[axis] + (span[axis] if corner >> axis & 1 else 0) for axis in range(3)]
-            index = base + (at[0] * by + at[1]) * bz + at[2]
-            sign = -1 if corner.bit_count() % 2 else 1
-            flat.index_add_(0, index.flatten(), sign * values.flatten())
-        grid = flat.view(episodes, bx, by, bz)
+        grid = flat.index_add_(0, index.flatten(), changes.flatten()).view(episodes, bx, by, bz)
         return grid.cumsum(1).cumsum(2).cumsum(3)[:, :-1, :-1, :-1]
 
     def _paint_max(self, ids: Tensor, values: Tensor) -> Tensor:

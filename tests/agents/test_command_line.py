@@ -20,8 +20,7 @@ import torch
 import yaml
 from segarena.agents.command_line import main
 from segarena.agents.configuration import read_experiment
-from segarena.agents.papers import PAPERS
-from segarena.agents.policy import POLICIES
+from segarena.agents.papers import PAPERS, POLICIES
 from segarena.agents.spars.baselines import BASELINES, MapBaseline, score_map
 from segarena.agents.spars.config import SparsExperiment
 from segarena.agents.spars.rollouts import Maps
@@ -31,6 +30,7 @@ from segarena.evaluation.results import read_results
 from stable_baselines3 import PPO
 
 TINY = {
+    "paper": "spars",
     "name": "Tiny",
     "device": "cpu",
     "env": {"score_source": "oracle_fraction", "cases": ["phantom_02000"], "grid_shape": [32, 32, 24]},
@@ -174,9 +174,26 @@ REFUSED = {
         [*LEARNED, "--ppo.total_timesteps", "0", "--export_sb3", "policy.zip"],
         "export_sb3 needs an agent, but this run trains none",
     ),
-    "an option that is a typo": (["--env.windw_size", "[8,8,8]"], "env.windw_size"),
-    "a word for a number": (["--seed", "three"], "three"),
-    "other values for a run that goes on": (["--resume", "gone"], "--resume continues a run as it was configured"),
+    "an option that is a typo": (
+        ["--env.windw_size", "[8,8,8]"],
+        "paper 'spars' has no option --env.windw_size; did you mean --env.window_size?",
+    ),
+    "an abbreviation": (["--ppo.lr", "3"], "has no option --ppo.lr; did you mean --ppo.learning_rate?"),
+    "an option of another section": (["--n_epochs", "3"], "has no option --n_epochs; did you mean --ppo.n_epochs?"),
+    "a beginning of an option": (["--see", "3"], "has no option --see; did you mean --seed?"),
+    "a word for a number": (["--seed", "three"], "seed is 'three' but must be a whole number"),
+    "a word for an option": (["demo"], "'demo' is no option: options are given as --name value"),
+    "a wrong choice": (["--env.obs_mode", "feature"], "but must be one of 'own_window', 'two_window', 'features'"),
+    "an option without its value": (["--seed"], "argument --seed: expected one argument"),
+    "no threads": (["--threads", "0"], "threads is 0 but must be at least 1"),
+    "a configuration of another paper": (
+        ["--config", "rl4seg/loop"],
+        "is of paper 'rl4seg' but config.yaml of 'spars'",
+    ),
+    "another paper": (["--paper", "rl4seg"], "--paper is of paper 'rl4seg' but config.yaml of 'spars'"),
+    "an unknown paper": (["--paper", "spar"], "paper is 'spar' but must be one of 'spars', 'rl4seg', 'ppo'; did you"),
+    "a run to continue that there is not": (["--resume", "gone"], "'gone' is no run: it has no config.yaml"),
+    "a folder for a run that goes on": (["--resume", ".", "--out", "x"], "in its own folder; leave out --out"),
 }
 
 
@@ -190,7 +207,7 @@ def test_a_bad_value_is_refused_before_anything_is_written(here, capsys, what):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_several_processes_in_one_run_are_refused(here, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["train", "--out", "run"]) == 2
+    assert train("--out", "run") == 2
     assert "torchrun started 2 processes but `train` trains in one" in capsys.readouterr().err
     assert not Path("run").exists()
 
@@ -204,12 +221,29 @@ def test_cuda_is_refused_where_there_is_none(here, capsys):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("env: {windw_size: [8, 8, 8]}", "windw_size"),
-        ("sed: 3", "sed"),
-        ("env: {threshold: high}", "threshold"),
-        ("- 1", "Unexpected config: - 1"),
-        ("env: {threshold: 0.3", "while parsing a flow mapping"),
-        ("env: !!python/object/apply:os.mkdir [executed]", "os.mkdir"),
+        (
+            "paper: spars\nenv: {obsmode: features}",
+            "config.yaml: there is no env.obsmode; did you mean env.obs_mode?",
+        ),
+        ("paper: spars\nsed: 3", "config.yaml: there is no sed; did you mean seed?"),
+        ("paper: spars\nppo: {lr: 3}", "config.yaml: there is no ppo.lr; did you mean ppo.learning_rate?"),
+        (
+            "paper: spars\nlr: 3",
+            "config.yaml: there is no lr; did you mean env.lesion_rounds or presence.learning_rate",
+        ),
+        ("paper: spars\nenv: {threshold: high}", "config.yaml: env.threshold is 'high' but must be a number"),
+        ("paper: spars\nenv: {cases: [[3]]}", "config.yaml: each of env.cases is [3] but must be a text"),
+        ("paper: spars\nenv: 3", "config.yaml: env is 3 but must be a section (name: value)"),
+        ("paper: spars\nenv:", "config.yaml: env is None but must be a section (name: value)"),
+        ("env: {threshold: 0.3}", "config.yaml names no paper; add a line `paper: NAME` with one of 'spars', 'rl4seg'"),
+        ("paper: sparse", "config.yaml: paper is 'sparse' but must be one of 'spars', 'rl4seg', 'ppo'; did you mean"),
+        ("- 1", "config.yaml holds no configuration (name: value) but [1]"),
+        ("", "config.yaml holds no configuration (name: value) but None"),
+        ("env: {threshold: 0.3", "config.yaml, line 1, column 21: expected"),
+        (
+            "env: !!python/object/apply:os.mkdir [executed]",
+            "config.yaml, line 1, column 6: could not determine a constructor for the tag",
+        ),
     ],
 )
 def test_a_configuration_that_cannot_be_read_names_the_key(here, capsys, text, said):
@@ -218,14 +252,55 @@ def test_a_configuration_that_cannot_be_read_names_the_key(here, capsys, text, s
     assert everything(here) == ["config.yaml"]
 
 
-def test_a_missing_configuration_is_named(here, capsys):
-    assert_refused(call("train", "--config", "gone.yaml"), capsys, "gone.yaml")
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("gone.yaml", "`list --configs` prints the packaged ones"),
+        ("spars/dmo", "did you mean spars/demo?"),
+        ("configs/rl4seg/lop.yaml", "did you mean rl4seg/loop?"),
+    ],
+)
+def test_a_missing_configuration_is_named(here, capsys, name, hint):
+    said = f"config is '{name}', which is no file and no packaged configuration"
+    assert_refused(call("train", "--config", name), capsys, said, hint)
     assert everything(here) == ["config.yaml"]
+
+
+def test_a_training_without_configuration_or_paper_is_refused(here, capsys):
+    said = "no configuration is given: --config NAME or FILE", "--paper with one of 'spars', 'rl4seg', 'ppo'"
+    assert_refused(call("train"), capsys, *said)
+    assert_refused(call("train", "--seed", "3"), capsys, *said)
+    assert everything(here) == ["config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "no command is given; there are train, evaluate"),
+        (["--version", "3"], "'3' is no option"),
+        (["--verson"], "there is no option --verson; did you mean --version?"),
+        (["trian"], "there is no command 'trian'; did you mean train?"),
+        (["evaluate", "--runs", "x"], "there is no option --runs; did you mean --run?"),
+        (["render"], "the following arguments are required: run"),
+        (["play", "--id", "SPARS-LiverCT-v0", "--episodes", "ten"], "episodes is ten but must be a whole number"),
+        (["play", "--env", "SPARS-LiverCT-v0"], "no option --env"),
+        (["list", "--config"], "there is no option --config; did you mean --configs?"),
+        (["schema", "--paper", "rl4sg"], "paper is 'rl4sg' but must be one of 'spars', 'rl4seg', 'ppo'; did you mean"),
+        (["cache", "--claer"], "there is no option --claer; did you mean --clear?"),
+    ],
+)
+def test_a_command_line_that_cannot_be_understood_is_refused_in_one_line(here, capsys, arguments, said):
+    assert call(*arguments) == 2
+    out, message = capsys.readouterr()
+    assert said in message
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    assert out == ""
 
 
 def test_an_empty_data_folder_is_refused(here, capsys):
     Path("data").mkdir()
-    said = "data: expected dataset.json with cases (or Task03_Liver/dataset.json), or LiTS files"
+    said = "data: expected dataset.json with cases (or Task03_Liver/dataset.json), images/ (and labels/) with NIfTI"
     assert_refused(train(*on_ct("data")), capsys, said, "found an empty folder")
     assert everything(here) == ["config.yaml", "data"]
 
@@ -308,7 +383,8 @@ def test_a_folder_that_cannot_be_written_is_refused(here, capsys, out):
 
 
 def test_a_refusal_is_the_same_in_a_process_of_its_own(here):
-    command = [sys.executable, "-W", "error", "-m", "segarena.run_rl", "train", "--env.threshold", "1.5"]
+    command = [sys.executable, "-W", "error", "-m", "segarena.run_rl", "train", "--config", "config.yaml"]
+    command += ["--env.threshold", "1.5"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -330,7 +406,7 @@ def test_the_printed_configuration_prints_itself(capsys):
 
 
 def test_help_shows_units_and_defaults(capsys):
-    assert call("train", "--help") == 0
+    assert call("train", "--paper", "spars", "--help") == 0
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
     for line in (
         "--env.window_size WINDOW_SIZE w in voxels (x, y, z), multiples of `step`.",
@@ -344,7 +420,7 @@ def test_help_shows_units_and_defaults(capsys):
 
 
 def test_every_option_has_a_help_text(capsys):
-    call("train", "--help")
+    call("train", "--paper", "spars", "--help")
     text = re.sub(r"\s+", " ", capsys.readouterr().out).partition(" options: ")[2]
 
     def leaves(config, prefix=""):
@@ -379,7 +455,7 @@ def test_list_prints_every_environment(capsys):
 
 def test_the_driver_is_also_a_script():
     driver = Path(segarena.__file__).parent / "run_rl.py"
-    command = [sys.executable, "-W", "error", str(driver), "train", "--print_config"]
+    command = [sys.executable, "-W", "error", str(driver), "train", "--paper", "spars", "--print_config"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load(done.stdout)["ppo"]["total_timesteps"] == 320_000

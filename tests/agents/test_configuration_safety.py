@@ -3,7 +3,9 @@
 import sys
 
 import pytest
-from segarena.agents.command_line import main, parser
+from segarena.agents.command_line import main
+from segarena.agents.configuration import experiment_parser
+from segarena.agents.papers import PAPERS
 
 
 @pytest.mark.parametrize(
@@ -19,7 +21,7 @@ from segarena.agents.command_line import main, parser
 )
 def test_a_configuration_that_names_code_is_refused_and_the_code_does_not_run(tmp_path, monkeypatch, capsys, text):
     (tmp_path / "planted.py").write_text("open('ran', 'w').close()\nclass Mark: pass\n")
-    (tmp_path / "config.yaml").write_text(text)
+    (tmp_path / "config.yaml").write_text(f"paper: spars\n{text}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "planted", raising=False)
@@ -34,6 +36,6 @@ def test_a_configuration_that_names_code_is_refused_and_the_code_does_not_run(tm
 
 
 def test_a_nested_part_of_a_configuration_is_still_read(tmp_path):
-    (tmp_path / "config.yaml").write_text("env: {data: x, implant_lesions: {number: [2, 4]}, copies: 3}")
-    options = parser().parse_args(["train", "--config", str(tmp_path / "config.yaml")])
-    assert list(options.train.env.implant_lesions.number) == [2, 4]
+    (tmp_path / "config.yaml").write_text("paper: spars\nenv: {data: x, implant_lesions: {number: [2, 4]}, copies: 3}")
+    options = experiment_parser(PAPERS["spars"]).parse_args(["--config", str(tmp_path / "config.yaml")])
+    assert list(options.env.implant_lesions.number) == [2, 4]

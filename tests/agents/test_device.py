@@ -20,6 +20,7 @@ from segarena.rewards.corrector import Corrector
 from stable_baselines3.common.callbacks import CallbackList
 
 SPARS = {
+    "paper": "spars",
     "device": "cuda",
     "env": {"cases": ["phantom_02000"], "grid_shape": [32, 32, 24], "obs_mode": "features"},
     "validation": {"cases": ["phantom_01000"]},

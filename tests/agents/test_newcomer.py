@@ -16,7 +16,8 @@ from gymnasium.utils.env_checker import check_env
 from segarena.agents import generic
 from segarena.agents.command_line import main
 from segarena.agents.configuration import read_experiment
-from segarena.agents.policy import POLICIES, TrainedPolicy
+from segarena.agents.papers import POLICIES
+from segarena.agents.policy import TrainedPolicy
 from segarena.common.runs import Run
 from segarena.envs import ENVIRONMENTS
 from segarena.evaluation.results import read_results
@@ -207,7 +208,7 @@ def test_a_run_can_be_continued_from_anywhere(tmp_path, monkeypatch):
 
 
 def test_the_file_is_a_driver_of_its_own(tmp_path):
-    command = [sys.executable, "-W", "error", str(CODE), "play", "--env", "Corridor-v0", "--episodes", "50"]
+    command = [sys.executable, "-W", "error", str(CODE), "play", "--id", "Corridor-v0", "--episodes", "50"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "| to the door " in done.stdout

@@ -7,8 +7,8 @@ import pytest
 import torch
 from gymnasium import spaces
 from segarena.agents.command_line import main
-from segarena.agents.papers import PAPERS
-from segarena.agents.policy import POLICIES, TrainedPolicy, make_env, play, play_and_draw, reference
+from segarena.agents.papers import PAPERS, POLICIES
+from segarena.agents.policy import TrainedPolicy, make_env, play, play_and_draw, reference
 from segarena.agents.ppo import Learner
 from segarena.envs import ENVIRONMENTS
 from segarena.envs.adapters import LearnerEnv
@@ -139,7 +139,7 @@ def test_a_trained_policy_plays_the_actions_that_stable_baselines_predicts(squas
 
 def test_an_environment_without_reference_policies_is_not_played_by_none(monkeypatch, capsys):
     monkeypatch.delitem(POLICIES, "RL4Seg-Echo-v0")
-    assert main(["play", "--env", "RL4Seg-Echo-v0", "--episodes", "1", "--device", "cpu"]) == 2
+    assert main(["play", "--id", "RL4Seg-Echo-v0", "--episodes", "1", "--device", "cpu"]) == 2
     assert "RL4Seg-Echo-v0 has no reference policies to play" in capsys.readouterr().err
 
 
@@ -153,7 +153,7 @@ def rows_of(out):
     return {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
 
 
-PLAY = ["play", "--env", "SPARS-LiverCT-v0", "--episodes", "6", "--device", "cpu", "--set"]
+PLAY = ["play", "--id", "SPARS-LiverCT-v0", "--episodes", "6", "--device", "cpu", "--set"]
 SET = ["cases=[phantom_02000]", "score_source=oracle_fraction", "horizon=12"]
 
 
@@ -164,7 +164,7 @@ def test_reference_policies_are_played_without_a_run(capsys):
     assert {"return", "steps", "terminated", "dice", "precision", "recall"} <= played["greedy"].keys()
     assert main([*PLAY, *SET, "threshold=1", "--policy", "greedy", "--seed", "3"]) == 0
     assert rows_of(capsys.readouterr().out)["greedy"]["steps"] == "12 [12, 12]"
-    assert main(["play", "--env", "RL4Seg-Echo-v0", "--policy", "truth", "--episodes", "3"]) == 0
+    assert main(["play", "--id", "RL4Seg-Echo-v0", "--policy", "truth", "--episodes", "3"]) == 0
     assert rows_of(capsys.readouterr().out)["truth"]["return"] == "1 [1, 1]"
 
 
@@ -179,13 +179,13 @@ def test_a_policy_that_cannot_play_is_named_and_left_out(capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--env", "SPARS-LiverCT"], "env is 'SPARS-LiverCT' but must be one of"),
-        (["--env", "SPARS-LiverCT-v0", "--policy", "gredy"], "did you mean 'greedy'?"),
-        (["--env", "SPARS-LiverCT-v0", "--episodes", "0"], "0 but must be an integer, at least 1"),
-        (["--env", "SPARS-LiverCT-v0", "--set", "num_envs=3"], "num_envs cannot stand among the arguments"),
-        (["--env", "SPARS-LiverCT-v0", "--set", "horizon"], "set has 'horizon' but each must be name=value"),
-        (["--env", "SPARS-LiverCT-v0", "--set", "horizn=3"], "did you mean 'horizon'?"),
-        (["--env", "SPARS-LiverCT-v0", "--set", "cases=[x"], "whose value is not YAML"),
+        (["--id", "SPARS-LiverCT"], "id is 'SPARS-LiverCT' but must be one of"),
+        (["--id", "SPARS-LiverCT-v0", "--policy", "gredy"], "did you mean 'greedy'?"),
+        (["--id", "SPARS-LiverCT-v0", "--episodes", "0"], "0 but must be an integer, at least 1"),
+        (["--id", "SPARS-LiverCT-v0", "--set", "num_envs=3"], "num_envs cannot stand among the arguments"),
+        (["--id", "SPARS-LiverCT-v0", "--set", "horizon"], "set has 'horizon' but each must be name=value"),
+        (["--id", "SPARS-LiverCT-v0", "--set", "horizn=3"], "did you mean 'horizon'?"),
+        (["--id", "SPARS-LiverCT-v0", "--set", "cases=[x"], "whose value is not YAML"),
     ],
 )
 def test_what_cannot_be_played_is_refused(arguments, said, capsys):

@@ -19,6 +19,7 @@ from segarena.agents.command_line import main
 from segarena.common.runs import Run
 
 TINY = {
+    "paper": "spars",
     "device": "cpu",
     "env": {"score_source": "oracle_fraction", "cases": ["phantom_02000"], "grid_shape": [32, 32, 24]},
     "validation": {"cases": ["phantom_01000"]},
@@ -128,7 +129,7 @@ def test_a_training_shows_its_pictures(board):
     (tag,) = board.ask("images/tags")["trained/tensorboard"]
     assert tag == "spars/phantom_01000"
     shown = board.ask("images/images", run="trained/tensorboard", tag=tag, sample=0)
-    assert [picture["step"] for picture in shown] == [64, 128, 192]
+    assert [picture["step"] for picture in shown] == [64, 128, 192, 256]
     pixels = imageio.imread(io.BytesIO(board.read("images/individualImage", **_query(shown[-1]))))
     assert pixels.std() > 1
 

@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,20 @@ import pytest
 import torch
 from segarena.common.checkpoints import (
     KEPT,
+    check_like,
     latest_checkpoint,
     load_into,
+    load_optimizer,
     load_weights,
     random_state,
     restore_random_state,
     restore_torch_state,
+    restoring,
     save_checkpoint,
     save_weights,
     torch_state,
 )
+from segarena.common.finite import NotFiniteError
 from torch import nn
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -65,7 +70,7 @@ def test_weights_are_read_back_bit_for_bit_with_their_metadata(tmp_path):
         "strided": torch.randn(4, 6).T[::2],
         "scalar": torch.tensor(7),
         "empty": torch.zeros(0, 3),
-        "nan": torch.tensor([float("nan"), float("-inf"), -0.0]),
+        "zeros": torch.tensor([-0.0, 0.0]),
     }
     save_weights(tmp_path / "net.safetensors", stored, {"unit": "HU"})
     read, metadata = load_weights(tmp_path / "net.safetensors")
@@ -74,6 +79,46 @@ def test_weights_are_read_back_bit_for_bit_with_their_metadata(tmp_path):
     for name, value in stored.items():
         assert read[name].dtype == value.dtype
         np.testing.assert_array_equal(read[name].float(), value.float())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_not_written_and_the_file_before_stays(tmp_path, bad):
+    path = tmp_path / "net.safetensors"
+    save_weights(path, weights())
+    before = path.read_bytes()
+    said = r"net.safetensors is not written: b.c holds 2 numbers, of 3, that are NaN"
+    with pytest.raises(NotFiniteError, match=said):
+        save_weights(path, {**weights(), "b.c": torch.tensor([bad, 1.0, bad])})
+    assert path.read_bytes() == before
+    with pytest.raises(NotFiniteError):
+        save_checkpoint(tmp_path / "kept", 7, {"w": torch.tensor(bad)}, {})
+    assert not list((tmp_path / "kept").iterdir()), "nothing is left of what was half done"
+
+
+def test_files_have_the_mode_that_the_umask_gives(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_weights(tmp_path / "net.safetensors", weights())
+        save_checkpoint(tmp_path / "kept", 7, weights(), {})
+    finally:
+        os.umask(before)
+    files = [tmp_path / "net.safetensors", *(tmp_path / "kept" / "step_000000000007").iterdir()]
+    names = ("net.safetensors", "weights.safetensors", "state.pt", "manifest.json")
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == dict.fromkeys(names, "0o640")
+
+
+def test_what_only_looks_like_a_checkpoint_stays(tmp_path):
+    save_checkpoint(tmp_path, 1, weights(), {})
+    shutil.copytree(tmp_path / "step_000000000001", tmp_path / "step_000000000001_best")
+    shutil.copytree(tmp_path / "step_000000000001", tmp_path / "step_best")
+    (tmp_path / "step_notes.txt").write_text("mine")
+    (tmp_path / "step_000000000009").write_text("a file")
+    for step in (2, 3, 4):
+        save_checkpoint(tmp_path, step, weights(), {})
+    names = {path.name for path in tmp_path.iterdir()}
+    mine = {"step_000000000001_best", "step_best", "step_notes.txt", "step_000000000009"}
+    assert names == mine | {"step_000000000003", "step_000000000004"}
+    assert latest_checkpoint(tmp_path).step == 4
 
 
 def test_tensors_that_share_memory_are_all_written(tmp_path):
@@ -237,13 +282,142 @@ def test_a_manifest_covers_every_file(tmp_path):
     assert latest_checkpoint(tmp_path).step == 5
 
 
+def forge(checkpoint):
+    """Make the manifest's checksum that of the state, as whoever writes another state does."""
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["sha256"]["state.pt"] = hashlib.sha256((checkpoint / "state.pt").read_bytes()).hexdigest()
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04" + bytes(100), b"\x80\x02("])
+def test_a_malformed_state_is_refused_by_name_with_the_way_out(tmp_path, content):
+    last = save_checkpoint(tmp_path, 10, weights(10), {})
+    (last / "state.pt").write_bytes(content)
+    forge(last)
+    with pytest.raises(
+        ValueError, match=r"state\.pt holds more than .* or is damaged .*; delete .*step_000000000010 to"
+    ):
+        latest_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("state", [[1], 5, "text", torch.zeros(2), {1: 2}])
+def test_a_state_that_is_no_dictionary_is_refused(tmp_path, state):
+    last = save_checkpoint(tmp_path, 10, weights(10), {})
+    torch.save(state, last / "state.pt")
+    forge(last)
+    with pytest.raises(ValueError, match=r"state\.pt holds a \w+ but the state of a training is a dictionary"):
+        latest_checkpoint(tmp_path)
+
+
+def test_files_and_folders_of_a_user_are_no_checkpoints(tmp_path):
+    save_checkpoint(tmp_path, 5, weights(5), {})
+    (tmp_path / "step_notes.txt").write_text("mine")
+    (tmp_path / "step_best").mkdir()
+    (tmp_path / "step_999999999999").write_text("mine")
+    assert latest_checkpoint(tmp_path).step == 5
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("optimizer"), TypeError("why"), RuntimeError("size"), IndexError(), OverflowError()]
+)
+def test_what_a_state_raises_where_it_is_put_back_names_its_file(tmp_path, error):
+    save_checkpoint(tmp_path, 5, weights(5), {})
+    checkpoint = latest_checkpoint(tmp_path)
+    with (
+        pytest.raises(ValueError, match=r"step_000000000005/state\.pt does not fit .*; delete") as raised,
+        restoring(checkpoint),
+    ):
+        raise error
+    assert raised.value.__cause__ is error
+
+
+def test_lack_of_memory_is_no_fault_of_the_checkpoint(tmp_path):
+    save_checkpoint(tmp_path, 5, weights(5), {})
+    with pytest.raises(torch.OutOfMemoryError), restoring(latest_checkpoint(tmp_path)):
+        raise torch.OutOfMemoryError
+
+
+@pytest.mark.parametrize(
+    ("kept", "now", "said"),
+    [
+        (torch.zeros(3), torch.zeros(2), r"s has shape \[3\] but must have \[2\]"),
+        (torch.zeros(2, 1), torch.zeros(2), r"s has shape \[2, 1\] but must have \[2\]"),
+        (torch.zeros(2, dtype=torch.float64), torch.zeros(2), "s is float64 but must be a tensor of float32"),
+        ("x", torch.zeros(2), "s is 'x' but must be a tensor"),
+        ({"a": 1}, {"a": 1, "b": 2}, "s is .* but must have a, b"),
+        ([], {"a": 1}, "s is .* but must have a"),
+        ({"a": {"b": "x"}}, {"a": {"b": 1}}, r"s\.a\.b is 'x' but must be of type int"),
+        ([1, 2], [1], "s is .* but must be a list of 1"),
+        ([1, "x"], [1, 2], r"s\.1 is 'x'"),
+        (True, 1, "must be of type int"),
+        (1, True, "must be of type bool"),
+        (1.5, 1, "must be of type int"),
+        (1, "a", "must be of type str"),
+    ],
+)
+def test_a_state_of_another_structure_is_refused_at_the_part_that_differs(kept, now, said):
+    with pytest.raises(ValueError, match=said):
+        check_like(kept, now, "s")
+
+
+@pytest.mark.parametrize(
+    ("kept", "now"),
+    [
+        (torch.zeros(5, 3), torch.zeros(0, 3)),
+        ({"a": 1, "more": 2}, {"a": 5}),
+        ([1, 2], []),
+        (3, 1.5),
+        ("anything", None),
+        ({"a": [torch.ones(2), "b"]}, {"a": (torch.zeros(2), "c")}),
+    ],
+)
+def test_a_state_of_the_same_structure_fits(kept, now):
+    check_like(kept, now, "s")
+
+
+def test_an_optimizer_goes_on_and_refuses_the_state_of_another():
+    def trained(width):
+        net = nn.Linear(width, 1)
+        optimizer = torch.optim.Adam(net.parameters())
+        net(torch.ones(1, width)).sum().backward()
+        optimizer.step()
+        return optimizer
+
+    state = trained(3).state_dict()
+    fresh = torch.optim.Adam(nn.Linear(3, 1).parameters())
+    load_optimizer(fresh, state)
+    assert fresh.state_dict()["state"][0]["exp_avg"].equal(state["state"][0]["exp_avg"])
+    with pytest.raises(ValueError, match=r"optimizer has exp_avg of shape \[1, 3\] for a parameter of \[1, 2\]"):
+        load_optimizer(torch.optim.Adam(nn.Linear(2, 1).parameters()), state)
+    for wrong in ({}, [], {"state": {}, "param_groups": []}):
+        with pytest.raises(ValueError, match="optimizer"):
+            load_optimizer(fresh, wrong)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.int8, torch.bool, torch.complex64])
+def test_weights_of_another_type_are_refused(kind):
+    net = nn.Linear(2, 1)
+    given = {name: value.to(kind) for name, value in net.state_dict().items()}
+    with pytest.raises(
+        ValueError, match=rf"here has parameter 'weight' as {str(kind)[6:]}, but Linear has it as float32"
+    ):
+        load_into(net, given, "here")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused_without_printing_them(value):
+    net = nn.Linear(2, 1)
+    given = {"weight": torch.tensor([[1.0, value]]), "bias": torch.zeros(1)}
+    with pytest.raises(ValueError, match="here has NaN or infinity in parameter 'weight'") as raised:
+        load_into(net, given, "here")
+    assert "tensor" not in str(raised.value)
+
+
 @pytest.mark.parametrize("write", [torch.save, lambda bomb, path: path.write_bytes(pickle.dumps(bomb, 2))])
 def test_a_pickle_in_place_of_a_state_is_refused_and_not_executed(tmp_path, write):
     last = save_checkpoint(tmp_path, 10, weights(10), {})
     write(Bomb(tmp_path / "executed"), last / "state.pt")
-    manifest = json.loads((last / "manifest.json").read_text())
-    manifest["sha256"]["state.pt"] = hashlib.sha256((last / "state.pt").read_bytes()).hexdigest()
-    (last / "manifest.json").write_text(json.dumps(manifest))  # whoever wrote the pickle made its checksum too
+    forge(last)
     with pytest.raises(ValueError, match=r"state.pt holds more than tensors, numbers and text"):
         latest_checkpoint(tmp_path)
     assert not (tmp_path / "executed").exists()

@@ -22,6 +22,12 @@ def cudnn_choice() -> tuple[bool, bool, str]:
     return torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic, torch.get_float32_matmul_precision()
 
 
+@pytest.mark.parametrize("device", ["meta", "mps", "xla", "cpu:7", "gpu", ""])
+def test_what_no_run_computes_on_is_no_device(device: str) -> None:
+    with pytest.raises(ValueError, match=f"device is '{device}' but must be 'auto', 'cpu', 'cuda' or 'cuda:N'"):
+        resolve_device(device)
+
+
 @pytest.mark.parametrize("device", ["auto", "cuda", "cuda:1"])
 def test_cuda_needs_a_torch_that_convolves_rightly(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -61,6 +61,7 @@ def test_a_file_that_does_not_say_what_it_holds_is_refused(path: Path) -> None:
         {"kind": '"Toy"'},
         {"kind": "Toy", "description": "{}"},
         {"kind": '"Toy"', "description": "[]"},
+        {"kind": '"Toy"', "description": "[" * 50_000},
     ):
         save_weights(path, weights, metadata)
         with pytest.raises(ValueError, match=r"does not say which network it holds .* but a Toy is needed"):
@@ -70,7 +71,31 @@ def test_a_file_that_does_not_say_what_it_holds_is_refused(path: Path) -> None:
 @pytest.mark.parametrize("description", [{}, {"window": [2, 3], "depth": 1}, {"window": [2, 3], "channels": 0}])
 def test_a_description_that_cannot_be_built_is_refused(path: Path, description: dict[str, object]) -> None:
     save_weights(path, Toy((2, 3)).state_dict(), {"kind": '"Toy"', "description": json.dumps(description)})
-    with pytest.raises(ValueError, match="describes a Toy that cannot be built"):
+    with pytest.raises(ValueError, match=r"net\.safetensors' describes a Toy that cannot be built"):
+        load_network(path, Toy)
+
+
+@pytest.mark.parametrize(
+    ("description", "said"),
+    [
+        ({"window": ["a", "b"]}, "window is .* but must be a tuple of 2 whole numbers"),
+        ({"window": [2, 3, 4]}, "window is .* but must be a tuple of 2 whole numbers"),
+        ({"window": [2.5, 3]}, "window is .* but must be a tuple of 2 whole numbers"),
+        ({"window": 5}, "window is 5 but must be a tuple of 2 whole numbers"),
+        ({"window": [2, 3], "channels": "2"}, "channels is '2' but must be a whole number"),
+        ({"window": [2, 3], "channels": None}, "channels is None but must be a whole number"),
+    ],
+)
+def test_arguments_of_another_type_are_named(path: Path, description: dict[str, object], said: str) -> None:
+    save_weights(path, Toy((2, 3)).state_dict(), {"kind": '"Toy"', "description": json.dumps(description)})
+    with pytest.raises(ValueError, match=f"that cannot be built .{said}"):
+        load_network(path, Toy)
+
+
+def test_a_description_of_a_network_that_no_machine_can_hold_is_refused_without_building_it(path: Path) -> None:
+    description = json.dumps({"window": [2**20, 2**20], "channels": 2**10})
+    save_weights(path, Toy((2, 3)).state_dict(), {"kind": '"Toy"', "description": description})
+    with pytest.raises(ValueError, match=r"parameter 'line\.weight' is \[2, 6\] there but \[1024, 1099511627776\]"):
         load_network(path, Toy)
 
 

@@ -67,7 +67,7 @@ def test_a_configuration_that_is_none_is_refused(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     Path("config.yaml").write_text(text)
     run = Run.open(tmp_path)
-    with pytest.raises(ValueError, match=r"config.yaml holds no configuration"):
+    with pytest.raises(ValueError, match=r"config.yaml(, line \d, column 1:| holds no configuration)"):
         _ = run.config
     assert not Path("executed").exists()
 
@@ -83,6 +83,16 @@ def test_what_is_logged_is_read_back(tmp_path):
     run.log(3, {"a": 1.0})  # a closed run may be opened again
     run.close()
     assert len(run.metrics()) == 3
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"a": "x"}', '{"a": null}', "[" * 100_000, "\0", '{"a": 1}{"b": 2}'])
+def test_a_line_of_metrics_that_is_none_is_named(tmp_path, line):
+    run = Run(tmp_path)
+    run.log(1, {"a": 0.5})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2, "):
+        run.metrics()
 
 
 def test_what_was_logged_after_the_last_checkpoint_disappears_on_resume(tmp_path):

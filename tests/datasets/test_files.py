@@ -3,12 +3,14 @@
 import gzip
 import json
 import logging
+import os
+import struct
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from segarena.datasets.cache import cached
+from segarena.datasets.cache import cache_entries, cached, clear_cache
 from segarena.datasets.msd import CaseFiles, find_cases, read_sample
 from segarena.datasets.nifti import read_frame, read_label, read_nifti, write_volume
 
@@ -145,20 +147,78 @@ def test_a_file_that_is_not_nifti_is_refused_by_name(tmp_path, content):
 
 def test_another_image_format_and_a_missing_file_are_refused_by_name(tmp_path):
     nib.save(nib.MGHImage(noise(), RAS), tmp_path / "ct.mgz")
-    with pytest.raises(ValueError, match=r"ct\.mgz is a MGHImage, not NIfTI"):
+    with pytest.raises(ValueError, match=r"ct\.mgz cannot be read as NIfTI \(its first \d+ bytes are no header"):
         read_nifti(tmp_path / "ct.mgz")
     with pytest.raises(FileNotFoundError, match=r"none\.nii does not exist"):
         read_nifti(tmp_path / "none.nii")
 
 
-def test_labels_stored_as_floats_are_rounded_and_may_be_constant(tmp_path):
+def test_labels_stored_as_floats_are_taken_and_may_be_constant(tmp_path):
     data = np.zeros((4, 4, 4), np.float32)
     label, _ = read_label(write(tmp_path / "empty.nii", data), classes=3)
     assert label.dtype == np.uint8
     assert not label.any()
-    data[0], data[1] = 0.9999, 2.0001
+    data[0], data[1] = 0.9999, 2.0001  # what scaling in float32 makes of 1 and 2
     label, _ = read_label(write(tmp_path / "label.nii", data), classes=3)
     assert [label[i, 0, 0] for i in range(3)] == [1, 2, 0]
+    data[2, 0, 0] = 1.5
+    with pytest.raises(ValueError, match=r"label\.nii has labels 1\.5 but the classes are 0\.\.2"):
+        read_label(write(tmp_path / "label.nii", data), classes=3)
+
+
+def header_with(offset, form, *values):
+    """A NIfTI file of 6 x 7 x 8 float32 voxels whose header says something else at one place."""
+    content = bytearray(nib.Nifti1Image(noise(), RAS).to_bytes())
+    struct.pack_into(form, content, offset, *values)
+    return bytes(content)
+
+
+COMPLEX = nib.Nifti1Image(noise().astype(np.complex64), RAS).to_bytes()
+RGB = nib.Nifti1Image(np.zeros((6, 7, 8), [("R", "u1"), ("G", "u1"), ("B", "u1")]), RAS).to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (COMPLEX, "voxels of the type complex64, but one number each is needed"),
+        (RGB, "voxels of the type .*, but one number each is needed"),
+        (header_with(70, "<h", 9999), "voxels of the unknown type 9999"),
+        (header_with(72, "<h", 64), "voxels of 64 bits, but those of the type float32 have 32"),
+        (header_with(108, "<f", float("inf")), "at byte inf, which lies in its header"),
+        (header_with(108, "<f", 0.0), "at byte 0, which lies in its header"),
+        (header_with(108, "<f", 1e30), "its header says 1,0.* bytes but it has 1,"),
+        (header_with(40, "<4h", 3, 32767, 32767, 32767), "has 32767 x 32767 x 32767 voxels, more than"),
+        (header_with(40, "<4h", 3, 6, -7, 8), "has the dimensions .*, which are none"),
+        (header_with(40, "<4h", 3, 6, 7, 9), r"its header says 1,864 bytes but it has 1,696"),
+        (header_with(40, "<4h", 3, 6, 7, 7), r"its header says 1,528 bytes but it has more"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_header_that_lies_is_refused_by_name(tmp_path, suffix, content, message):
+    path = tmp_path / f"ct{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix == ".nii.gz" else content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_nifti(path)
+    assert str(path) in str(caught.value)
+
+
+def test_of_a_packed_file_no_more_is_read_than_its_header_says(tmp_path, monkeypatch):
+    path = write(tmp_path / "ct.nii.gz", noise())
+    path.write_bytes(path.read_bytes() + gzip.compress(bytes(1 << 20)))
+    read = []
+    original = gzip.GzipFile.read
+    monkeypatch.setattr(gzip.GzipFile, "read", lambda self, size=-1: read.append(size) or original(self, size))
+    with pytest.raises(ValueError, match="bytes but it has more"):
+        read_nifti(path)
+    assert max(read) == 352 + 6 * 7 * 8 * 4 + 1
+    assert min(read) > 0
+
+
+@pytest.mark.parametrize("size", [1000.0, 1e-9])
+def test_voxels_in_another_unit_than_mm_are_refused(tmp_path, size):
+    path = write(tmp_path / "ct.nii", noise(), np.diag([size, 1.0, 1.0, 1.0]))
+    with pytest.raises(ValueError, match=rf"gives its voxels the size {size:g} x 1 x 1 mm, .* in mm"):
+        read_frame(path)
 
 
 @pytest.mark.parametrize("value", [3, -1, 255])
@@ -189,6 +249,46 @@ def test_decathlon_test_cases_have_no_label(tmp_path):
     last = find_cases(tmp_path)[-1]
     assert (last.id, last.label) == ("liver_131", None)
     assert read_sample(last, classes=3).label is None
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("../elsewhere/liver_1.nii.gz", r"names '\.\./elsewhere/liver_1\.nii\.gz', which must lie below"),
+        ("{root}/elsewhere/liver_1.nii.gz", "which must lie below"),
+        ("imagesTr/link.nii.gz", "a link to .*elsewhere.liver_1.*, which lies outside of"),
+        ("nul\0.nii.gz", "which is no file name"),
+    ],
+)
+def test_dataset_json_does_not_lead_out_of_its_folder(tmp_path, image, message):
+    folder = decathlon(tmp_path / "Task03_Liver", ["liver_0"])
+    outside = write(tmp_path / "elsewhere" / "liver_1.nii.gz", noise())
+    (folder / "imagesTr" / "link.nii.gz").symlink_to(outside)
+    entry = {"image": image.format(root=tmp_path), "label": "./labelsTr/liver_0.nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps({"training": [entry]}))
+    with pytest.raises(ValueError, match=message) as caught:
+        find_cases(folder)
+    assert "dataset.json names" in str(caught.value)
+
+
+def test_two_cases_of_one_name_are_refused_and_dots_belong_to_the_name(tmp_path):
+    folder = decathlon(tmp_path, ["ct.1.2", "ct.1.3"])
+    assert [case.id for case in find_cases(folder)] == ["ct.1.2", "ct.1.3"]
+    write(folder / "imagesTs" / "ct.1.2.nii.gz", noise())
+    description = json.loads((folder / "dataset.json").read_text()) | {"test": ["imagesTs/ct.1.2.nii.gz"]}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"two cases 'ct\.1\.2', .*imagesTr.* and .*imagesTs"):
+        find_cases(folder)
+
+
+def test_volumes_of_ones_own_are_found_with_the_labels_that_there_are(tmp_path):
+    for name in ("b_10", "b_9", "a.5"):
+        write(tmp_path / "images" / f"{name}.nii.gz", noise())
+    write(tmp_path / "labels" / "b_9.nii", np.zeros((6, 7, 8), np.uint8))
+    cases = find_cases(tmp_path)
+    assert [case.id for case in cases] == ["a.5", "b_9", "b_10"]
+    assert [case.label for case in cases] == [None, tmp_path / "labels" / "b_9.nii", None]
+    assert read_sample(cases[1], classes=3).label is not None
 
 
 @pytest.mark.parametrize("below", ["", "Training Batch 1"])
@@ -306,6 +406,46 @@ def test_a_damaged_cache_file_is_built_again(tmp_path, caplog, content):
     assert "building it again" in caplog.text
     cached("things", {}, build, str(tmp_path))
     assert build.calls == 2
+
+
+@pytest.mark.parametrize("where", ["values", "name", "checksum"])
+def test_a_bit_that_flipped_in_the_cache_is_noticed(tmp_path, caplog, where):
+    build = Builder()
+    cached("things", {}, build, str(tmp_path))
+    (path,) = (tmp_path / "things").iterdir()
+    content = bytearray(path.read_bytes())
+    at = {"values": len(content) - 8, "name": content.index(b"values"), "checksum": content.index(b'"sha256":"') + 12}
+    content[at[where]] ^= 1
+    path.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(cached("things", {}, build, str(tmp_path))["values"], torch.arange(6).view(2, 3).T)
+    assert (build.calls, "building it again" in caplog.text) == (2, True)
+
+
+def test_a_cache_file_may_be_read_by_whom_the_umask_allows(tmp_path):
+    before = os.umask(0o027)
+    try:
+        cached("things", {}, Builder(), str(tmp_path))
+    finally:
+        os.umask(before)
+    (path,) = (tmp_path / "things").iterdir()
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_the_cache_is_counted_and_cleared_by_kind_and_nothing_else_is_touched(tmp_path):
+    assert cache_entries(str(tmp_path / "none")) == clear_cache(cache_dir=str(tmp_path / "none")) == []
+    for kind, keys in {"things": 2, "others": 1}.items():
+        for key in range(keys):
+            cached(kind, {"key": key}, Builder(), str(tmp_path))
+    mine = tmp_path / "things" / "mine.safetensors"
+    mine.write_bytes(b"mine")
+    entries = cache_entries(str(tmp_path))
+    assert [entry.kind for entry in entries] == ["others", "things", "things"]
+    assert all(entry.bytes == entry.path.stat().st_size > 0 for entry in entries)
+    assert clear_cache("others", str(tmp_path)) == entries[:1]
+    assert not (tmp_path / "others").exists()
+    assert clear_cache(cache_dir=str(tmp_path)) == entries[1:]
+    assert list(tmp_path.rglob("*.*")) == [mine]
 
 
 def test_a_cache_that_cannot_be_written_is_only_reported(tmp_path, caplog):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from segarena.datasets.images import ImagePool
+from segarena.datasets.images import ImagePool, KnownLabels
 
 
 def pool(number=4, height=3, width=5, channels=2, first=0, **changes):
@@ -47,8 +47,35 @@ def test_all_fields_of_a_row_move_together():
     assert torch.equal(joined.spacing_mm, again.spacing_mm)
 
 
-def test_one_part_without_labels_leaves_the_whole_without():
-    assert ImagePool.concatenate([pool(), replace(pool(), labels=None)]).labels is None
+def test_labels_of_some_images_stay_with_their_rows():
+    mixed = ImagePool.concatenate([pool(2).without_labels(), pool(2, first=2), pool(2, first=4)])
+    assert mixed.labels is None
+    assert mixed.some_labels.rows == [2, 3, 4, 5]
+    taken = mixed.take([5, 0, 3])
+    assert taken.known_labels.rows == [0, 2]
+    assert taken.known_labels.labels[:, 0, 0].tolist() == [5 % 3, 3 % 3]
+    assert mixed.take([4, 2]).labels[:, 0, 0].tolist() == [4 % 3, 2]
+    assert mixed.take([4, 2]).some_labels is None
+    assert mixed.take([1, 0]).known_labels is None
+    assert mixed.without_labels().known_labels is None
+    assert pool().known_labels.rows == [0, 1, 2, 3]
+    assert ImagePool.concatenate([pool().without_labels()]).known_labels is None
+    with pytest.raises(ValueError, match=r"labels reach 2 but must be 0\.\.1"):
+        mixed.checked(channels=2, classes=2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "message"),
+    [
+        ([0, 1, 2, 3], torch.zeros(4, 3, 5, dtype=torch.uint8), "names 4 of 4 images; of all of them give labels"),
+        ([1, 0], torch.zeros(2, 3, 5, dtype=torch.uint8), r"rows of some_labels are \[1, 0\] but must ascend"),
+        ([0, 4], torch.zeros(2, 3, 5, dtype=torch.uint8), r"lie in 0\.\.3"),
+        ([0, 1], torch.zeros(3, 3, 5, dtype=torch.uint8), r"must be uint8 \(2, 3, 5\)"),
+    ],
+)
+def test_some_labels_must_fit_the_images(rows, labels, message):
+    with pytest.raises(ValueError, match=message):
+        pool(labels=None, some_labels=KnownLabels(rows, labels))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,16 @@ from dataclasses import dataclass, replace
 
 import pytest
 from segarena.datasets.sample import BadSample, load_each
-from segarena.datasets.selection import Catalogue, PhantomNames, one_split_each
+from segarena.datasets.selection import (
+    Catalogue,
+    PhantomNames,
+    check_pattern,
+    check_ratios,
+    one_split_each,
+    patient_of,
+    setting,
+    split_by_ratio,
+)
 
 GROUPS = {"ct2#0": "ct2", "ct2#1": "ct2", "ct1#0": "ct1", "ct1#1": "ct1", "ct9#0": "ct9"}
 CATALOGUE = Catalogue("/data", GROUPS, {"train": ["ct1", "ct3", "ct2"], "test": ["ct4"]}, "CT", "name cases")
@@ -38,8 +47,56 @@ def test_a_pattern_that_nothing_fits_is_refused_and_long_lists_are_cut():
     with pytest.raises(ValueError, match=r"no CT in '/data' is called 'ct5'; it has ct2#0, ct2#1, ct1#0, ct1#1, ct9#0"):
         CATALOGUE.named(["ct1", "ct5"])
     many = replace(CATALOGUE, groups={f"ct{n}": f"ct{n}" for n in range(20)})
-    with pytest.raises(ValueError, match=r"it has ct0, ct1, ct2, ct3, ct4, \.\.\. ct19 \(20 CTs\)$"):
+    with pytest.raises(ValueError, match=r"it has ct0, ct1, ct2, ct3, ct4, \.\.\. ct19 \(20 CTs\); correct"):
         many.named(["x*"])
+
+
+def test_a_division_by_ratio_is_the_same_everywhere_and_takes_everybody_once():
+    names = [f"p{n}" for n in range(10)]
+    splits = split_by_ratio(names, {"train": 7, "val": 1, "test": 2, "pred": 0}, seed=0)
+    assert splits == {"train": ["p6", "p0", "p3", "p2", "p5", "p1", "p9"], "val": ["p8"], "test": ["p7", "p4"]}
+    assert split_by_ratio(reversed(names + names), {"train": 0.7, "val": 0.1, "test": 0.2}, seed=0) == splits
+    assert split_by_ratio(names, {"train": 7, "val": 1, "test": 2}, seed=1) != splits
+
+
+@pytest.mark.parametrize("number", [4, 5, 23, 131])
+def test_every_split_gets_somebody_and_its_share_to_within_one(number):
+    ratios = {"a": 0.3, "b": 0.1, "c": 0.4, "d": 0.2}
+    splits = split_by_ratio(map(str, range(number)), ratios, seed=3)
+    assert sorted(group for groups in splits.values() for group in groups) == sorted(map(str, range(number)))
+    for name, share in ratios.items():
+        assert len(splits[name]) >= 1
+        assert abs(len(splits[name]) - share * number) <= 1
+
+
+def test_too_few_patients_say_which_split_would_be_empty():
+    message = "^2 patients are too few for the 3 splits train, val, test: val would be empty$"
+    with pytest.raises(ValueError, match=message):
+        split_by_ratio(["p1", "p2", "p1"], {"train": 0.7, "val": 0.1, "test": 0.2}, seed=0)
+
+
+@pytest.mark.parametrize("ratios", [{}, {"train": 0}, {"train": 1, "val": -1}, {"train": float("nan")}, {"all": 1}])
+def test_ratios_that_divide_nothing_are_refused(ratios):
+    check_ratios({"train": 3, "val": 0}, ["train"])
+    with pytest.raises(ValueError, match=r"split_ratios is .* e\.g\. \{train: 1, val: 1\}"):
+        check_ratios(ratios, ["train", "val"])
+
+
+def test_a_pattern_finds_the_patient_in_a_name():
+    assert patient_of("P07_4CH_ED", None) == "P07_4CH_ED"
+    assert patient_of("P07_4CH_ED", "^P[0-9]+") == "P07"
+    assert patient_of("study-12-a", "study-([0-9]+)") == "12"
+    with pytest.raises(ValueError, match=r"patient_pattern '\^P\[0-9\]\+' finds no patient in the name 'x1'"):
+        patient_of("x1", "^P[0-9]+")
+    check_pattern(None)
+    with pytest.raises(ValueError, match=r"patient_pattern is '\(' but must be a regular expression"):
+        check_pattern("(")
+
+
+def test_a_setting_is_written_as_its_user_has_to_write_it():
+    assert setting("--test.", "cases", ["a#1"]) == """--test.cases '["a#1"]'"""
+    assert setting("--test.", "split", "all") == "--test.split all"
+    assert setting("", "cases", ["a"]) == 'cases=["a"]'
 
 
 def test_a_group_in_two_splits_is_refused():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from segarena.datasets.echo.phantom import VENDORS, echo_phantom
-from segarena.datasets.images import ImagePool
+from segarena.datasets.images import ImagePool, KnownLabels
 from segarena.evaluation import metrics as m
 from segarena.evaluation.echo import (
     METRICS,
@@ -189,11 +189,19 @@ def test_cases_carry_names_and_the_metrics_of_the_processed_masks():
     assert not {"patient", "view", "instant"} & means.keys()
 
 
-def test_cases_need_labels_and_as_many_predictions():
+def test_images_without_labels_have_their_validity_and_means_are_over_the_labelled_ones():
     labels = torch.stack([mini_heart()] * 2)
-    data = images(labels, ["p1", "p1"], ["ED", "ES"])
-    with pytest.raises(ValueError, match="no labels"):
-        echo_cases(replace(data, labels=None), labels)
+    data = images(labels, ["p1", "p2"], ["ED", "ES"])
+    preds = torch.stack([torch.zeros_like(labels[0]), labels[1]])
+    cases = echo_cases(data.without_labels(), preds)
+    assert [case["valid"] for case in cases] == [0, 1]
+    assert mean_metrics(cases) == {"valid": 0.5}
+    mixed = replace(data, labels=None, some_labels=KnownLabels([1], labels[1:]))
+    cases = echo_cases(mixed, preds)
+    assert "dice" not in cases[0]
+    means = mean_metrics(cases)
+    assert (means["dice"], means["hd_endo_mm"], means["valid"], means["labelled"]) == (1, 0, 0.5, 0.5)
+    assert means["dice"] == mean_metrics(echo_cases(data.take([1]), preds[1:]))["dice"]
     with pytest.raises(ValueError, match="one shape"):
         echo_cases(data, labels[:1])
 

@@ -117,6 +117,37 @@ def test_wrong_values_in_a_file_name_the_file(tmp_path):
             read_results(path)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"seed": value} for value in ("x", None, [], 1.5)),
+        *({"method": value} for value in (None, 5, [], {})),
+        *({"metrics": value} for value in (None, 5, {"dice": "x"}, {"dice": float("nan")})),
+        *({name: value} for name in ("env", "data", "split", "supervision") for value in ([], 5)),
+        *({"cases": [{**case(0, 0.5), "dice": value}]} for value in ([], {}, float("inf"))),
+    ],
+)
+def test_values_of_another_type_in_a_file_name_the_file(tmp_path, changes):
+    result().write(tmp_path / "bad.json")
+    content = json.loads((tmp_path / "bad.json").read_text())
+    if "cases" in changes:
+        changes = {**changes, "origins": {"phantom": 1}}
+    (tmp_path / "bad.json").write_text(json.dumps({**content, **changes}))
+    with pytest.raises(ValueError, match=r"bad\.json is not a result"):
+        read_results(tmp_path)
+
+
+def test_a_metric_that_is_text_is_named_in_a_table():
+    with pytest.raises(ValueError, match="metric 'dice' of case 'case_0' is 'x' but must be a number"):
+        table([result(cases=[{**case(0, 0.5), "dice": "x"}], metrics={})], SHOWN)
+
+
+def test_a_name_does_not_break_the_table():
+    lines = table([result("a | b\nc")], ["dice"]).splitlines()
+    assert lines[2].startswith(r"| a \| b c ")
+    assert lines[0].count("|") == lines[2].replace(r"\|", "").count("|")
+
+
 def test_missing_files_and_empty_folders_are_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no \*\.json in the folder"):
         read_results(tmp_path)
@@ -184,6 +215,20 @@ def test_the_revision_is_a_commit_or_none(monkeypatch, tmp_path):
     assert revision is None or len(revision.removesuffix("-dirty")) == 40
     monkeypatch.setattr(machine, "ROOT", tmp_path)
     assert machine.git_revision() is None
+
+
+def test_where_some_cases_have_labels_means_and_p_values_are_over_these():
+    known = [{**case(n, dice), "labelled": 1.0, "valid": 1.0} for n, dice in enumerate((0.5, 0.7, 0.9))]
+    unknown = {"case_id": "case_9", "origin": "phantom", "labelled": 0.0, "valid": 0.0}
+    some, all_known = result(cases=[*known, unknown]), result(cases=known)
+    assert some.metrics["dice"] == all_known.metrics["dice"] == pytest.approx(0.7)
+    assert some.metrics["valid"] == 0.75
+    text = table([some, result("other", cases=[*known, unknown])], ["dice", "valid"], baseline="ppo")
+    assert row(text, "ppo")[4].startswith("70.0 [")
+    assert "3 of the 4 cases have labels: what needs labels is the mean over these." in text
+    assert "have labels" not in table([all_known], ["dice"])
+    lacking = [{key: value for key, value in known[0].items() if key != "dice"}, *known[1:]]
+    assert math.isnan(mean_metrics(lacking)["dice"]), "a labelled case that lacks a metric is not left out"
 
 
 # -- report --------------------------------------------------------------------------------------------------------

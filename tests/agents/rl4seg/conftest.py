@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from rl4seg_runs import QUICK, TINY, call, count_all, prepared, trained
-from segarena.agents import command_line, configuration
+from segarena.agents import configuration
+from segarena.agents.commands import train
 from segarena.rewards.corrector import Corrector
 
 
@@ -17,7 +18,7 @@ from segarena.rewards.corrector import Corrector
 def one_parser():
     """The command line takes half a second to build, and is needed a hundred times."""
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((command_line, "parser"), (configuration, "experiment_parser")):
+        for module, name in ((train, "parser"), (configuration, "experiment_parser")):
             patch.setattr(module, name, functools.cache(getattr(module, name)))
         yield
 

@@ -180,3 +180,17 @@ def test_the_data_set_of_the_user_is_read_and_never_written(tmp_path, recorded, 
     assert call("render", "--run", run) == 0
     assert re.search(r"episode.gif: 2CHu3_ED, policies 0 to 2$", capsys.readouterr().out, re.MULTILINE)
     assert [everything(folder) for folder in folders] == before
+    mask = Path("p3", "2ch", "2CHu3_ES.nii.gz")  # the test image gets a mask, its three neighbours have none
+    (tmp_path / "target" / "gt" / mask).parent.mkdir(parents=True)
+    shutil.copy(next((tmp_path / "source" / "gt").rglob("*.nii.gz")), tmp_path / "target" / "gt" / mask)
+    assert call("evaluate", "--run", run) == 0
+    said = capsys.readouterr()
+    assert "1 of the 4 cases have labels: what needs labels is the mean over these." in said.out
+    (row,) = re.findall(r"^\| Quick  .*", said.out, re.MULTILINE)
+    assert row.count("| – ") == 0
+    (result,) = (result for result in read_results(run / "evaluation") if result.method == "Quick")
+    (judged,) = (case for case in result.cases if "dice_avg" in case)
+    assert judged["case_id"] == "2CHu3_ES"
+    assert [case["labelled"] for case in result.cases] == [0, 1, 0, 0]
+    assert result.metrics["dice_avg"] == judged["dice_avg"]
+    assert result.metrics["valid"] == sum(case["valid"] for case in result.cases) / 4

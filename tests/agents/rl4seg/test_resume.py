@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -58,16 +59,59 @@ def test_a_stage_whose_manifest_is_lost_is_made_the_same_again(copied, tiny):
 @pytest.mark.parametrize(
     ("command", "key", "value", "said"),
     [
-        (["train", "--resume"], "ppo.epochs", 7, "iteration_1/ppo/manifest.json was made with ppo.epochs = 2 but"),
         (["evaluate", "--run"], "target.phantom_patients.pred", 9, "target.phantom_patients.pred = 5 but the run has "),
         (["render", "--run"], "gold.fraction", 0.5, "made with gold.fraction = 1.0 but the run has 0.5"),
     ],
 )
-def test_a_changed_configuration_is_refused_by_name(copied, capsys, command, key, value, said):
+def test_a_changed_configuration_is_not_evaluated(copied, capsys, command, key, value, said):
     reconfigure(copied, {key: value})
     before = everything(copied)
     assert_refused(call(*command, copied), capsys, said, "put it back, or start a new run with another --out")
     assert everything(copied) == before
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_changed_key_is_refused_with_the_command_that_makes_again_what_depends_on_it(copied, tiny, capsys, by_hand):
+    """Whether --resume gives it or config.yaml was edited."""
+    if by_hand:
+        reconfigure(copied, {"ppo.epochs": 1})
+    before = everything(copied)
+    given = [] if by_hand else ["--ppo.epochs", "1"]
+    status = call("train", "--resume", copied, *given)
+    out, message = capsys.readouterr()
+    assert status == 2, out + message
+    assert "iteration_1/ppo/manifest.json was made with ppo.epochs = 2 but the run has 1; put it back; or" in message
+    assert everything(copied) == before
+    assert message.endswith("; or start a new run with another --out\n")
+    command = re.search(r": (rm -r .*?); or start", message)[1]
+    subprocess.run(command, shell=True, check=True)
+    gone = set(stages_of(tiny)) - set(stages_of(copied))
+    loop = {f"iteration_{i}/{part}" for i in (1, 2) for part in ("reward_data", "reward_net", "ppo")}
+    methods = ("gold_self_training", "corrected_self_training", "policy_gradient", "oracle_rl")
+    assert gone == loop - {"iteration_1/reward_data", "iteration_1/reward_net"} | {f"baselines/{n}" for n in methods}
+    assert call("train", "--resume", copied, *given) == 0
+    assert stages_of(copied) == stages_of(tiny)
+    assert [line["step"] for line in Run(copied / "iteration_1/ppo").metrics()][-1] == 16
+
+
+def test_a_key_on_which_only_later_stages_depend_is_changed_by_the_command(copied, capsys):
+    """A baseline is left out; a new one is trained; the stages that are there stay as they are."""
+    shutil.rmtree(copied / "baselines" / "udas")
+    shutil.rmtree(copied / "iteration_2")
+    for name in ("policy_gradient", "oracle_rl"):
+        shutil.rmtree(copied / "baselines" / name)
+    before, text = everything(copied), (copied / "config.yaml").read_text()
+    command = ("train", "--resume", copied, "--baselines", "[tist,udas]", "--udas.epochs", "2", "--name", "Other")
+    assert call(*command) == 0
+    assert (copied / "config_1.yaml").read_text() == text
+    changed = Run(copied).config
+    assert (changed["baselines"], changed["udas"]["epochs"], changed["name"]) == (["tist", "udas"], 2, "Other")
+    assert (copied / "baselines/udas/manifest.json").exists()
+    assert not (copied / "baselines/oracle_rl").exists()
+    after = everything(copied)
+    assert {path for path in before if after.get(path) != before[path]} == {copied / "config.yaml"}
+    assert call("train", "--resume", copied) == 0
+    assert not (copied / "config_2.yaml").exists(), "nothing has changed since"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from rl4seg_runs import (
     trained,
     weights,
 )
-from segarena.agents.command_line import parser
 from segarena.agents.configuration import experiment_parser
 from segarena.agents.dense_ppo.ppo import DensePPO
 from segarena.agents.papers import PAPERS
@@ -145,11 +144,12 @@ def test_the_ablations_of_reward_data_run(tmp_path, half_gold, changes, expected
 def test_every_configuration_can_be_trained(path):
     """Alone, or after loop.yaml; on folders where it asks for them."""
     text = path.read_text()
-    files = [] if "paper: rl4seg" in text else [CONFIGS / "loop.yaml"]
-    arguments = ["train", *(part for file in (*files, path) for part in ("--config", str(file)))]
+    alone = path.stem in ("loop", "loop_paper", "camus", "supervised")
+    files = [] if alone else [CONFIGS / "loop.yaml"]
+    arguments = [part for file in (*files, path) for part in ("--config", str(file))]
     if "--target.data" in text:
         arguments += ["--source.data", "source", "--target.data", "target"]
-    options = parser(PAPERS["rl4seg"]).parse_args(arguments).train
-    made = experiment_parser(PAPERS["rl4seg"]).instantiate(options)
+    options = experiment_parser(PAPERS["rl4seg"])
+    made = options.instantiate(options.parse_args(arguments))
     experiment = RL4SegExperiment(**{field.name: made[field.name] for field in fields(RL4SegExperiment)}).resolved()
     assert experiment.paper == "rl4seg"

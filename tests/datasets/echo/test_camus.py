@@ -1,6 +1,7 @@
 """Echocardiograms from files: the layouts that are read, how images reach the network, and what is refused."""
 
 import gzip
+import logging
 import shutil
 import zlib
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from segarena.datasets.echo.images import LV, MYO, EchoDataConfig, load_echo
 from segarena.datasets.echo.preparation import Acquisition, resize_mask, to_bytes
+from segarena.datasets.folders import log_once
 
 SHAPE = (48, 40)
 """(y, x) of the small images made here."""
@@ -98,8 +100,8 @@ def one(folder):
     return Path(f"{stem}.nii.gz"), Path(f"{stem}_gt.nii.gz")
 
 
-def load(folder, split="all", on_bad=None, **settings):
-    return load_echo(EchoDataConfig(data=str(folder), **settings), split, on_bad)
+def load(folder, split="all", on_bad=None, option="", **settings):
+    return load_echo(EchoDataConfig(data=str(folder), **settings), split, on_bad, option)
 
 
 # -- CAMUS ---------------------------------------------------------------------------------------------------------
@@ -178,14 +180,88 @@ def test_the_lists_of_camus_are_its_splits_and_may_name_patients_that_are_not_th
         load(tmp_path, "train")
 
 
-def test_without_lists_the_patients_must_be_named(tmp_path):
+def test_without_lists_the_patients_are_divided_by_ratio_and_said_once(tmp_path, caplog):
+    log_once.cache_clear()
+    small_camus(tmp_path, patients=5)
+    with caplog.at_level(logging.INFO):
+        groups = {split: set(load(tmp_path, split).groups) for split in ("train", "val", "test")}
+    assert [len(groups[split]) for split in groups] == [3, 1, 1]
+    assert set.union(*groups.values()) == {f"patient000{n}" for n in range(1, 6)}
+    said = f"{tmp_path}: 5 patients were divided by ratio (split_seed 0): train 3, val 1, test 1"
+    assert [record.getMessage() for record in caplog.records] == [said]
+    other = {"split_ratios": {"train": 1, "pred": 4}}
+    assert len(set(load(tmp_path, "pred", **other).groups)) == 4
+    assert [load(tmp_path, "train", split_seed=seed, **other).groups[0] for seed in range(4)] != ["patient0001"] * 4
+    with pytest.raises(ValueError, match=r"split is 'tset' but .* has train, val, test, all; or list the patients"):
+        load(tmp_path, "tset")
+
+
+def test_patients_may_be_named_instead(tmp_path):
     small_camus(tmp_path)
-    with pytest.raises(ValueError, match=r"split is 'train' but .* has all; to define it, .* `patients` .*: \{train: "):
-        load(tmp_path, "train")
     named = {"train": ["*1", "patient0003"], "test": ["patient000[2]"]}
     assert load(tmp_path, "train", patients=named).groups[::4] == ["patient0001", "patient0003"]
-    with pytest.raises(ValueError, match=r"no patient in .* is called '\*9'; it has patient0001, patient0002"):
-        load(tmp_path, "train", patients={"train": ["*9"]})
+    with pytest.raises(ValueError, match=r"no patient in .* is called '\*9'; it has .*; correct --target\.patients"):
+        load(tmp_path, "train", option="--target.", patients={"train": ["*9"]})
+
+
+def test_too_few_patients_say_which_split_would_be_empty_and_the_way_out_works(tmp_path):
+    small_camus(tmp_path, patients=2)
+    with pytest.raises(ValueError, match=r"2 patients are too few .*: val would be empty; divide them") as caught:
+        load(tmp_path, "train", option="--source.")
+    assert """--source.split_ratios '{"train": 1, "val": 1}'""" in str(caught.value)
+    assert {len(load(tmp_path, split, split_ratios={"train": 1, "val": 1})) for split in ("train", "val")} == {4}
+
+
+def test_lists_of_the_folder_win_over_ratios_unless_they_name_nobody(tmp_path, caplog):
+    log_once.cache_clear()
+    small_camus(tmp_path, patients=4)
+    lists = tmp_path / "database_split"
+    lists.mkdir()
+    (lists / "subgroup_training.txt").write_text("patient0003\n")
+    ratios = {"split_ratios": {"train": 1, "val": 1}}
+    assert set(load(tmp_path, "train", **ratios).groups) == {"patient0003"}
+    assert "has lists of its own: split_ratios is not used" in caplog.text
+    (lists / "subgroup_training.txt").write_text("patient0400\n")
+    assert len(set(load(tmp_path, "train", **ratios).groups)) == 2
+    (lists / "subgroup_training.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"subgroup_training\.txt is no list of patients in UTF-8"):
+        load(tmp_path, "train")
+
+
+def test_a_patient_may_lack_views_instants_and_masks(tmp_path, caplog):
+    log_once.cache_clear()
+    small_camus(tmp_path)
+    stem = tmp_path / "database_nifti" / "patient0001" / "patient0001"
+    for name in ("2CH_ED", "2CH_ED_gt", "2CH_ES", "2CH_ES_gt", "4CH_ES_gt"):
+        Path(f"{stem}_{name}.nii.gz").unlink()
+    for path in (tmp_path / "database_nifti" / "patient0003").iterdir():
+        path.unlink()
+    with caplog.at_level(logging.INFO):
+        echo = load(tmp_path)
+    assert echo.ids[:3] == ["patient0001_4CH_ED", "patient0001_4CH_ES", "patient0002_2CH_ED"]
+    assert len(echo) == 6
+    assert echo.labels is None
+    assert echo.known_labels.rows == [0, 2, 3, 4, 5]
+    assert set(echo.known_labels.labels.unique().tolist()) == {0, LV, MYO}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{stem.parent.parent / 'patient0003'} has no image patient0003_<2CH|4CH>_<ED|ES> and is left out",
+        f"{tmp_path}: 5 of 6 images of split 'all' have labels",
+    ]
+    for path in tmp_path.rglob("*_gt.nii.gz"):
+        path.unlink()
+    assert load(tmp_path).known_labels is None
+
+
+def test_real_patients_without_masks_are_a_target(camus, tmp_path):
+    for path in (camus / "CAMUS" / "training" / "patient0004").iterdir():
+        if "_gt" not in path.name:
+            shutil.copy(path, tmp_path)
+    (tmp_path / "patient0004").mkdir()
+    for path in tmp_path.glob("patient*_*"):
+        path.rename(tmp_path / "patient0004" / path.name)
+    echo, labelled = load(tmp_path), load(camus / "CAMUS", patients={"x": ["*4"]}, split="x")
+    assert echo.known_labels is None
+    assert torch.equal(echo.images, labelled.images)
 
 
 def test_compressed_big_endian_metaimages_are_read(tmp_path):
@@ -236,10 +312,9 @@ def test_clahe_of_a_prepared_set_must_be_asked_for(tmp_path):
 
 def test_images_of_a_prepared_set_need_no_mask(tmp_path, caplog):
     small_prepared(tmp_path)
-    assert load(tmp_path, "pred").labels is None
+    assert load(tmp_path, "pred").known_labels is None
     assert not caplog.records
-    assert load(tmp_path, "all").labels is None
-    assert "3 of 4 images of split 'all' have a mask: all are taken as unlabelled" in caplog.text
+    assert load(tmp_path, "all").known_labels.rows == [0, 1, 2]
 
 
 def test_ids_of_a_prepared_set_may_be_paths(tmp_path):
@@ -249,7 +324,7 @@ def test_ids_of_a_prepared_set_may_be_paths(tmp_path):
     )
     assert load(tmp_path, "train").ids == ["uid0_ED"]
     (tmp_path / "set.csv").write_text("id,study,view,instant,split_0\n../2ch/uid0_ED,patient0001,2CH,ED,train\n")
-    with pytest.raises(ValueError, match=r"names '\.\./2ch/uid0_ED', which must lie below img/"):
+    with pytest.raises(ValueError, match=r"names '\.\./2ch/uid0_ED\.nii\.gz', which must lie below .*img"):
         load(tmp_path, "train")
 
 
@@ -300,7 +375,7 @@ def test_an_empty_table_is_refused(tmp_path):
     [
         (1.5, r"values 0\.\.1\.5 but must lie in 0\.\.1;"),
         (-0.2, r"values -0\.2\.\."),
-        (np.nan, "1 pixels that are NaN"),
+        (np.nan, "1 voxels that are NaN"),
     ],
 )
 def test_values_that_are_no_grey_are_refused(tmp_path, value, message):
@@ -343,8 +418,8 @@ def lose_image(folder):
     one(folder)[0].unlink()
 
 
-def lose_label(folder):
-    one(folder)[1].unlink()
+def empty(folder):
+    one(folder)[0].write_bytes(b"")
 
 
 def cut(folder):
@@ -371,8 +446,8 @@ def forget_spacing(folder):
         (shrink_label, r"_gt\.nii\.gz has shape \(47, 40\) \(y, x\) but .* has \(48, 40\)"),
         (blacken, r"holds the value 0 in every pixel"),
         (lose_image, r"_2CH_ES\.nii\.gz does not exist"),
-        (lose_label, r"_2CH_ES_gt\.nii\.gz does not exist"),
-        (cut, r"cannot be read as NIfTI"),
+        (empty, r"_2CH_ES\.nii\.gz cannot be read as NIfTI \(its first 0 bytes"),
+        (cut, r"is truncated or damaged"),
         (stack, r"has shape \(48, 40, 3\) but one plane is needed"),
         (forget_spacing, r"gives its pixels the size 0\.5 x 0 mm \(y, x\)"),
     ],
@@ -399,7 +474,12 @@ def test_a_bad_file_is_refused_by_name_and_a_batch_goes_on_without_it(tmp_path, 
         ({"DimSize": None}, None, r"lacks DimSize: it is no complete \.mhd"),
         ({"ElementType": "MET_OTHER"}, None, r"truncated or damaged \('MET_OTHER'\)"),
         ({"ElementDataFile": "gone.raw"}, None, r"names the pixels .*gone\.raw, which do not exist"),
-        ({}, 100, r"patient0001_2CH_ED\.raw is truncated or damaged"),
+        ({}, 100, r"patient0001_2CH_ED\.raw is truncated or damaged .*has 100 bytes but .* say 1,920"),
+        ({"BinaryData": "False"}, None, r"BinaryData is not True"),
+        ({"ElementNumberOfChannels": "3"}, None, r"ElementNumberOfChannels is 3 but must be 1"),
+        ({"ElementSpacing": "1e-9 1e-9 1"}, None, r"the size 1e-09 x 1e-09 mm .* need sizes of 0\.001 to 100 mm"),
+        ({"DimSize": "9999999999999 9999999999999 1", "CompressedData": "True"}, None, r"\(DimSize is 9999"),
+        ({"CompressedData": "True"}, None, r"is truncated or damaged"),
     ],
 )
 def test_a_bad_metaimage_is_refused(tmp_path, fields, kept, message):
@@ -427,7 +507,7 @@ def test_a_folder_without_echocardiograms_says_what_was_expected_and_found(tmp_p
 def test_if_every_image_is_bad_the_split_is_refused(tmp_path):
     small_camus(tmp_path, patients=1)
     for path in tmp_path.rglob("*_gt.nii.gz"):
-        path.unlink()
+        Path(str(path).replace("_gt", "")).unlink()
     with pytest.raises(ValueError, match=r"none of the 4 images of split 'all' in .* can be used"):
         load(tmp_path, on_bad=lambda _: None)
 

@@ -1,6 +1,7 @@
 """Liver cases on the working grid: alignment, the way back, splits, the cache, and real CTs."""
 
 import json
+import logging
 import random
 import shutil
 from importlib import resources
@@ -10,12 +11,20 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from segarena.datasets.folders import log_once
 from segarena.datasets.liver import cases as liver_ct
-from segarena.datasets.liver.cases import PHANTOM_SPLITS, LiverDataConfig, iter_liver_cases, load_liver_cases
+from segarena.datasets.liver.cases import (
+    PHANTOM_SPLITS,
+    LiverDataConfig,
+    iter_liver_cases,
+    liver_case_ids,
+    load_liver_cases,
+)
 from segarena.datasets.liver.grid import resample_to_shape, scale_hu
 from segarena.datasets.liver.lesions import LesionConfig
 from segarena.datasets.liver.phantom import liver_phantom
 from segarena.datasets.nifti import Frame
+from segarena.envs.spars_config import SparsConfig
 
 STANDINS = Path(__file__).resolve().parents[4] / "shared" / "data" / "standins"
 needs_standins = pytest.mark.skipif(not STANDINS.is_dir(), reason=f"the real sample CTs are not at {STANDINS}")
@@ -109,6 +118,13 @@ def test_a_crop_is_taken_around_the_body_and_padding_is_air(tmp_path):
     (case,) = load_liver_cases(config_for(folder, tmp_path / "cache", grid_shape=(80, 60, 40), **settings))
     assert (case.hu[:10] == -1000).all()
     assert (case.label >= 1).sum() == 24 * 20 * 14
+
+
+def test_voxels_too_large_for_the_spacing_are_refused_before_memory_is_asked_for(tmp_path):
+    folder = write_case(tmp_path, "liver_0", np.diag([99.0, 99.0, 99.0, 1.0]))
+    settings = {"grid": "spacing", "spacing_mm": (0.5, 0.5, 0.5), "grid_shape": (8, 8, 8)}
+    with pytest.raises(ValueError, match=r"liver_0 has voxels of 99 x 99 x 99 mm and would have 11880 x 8712 x 5940"):
+        load_liver_cases(config_for(folder, tmp_path / "cache", **settings))
 
 
 def test_a_mask_of_another_grid_is_refused():
@@ -216,7 +232,7 @@ def test_a_folder_is_split_in_the_order_of_the_official_file(tmp_path):
         ({"split": "train"}, "is 'train' but .* has classifier_train, classifier_val, rl_pool, test, all; name cases"),
         (
             {"split": "rl_pool"},
-            r"has no case that is there; there are liver_3; name cases, .* cases=\[liver_3\]",
+            r"has no case that is there; there are liver_3; name cases, .* cases=\[\"liver_3\"\]",
         ),
         ({"cases": ["liver_4"]}, "'liver_4'; it has liver_3"),
         ({"cases": []}, "cases is empty"),
@@ -228,10 +244,65 @@ def test_a_wrong_selection_says_what_there_is(tmp_path, settings, message):
         iter_liver_cases(config_for(tmp_path, tmp_path / "cache", **settings))
 
 
-def test_a_split_of_cases_that_are_not_the_decathlons_is_refused(tmp_path):
-    write_case(write_case(tmp_path, "liver_3"), "patient_7")
-    with pytest.raises(ValueError, match=r"no split knows its patient_7.* take all by split=all$"):
-        iter_liver_cases(config_for(tmp_path, tmp_path / "cache", split="test"))
+def empty_files(folder, images, labels=()):
+    for kind, names in (("images", images), ("labels", labels)):
+        for name in names:
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            (folder / kind / f"{name}.nii.gz").touch()
+    return folder
+
+
+SPLITS = ("classifier_train", "classifier_val", "rl_pool", "test")
+
+
+def divided(folder, **settings):
+    return {s: liver_case_ids(LiverDataConfig(data=str(folder), split=s, **settings)) for s in SPLITS}
+
+
+def test_cases_that_no_list_knows_are_divided_by_ratio_and_said_once(tmp_path, caplog):
+    log_once.cache_clear()
+    names = [f"ct_{n}" for n in range(10)]
+    empty_files(tmp_path, [*names, "ct_10"], names)
+    with caplog.at_level(logging.INFO):
+        splits = divided(tmp_path)
+    assert {split: len(ids) for split, ids in splits.items()} == dict(zip(SPLITS, (3, 1, 4, 2), strict=True))
+    assert sorted(i for ids in splits.values() for i in ids) == sorted(names)
+    assert splits == divided(tmp_path)
+    assert splits != divided(tmp_path, split_seed=1)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: 10 cases of 10 patients were divided by ratio (split_seed 0): classifier_train 3, "
+        "classifier_val 1, rl_pool 4, test 2; 1 cases without label are in no split"
+    ]
+    assert len(liver_case_ids(LiverDataConfig(data=str(tmp_path), split="all"))) == 11
+
+
+def test_all_cts_and_lesion_variants_of_a_patient_lie_in_one_split(tmp_path):
+    empty_files(tmp_path, [f"P{n}_{phase}" for n in range(5) for phase in ("portal", "late")])
+    splits = divided(tmp_path, patient_pattern="^P[0-9]+", implant_lesions=LesionConfig(), copies=2)
+    patients = {split: {i.split("_")[0] for i in ids} for split, ids in splits.items()}
+    assert sum(map(len, patients.values())) == 5
+    assert sum(map(len, splits.values())) == 20
+
+
+def test_ratios_that_are_given_win_over_the_list_of_the_decathlon(tmp_path):
+    first = official_splits()["test"][:4]
+    empty_files(tmp_path, first, first)
+    assert liver_case_ids(LiverDataConfig(data=str(tmp_path), split="test")) == first
+    ratios = {"rl_pool": 1.0, "test": 1.0}
+    ids = {s: liver_case_ids(LiverDataConfig(data=str(tmp_path), split=s, split_ratios=ratios)) for s in ratios}
+    assert [len(ids[split]) for split in ratios] == [2, 2]
+    with pytest.raises(ValueError, match=r"split is 'classifier_train' but .* has rl_pool, test, all"):
+        divided(tmp_path, split_ratios=ratios)
+
+
+def test_too_few_patients_say_which_splits_would_be_empty(tmp_path):
+    empty_files(tmp_path, ["liver_3", "patient_7"])
+    message = (
+        r"2 patients .*: test and classifier_val would be empty; name cases, such as --test\.cases '\[\"liver_3\"\]'"
+    )
+    with pytest.raises(ValueError, match=message) as caught:
+        liver_case_ids(LiverDataConfig(data=str(tmp_path), split="test"), "--test.")
+    assert str(caught.value).endswith("or take all by --test.split all")
 
 
 @pytest.mark.parametrize(
@@ -239,6 +310,9 @@ def test_a_split_of_cases_that_are_not_the_decathlons_is_refused(tmp_path):
     [
         ("grid", "isotropic"),
         ("grid_shape", (64, 0, 48)),
+        ("grid_shape", (10_000, 10_000, 10_000)),
+        ("split_ratios", {"test": -1.0}),
+        ("patient_pattern", "("),
         ("spacing_mm", (1.0, -1.0, 1.0)),
         ("hu_window", (201.0, -17.0)),
         ("copies", 0),
@@ -285,6 +359,13 @@ def test_a_prepared_case_is_read_once_and_known_by_its_content(tmp_path, monkeyp
     write_case(folder, "liver_0", shape=(60, 44, 31))
     (changed,) = load_liver_cases(config)
     assert changed.digest != first.digest
+
+
+def test_what_changes_no_voxel_shares_the_cache_entry(tmp_path):
+    folder = write_case(tmp_path, "liver_0")
+    load_liver_cases(config_for(folder, tmp_path / "cache", grid_shape=(256, 256, 180)))
+    load_liver_cases(SparsConfig(data=str(folder), cases=["liver_0"], cache_dir=str(tmp_path / "cache"), horizon=9))
+    assert len(list((tmp_path / "cache" / "liver_ct").iterdir())) == 1
 
 
 def test_another_window_or_grid_is_another_cache_entry(tmp_path):

@@ -1,0 +1,87 @@
+"""Files in a user's folder: pairs of `images/` and `labels/`, and names that a list of the folder gives."""
+
+import logging
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+log = logging.getLogger(__name__)
+
+
+class Pair(NamedTuple):
+    """An image, and the label of the same name."""
+
+    name: str
+    """File name without its suffix."""
+    image: Path
+    label: Path | None
+    """None where there is none."""
+
+
+def find_pairs(folder: Path, suffixes: Sequence[str]) -> list[Pair]:
+    """The images of `folder/images` by name, each with the file of the same name in `folder/labels` if there is one.
+
+    suffixes: of the files that can be read, in small letters; the others are named in a warning. Names that begin with
+    a dot are skipped.
+
+    Raises:
+        FileNotFoundError: no image that can be read.
+        ValueError: two files of one name, or a label without its image.
+    """
+    images = _by_name(folder / "images", suffixes)
+    labels = _by_name(folder / "labels", suffixes) if (folder / "labels").is_dir() else {}
+    if not images:
+        raise FileNotFoundError(f"no image in {folder / 'images'}: expected files that end in {', '.join(suffixes)}")
+    if lost := [labels[name] for name in labels if name not in images]:
+        raise ValueError(f"{lost[0]} has no image of its name in {folder / 'images'}; rename it, or take it away")
+    return [Pair(name, image, labels.get(name)) for name, image in images.items()]
+
+
+def _by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    others = []
+    for path in sorted(folder.iterdir()):
+        fitting = [suffix for suffix in suffixes if path.name.lower().endswith(suffix)]
+        if path.name.startswith("."):
+            continue
+        if not fitting:
+            others += [path.name] if path.suffix not in (".raw", ".zraw") else []  # the pixels of a .mhd
+            continue
+        name = path.name[: -len(fitting[0])]
+        if name in files:
+            raise ValueError(f"{files[name]} and {path} have one name; take one of them away")
+        files[name] = path
+    if others:
+        ends = ", ".join(suffixes)
+        log_once(f"{len(others)} files in {folder} are not read ({others[0]}): no {ends}", logging.WARNING)
+    return files
+
+
+def below(folder: Path, name: str, where: str) -> Path:
+    """The file `name` of the folder.
+
+    where: what names it, the begin of the error.
+
+    Raises:
+        ValueError: a name that leads out of the folder, by itself or as a link.
+    """
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{where} names {name!r}, which must lie below {folder}")
+    try:
+        leads_to, root = Path(os.path.realpath(folder / path)), Path(os.path.realpath(folder))
+    except ValueError as error:
+        raise ValueError(f"{where} names {name!r}, which is no file name ({error})") from error
+    if not leads_to.is_relative_to(root):
+        raise ValueError(
+            f"{where} names {name!r}, a link to {leads_to}, which lies outside of {folder}; copy the file into it"
+        )
+    return folder / path
+
+
+@lru_cache(maxsize=1000)
+def log_once(text: str, level: int = logging.INFO) -> None:
+    """Log what concerns a folder once per process, however often the folder is looked into."""
+    log.log(level, "%s", text)

@@ -1,0 +1,168 @@
+"""Another package registers environment, reference policies and paper by entry points; a broken one disturbs nobody."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import segarena
+from segarena.agents.plugins import Table
+
+TESTS = Path(__file__).resolve().parents[1]
+PACKAGE = '''
+    """The corridor of the tests, its rules, and a paper that trains plain PPO on it by default."""
+
+    from dataclasses import dataclass, replace
+
+    import newcomer
+    from segarena.agents import generic
+
+    Corridor = newcomer.Corridor
+    POLICIES = newcomer.RULES
+
+
+    @dataclass(frozen=True)
+    class Experiment(generic.PPOExperiment):
+        """One walk."""
+
+        paper: str = "walk"
+        name: str = "walker"
+        env: str = "Walk-v0"
+
+
+    PAPER = replace(generic.PAPER, experiment=Experiment)
+'''
+POINTS = """
+    [segarena.environments]
+    Walk-v0 = walking:Corridor
+    Gone-v0 = no_such_module:Env
+    SPARS-LiverCT-v0 = walking:Corridor
+    Not a name-v = walking:Corridor
+    [segarena.policies]
+    Walk-v0 = walking:POLICIES
+    Gone-v0 = no_such_module:POLICIES
+    [segarena.papers]
+    walk = walking:PAPER
+    torn = walking:NO_SUCH_NAME
+    [gymnasium.envs]
+    __root__ = walking_ids:register
+"""
+IDS = '''
+    """What Gymnasium calls when it is imported: no class is needed for it."""
+
+    import gymnasium as gym
+
+
+    def register():
+        adapters = "segarena.envs.adapters"
+        gym.register(
+            "Stroll-v0",
+            entry_point=f"{adapters}:make_single",
+            vector_entry_point=f"{adapters}:make_batch",
+            kwargs={"env_class": "walking:Corridor"},
+        )
+'''
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder with the distribution "walking 1.2", as pip leaves one."""
+    site = tmp_path_factory.mktemp("site")
+    for name, text in {"walking.py": PACKAGE, "walking_ids.py": IDS}.items():
+        (site / name).write_text(textwrap.dedent(text))
+    (site / "walking-1.2.dist-info").mkdir()
+    (site / "walking-1.2.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: walking\nVersion: 1.2\n")
+    (site / "walking-1.2.dist-info" / "entry_points.txt").write_text(textwrap.dedent(POINTS))
+    return site
+
+
+def program(site, cwd, *arguments):
+    """What `python -m segarena` makes of the arguments, with the distribution installed."""
+    paths = [str(site), str(TESTS), str(Path(segarena.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", "segarena", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
+
+
+def test_a_package_is_listed_and_what_is_broken_of_it_is_named(site, tmp_path):
+    done = program(site, tmp_path, "list")
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 1, "something was left out"
+    walk = done.stdout[done.stdout.index("Walk-v0") :]
+    assert "  package       walking 1.2\n" in walk
+    assert "  observations  Box(0.0, 1.0, (2,), float32)\n" in walk
+    assert "  policy        to the door: The way.\n" in walk
+    assert "Stroll-v0\n  paper         registered with Gymnasium\n" in done.stdout
+    assert "paper walk\n  package       walking 1.2\n  experiment    One walk.\n" in done.stdout
+    assert "left out   Gone-v0 cannot be made: ModuleNotFoundError: No module named 'no_such_module'" in done.stderr
+    torn = "left out   paper 'torn' of package walking 1.2 (walking:NO_SUCH_NAME) cannot be loaded: AttributeError"
+    assert torn in done.stderr
+    taken = "environment 'SPARS-LiverCT-v0' of package walking 1.2 is left out: there is an environment of this id"
+    assert taken in done.stderr
+    assert "environment 'Not a name-v' of package walking 1.2 is left out" in done.stderr
+    assert "\nNot a name-v" not in done.stdout
+    assert "policy        bfs_to_tau: " in done.stdout, "the package's own are as they were"
+
+
+def test_the_program_plays_and_trains_what_a_package_adds(site, tmp_path):
+    played = program(site, tmp_path, "play", "--id", "Walk-v0", "--episodes", "5", "--device", "cpu")
+    assert played.returncode == 0, played.stderr
+    assert "| to the door " in played.stdout
+
+    quick = "--ppo.total_timesteps", "64", "--ppo.num_envs", "4", "--ppo.n_steps", "8", "--ppo.batch_size", "16"
+    trained = program(site, tmp_path, "train", "--paper", "walk", "--device", "cpu", "--out", "run", *quick)
+    assert trained.returncode == 0, trained.stderr
+    assert (tmp_path / "run" / "config.yaml").read_text().startswith("paper: walk\nname: walker\n")
+    assert "python -m segarena evaluate --run run" in trained.stdout.replace(str(Path(sys.executable).parent) + "/", "")
+
+    wrong = program(site, tmp_path, "train", "--paper", "walk", "--ppo.lr", "3")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 3), wrong.stderr  # two environments that are left out
+    assert "paper 'walk' has no option --ppo.lr; did you mean --ppo.learning_rate?" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--paper", "torn"], "paper 'torn' of package walking 1.2 (walking:NO_SUCH_NAME) cannot be loaded"),
+        (["play", "--id", "Gone-v0"], "environment 'Gone-v0' of package walking 1.2 (no_such_module:Env) cannot be"),
+    ],
+)
+def test_what_is_broken_is_refused_with_the_name_of_its_package(site, tmp_path, arguments, said):
+    done = program(site, tmp_path, *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_row_is_imported_when_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(metadata, "entry_points", lambda group: ())
+    table = Table("number", "no.such.group", {"e": "math:e", "gone": "math:gone"})
+    assert (list(table), len(table), "e" in table, "pi" in table) == (["e", "gone"], 2, True, False)
+    assert not table.is_loaded("e")
+    assert table["e"] == pytest.approx(2.718, abs=0.001)
+    assert table.is_loaded("e")
+    assert table.is_own("e")
+    with pytest.raises(ValueError, match=r"number 'gone' \(math:gone\) cannot be loaded: AttributeError"):
+        table["gone"]
+    with pytest.raises(KeyError):
+        table["pi"]
+    table["e"] = 3.0
+    assert table["e"] == 3.0
+    assert not table.is_own("e"), "another row took its place"
+    del table["e"]
+    assert list(table) == ["gone"]
+
+
+def test_the_papers_are_loaded_when_they_are_used():
+    code = """
+import sys
+assert list(PAPERS)[:3] == ["spars", "rl4seg", "ppo"]
+assert "torch" not in sys.modules
+assert PAPERS["ppo"].experiment.__name__ == "PPOExperiment"
+assert "segarena.agents.rl4seg.training" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

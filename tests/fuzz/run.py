@@ -1,0 +1,108 @@
+"""Hand malformed inputs to SegArena's readers and count the faults; exit status 1 if there are any."""
+
+import argparse
+import importlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from segarena.agents.commands import COMMANDS
+from segarena.agents.papers import PAPERS, paper_named
+from segarena.evaluation.machine import describe_machine
+
+from fuzz.groups import GROUPS, inputs, sample
+from fuzz.harness import Limits, Outcome, try_one
+from fuzz.trained import prepare
+
+
+def import_everything() -> None:
+    """Import what commands and papers import when they are used, so that it is paid once and not by every child."""
+    for name in COMMANDS:
+        importlib.import_module(f"segarena.agents.commands.{name}")
+    for name in PAPERS:
+        paper_named(name)
+    for name in ("torch._dynamo", "torch.utils.tensorboard.summary", "matplotlib.backends.backend_agg", "imageio.v3"):
+        importlib.import_module(name)
+
+
+def main() -> int:
+    """Run the inputs that the options choose."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--seed", type=int, default=0, help="seed of the random inputs")
+    options.add_argument("--group", action="append", choices=list(GROUPS), help="only these groups")
+    options.add_argument("--only", default=None, help="only inputs whose name begins so; their folders are kept")
+    options.add_argument("--sample", type=int, default=None, help="of each group, those that once failed and so many")
+    options.add_argument("--seconds", type=float, default=Limits.seconds, help="time of one input")
+    options.add_argument("--rss_mib", type=float, default=Limits.rss_mib, help="resident memory of one input")
+    options.add_argument("--memory_gib", type=float, default=Limits.memory_gib, help="address space of one input")
+    options.add_argument("--report", type=Path, default=None, help="JSON of every outcome and of the counts")
+    options.add_argument("--list", action="store_true", help="print the names")
+    given = options.parse_args()
+    chosen = {}
+    for group in given.group or GROUPS:
+        everyone = inputs(group, given.seed) if given.sample is None else sample(group, given.seed, given.sample)
+        chosen[group] = [one for one in everyone if one.name.startswith(given.only or "")]
+    if given.list:
+        print("\n".join(f"{one.must:7} {one.name}" for group in chosen.values() for one in group))
+        return 0
+    import_everything()
+    torch.set_num_threads(1)
+    limits = Limits(given.seconds, given.rss_mib, given.memory_gib)
+    root, began = Path(tempfile.mkdtemp(prefix="fuzz_")), time.monotonic()
+    outcomes: dict[str, list[Outcome]] = {group: [] for group in chosen}
+    try:
+        prepare(root / "trained")
+        for group, members in chosen.items():
+            for number, one in enumerate(members):
+                folder = root / f"{group}_{number}"
+                outcome = try_one(one, folder, limits)
+                outcomes[group].append(outcome)
+                if outcome.faults or given.only:
+                    last = outcome.said.strip().splitlines()[-1:] or [""]
+                    print(
+                        f"{','.join(outcome.faults) or 'clean':20} {one.name}  [status {outcome.status}, "
+                        f"{outcome.seconds} s, {outcome.rss_mib} MiB]  {last[0][:160]}",
+                        flush=True,
+                    )
+                if given.only:
+                    print(f"    {folder}\n{outcome.said}")
+                else:
+                    shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        if not given.only:
+            shutil.rmtree(root, ignore_errors=True)
+    counts = {group: count(members) for group, members in outcomes.items() if members}
+    for group, of_group in counts.items():
+        print(f"{group:12}", *(f"{name} {number}" for name, number in of_group.items()))
+    if given.report:
+        summary = {
+            "seed": given.seed,
+            "limits": asdict(limits),
+            "minutes": round((time.monotonic() - began) / 60, 1),
+            "counts": counts,
+            "total": dict(sum((Counter(of_group) for of_group in counts.values()), Counter())),
+            "machine": describe_machine(),
+        }
+        everyone = [asdict(outcome) for members in outcomes.values() for outcome in members]
+        given.report.write_text(json.dumps({**summary, "outcomes": everyone}, indent=1) + "\n")
+    return int(any(outcome.faults for members in outcomes.values() for outcome in members))
+
+
+def count(outcomes: list[Outcome]) -> dict[str, int]:
+    """Number of inputs, of those without a fault, and of each fault."""
+    faults = Counter(fault for outcome in outcomes for fault in outcome.faults)
+    return {"inputs": len(outcomes), "clean": sum(not outcome.faults for outcome in outcomes), **faults}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
