@@ -103,6 +103,13 @@ class EchoEnv(BatchedEnv):
     >>> reward, terminated, info["pixel_reward"].shape, info["dice_lv"]
     (1.0, True, (64, 64), 1.0)
 
+    Stock PPO takes a second for every image, since it sees thousands of separate actions; `DensePPO` learns from many
+    images at once, each pixel by its own reward:
+
+        env = segarena.EchoEnv(num_envs=8, reward="dice")
+        model = segarena.DensePPO("DensePolicy", env, policy_kwargs={"init_channels": 8})
+        model.learn(64)
+
     ## References
     Judge et al.: Domain Adaptation of Echocardiography Segmentation Via Reinforcement Learning (2024).
 

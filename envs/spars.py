@@ -7,7 +7,7 @@ Positions are numbers of the lattice (datasets/liver/lattice.py), so that a move
 Its parts: spars_config.py arguments, spars_tables.py lookups, spars_painting.py maps, spars_rules.py competitors.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ..datasets.liver.cases import load_liver_cases
+from ..datasets.liver.cases import LiverCase, load_liver_cases
 from ..evaluation.drawing import Legend
 from ..rewards.presence import ScoreFunction
 from . import spars_pictures
@@ -81,8 +81,8 @@ class SparsEnv(BatchedEnv):
 
     ## Arguments
     The fields of `SparsConfig`, by name; `opponent` may also be a model of Stable-Baselines3 or an object with
-    `act(obs, deterministic)`, and `score_source` a function `(case, corners int64 [N, 3]) -> float32 [N]` with values
-    in [0, 1]. `eval_dice` is off in gym.make_vec unless it is given, on elsewhere.
+    `act(obs, deterministic)`, `score_source` a function `(case, corners int64 [N, 3]) -> float32 [N]` with values in
+    [0, 1]; `volumes` are cases to play on. `eval_dice` is off in gym.make_vec unless it is given, on elsewhere.
 
     >>> import gymnasium as gym, segarena
     >>> env = gym.make("SPARS-LiverCT-v0", cases=["phantom_02000"], score_source="oracle_fraction", device="cpu")
@@ -112,6 +112,7 @@ class SparsEnv(BatchedEnv):
         *,
         opponent: str | Competitor | Model | None = None,
         score_source: str | ScoreFunction | None = None,
+        volumes: Sequence[LiverCase] | None = None,
         **settings: Any,
     ) -> None:
         for name, value in (("opponent", opponent), ("score_source", score_source)):
@@ -120,9 +121,9 @@ class SparsEnv(BatchedEnv):
         super().__init__(config, **settings)
         function = None if isinstance(score_source, str) else score_source
         cfg, self.lattice = self.config, lattice_of(self.config)
-        if cfg.data == "phantom":
+        if cfg.data == "phantom" and volumes is None:
             notice_phantom("SPARS-LiverCT-v0", "give data=<Task03_Liver folder> to play on real CT")
-        self.cases = load_liver_cases(cfg)
+        self.cases = load_liver_cases(cfg) if volumes is None else list(volumes)
         self.origin = self.cases[0].origin  # that of all: `data` and `implant_lesions` decide
         self.table, self._features, n_features = score_tables(cfg, self.cases, self.lattice, function, self.device)
         self._score_tables = list(dict.fromkeys((self.table, self._features)))

@@ -223,7 +223,8 @@ for expected, lines in {LIGHT!r}.items():
                 status = main(line)
             except SystemExit as left:
                 status = left.code
-        heavy = sorted({{"torch", "stable_baselines3", "monai", "scipy", "matplotlib", "tensorboard"}} & set(sys.modules))
+        slow = {{"torch", "stable_baselines3", "monai", "scipy", "matplotlib", "tensorboard"}}
+        heavy = sorted(slow & set(sys.modules))
         assert (status, heavy) == (expected, []), (line, status, heavy)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
