@@ -48,7 +48,7 @@ RL4SEG = {
     **QUICK,
     "iterations": 1,
     "new_images": 2,
-    "target": {**QUICK["target"], "phantom_patients": {"train": 1, "val": 1, "test": 0, "pred": 0}},
+    "target": {**QUICK["target"], "phantom_patients": {"train": 1, "val": 1, "test": 0, "pred": 1}},
     **{name: {**QUICK[name], "epochs": 1} for name in ("supervised", "shape_prior", "reward_net", "ppo")},
 }
 """Without a split test, as a CAMUS folder that is a part of it."""
