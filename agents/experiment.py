@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
@@ -19,6 +19,7 @@ from ..common.files import replacing
 from ..common.names import check_name, slug
 from ..common.resuming import reconfigure, tidy, training_in
 from ..common.runs import Run, chosen, plain
+from ..datasets.readers import ImageFiles
 from ..evaluation.curve_figures import Curve
 from ..evaluation.drawing import Legend
 from ..evaluation.films import Shot
@@ -76,6 +77,8 @@ class EvaluateOptions:
     """Folder of the results; None: `evaluation/<choice>` in each run."""
     unfinished: bool = False
     """Evaluate the last checkpoint of a run whose agent is not trained to its end, and say so in its results."""
+    save_masks: bool = False
+    """Write the masks of the run's own policy and of the baselines too, as `predict` does."""
 
     @property
     def choice(self) -> str:
@@ -114,6 +117,54 @@ class Episode:
     legend: Legend
     summary: str
     """A sentence on how it went."""
+
+
+POLICY = "policy"
+"""Name by which `predict` knows the trained policy of a run."""
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What of a run predicts, and how."""
+
+    method: str | None = None
+    """The trained policy (`POLICY`), a reference policy or a baseline of the run, by name; None: the paper's choice."""
+    threshold: float | None = None
+    """θ: a voxel whose map exceeds it belongs to the mask; None: the run's own, chosen on validation cases."""
+    spacing_mm: tuple[float, float] | None = None
+    """(y, x) of a pixel of images whose files do not say it."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What was predicted of one image."""
+
+    files: dict[str, Path]
+    """What was written, by kind: mask, score or doubt, picture."""
+    facts: dict[str, Any]
+    """Numbers and texts for the table of predictions, as JSON has them."""
+
+
+class Predictor(Protocol):
+    """One method of a run with all that it needs, loaded once, for any image."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All that the predictions depend on, as JSON, but the images."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the user should know beforehand, a line each."""
+
+    def find(self, inputs: Sequence[str | Path]) -> list[ImageFiles]:
+        """The images that the inputs name: files, folders or patterns."""
+
+    def predict(self, files: ImageFiles, folder: Path) -> Predicted:
+        """Segment one image, and write what comes of it into `folder`.
+
+        Raises:
+            ValueError, FileNotFoundError: an image that cannot be read or segmented.
+        """
 
 
 @dataclass(frozen=True)
@@ -179,6 +230,8 @@ class Paper(Generic[E]):
     """Results of runs, written into their folders, and a line for each bad file that was left out."""
     render: Callable[[Run, E, RenderOptions], Episode]
     """One episode of the trained policy."""
+    predictor: Callable[[Run, E, PredictOptions], Predictor]
+    """One method of a finished run, loaded once, for images without labels; ValueError where it has no masks."""
     columns: tuple[Column | str, ...]
     """Columns of the table of results; the first is compared with `baseline`."""
     baseline: str

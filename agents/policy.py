@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..common.checks import check_choice
 from ..envs import ENVIRONMENTS
-from ..envs.adapters import make_batch, to_numpy
+from ..envs.adapters import to_numpy
 from ..envs.core import BatchedEnv
 from ..evaluation.films import Shot
 from .plugins import load
@@ -185,7 +185,7 @@ def make_env(env_id: str, chosen: Mapping[str, Any] | None = None, **settings: A
     env_class = load(entry.env_class, f"environment {env_id!r}{package}")
     if not (isinstance(env_class, type) and issubclass(env_class, BatchedEnv)):
         raise ValueError(f"environment {env_id!r} names {entry.env_class}, which is no BatchedEnv")
-    return make_batch(entry.env_class, **{**(chosen or {}), **settings}).batched
+    return env_class(**{**(chosen or {}), **settings})
 
 
 def reference(table: Mapping[str, Reference[Env]], name: str) -> Reference[Env]:

@@ -103,6 +103,13 @@ class EchoEnv(BatchedEnv):
     >>> reward, terminated, info["pixel_reward"].shape, info["dice_lv"]
     (1.0, True, (64, 64), 1.0)
 
+    Stock PPO takes a second for every image, since it sees thousands of separate actions; `DensePPO` learns from many
+    images at once, each pixel by its own reward:
+
+        env = segarena.EchoEnv(num_envs=8, reward="dice")
+        model = segarena.DensePPO("DensePolicy", env, policy_kwargs={"init_channels": 8})
+        model.learn(64)
+
     ## References
     Judge et al.: Domain Adaptation of Echocardiography Segmentation Via Reinforcement Learning (2024).
 
@@ -160,8 +167,9 @@ class EchoEnv(BatchedEnv):
         labels = self.pool.labels
         if labels is None:
             raise ValueError(
-                f"reward {name!r} needs the truth, which is not known of these images; use reward='reward_net' or "
-                f"'anatomical'"
+                f"reward {name!r} needs labels, which {self.pool.unlabelled[0]} lacks ({len(self.pool.unlabelled)} of "
+                f"{len(self.pool)} images do); name labelled patients in `patients`, or use reward='reward_net' or "
+                "'anatomical'"
             )
         return partial(_by_truth, TRUTH_REWARDS[name], labels)
 
@@ -276,7 +284,7 @@ class EchoEnv(BatchedEnv):
             ValueError: it is not known.
         """
         if self.pool.labels is None:
-            raise ValueError(f"no truth is known of {self.pool.ids[0]} and the other images")
+            raise ValueError(f"no truth is known of {self.pool.unlabelled[0]} ({len(self.pool.unlabelled)} images)")
         return self.pool.labels[self.index]
 
     # -- info --------------------------------------------------------------------------------------------------------

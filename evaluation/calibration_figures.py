@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .calibration import Calibration, RiskCoverage
-from .drawing import literal, save_png
+from .figures import literal, save_png
 
 
 def save_reliability_figure(

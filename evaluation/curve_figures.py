@@ -15,7 +15,7 @@ from matplotlib.ticker import EngFormatter
 from scipy import stats
 
 from ..common.files import replacing
-from .drawing import literal, save_png
+from .figures import literal, save_png
 
 Floats = npt.NDArray[np.float64]
 LEVEL = 0.95

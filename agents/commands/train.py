@@ -111,15 +111,15 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
         return 0
     if sb3_zip is not None:
         row.check_export(experiment)
+    kept = threads_of(options.resume) if options.resume else None
+    use_threads(options.threads, kept=kept, default=row.threads)
     environment = {**describe_machine(), "command": command}
     if options.seeds is not None:
         _print_ways_on(row, experiment, _train_seeds(row, experiment, options, environment))
         return 0
     if options.resume:
-        use_threads(options.threads, kept=threads_of(options.resume), default=row.threads)
         run = row.resume(experiment, options.resume, environment)
     else:
-        use_threads(options.threads, default=row.threads)
         out = options.out or f"runs/{slug(experiment.name.lower())}-seed{experiment.seed}"
         run = row.start(experiment, out, environment)
     if sb3_zip is not None:

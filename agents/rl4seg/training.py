@@ -54,9 +54,7 @@ def check(experiment: RL4SegExperiment) -> None:
                 f"source.patients and target.patients"
             )
     for name, images in needed.items():
-        if images.labels is None:
-            labelled = images.some_labels.rows if images.some_labels else []
-            lacks = [image for row, image in enumerate(images.ids) if row not in labelled]
+        if lacks := images.unlabelled:
             domain = name.split()[0]
             raise ValueError(
                 f"{lacks[0]} in the images of {name} has no labels ({len(lacks)} of {len(images)} have none), but "

@@ -258,7 +258,9 @@ def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple
         ValueError: the run has no checkpoint, no best weights, or those of another architecture.
     """
     checkpoint = run.checkpoint()
-    weights = checkpoint.state["best"]["weights"] if experiment.evaluation.best else checkpoint.weights
+    with restoring(checkpoint):
+        weights = checkpoint.state["best"]["weights"] if experiment.evaluation.best else checkpoint.weights
+        opponent = checkpoint.state.get("self_play", {"weights": {}})["weights"]
     if not weights:
         raise ValueError(f"evaluation.best is True but {str(run.folder)!r} has not looked at labelled validation cases")
     arguments = _policy_arguments(experiment, env.single_observation_space)
@@ -268,9 +270,9 @@ def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple
     ).to(env.device)
     load_into(policy, weights, f"{run.folder} at step {checkpoint.step}")
     learner = Snapshot(policy)
-    if "self_play" not in checkpoint.state or not checkpoint.state["self_play"]["weights"]:
+    if not opponent:
         return learner, None
-    load_into(policy, checkpoint.state["self_play"]["weights"], f"opponent of {run.folder}")
+    load_into(policy, opponent, f"opponent of {run.folder}")
     return learner, Snapshot(policy)
 
 

@@ -26,6 +26,7 @@ from segarena.agents.papers import PAPERS, POLICIES
 from segarena.agents.spars.baselines import BASELINES, MapBaseline, score_map
 from segarena.agents.spars.config import SparsExperiment
 from segarena.agents.spars.rollouts import Maps
+from segarena.common.locks import locked
 from segarena.common.runs import Run
 from segarena.envs import ENVIRONMENTS
 from segarena.evaluation.results import read_results
@@ -149,6 +150,14 @@ REFUSED = {
     "no environments": (["--ppo.num_envs", "0"], "ppo.num_envs is 0 but must be at least 1"),
     "a discount that is no number": (["--ppo.gamma", ".nan"], "ppo.gamma is nan but must be a finite number"),
     "an infinite bonus": (["--ppo.ent_coef", ".inf"], "ppo.ent_coef is inf but must be a finite number"),
+    "a bonus that is no number": (
+        ["--env.terminal_bonus", ".nan"],
+        "terminal_bonus is nan but must be a finite number",
+    ),
+    "an infinite reward": (["--env.tie_reward", ".inf"], "tie_reward is inf but must be a finite number"),
+    "a window of no numbers": (["--env.hu_window", "[.nan, .nan]"], "hu_window is (nan, nan) but must be"),
+    "an infinite window": (["--env.hu_window", "[-.inf, .inf]"], "hu_window is (-inf, inf) but must be"),
+    "a voxel of no size": (["--env.spacing_mm", "[.nan, 1, 1]"], "spacing_mm is (nan, 1.0, 1.0) but must be"),
     "nothing to train": (["--ppo.total_timesteps", "0"], "nothing to train: ppo.total_timesteps is 0"),
     "features that are not shown": (
         ["--policy", "feature_mlp"],
@@ -448,6 +457,7 @@ def test_list_prints_every_environment(capsys):
     for name, entry in ENVIRONMENTS.items():
         assert name in out
         assert entry.paper in out
+        assert f"  config        {entry.config.removeprefix('configs/').removesuffix('.yaml')}\n" in out
         assert (Path(segarena.__file__).parent / entry.config).is_file()
         assert all(f"{policy}: " in out for policy in POLICIES[name])
     for name, paper in PAPERS.items():
@@ -786,3 +796,37 @@ def test_a_run_trains_its_classifier_first_and_is_evaluated_with_it(here, capsys
     assert (here / "ct" / "classifier" / "presence.safetensors").is_file()
     assert call("evaluate", "--run", "ct") == 0
     assert "3 cases (0 phantom, 0 implanted, 3 real)" in capsys.readouterr().out
+
+
+# -- one process at a time -----------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_being_trained_in_is_not_trained_by_another_but_evaluated(here, capsys):
+    assert train("--out", "run") == 0
+    capsys.readouterr()
+    last = Run("run").metrics()[-1]
+    assert (last["step"], "spars/dice_eval" in last) == (128, True), "the look at the end, whatever examine_every is"
+    before = everything(here / "run")
+    with locked(here / "run"):
+        said = f"'run' is being trained in by process {os.getpid()} on "
+        assert_refused(call("train", "--resume", "run"), capsys, said, "wait until it ends, or stop it (kill")
+        assert_refused(train("--out", "run"), capsys, "out is 'run', which is not empty")
+        assert call("evaluate", "--run", "run") == 0
+    assert {path for path in everything(here / "run") if not path.startswith(("evaluation", "media"))} == {*before}
+
+
+def test_two_that_begin_in_one_folder_do_not_both_train(here, capsys):
+    """The second one comes after the first has made the folder, and before it has written into it."""
+    (here / "run").mkdir()
+    with locked(here / "run"):
+        assert_refused(train("--out", "run"), capsys, "'run' is being trained in by process", "choose another --out")
+    assert train("--out", "run") == 0
+
+
+def test_a_run_without_environment_is_described_when_it_goes_on(here):
+    assert train("--out", "run") == 0
+    Path("run/environment.json").unlink()
+    assert call("train", "--resume", "run", "--name", "Other") == 0
+    assert json.loads(Path("run/environment.json").read_text())["command"].endswith("train --resume run --name Other")
+    assert Run("run").config["name"] == "Other"
+    assert yaml.safe_load(Path("run/config_1.yaml").read_text())["name"] == "Tiny"
