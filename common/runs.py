@@ -3,7 +3,7 @@
 config.yaml         the configuration, resolved and complete; config_1.yaml, ...: those before it was changed
 environment.json    versions, device, revision
 metrics.jsonl       one line of scalars per logged step
-tensorboard/        the same scalars, and images
+tensorboard/<run>/  the same scalars, and images; its folders are what TensorBoard calls runs, a stage's lies below it
 checkpoints/        step_<n>/, see checkpoints.py
 media/              pictures
 <stage>/            the same layout again, for a run that has stages (a classifier before its agent, say)
@@ -58,7 +58,7 @@ class Run:
         """Settings that it depends on, see `depend_on`."""
         self.progress = Progress()
         """What tells how far the whole run is; its stages share it."""
-        self._events = EventFiles(self.folder / "tensorboard")
+        self._events = EventFiles(_board(self.folder, name))
 
     @classmethod
     def create(cls, folder: str | Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> "Run":
@@ -160,10 +160,25 @@ class Run:
 
         self._events.add(image(name, picture, dataformats="HWC"), step)  # type: ignore[no-untyped-call]
 
-    def log_hparams(self, settings: Mapping[str, Any], outcome: Mapping[str, float]) -> None:
-        """Show the settings (a nested mapping) beside what came of them in TensorBoard's table of runs."""
-        from torch.utils.tensorboard.summary import hparams
+    def log_text(self, name: str, text: str) -> None:
+        """Show a text in TensorBoard, at step 0."""
+        from torch.utils.tensorboard.summary import text as summary
 
+        self._events.add(summary(name, text), 0)  # type: ignore[no-untyped-call]
+
+    def log_hparams(self, settings: Mapping[str, Any], outcome: Mapping[str, float]) -> None:
+        """Show the settings (a nested mapping) beside what came of them in TensorBoard's table of runs.
+
+        outcome: by the names of its curves. A run without curves of its own, those being its stages', shows these
+        numbers only, in place of any that it showed before.
+        """
+        from torch.utils.tensorboard.summary import hparams, scalar
+
+        if not self._metrics.exists():
+            self._events.close()
+            self._events.cut_back(0)
+            for name, value in outcome.items():
+                self._events.add(scalar(name, value), 0)  # type: ignore[no-untyped-call]
         for summary in hparams(flat(settings), dict(outcome)):  # type: ignore[no-untyped-call]
             self._events.add(summary)
 
@@ -314,6 +329,18 @@ class Run:
     def close(self) -> None:
         """Close the files that are open."""
         self._events.close()
+
+
+def _board(folder: Path, stage: str) -> Path:
+    """Folder of the event files of a run, or of its stage.
+
+    TensorBoard calls a run by its path below --logdir: here the name of the run's folder, so that two runs can be told
+    apart, then the stage. The name stays where the folder is moved.
+    """
+    whole = folder.parents[len(Path(stage).parts) - 1] if stage else folder
+    board = whole / "tensorboard"
+    begun = sorted(path.name for path in board.iterdir() if path.is_dir()) if board.is_dir() else []
+    return board / (begun[0] if begun else whole.absolute().name or "run") / stage
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:

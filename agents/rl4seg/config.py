@@ -160,8 +160,11 @@ class RL4SegExperiment(Experiment):
     target: EchoDataConfig = field(default_factory=EchoDataConfig)
     """The domain to adapt to (phantoms: vendor b); only evaluation, and baselines that say so, use its labels."""
     pool: list[str] = field(default_factory=list)
-    """Splits of the target whose images are adapted to; their order is shuffled by the seed. None named: train and pred
-    of phantoms, train of a folder."""
+    """Splits of the target whose images are adapted to; their order is shuffled by the seed. None named: train, and
+    pred where the target has one."""
+    test_split: str | None = None
+    """Split of the target that `evaluate` and `render` take unless told otherwise; null: test where there is one, else
+    the first of `pool`."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Size and normalisation of the networks."""
     supervised: SourceNetConfig = field(default_factory=SourceNetConfig)
@@ -232,9 +235,8 @@ class RL4SegExperiment(Experiment):
             )
         for i in range(1, max(self.iterations, 1) + 1):
             self.learner(i)
-        pool = self.pool or (["train", "pred"] if self.target.data == "phantom" else ["train"])
         source, target = _settled("source", self.source, "a"), _settled("target", self.target, "b")
-        return replace(self, source=source, target=target, pool=pool)
+        return replace(self, source=source, target=target)
 
     def pool_size(self, i: int) -> int:
         """Number of target images seen up to iteration i = 1, 2, ..."""
