@@ -119,7 +119,8 @@ def save_image(plane: Plane, prediction: MethodPrediction, number: int, folder: 
         native,
         doubt,
         plane.spacing_mm or (1.0, 1.0),
-        said="valid" if not broken else f"not valid: {', '.join(rule.replace('_', ' ') for rule in broken)}",
+        said=_verdict(broken),
+        spacing_known=plane.spacing_mm is not None,
     )
     save_echo_figure(path["picture"], [view], title=prediction.method, heat_name="doubt")
     areas = {
@@ -135,6 +136,14 @@ def save_image(plane: Plane, prediction: MethodPrediction, number: int, folder: 
         "mean_doubt": None if doubt is None or not native.any() else float(doubt[native > 0].mean()),
     }
     return Predicted(path, facts)
+
+
+def _verdict(broken: Sequence[str]) -> str:
+    """One line on the rules that a mask breaks."""
+    if not broken:
+        return "valid"
+    more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+    return f"not valid ({broken[0].replace('_', ' ')}{more})"
 
 
 def _native_doubt(uncertainty: Tensor | None, number: int, plane: Plane) -> Any:
