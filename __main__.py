@@ -2,7 +2,10 @@
 
 import sys
 
-from .agents.command_line import main
+try:
+    from .agents.command_line import main
+except KeyboardInterrupt:  # stopped while it started
+    sys.exit(130)
 
 if __name__ == "__main__":
     sys.exit(main())

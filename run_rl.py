@@ -7,7 +7,10 @@ python run_rl.py evaluate --run runs/demo
 
 import sys
 
-from segarena.agents.command_line import main
+try:
+    from segarena.agents.command_line import main
+except KeyboardInterrupt:  # stopped while it started
+    sys.exit(130)
 
 if __name__ == "__main__":
     sys.exit(main())

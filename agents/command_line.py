@@ -22,13 +22,9 @@ from .program import PROGRAM
 from .refusals import did_you_mean, one_line
 
 
-class UsageError(ValueError):
-    """The command line cannot be understood; the message says why in one line."""
-
-
 class _Root(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(one_line(message, self._option_string_actions))
+        raise ValueError(one_line(message, self._option_string_actions))
 
 
 def _root() -> _Root:
@@ -44,7 +40,7 @@ def _root() -> _Root:
     )
     root.add_argument("--version", action="store_true", help="print the versions of SegArena, PyTorch and Python")
     root.add_argument(
-        "--print_completion", metavar="SHELL", help="print what completes commands and options in bash, zsh or tcsh"
+        "--print_completion", metavar="SHELL", help="print what completes commands and options in bash, zsh, tcsh, fish"
     )
     return root
 
@@ -59,14 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(name, arguments[1:])
         if name and not name.startswith("-"):
             hint = did_you_mean(name, COMMANDS) or f"; there are {', '.join(COMMANDS)}"
-            raise UsageError(f"there is no command {name!r}{hint}")
+            raise ValueError(f"there is no command {name!r}{hint}")
         return _answer(_root(), arguments)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REFUSED
     except BrokenPipeError:  # the reader of the output has seen enough: `list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (ValueError, OSError, GymnasiumError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return REFUSED
     except Exception as error:
         return failed(error)
     except Stopped as stop:
@@ -88,7 +84,7 @@ def _answer(root: _Root, arguments: Sequence[str]) -> int:
 
         print(script(asked.print_completion))
     else:
-        raise UsageError(f"no command is given; there are {', '.join(COMMANDS)} ({PROGRAM} --help)")
+        raise ValueError(f"no command is given; there are {', '.join(COMMANDS)} ({PROGRAM} --help)")
     return 0
 
 
@@ -96,20 +92,15 @@ def _run(name: str, arguments: list[str]) -> int:
     """Parse the options of a command and do it."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     command, paper = f"{PROGRAM} {shlex.join([name, *arguments])}", None
+    module: Any = importlib.import_module(f"{__package__}.commands.{name}")
+    if hasattr(module, "prepare"):
+        arguments, paper = module.prepare(arguments)
+    options = module.parser(paper)
+    options.prog, options.exit_on_error, options.allow_abbrev = f"{PROGRAM} {name}", False, False
     try:
-        module: Any = importlib.import_module(f"{__package__}.commands.{name}")
-        if hasattr(module, "prepare"):
-            arguments, paper = module.prepare(arguments)
-        options = module.parser(paper)
-        options.prog, options.exit_on_error, options.allow_abbrev = f"{PROGRAM} {name}", False, False
-        try:
-            given = options.parse_args(arguments)
-        except ArgumentError as error:
-            raise UsageError(one_line(str(error), options._option_string_actions)) from error
-        status = int(module.run(given, command, paper))
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        raise
-    except (ValueError, OSError, GymnasiumError) as error:
-        raise UsageError(str(error)) from error
+        given = options.parse_args(arguments)
+    except ArgumentError as error:
+        raise ValueError(one_line(str(error), options._option_string_actions)) from error
+    status = int(module.run(given, command, paper))
+    sys.stdout.flush()
+    return status

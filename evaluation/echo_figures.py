@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..rewards.echo_validity import anatomical_metrics, broken_rules, is_valid
-from .drawing import Bytes, Heat, heat_bar, literal, save_png, scale_bar, unit_rgb
+from .drawing import Bytes, Heat
 from .echo import echo_case_metrics
 from .echo_pictures import OUTLINE, PREDICTION, TRUTH, echo_panel
+from .figures import heat_bar, literal, save_png, scale_bar, unit_rgb
 
 PANEL_PX = 384
 """Least height of a panel."""

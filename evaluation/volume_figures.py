@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from .drawing import Bytes, Colour, Heat, Mask, blend, heat_bar, literal, save_png, scale_bar, unit_rgb
+from .drawing import Bytes, Colour, Heat, Mask, blend
+from .figures import heat_bar, literal, save_png, scale_bar, unit_rgb
 from .metrics import dice
 from .volume_pictures import PLANES, View
 

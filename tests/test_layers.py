@@ -15,7 +15,7 @@ FLOORS = [
     {"attacks", "rewards"},
     {"evaluation"},
     {"envs"},
-    {"agents"},
+    {"agents", "testing"},
     {"__init__", "__main__", "run_rl", "run_adversarial", "setup"},
 ]
 """From the ground up; neighbours on one floor do not know each other."""
@@ -28,11 +28,14 @@ SHARED |= {"completion", "threads", "exits", "prediction"}
 OUTSIDE = {"tests", "benchmarks", "docs", "build"}
 """Folders of the root that are no part of the package."""
 ENVS_OF = {
-    "spars": {"spars", "spars_config", "spars_painting", "spars_rules", "spars_tables"},
+    "spars": {
+        *("spars", "spars_config", "spars_painting", "spars_parallel", "spars_pictures", "spars_rules"),
+        "spars_tables",
+    },
     "rl4seg": {"rl4seg", "rl4seg_config"},
 }
 """Modules of `envs` that belong to one paper."""
-SHARED_ENVS = {"__init__", "adapters", "core", "random", "samplers"}
+SHARED_ENVS = {"__init__", "adapters", "core", "learner_env", "random", "samplers"}
 LONGEST = 400
 """Lines of a file that is still read in one sitting."""
 

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -41,7 +40,7 @@ def _print_environments() -> Iterable[str]:
         if entry.package:
             print(f"  package       {entry.package}")
         if entry.config:
-            print(f"  config        {Path(__file__).parents[2] / entry.config}")
+            print(f"  config        {entry.config.removeprefix('configs/').removesuffix('.yaml')}")
         try:
             for kind, text in spaces_of(name).items():
                 print(f"  {kind:12}  {text}")

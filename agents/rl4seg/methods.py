@@ -39,6 +39,8 @@ class MethodPrediction:
     """Whether it learned from images of the target."""
 
 
+OWN_ENTROPY = ", softmax"
+"""After the name of the trained policy: its masks with the entropy of its own probabilities as u."""
 Segment = Callable[[ImagePool], list[MethodPrediction]]
 """What a method says of images; the last one is its own, those before it are variants that are only evaluated."""
 
@@ -105,7 +107,7 @@ class Methods:
                 trust = [judge(images.at(part), masks[part], calibrated=True) for part in parts]
             own = entropy_map(probabilities(net, images.images))
             return [
-                MethodPrediction(f"{experiment.name}, softmax", masks, own, supervision),
+                MethodPrediction(f"{experiment.name}{OWN_ENTROPY}", masks, own, supervision),
                 MethodPrediction(experiment.name, masks, 1 - torch.cat(trust), supervision),
             ]
 

@@ -1,5 +1,6 @@
 """SPARS as a row of the table of papers."""
 
+from ...evaluation.curve_figures import Curve
 from ..experiment import Paper
 from . import baselines, evaluation, prediction, training
 from .config import SparsExperiment
@@ -16,4 +17,13 @@ PAPER: Paper[SparsExperiment] = Paper(
     columns=evaluation.COLUMNS,
     baseline="score map (mean)",
     baselines=baselines.BASELINES,
+    hparams=(
+        *("seed", "policy", "env.reward", "env.threshold", "env.n_agents", "env.obs_mode", "env.horizon"),
+        *("ppo.total_timesteps", "ppo.learning_rate", "ppo.ent_coef", "ppo.gamma", "self_play.refresh_every"),
+    ),
+    curves=(
+        Curve("rollout/ep_rew_mean", "reward of an episode"),
+        Curve("spars/dice_eval", "Dice, validation cases"),
+        Curve("spars/terminal_hit", "episodes ended on tumour", "share"),
+    ),
 )

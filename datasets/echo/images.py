@@ -190,6 +190,22 @@ def load_echo(
     )
 
 
+def echo_splits(config: EchoDataConfig) -> list[str]:
+    """Names of the splits that `load_echo` can load, without "all".
+
+    Raises:
+        FileNotFoundError: a missing folder.
+    """
+    if config.patients is not None:
+        return list(config.patients)
+    if config.data == "phantom":
+        return [name for name, number in asdict(config.phantom_patients).items() if number]
+    folder = find_echo(Path(config.data))
+    there = {files.patient for files in folder.files}
+    listed = [name for name, patients in folder.splits.items() if there & set(patients)]
+    return listed or [name for name, share in (config.split_ratios or SPLIT_RATIOS).items() if share > 0]
+
+
 def _chosen(
     config: EchoDataConfig, split: str, everybody: Sequence[str], own: Mapping[str, Sequence[str]], option: str
 ) -> list[str]:

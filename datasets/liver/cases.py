@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ...common.checks import AT_LEAST_1, POSITIVE, check
+from ...common.checks import AT_LEAST_1, POSITIVE, check, check_choice
 from ...common.files import file_digest
 from ..cache import cached
 from ..folders import log_once
@@ -269,6 +269,7 @@ def _sources(config: LiverDataConfig, option: str = "") -> list[_Source]:
             f"name some, such as {setting(option, 'cases', [next(iter(sources))])}, or leave it out to use a split",
         )
     else:
+        check_choice(f"{option}split", config.split, [*PHANTOM_SPLITS, "all"])  # not used, but a slip all the same
         chosen = catalogue.named(patterns)
     return [sources[i] for i in chosen]
 

@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
@@ -174,6 +175,21 @@ def test_a_policy_that_cannot_play_is_named_and_left_out(capsys):
     assert "sweep" not in rows_of(out)
     assert "left out   sweep: sweep needs action_set='axis6' or 'axis7', not 'king26'" in message
     assert main([*PLAY, *SET, "action_set=king26", "--policy", "sweep"]) == 2
+
+
+def test_the_first_episode_of_a_reference_policy_is_filmed(tmp_path, capsys):
+    film = tmp_path / "deep" / "greedy.gif"
+    assert main([*PLAY, *SET, "threshold=1", "--policy", "greedy", "--out", str(film)]) == 0
+    out = capsys.readouterr().out
+    assert rows_of(out)["greedy"]["steps"] == "12 [12, 12]"
+    assert f"film       {film}" in out
+    frames = imageio.imread(film, index=None)
+    assert len(frames) == 13, "the start, and a picture of every step"
+    assert frames.std() > 1
+    assert main([*PLAY, *SET, "--out", str(film)]) == 2
+    assert "one policy is shown: name it with --policy" in capsys.readouterr().err
+    assert main([*PLAY, *SET, "--policy", "greedy", "--out", "greedy.xyz"]) == 2
+    assert "greedy.xyz" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
