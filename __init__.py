@@ -1,6 +1,17 @@
-"""SegArena: Gymnasium environments for medical image segmentation; importing it registers every environment."""
+"""SegArena: Gymnasium environments for medical image segmentation, and what trains agents in them.
 
+Importing it registers every environment with Gymnasium. The names below are the public ones; each loads its module when
+it is first used, so that `import segarena` itself stays fast.
+
+    import gymnasium as gym, segarena
+    env = gym.make("SPARS-LiverCT-v0")                                      # one environment
+    envs = gym.make_vec("SPARS-LiverCT-v0", num_envs=64, obs_mode="features")  # many, as tensors at once
+    env = segarena.LearnerEnv(segarena.SparsEnv(num_envs=64))               # for Stable-Baselines3
+"""
+
+import importlib
 import sys
+from typing import TYPE_CHECKING, Any
 
 try:
     from . import envs as envs
@@ -8,5 +19,61 @@ except KeyboardInterrupt:
     if sys.argv[:1] != ["-m"] and not sys.argv[0].endswith("segarena-rl"):
         raise
     sys.exit(130)  # the program, which was stopped while it started
+from .envs import ENVIRONMENTS as ENVIRONMENTS
+from .envs import Entry as Entry
+from .envs import register as register
+
+if TYPE_CHECKING:
+    from .agents.dense_ppo.policy import DensePolicy as DensePolicy
+    from .agents.dense_ppo.ppo import DensePPO as DensePPO
+    from .agents.dense_ppo.ppo import DensePPOConfig as DensePPOConfig
+    from .agents.generic import PPOExperiment as PPOExperiment
+    from .agents.ppo import PPOConfig as PPOConfig
+    from .agents.rl4seg.config import RL4SegExperiment as RL4SegExperiment
+    from .agents.spars.config import SparsExperiment as SparsExperiment
+    from .envs.adapters import BatchEnv as BatchEnv
+    from .envs.adapters import SingleEnv as SingleEnv
+    from .envs.core import BatchedEnv as BatchedEnv
+    from .envs.core import EnvConfig as EnvConfig
+    from .envs.learner_env import LearnerEnv as LearnerEnv
+    from .envs.rl4seg import EchoEnv as EchoEnv
+    from .envs.rl4seg_config import EchoEnvConfig as EchoEnvConfig
+    from .envs.spars import SparsEnv as SparsEnv
+    from .envs.spars_config import SparsConfig as SparsConfig
+    from .envs.spars_parallel import SparsParallelEnv as SparsParallelEnv
+    from .testing import check_env_contract as check_env_contract
 
 __version__ = "0.1.0"
+
+_MODULES = {
+    "BatchEnv": "envs.adapters",
+    "BatchedEnv": "envs.core",
+    "DensePPO": "agents.dense_ppo.ppo",
+    "DensePPOConfig": "agents.dense_ppo.ppo",
+    "DensePolicy": "agents.dense_ppo.policy",
+    "EchoEnv": "envs.rl4seg",
+    "EchoEnvConfig": "envs.rl4seg_config",
+    "EnvConfig": "envs.core",
+    "LearnerEnv": "envs.learner_env",
+    "PPOConfig": "agents.ppo",
+    "PPOExperiment": "agents.generic",
+    "RL4SegExperiment": "agents.rl4seg.config",
+    "SingleEnv": "envs.adapters",
+    "SparsConfig": "envs.spars_config",
+    "SparsEnv": "envs.spars",
+    "SparsExperiment": "agents.spars.config",
+    "SparsParallelEnv": "envs.spars_parallel",
+    "check_env_contract": "testing",
+}
+"""Module of each public name, loaded when the name is first used; the imports above tell type checkers the same."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*_MODULES, "ENVIRONMENTS", "Entry", "envs", "register", "__version__", "__doc__", "__file__"})

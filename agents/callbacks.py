@@ -1,6 +1,8 @@
 """Callbacks of every learner: numbers that are none, checkpoints, the best weights, reward terms, progress."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -155,17 +157,53 @@ class RewardTerms(BaseCallback):
             self.logger.record(f"reward/{name}", mean)
 
 
-class ShowProgress(BaseCallback):
-    """Moves the bar on after each rollout, with the mean return of the last episodes beside it."""
+TABLE_EVERY_S = 10.0
+"""Time between two tables on a terminal."""
 
-    def __init__(self, bar: Bar) -> None:
+
+class ShowProgress(BaseCallback):
+    """Moves the bar on after each rollout, with reward and length of the last episodes and the speed beside it.
+
+    On a terminal a table of these stands above the bar every `TABLE_EVERY_S`; a sentence ends the training.
+
+    Args:
+        bar: counts environment steps.
+        total: those at the end.
+        clock: seconds.
+    """
+
+    def __init__(self, bar: Bar, total: int, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
-        self.bar = bar
+        self.bar, self.total, self.clock = bar, total, clock
+
+    def _on_training_start(self) -> None:
+        self.first_step, self.begun_at = self.model.num_timesteps, self.clock()
+        self.shown_at = self.begun_at
+
+    def _now(self) -> dict[str, float]:
+        """Mean reward and length of the last episodes (up to 100, as SB3 keeps them), and steps per second."""
+        assert isinstance(self.model, PPO)
+        episodes = list(self.model.ep_info_buffer or ())
+        means = {"reward": "r", "length": "l"} if episodes else {}
+        found = {name: sum(episode[key] for episode in episodes) / len(episodes) for name, key in means.items()}
+        passed = max(self.clock() - self.begun_at, 1e-9)
+        return found | {"fps": (self.model.num_timesteps - self.first_step) / passed}
 
     def _on_rollout_end(self) -> None:
-        assert isinstance(self.model, PPO)
-        returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]
-        self.bar.reach(self.model.num_timesteps, {"return": sum(returns) / len(returns)} if returns else None)
+        now = self._now()
+        self.bar.reach(self.model.num_timesteps, now)
+        if self.clock() - self.shown_at >= TABLE_EVERY_S:
+            self.shown_at = self.clock()
+            titles = {"reward": "reward of an episode", "length": "steps of an episode", "fps": "steps per second"}
+            digits = {"reward": ".3g", "length": ",.1f", "fps": ",.0f"}
+            rows = {titles[name]: format(value, digits[name]) for name, value in now.items()}
+            self.bar.show({"steps": f"{self.model.num_timesteps:,} of {self.total:,}", **rows})
+
+    def _on_training_end(self) -> None:
+        now, passed = self._now(), timedelta(seconds=round(self.clock() - self.begun_at))
+        last = f"; last episodes: reward {now['reward']:.3g}, {now['length']:.1f} steps" if "reward" in now else ""
+        steps = f"{self.model.num_timesteps - self.first_step:,} steps in {passed}"
+        self.bar.say(f"trained {steps} ({now['fps']:,.0f} steps per second){last}")
 
     def _on_step(self) -> bool:
         return True

@@ -3,10 +3,12 @@
 A paper is one row of `papers.PAPERS`: its kind of experiment and the functions that check, train, evaluate and show it.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
@@ -14,10 +16,13 @@ from torch import nn
 from ..common.checks import check, check_choice
 from ..common.device import accelerate, resolve_device
 from ..common.files import replacing
-from ..common.names import check_name
+from ..common.names import check_name, slug
 from ..common.resuming import reconfigure, tidy, training_in
-from ..common.runs import Run, plain
-from ..envs.core import Frame
+from ..common.runs import Run, chosen, plain
+from ..datasets.readers import ImageFiles
+from ..evaluation.curve_figures import Curve
+from ..evaluation.drawing import Legend
+from ..evaluation.films import Shot
 from ..evaluation.machine import describe_machine
 from ..evaluation.report import Column, column, table
 from ..evaluation.results import Result
@@ -68,6 +73,98 @@ class EvaluateOptions:
     """Reference policies to play beside the run's own policy, by name; None: those that the paper compares with."""
     skip_bad: bool = False
     """Leave bad files out, and say so, instead of raising."""
+    out: str | None = None
+    """Folder of the results; None: `evaluation/<choice>` in each run."""
+    unfinished: bool = False
+    """Evaluate the last checkpoint of a run whose agent is not trained to its end, and say so in its results."""
+    save_masks: bool = False
+    """Write the masks of the run's own policy and of the baselines too, as `predict` does."""
+
+    @property
+    def choice(self) -> str:
+        """Folder name of the chosen cases, another one for each choice: test, split_val, cases_liver_0_1f3a9c20."""
+        if self.cases is not None:
+            digest = hashlib.sha256(json.dumps(sorted(set(self.cases))).encode()).hexdigest()
+            return f"cases_{slug(' '.join(self.cases))[:40]}_{digest[:8]}"
+        return "test" if self.split is None else f"split_{slug(self.split)}"
+
+    def folder(self, run: Run) -> Path:
+        """Where the results of a run go: every choice of cases has a folder of its own."""
+        return Path(self.out) if self.out else run.folder / "evaluation" / self.choice
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """Options of the command `render`."""
+
+    case: str | None = None
+    """Id of the case to play; None: the first of the split."""
+    split: str | None = None
+    """Split from which the case comes; None: the run's test cases."""
+    seed: int = 0
+    """Seed of the episode."""
+    truth: bool = True
+    """Whether the pictures show the labels."""
+    unfinished: bool = False
+    """Play the last checkpoint of a run whose agent is not trained to its end."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """The film of one episode of a trained policy."""
+
+    shots: list[Shot]
+    legend: Legend
+    summary: str
+    """A sentence on how it went."""
+
+
+POLICY = "policy"
+"""Name by which `predict` knows the trained policy of a run."""
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What of a run predicts, and how."""
+
+    method: str | None = None
+    """The trained policy (`POLICY`), a reference policy or a baseline of the run, by name; None: the paper's choice."""
+    threshold: float | None = None
+    """θ: a voxel whose map exceeds it belongs to the mask; None: the run's own, chosen on validation cases."""
+    spacing_mm: tuple[float, float] | None = None
+    """(y, x) of a pixel of images whose files do not say it."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What was predicted of one image."""
+
+    files: dict[str, Path]
+    """What was written, by kind: mask, score or doubt, picture."""
+    facts: dict[str, Any]
+    """Numbers and texts for the table of predictions, as JSON has them."""
+
+
+class Predictor(Protocol):
+    """One method of a run with all that it needs, loaded once, for any image."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All that the predictions depend on, as JSON, but the images."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the user should know beforehand, a line each."""
+
+    def find(self, inputs: Sequence[str | Path]) -> list[ImageFiles]:
+        """The images that the inputs name: files, folders or patterns."""
+
+    def predict(self, files: ImageFiles, folder: Path) -> Predicted:
+        """Segment one image, and write what comes of it into `folder`.
+
+        Raises:
+            ValueError, FileNotFoundError: an image that cannot be read or segmented.
+        """
 
 
 @dataclass(frozen=True)
@@ -131,8 +228,10 @@ class Paper(Generic[E]):
     """The trained policy of a finished run as a learner of Stable-Baselines3, for its zip."""
     evaluate: Callable[[Sequence[tuple[Run, E]], EvaluateOptions], tuple[list[Result], list[str]]]
     """Results of runs, written into their folders, and a line for each bad file that was left out."""
-    render: Callable[[Run, E, str | None, int], tuple[list[Frame], str]]
-    """(run, experiment, case or None for the first, seed) -> frames, and a sentence on how the episode went."""
+    render: Callable[[Run, E, RenderOptions], Episode]
+    """One episode of the trained policy."""
+    predictor: Callable[[Run, E, PredictOptions], Predictor]
+    """One method of a finished run, loaded once, for images without labels; ValueError where it has no masks."""
     columns: tuple[Column | str, ...]
     """Columns of the table of results; the first is compared with `baseline`."""
     baseline: str
@@ -143,6 +242,12 @@ class Paper(Generic[E]):
     """The paper's table of baselines by name."""
     check_export: Callable[[E], None] = lambda experiment: None
     """Raises where a run has no policy for a zip of Stable-Baselines3, or one that needs what the zip does not hold."""
+    hparams: tuple[str, ...] = ()
+    """Keys of the configuration that TensorBoard's table of runs shows, a dozen at most."""
+    curves: tuple[Curve, ...] = (Curve("rollout/ep_rew_mean", "reward of an episode"),)
+    """Learning curves that `plot` draws by default, and whose last values stand in TensorBoard's table of runs."""
+    lines: Callable[[E, Run], list[dict[str, float]]] = lambda experiment, run: run.metrics()
+    """The logged scalars of a run's agent, one dict per logged `step`, which counts environment steps."""
     frame_ms: int = 125
     """Time in milliseconds that each frame of an episode is shown."""
     threads: int = 1
@@ -193,9 +298,18 @@ class Paper(Generic[E]):
         accelerate(resolve_device(experiment.device))
         try:
             self.train(experiment, run)
+            outcome = self.outcome(experiment, run)
+            run.log_hparams(chosen(asdict(experiment), self.hparams), outcome)
         finally:
             run.close()
         return run
+
+    def outcome(self, experiment: E, run: Run) -> dict[str, float]:
+        """The last value of each curve that the run has."""
+        last = dict[str, float]()
+        for line in self.lines(experiment, run):
+            last |= line
+        return {curve.name: last[curve.name] for curve in self.curves if curve.name in last}
 
     def export(self, experiment: E, run: Run, path: str | Path) -> None:
         """Write the trained policy as a zip of Stable-Baselines3, for its own `load`.
@@ -218,28 +332,65 @@ class Paper(Generic[E]):
 
 
 def check_names(experiments: Sequence[Experiment], taken: Iterable[tuple[str, int]]) -> None:
-    """Say before the work which rows of one table would have the same name and seed.
+    """Say before the work which rows of one table would have the same name and seed, or the same file.
 
     Args:
         experiments: those whose trained policy gets a row.
         taken: name and seed of every other row.
 
     Raises:
-        ValueError: two runs, or a run and another row, have one name and seed.
+        ValueError: two runs, or a run and another row, have one name and seed; or names that give one file name.
     """
     named = [(experiment.name, experiment.seed) for experiment in experiments]
     if twice := sorted({f"{name!r} with seed {seed}" for name, seed in named if named.count((name, seed)) > 1}):
         raise ValueError(
             f"two runs are called {', '.join(twice)}; train one with another --name, or evaluate them apart"
         )
-    if clash := sorted({name for name, _ in set(named) & set(taken)}):
+    others = set(taken)
+    if clash := sorted({name for name, _ in set(named) & others}):
         raise ValueError(
             f"{', '.join(clash)} is the name of a run and of another row of the table; train it with another --name, "
             f"or leave the other row out"
         )
+    by_file: dict[tuple[str, int], str] = {}
+    for name, seed in [*sorted(others), *named]:
+        other = by_file.setdefault((slug(name).casefold(), seed), name)  # file systems may ignore case
+        if other != name:
+            raise ValueError(
+                f"{name!r} and {other!r} would have one file of results, {slug(name)}_seed{seed}.json; train the run "
+                f"with another --name"
+            )
 
 
-def write_result(run: Run, result: Result) -> Result:
-    """Keep a result in the run's folder `evaluation/`."""
-    result.write(run.folder / "evaluation" / f"{result.id}.json")
+def reached(run: Run, total_timesteps: int, *, unfinished: bool = False) -> int:
+    """Environment steps that the agent of a run was trained for.
+
+    Args:
+        run: the folder with its checkpoints.
+        total_timesteps: those of its configuration.
+        unfinished: whether fewer than these will do.
+
+    Raises:
+        ValueError: there is no checkpoint; or the agent is not trained to its end, and `unfinished` is False.
+    """
+    step = run.checkpoint().step
+    if step < total_timesteps and not unfinished:
+        raise ValueError(
+            f"run {str(run.folder)!r} is not finished: its last checkpoint is at step {step} of {total_timesteps}; "
+            f"train it further with --resume, or take it as it is with --unfinished"
+        )
+    return step
+
+
+def method_name(experiment: Experiment, step: int, total_timesteps: int) -> str:
+    """Name of a run's trained policy in results: with the step that it reached where this is not the last one."""
+    if step >= total_timesteps:
+        return experiment.name
+    return f"{experiment.name} (unfinished, step {step} of {total_timesteps})"
+
+
+def write_result(folder: Path, result: Result) -> Result:
+    """Keep a result in a folder: as JSON, and its cases as CSV beside it."""
+    result.write(folder / f"{result.id}.json")
+    result.write_cases(folder / f"{result.id}.csv")
     return result

@@ -17,10 +17,24 @@ from ..common.device import forked_rng
 from ..common.names import slug
 from ..common.runs import Run
 from ..envs.adapters import LearnerEnv
-from ..envs.core import BatchedEnv, Frame
+from ..envs.core import BatchedEnv
+from ..evaluation.curve_figures import Curve
+from ..evaluation.films import Shot
 from ..evaluation.report import mean_metrics
 from ..evaluation.results import Case, Result, count_origins
-from .experiment import EvaluateOptions, Experiment, Paper, check_names, write_result
+from .experiment import (
+    Episode,
+    EvaluateOptions,
+    Experiment,
+    Paper,
+    PredictOptions,
+    Predictor,
+    RenderOptions,
+    check_names,
+    method_name,
+    reached,
+    write_result,
+)
 from .papers import POLICIES
 from .policy import Episodes, Policy, TrainedPolicy, make_env, play, play_and_draw, reference
 from .ppo import Learner, PPOConfig, learn, restore
@@ -139,8 +153,9 @@ def evaluate(runs: Sequence[tuple[Run, PPOExperiment]], options: EvaluateOptions
     names = list(table) if options.policies is None else options.policies
     policies = {name: reference(table, name) for name in names}
     check_names(experiments, product(policies, {experiment.seed for experiment in experiments}))
+    steps = [reached(run, one.ppo.total_timesteps, unfinished=options.unfinished) for run, one in runs]
     results: list[Result] = []
-    for run, experiment in runs:
+    for (run, experiment), step in zip(runs, steps, strict=True):
         model = learner(experiment, run)
         env = env_of(experiment, experiment.episodes)
         players: dict[str, Policy[Any]] = {experiment.name: _policy(model)}
@@ -149,8 +164,10 @@ def evaluate(runs: Sequence[tuple[Run, PPOExperiment]], options: EvaluateOptions
         for method, policy in players.items():
             played = _new_episodes(env, policy, experiment.seed)
             supervision = policies[method].supervision if method in policies else "none"
-            result = _result(experiment, env, method, played, supervision, options.command)
-            results.append(write_result(run, result))
+            name = method_name(experiment, step, experiment.ppo.total_timesteps)
+            shown = method if method in policies else name
+            result = _result(experiment, env, shown, played, supervision, step, options.command)
+            results.append(write_result(options.folder(run), result))
     return results, []
 
 
@@ -167,8 +184,15 @@ def _new_episodes(env: BatchedEnv, policy: Policy[Any], seed: int) -> Episodes:
 
 
 def _result(
-    experiment: PPOExperiment, env: BatchedEnv, method: str, played: Episodes, supervision: str, command: str
+    experiment: PPOExperiment,
+    env: BatchedEnv,
+    method: str,
+    played: Episodes,
+    supervision: str,
+    step: int,
+    command: str,
 ) -> Result:
+    planned = experiment.ppo.total_timesteps
     numbers = zip(played.returns.tolist(), played.lengths.tolist(), played.infos, strict=True)
     cases: list[Case] = [
         {"case_id": f"episode_{number}", "origin": env.origin, "return": total, "steps": float(steps)}
@@ -188,22 +212,41 @@ def _result(
         origins=count_origins(cases),
         metrics=dict(mean_metrics(cases)),
         cases=cases,
-        settings={"settings": experiment.settings, "total_timesteps": experiment.ppo.total_timesteps},
+        settings={
+            "settings": experiment.settings,
+            "total_timesteps": step,
+            **({"unfinished": f"step {step} of {planned}"} if step < planned else {}),
+        },
         command=command,
     )
 
 
-def render(run: Run, experiment: PPOExperiment, case: str | None, seed: int) -> tuple[list[Frame], str]:
-    """The pictures of one episode of the trained policy, and how it ended."""
-    if case is not None:
-        raise ValueError(f"case is {case!r} but the episodes of paper 'ppo' are drawn; choose one by --seed")
+def render(run: Run, experiment: PPOExperiment, options: RenderOptions) -> Episode:
+    """One episode of the trained policy."""
+    for name in ("case", "split"):
+        if (given := getattr(options, name)) is not None:
+            raise ValueError(f"{name} is {given!r} but the episodes of paper 'ppo' are drawn; choose one by --seed")
+    total = experiment.ppo.total_timesteps
+    step = reached(run, total, unfinished=options.unfinished)
     model = learner(experiment, run)
     env = env_of(experiment, 1, render_mode="rgb_array")
-    env.seed([seed])
+    env.shows_truth = options.truth
+    env.seed([options.seed])
     with forked_rng(env.device):
-        torch.manual_seed(seed)
-        frames, played = play_and_draw(env, _policy(model))
-    return frames, f"{int(played.lengths[0])} steps, return {float(played.returns[0]):.3f}"
+        torch.manual_seed(options.seed)
+        shots, played = play_and_draw(env, _policy(model))
+    if step < total:
+        shots = [Shot(shot.picture, [*shot.lines, method_name(experiment, step, total)]) for shot in shots]
+    summary = f"{int(played.lengths[0])} steps, return {float(played.returns[0]):.3f}"
+    return Episode(shots, env.legend(), summary)
+
+
+def predictor(run: Run, experiment: PPOExperiment, options: PredictOptions) -> Predictor:
+    """Raises: an environment of plain PPO has no masks to predict."""
+    raise ValueError(
+        f"{str(run.folder)!r} is plain PPO on {experiment.env}, which has rewards but no masks to predict; "
+        f"`predict` is for runs of the papers that segment: spars and rl4seg"
+    )
 
 
 PAPER: Paper[PPOExperiment] = Paper(
@@ -214,7 +257,16 @@ PAPER: Paper[PPOExperiment] = Paper(
     check_export=check_export,
     evaluate=evaluate,
     render=render,
+    predictor=predictor,
     columns=COLUMNS,
     baseline="random",
+    hparams=(
+        *("seed", "env", "ppo.total_timesteps", "ppo.num_envs", "ppo.n_steps", "ppo.batch_size", "ppo.n_epochs"),
+        *("ppo.learning_rate", "ppo.gamma", "ppo.gae_lambda", "ppo.clip_range", "ppo.ent_coef"),
+    ),
+    curves=(
+        Curve("rollout/ep_rew_mean", "reward of an episode"),
+        Curve("rollout/ep_len_mean", "length of an episode", "steps"),
+    ),
 )
 """Its row of the table of papers."""

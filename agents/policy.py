@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ..common.checks import check_choice
 from ..envs import ENVIRONMENTS
-from ..envs.adapters import make_batch, to_numpy
-from ..envs.core import BatchedEnv, Frame
+from ..envs.adapters import to_numpy
+from ..envs.core import BatchedEnv
+from ..evaluation.films import Shot
 from .plugins import load
 
 Env = TypeVar("Env", bound=BatchedEnv)
@@ -127,17 +128,39 @@ def play(env: Env, policy: Policy[Env], *, on_end: Callable[[Tensor], None] | No
     return Episodes(returns, lengths, by_term, infos)
 
 
-def play_and_draw(env: Env, policy: Policy[Env]) -> tuple[list[Frame], Episodes]:
-    """The pictures of one episode of a single environment, from its start to its end, and what came of it."""
-    frames: list[Frame | None] = []
+def play_and_draw(env: Env, policy: Policy[Env]) -> tuple[list[Shot], Episodes]:
+    """The film of one episode of a single environment (render_mode rgb_array), and what came of it.
+
+    A picture for its start and one for each step, captioned with the step, the action that led there, its reward and
+    what the environment says of itself.
+    """
+    shots: list[Shot] = []
+    action: list[Tensor] = []
+
+    def draw() -> None:
+        picture = env.render()
+        assert picture is not None
+        shots.append(Shot(picture, _caption(env, action[-1] if action else None)))
 
     def drawn(env: Env) -> Tensor:
-        frames.append(env.render())
-        return policy(env)
+        draw()
+        action.append(policy(env))
+        return action[-1]
 
     env.reset()
-    played = play(env, drawn, on_end=lambda _: frames.append(env.render()))
-    return [frame for frame in frames if frame is not None], played
+    played = play(env, drawn, on_end=lambda _: draw())
+    return shots, played
+
+
+def _caption(env: BatchedEnv, action: Tensor | None) -> list[str]:
+    """The lines under a picture of the first environment; action: [1, ...], of the last step."""
+    parts = [f"step {int(env.t[0])} of at most {env.horizon}"]
+    if action is not None:
+        terms = {name: float(term[0]) for name, term in env.reward_terms.items()}
+        parts += [f"action {text}"] if (text := env.action_text(action[0])) else []
+        named = f" ({', '.join(f'{name} {term:.2f}' for name, term in terms.items())})" if len(terms) > 1 else ""
+        parts.append(f"reward {sum(terms.values()):.2f}{named}")
+    return [line for line in (",  ".join(parts), env.caption(0)) if line]
 
 
 def make_env(env_id: str, chosen: Mapping[str, Any] | None = None, **settings: Any) -> BatchedEnv:
@@ -162,7 +185,7 @@ def make_env(env_id: str, chosen: Mapping[str, Any] | None = None, **settings: A
     env_class = load(entry.env_class, f"environment {env_id!r}{package}")
     if not (isinstance(env_class, type) and issubclass(env_class, BatchedEnv)):
         raise ValueError(f"environment {env_id!r} names {entry.env_class}, which is no BatchedEnv")
-    return make_batch(entry.env_class, **{**(chosen or {}), **settings}).batched
+    return env_class(**{**(chosen or {}), **settings})
 
 
 def reference(table: Mapping[str, Reference[Env]], name: str) -> Reference[Env]:

@@ -199,7 +199,6 @@ def learn(
     checkpoint_every: int,
     extra_state: Callable[[], Mapping[str, Any]],
     checkpoint: Checkpoint | None,
-    conclude: Callable[[], None] = lambda: None,
 ) -> None:
     """Train `model` to `total_timesteps`, from `checkpoint` on where there is one (restore it first).
 
@@ -213,7 +212,6 @@ def learn(
         checkpoint_every: environment steps between checkpoints.
         extra_state: what else belongs to a checkpoint (opponents).
         checkpoint: the one that was restored.
-        conclude: called once, at the end: what it logs belongs to the last checkpoint.
 
     Raises:
         NotFiniteError: a loss, a reward, an observation or a weight is NaN or infinite; earlier checkpoints stay.
@@ -233,7 +231,7 @@ def learn(
         try:
             model.learn(
                 total_timesteps - model.num_timesteps,
-                callback=CallbackList([StopAtNaN(run), *callbacks, terms, keep, ShowProgress(bar)]),
+                callback=CallbackList([StopAtNaN(run), *callbacks, terms, keep, ShowProgress(bar, total_timesteps)]),
                 reset_num_timesteps=False,
             )
         except ValueError as error:  # PyTorch's distributions refuse such numbers too, with all of them in the message
@@ -241,9 +239,7 @@ def learn(
                 raise
             wrong = not_finite_tensor(model.policy.state_dict()) or "an observation is NaN or infinite"
             raise NotFiniteError(diverged(run, model.num_timesteps, [wrong])) from None
-        if keep.saved_at != model.num_timesteps:  # a finished run stays as it is
-            conclude()
-            keep.save()
+        keep.save()
 
 
 # -- state -------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,9 @@ def tool(name: str) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def watch(run: "Run") -> str:
-    """The command that shows a run in TensorBoard."""
-    return f"{tool('tensorboard')} --logdir {shlex.quote(str(run.folder))}"
+def watch(runs: Sequence["Run"]) -> str:
+    """The command that shows runs in TensorBoard; of several, all that lies in the folder that they share."""
+    folders = [run.folder / "tensorboard" for run in runs]
+    shared = folders[0] if len(folders) == 1 else Path(os.path.commonpath([run.folder.absolute() for run in runs]))
+    relative = os.path.relpath(shared) if shared.is_absolute() and shared.is_relative_to(Path.cwd()) else shared
+    return f"{tool('tensorboard')} --logdir {shlex.quote(str(relative))}"

@@ -157,7 +157,7 @@ def _is_number(value: Any, *, whole: bool) -> bool:
             return False
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return not whole or (math.isfinite(value) and value == int(value))
+    return isinstance(value, int) or not whole or (math.isfinite(value) and value == int(value))
 
 
 def _text(part: Schema) -> str:

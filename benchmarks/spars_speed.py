@@ -9,6 +9,8 @@ is there. PyTorch chooses its number of threads unless --threads does. Memory is
 
 import json
 import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +43,9 @@ from segarena.datasets.liver.cases import HU_WINDOW, LiverDataConfig, load_liver
 from segarena.datasets.liver.lattice import Triple, WindowLattice
 from segarena.datasets.liver.lesions import TUMOUR
 from segarena.datasets.liver.phantom import liver_phantom
-from segarena.envs.adapters import LearnerEnv
+from segarena.envs.adapters import BatchEnv, LearnerEnv, of_env
 from segarena.envs.spars import SparsEnv
+from segarena.envs.spars_painting import Painting
 from segarena.envs.spars_rules import RULES
 from segarena.rewards.presence import ScoreTable
 from stable_baselines3 import PPO
@@ -55,8 +58,8 @@ RUN = 320_000
 """Environment steps of the paper's training."""
 N = 64
 ITEMS = [
-    *("raw_steps", "observed_steps", "single_steps", "ppo_ratio", "score_volume", "memory_of_training", "dice"),
-    *("preparation", "cuda"),
+    *("make_vec", "raw_steps", "observed_steps", "single_steps", "ppo_ratio", "score_volume", "memory_of_training"),
+    *("dice", "second_environment", "preparation", "cuda"),
 ]
 
 
@@ -126,6 +129,52 @@ class Bench:
         return env
 
     # -- steps -----------------------------------------------------------------------------------------------------
+
+    def make_vec(self) -> list[Figure]:
+        """What a user gets: `gym.make_vec` and NumPy arrays; packaged classifier, if it is there, on 16 phantoms.
+
+        The plain side counts Dice, and tells the ends of episodes, one after the other. CPU seconds are of this
+        process: on a machine that others use, steps per CPU second say more than steps per second.
+        """
+        scores = {} if PACKAGED.exists() else {"score_source": "oracle_fraction"}
+        settings = {"num_envs": N, "obs_mode": "features", "device": "cpu", "cache_dir": self.folder, **scores}
+        made = {
+            "defaults": gym.make_vec("SPARS-LiverCT-v0", **settings),
+            "with Dice": gym.make_vec("SPARS-LiverCT-v0", eval_dice=True, **settings),
+            "with Dice, plainly": PlainBatchEnv(SparsEnv(**settings)),
+        }
+        actions = np.random.default_rng(0).integers(0, 6, (self.sizes.moves, N))
+        work: dict[str, list[float]] = {name: [] for name in made}
+
+        def play(name: str) -> None:
+            start = time.process_time()
+            for action in actions:
+                made[name].step(action)
+            work[name].append(time.process_time() - start)
+
+        for env in made.values():
+            env.reset(seed=0)
+        spent = alternately({name: lambda name=name: play(name) for name in made}, self.sizes.repeats)
+        steps = self.sizes.moves * N
+        speed = {name: [steps / value for value in values] for name, values in spent.items()}
+        figures = []
+        for name, target in (("defaults", 150_000), ("with Dice", None), ("with Dice, plainly", None)):
+            what, cpu = f"gym.make_vec, features, N={N}, {name}", [steps / value for value in work[name][1:]]
+            figures.append(Figure(what, "steps/s", speed[name], target, details={"steps_per_cpu_second": cpu}))
+            figures.append(Figure(f"{what}: per CPU second", "steps/s", cpu))
+        return [
+            *figures,
+            Figure("ratio of defaults to plain Dice", "x", ratios(speed["defaults"], speed["with Dice, plainly"])),
+            Figure("ratio of Dice to plain Dice", "x", ratios(speed["with Dice"], speed["with Dice, plainly"])),
+        ]
+
+    def second_environment(self) -> list[Figure]:
+        """A further environment on phantoms that this process has drawn."""
+        gym.make("SPARS-LiverCT-v0", cache_dir=self.folder)
+        times = [
+            seconds(lambda: gym.make("SPARS-LiverCT-v0", cache_dir=self.folder)) for _ in range(self.sizes.repeats)
+        ]
+        return [Figure("gym.make, second environment in a process", "s", times, 0.05, True)]
 
     def raw_steps(self, num_envs: int = N, target: float = 300_000, device: torch.device = CPU) -> list[Figure]:
         """Moves, and new episodes where one ended; nothing is observed."""
@@ -324,6 +373,33 @@ class Bench:
             figures.append(Figure(what, "s", [RUN / value for value in speed], target, True, details))
         peak = torch.cuda.max_memory_allocated(device) / 1e9
         return [*figures, Figure("peak GPU memory of all this", "GB", [peak])]
+
+
+class PlainPainting(Painting):
+    """Counts the overlap of one episode after the other, each over the whole log."""
+
+    def paint(self, at: torch.Tensor, scores: torch.Tensor, steps: int | None = None) -> torch.Tensor:
+        alone = super().paint
+        return torch.cat([alone(a[None], s[None]) for a, s in zip(at, scores, strict=True)])
+
+    def overlaps(self, blocks: torch.Tensor, cases: Sequence[int]) -> list[dict[str, float]]:
+        alone = super().overlaps
+        return [alone(block[None], [case])[0] for block, case in zip(blocks, cases, strict=True)]
+
+
+class PlainBatchEnv(BatchEnv):
+    """Tells the end of one episode after the other, as Gymnasium's own vector environments do."""
+
+    def __init__(self, env: SparsEnv) -> None:
+        super().__init__(env)
+        env.painting = PlainPainting(env)
+
+    def _final(self, last: dict[str, Any], episode_info: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        infos: dict[str, Any] = {}
+        for k, (env_id, facts) in enumerate(zip(last["env_ids"].tolist(), episode_info, strict=True)):
+            final = {"final_obs": of_env(last["obs"], k), "final_info": {**of_env(last["info"], k), **facts}}
+            infos = self._add_info(infos, final, env_id)
+        return infos
 
 
 class Learner:

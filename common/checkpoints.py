@@ -43,6 +43,18 @@ class Checkpoint:
     state: dict[str, Any]
     folder: Path
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that the run depended on, see `Run.depend_on`.
+
+        Raises:
+            ValueError: they are malformed.
+        """
+        with restoring(self):
+            kept = self.state.get("settings", {})
+            check_like(kept, {}, "settings")
+            return dict(kept)
+
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file, equal bytes for equal content; a reader sees the old file or the whole new one.

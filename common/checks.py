@@ -4,11 +4,15 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, replace
+from contextlib import suppress
+from dataclasses import MISSING, fields, replace
 from numbers import Integral, Real
 from os import PathLike
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from .reading import quoted
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -87,17 +91,60 @@ def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
         raise ValueError(f"{name} is {value!r} but must be one of {_listed(known)}{_closest(value, known)}")
 
 
+def whole_path(name: str, path: str) -> str:
+    """The whole path of a file or folder, which need not exist, so that a run can be continued from anywhere.
+
+    Raises:
+        ValueError: no file can be called so; `name` says in which field it stands.
+    """
+    try:
+        whole = Path(path).resolve()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            whole.lstat()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} is {quoted(path)}, but no file can be called so ({quoted(error, 60)})") from error
+    return str(whole)
+
+
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     """A copy of `config` with the fields that `settings` names set to its values; the copy checks itself as usual.
+
+    A list does where a field is a tuple, as on the command line and in YAML.
 
     Raises:
         ValueError: `settings` names no field of `config`; says which one is like it.
     """
-    known = [field.name for field in fields(config)]
-    for name in settings:
-        if name not in known:
-            raise ValueError(f"unknown argument {name!r}{_closest(name, known) or f'; there are {known}'}")
-    return replace(config, **settings)
+    kinds, given = _types(type(config)), dict(settings)
+    for name, value in settings.items():
+        if name not in kinds:
+            raise ValueError(f"unknown argument {name!r}{_closest(name, kinds) or f'; there are {[*kinds]}'}")
+        if isinstance(value, list) and any(get_origin(one) is tuple for one in _options(kinds[name])):
+            given[name] = tuple(value)
+    return replace(config, **given)
+
+
+def signature_with_fields(
+    function: Callable[..., Any], base: Callable[..., Any], config_class: type[Any]
+) -> inspect.Signature:
+    """Signature of a constructor whose **settings are the arguments of `base` and the fields of `config_class`.
+
+    Its own arguments come first, then those of `base` and the fields, by keyword; unchanged without **settings.
+    """
+    own = dict(inspect.signature(function).parameters)
+    rest = next((name for name, one in own.items() if one.kind is one.VAR_KEYWORD), None)
+    if rest is None:
+        return inspect.signature(function)
+    del own[rest]
+    by_name = inspect.Parameter.KEYWORD_ONLY
+    for name, one in inspect.signature(base).parameters.items():
+        if name not in own and one.kind is not one.VAR_KEYWORD:
+            own[name] = one.replace(kind=by_name)
+    for field in fields(config_class):
+        made, kind = field.default_factory, _types(config_class)[field.name]
+        default = field.default if made is MISSING else made()
+        default = inspect.Parameter.empty if default is MISSING else default
+        own.setdefault(field.name, inspect.Parameter(field.name, by_name, default=default, annotation=kind))
+    return inspect.Signature(list(own.values()), return_annotation=None)
 
 
 def _closest(value: object, allowed: Iterable[object]) -> str:
@@ -120,10 +167,13 @@ def _misfit(value: Any, kind: Any) -> str | None:
     if _fits(value, kind):
         return None
     for one in _options(kind):
-        if isinstance(value, list) and get_origin(one) is list:
+        if get_origin(one) is list:
             (item,) = get_args(one)
-            wrong = next(part for part in value if not _fits(part, item))
-            return f"each must be {_text(item)}{_closest(wrong, _choices(item))}"
+            if isinstance(value, list):
+                wrong = next(part for part in value if not _fits(part, item))
+                return f"each must be {_text(item)}{_closest(wrong, _choices(item))}"
+            if _fits(value, item):
+                return f"must be {_text(kind)}; put it into a list: [{value!r}]"
     return f"must be {_text(kind)}{_closest(value, _choices(kind))}"
 
 

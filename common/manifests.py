@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import file_digest, replacing
-from .reading import read_json
+from .reading import quoted, read_json
 
 AFTER = "after/"
 """Before the name of a stage: the setting that holds a digest of it, for those that build on it."""
@@ -40,7 +40,8 @@ class Manifest:
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} is no manifest ({error!r}); delete {folder} to make the stage anew") from error
+            what = quoted(error)
+            raise ValueError(f"{path} is no manifest ({what}); delete {folder} to make the stage anew") from error
 
     def write(self, folder: Path) -> None:
         """Mark the stage in `folder` as finished."""

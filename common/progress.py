@@ -128,6 +128,21 @@ class Bar:
         if self._progress._clock() - self._told >= LINES_EVERY_S:
             self._tell()
 
+    def show(self, rows: Mapping[str, str]) -> None:
+        """On a terminal, a table of these rows and of the times above the bar; in a log file `reach` tells the same."""
+        if self._shown.disable:
+            return
+        rows = {**rows, "whole run": self._progress.times()}
+        left, right = (max(map(len, texts)) for texts in (rows, rows.values()))
+        rule = "-" * (left + right + 7)
+        lines = [f"| {name:<{left}} | {text:>{right}} |" for name, text in rows.items()]
+        self._progress._line("\n".join([rule, *lines, rule]))
+
+    def say(self, text: str) -> None:
+        """One line, above the bar or in the log file."""
+        if not self._silent or not self._shown.disable:
+            self._progress._line(text)
+
     def close(self) -> None:
         """Close the bar, so that what follows begins on a line of its own; in a log file, say where it ended."""
         self._shown.close()

@@ -123,8 +123,7 @@ def _made_so_far(run: Run) -> list[tuple[Path, str, dict[str, Any]]]:
             when = (folder / NAME).stat().st_mtime
             finished.append((when, folder, str(folder / NAME), manifest.configuration))
         elif checkpoint := latest_checkpoint(folder / "checkpoints"):
-            kept = checkpoint.state.get("settings", {})
-            settings = {key: value for key, value in kept.items() if not key.startswith(AFTER)}
+            settings = {key: value for key, value in checkpoint.settings.items() if not key.startswith(AFTER)}
             where = f"the checkpoint of {folder} at step {checkpoint.step}"
             begun.append((folder if folder != run.folder else folder / "checkpoints", where, settings))
     return [

@@ -3,7 +3,7 @@
 config.yaml         the configuration, resolved and complete; config_1.yaml, ...: those before it was changed
 environment.json    versions, device, revision
 metrics.jsonl       one line of scalars per logged step
-tensorboard/        the same scalars, and images
+tensorboard/<run>/  the same scalars, and images; its folders are what TensorBoard calls runs, a stage's lies below it
 checkpoints/        step_<n>/, see checkpoints.py
 media/              pictures
 <stage>/            the same layout again, for a run that has stages (a classifier before its agent, say)
@@ -23,20 +23,27 @@ import numpy.typing as npt
 import yaml
 from torch import Tensor
 
-from .checkpoints import Checkpoint, latest_checkpoint, remove_checkpoints_below, save_checkpoint
+from .checkpoints import (
+    Checkpoint,
+    check_like,
+    latest_checkpoint,
+    remove_checkpoints_below,
+    restoring,
+    save_checkpoint,
+)
+from .checks import AT_LEAST_0, check_range
 from .event_files import EventFiles
 from .files import file_digest, named, remove_unfinished, replacing, unfinished
 from .finite import NotFiniteError, not_finite
 from .locks import LOCK
 from .manifests import AFTER, NAME, Manifest, check_settings
 from .progress import Progress
-from .reading import parse_json, quoted, read_text, read_yaml
+from .reading import quoted, read_yaml
+from .scalars import cut_back, read_scalars
 from .stopping import stop_if_asked
 from .workers import ONE_PROCESS, Workers
 
 log = logging.getLogger(__name__)
-LARGEST_METRICS = 2**30
-"""Bytes of metrics.jsonl."""
 
 
 class Run:
@@ -51,7 +58,7 @@ class Run:
         """Settings that it depends on, see `depend_on`."""
         self.progress = Progress()
         """What tells how far the whole run is; its stages share it."""
-        self._events = EventFiles(self.folder / "tensorboard")
+        self._events = EventFiles(_board(self.folder, name))
 
     @classmethod
     def create(cls, folder: str | Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> "Run":
@@ -153,10 +160,25 @@ class Run:
 
         self._events.add(image(name, picture, dataformats="HWC"), step)  # type: ignore[no-untyped-call]
 
-    def log_hparams(self, settings: Mapping[str, Any], outcome: Mapping[str, float]) -> None:
-        """Show the settings (a nested mapping) beside what came of them in TensorBoard's table of runs."""
-        from torch.utils.tensorboard.summary import hparams
+    def log_text(self, name: str, text: str) -> None:
+        """Show a text in TensorBoard, at step 0."""
+        from torch.utils.tensorboard.summary import text as summary
 
+        self._events.add(summary(name, text), 0)  # type: ignore[no-untyped-call]
+
+    def log_hparams(self, settings: Mapping[str, Any], outcome: Mapping[str, float]) -> None:
+        """Show the settings (a nested mapping) beside what came of them in TensorBoard's table of runs.
+
+        outcome: by the names of its curves. A run without curves of its own, those being its stages', shows these
+        numbers only, in place of any that it showed before.
+        """
+        from torch.utils.tensorboard.summary import hparams, scalar
+
+        if not self._metrics.exists():
+            self._events.close()
+            self._events.cut_back(0)
+            for name, value in outcome.items():
+                self._events.add(scalar(name, value), 0)  # type: ignore[no-untyped-call]
         for summary in hparams(flat(settings), dict(outcome)):  # type: ignore[no-untyped-call]
             self._events.add(summary)
 
@@ -166,15 +188,7 @@ class Run:
         Raises:
             ValueError: names the line that holds no scalars.
         """
-        if not self._metrics.exists():
-            return []
-        lines = []
-        for number, line in enumerate(read_text(self._metrics, LARGEST_METRICS).splitlines(), start=1):
-            scalars = parse_json(line, f"{self._metrics}, line {number},")
-            if not isinstance(scalars, dict) or not all(isinstance(value, int | float) for value in scalars.values()):
-                raise ValueError(f"{self._metrics}, line {number}, holds no scalars by name but {quoted(scalars)}")
-            lines.append(scalars)
-        return lines
+        return read_scalars(self._metrics) if self._metrics.exists() else []
 
     @property
     def media(self) -> Path:
@@ -209,27 +223,23 @@ class Run:
         """The newest whole checkpoint, with the logs cut back to it; None (and empty logs) where there is none yet.
 
         Raises:
-            ValueError: it was made with other settings, or from a stage that was made anew since: see `finished`.
+            ValueError: it was made with other settings, or from a stage that was made anew since: see `finished`; or
+                what it or metrics.jsonl holds is malformed.
         """
         folder = self.folder / "checkpoints"
         checkpoint = latest_checkpoint(folder)
         if checkpoint:
             where = f"the checkpoint of {self.folder} at step {checkpoint.step}"
-            check_settings(checkpoint.state.get("settings", {}), self.settings, where, delete=folder)
-        self._cut_back(checkpoint.state["metrics_bytes"] if checkpoint else 0, checkpoint)
+            check_settings(checkpoint.settings, self.settings, where, delete=folder)
+        metrics_bytes, tensorboard_bytes = _logged(checkpoint) if checkpoint else (0, 0)
+        self._cut_back(metrics_bytes, checkpoint)
         self._events = EventFiles(self._events.folder, checkpoint.step + 1 if checkpoint else 0)
-        self._events.cut_back(checkpoint.state["tensorboard_bytes"] if checkpoint else 0)
+        self._events.cut_back(tensorboard_bytes)
         return checkpoint
 
     def _cut_back(self, size: int, checkpoint: Checkpoint | None) -> None:
         """Keep `size` bytes of metrics.jsonl, in whole lines; where it is shorter, say so: weights do not need it."""
-        there = self._metrics.stat().st_size if self._metrics.exists() else 0
-        if there:
-            with self._metrics.open("rb+") as file:
-                kept = file.read(size)
-                whole = kept.rfind(b"\n") + 1
-                file.truncate(whole)
-                there = min(there, whole)
+        there = cut_back(self._metrics, size) if self._metrics.exists() else 0
         if there < size and checkpoint:
             log.warning(
                 "%s has lost lines since the checkpoint at step %d was kept: %d of %d bytes are left. The curves have "
@@ -321,6 +331,18 @@ class Run:
         self._events.close()
 
 
+def _board(folder: Path, stage: str) -> Path:
+    """Folder of the event files of a run, or of its stage.
+
+    TensorBoard calls a run by its path below --logdir: here the name of the run's folder, so that two runs can be told
+    apart, then the stage. The name stays where the folder is moved.
+    """
+    whole = folder.parents[len(Path(stage).parts) - 1] if stage else folder
+    board = whole / "tensorboard"
+    begun = sorted(path.name for path in board.iterdir() if path.is_dir()) if board.is_dir() else []
+    return board / (begun[0] if begun else whole.absolute().name or "run") / stage
+
+
 def flat(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     """A nested configuration as {"ppo.epochs": 5, ...}; lists, tuples and None as text."""
     found: dict[str, bool | int | float | str] = {}
@@ -352,6 +374,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _logged(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Bytes of metrics.jsonl and of TensorBoard's files that belong to a checkpoint."""
+    with restoring(checkpoint):
+        sizes = (checkpoint.state["metrics_bytes"], checkpoint.state["tensorboard_bytes"])
+        check_like(sizes, (0, 0), "sizes of the logs")
+        check_range("sizes of the logs", sizes, AT_LEAST_0)
+    return sizes
 
 
 def _made(folder: Path) -> Manifest:

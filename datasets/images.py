@@ -113,6 +113,12 @@ class ImagePool:
         """Labels of all images whose labels are known, and their rows; None where there is no such image."""
         return self.some_labels if self.labels is None else KnownLabels(list(range(len(self))), self.labels)
 
+    @property
+    def unlabelled(self) -> list[str]:
+        """Ids of the images whose labels are not known."""
+        known = set(self.known_labels.rows) if self.known_labels else set()
+        return [name for row, name in enumerate(self.ids) if row not in known]
+
     def without_labels(self) -> "ImagePool":
         """The same images, as if no label was known."""
         return replace(self, labels=None, some_labels=None)

@@ -57,6 +57,8 @@ def register(env_id: str, entry: Entry) -> None:
             entry_point=ADAPTER,
             vector_entry_point="segarena.envs.adapters:make_batch",
             kwargs={"env_class": entry.env_class},
+            order_enforce=False,  # SingleEnv checks order and actions itself, in every step: without Gymnasium's
+            disable_env_checker=True,  # wrappers gym.make gives the environment, with its own help and methods
         )
 
 

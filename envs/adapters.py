@@ -2,11 +2,12 @@
 
 `SingleEnv` is what gym.make gives, `BatchEnv` what gym.make_vec gives, `LearnerEnv` the VecEnv of Stable-Baselines3.
 The latter two begin a new episode in the step that ended one (SAME_STEP), by the same `BatchedEnv.advance`.
+`LearnerEnv` stands in learner_env.py, which is loaded when it is asked for: gym.make needs no Stable-Baselines3.
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -14,11 +15,17 @@ import numpy.typing as npt
 import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.vector.utils import batch_space
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv
-from torch import Tensor
 
-from .core import Advance, BatchedEnv, Ended, Frame
+from .core import BatchedEnv, Ended
+
+if TYPE_CHECKING:
+    from .learner_env import LearnerEnv as LearnerEnv
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LearnerEnv":
+        return importlib.import_module(".learner_env", __package__).LearnerEnv
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def to_numpy(tensors: Any) -> Any:
@@ -52,8 +59,8 @@ def facts_of(ended: Ended) -> dict[str, Any]:
 
 
 class SingleEnv(gym.Env[Any, Any]):
-    """The `gym.Env` adapter: one environment. `batched` is the `BatchedEnv` behind it, whose documentation is `__doc__`
-    of this object and `help(type(env.unwrapped.batched))`."""
+    """The `gym.Env` adapter: one environment. `batched` is the `BatchedEnv` behind it, whose documentation `help` of
+    this object shows."""
 
     metadata = BatchedEnv.metadata
 
@@ -103,9 +110,19 @@ class SingleEnv(gym.Env[Any, Any]):
             return None
         return self.batched.render()
 
+    def action_masks(self) -> npt.NDArray[np.bool_]:
+        """Actions that are not wasted now, bool [A], for MaskablePPO of sb3-contrib; see `BatchedEnv.action_masks`."""
+        masks: npt.NDArray[np.bool_] = to_numpy(self.batched.action_masks())[0]
+        return masks
+
 
 class BatchEnv(gym.vector.VectorEnv[Any, Any, npt.NDArray[Any]]):
-    """The `gymnasium.vector.VectorEnv` adapter: N environments; each resets in the step that ended its episode."""
+    """The `gymnasium.vector.VectorEnv` adapter: N environments; each resets in the step that ended its episode.
+
+    Gymnasium calls this SAME_STEP: `obs` already belongs to the next episode, `final_obs` and `final_info` to the one
+    that ended. Its wrappers NormalizeObservation and a few more refuse that mode; they take the slower
+    `gym.make_vec(id, num_envs=8, vectorization_mode="sync")`, a loop over single environments.
+    """
 
     metadata = BatchedEnv.metadata
 
@@ -175,101 +192,6 @@ class BatchEnv(gym.vector.VectorEnv[Any, Any, npt.NDArray[Any]]):
         return _masked({"final_obs": obs, "final_info": final_info}, over)
 
 
-class LearnerEnv(VecEnv):
-    """The Stable-Baselines3 adapter: N environments as a `VecEnv`.
-
-    `infos` are filled only where an episode ended in the step: `episode`, `terminal_observation`,
-    `TimeLimit.truncated`, `info()` and `episode_info` of its end; elsewhere they are empty. Agents that keep rollouts
-    on the device call `batched.advance` themselves: the same step, as tensors.
-    """
-
-    def __init__(self, env: BatchedEnv) -> None:
-        self.batched = env
-        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
-        self._returns = torch.zeros(env.num_envs, dtype=torch.float64, device=env.device)
-
-    def reset(self) -> Any:
-        """Begin an episode in every environment."""
-        if self._seeds[0] is None:
-            self.seed()
-        if any(options != self._options[0] for options in self._options):
-            raise ValueError("options differ between environments; give all of them the same")
-        self.batched.seed([seed for seed in self._seeds if seed is not None])
-        self.batched.reset(options=self._options[0])
-        self._reset_seeds()
-        self._reset_options()
-        self._returns.zero_()
-        return to_numpy(self.batched.observe())
-
-    def step_async(self, actions: npt.NDArray[Any]) -> None:
-        """Take the actions of the next `step_wait`."""
-        self._actions = self.batched.actions_from(actions)
-
-    def step_wait(self) -> tuple[Any, npt.NDArray[np.float32], npt.NDArray[np.bool_], list[dict[str, Any]]]:
-        """Observations, rewards, dones and infos of the step."""
-        lengths = self.batched.t + 1
-        step = self.batched.advance(self._actions)
-        returns = self.count(step)
-        seen: dict[str, Any] = {"obs": step.obs, "reward": step.reward, "done": step.terminated | step.truncated}
-        if step.ended:
-            ids = step.ended.env_ids
-            episodes = {"r": returns[ids], "l": lengths[ids], "cut": step.truncated[ids]}
-            seen |= {"ended": facts_of(step.ended), "episodes": episodes}
-        seen = to_numpy(seen)
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        if step.ended:
-            last, episodes = seen["ended"], {name: array.tolist() for name, array in seen["episodes"].items()}
-            for k, (env_id, facts) in enumerate(zip(last["env_ids"].tolist(), step.ended.episode_info, strict=True)):
-                infos[env_id] = {
-                    **of_env(last["info"], k),
-                    **facts,
-                    "terminal_observation": of_env(last["obs"], k),
-                    "TimeLimit.truncated": episodes["cut"][k],
-                    "episode": {"r": episodes["r"][k], "l": episodes["l"][k]},
-                }
-        return seen["obs"], seen["reward"], seen["done"], infos
-
-    def count(self, step: Advance) -> Tensor:
-        """Returns of the episodes up to and with `step`, float64 [N]; those that ended start anew from 0 afterwards."""
-        returns = self._returns = self._returns + step.reward
-        if step.ended:
-            self._returns = returns.index_fill(0, step.ended.env_ids, 0.0)
-        return returns
-
-    def state(self) -> dict[str, Any]:
-        """Tensors and numbers for `load_state`."""
-        return {"env": self.batched.state(), "returns": self._returns}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue the episodes of `state`."""
-        self.batched.load_state(state["env"])
-        self._returns = state["returns"].to(self.batched.device, copy=True)
-
-    def get_images(self) -> Sequence[Frame | None]:
-        """The picture of every environment."""
-        return [self.batched.render(env_id) for env_id in range(self.num_envs)]
-
-    def close(self) -> None:
-        """Nothing is held that needs closing."""
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """An attribute of the `BatchedEnv`, once for each environment asked for."""
-        return [getattr(self.batched, attr_name) for _ in self._get_indices(indices)]
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Set an attribute of the `BatchedEnv`, which all environments share."""
-        setattr(self.batched, attr_name, value)
-
-    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
-        """Call a method of the `BatchedEnv` once, and repeat its result for each environment asked for."""
-        result = getattr(self.batched, method_name)(*method_args, **method_kwargs)
-        return [result for _ in self._get_indices(indices)]
-
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        """True for Monitor, whose work `episode` in the infos does; no other wrapper is inside."""
-        return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
-
-
 def make_single(env_class: str, *, device: str | torch.device = "cpu", **settings: Any) -> SingleEnv:
     """Entry point of `gym.make`; env_class is "module:Class" of a `BatchedEnv`.
 
@@ -281,19 +203,30 @@ def make_single(env_class: str, *, device: str | torch.device = "cpu", **setting
     if "num_envs" in settings:
         n = settings["num_envs"]
         raise ValueError(f"num_envs is {n!r} but gym.make makes one environment; use gym.make_vec(id, num_envs={n!r})")
-    return SingleEnv(_build(env_class, num_envs=1, device=device, **settings))
+    return SingleEnv(class_of(env_class)(num_envs=1, device=device, **settings))
 
 
 def make_batch(env_class: str, num_envs: int = 1, **settings: Any) -> BatchEnv:
-    """Entry point of `gym.make_vec`; env_class is "module:Class" of a `BatchedEnv`."""
-    return BatchEnv(_build(env_class, num_envs=num_envs, **settings))
+    """Entry point of `gym.make_vec`; env_class is "module:Class" of a `BatchedEnv`.
+
+    What costs every step of many environments is off unless it is asked for: `vector_defaults` of the class.
+    """
+    batched = class_of(env_class)
+    defaults = {} if settings.get("config") is not None else batched.vector_defaults
+    return BatchEnv(batched(num_envs=num_envs, **{**defaults, **settings}))
 
 
-def _build(env_class: str, **settings: Any) -> BatchedEnv:
-    module, name = env_class.split(":")
-    built = getattr(importlib.import_module(module), name)(**settings)
-    assert isinstance(built, BatchedEnv)
-    return built
+def class_of(env_class: str) -> type[BatchedEnv]:
+    """The `BatchedEnv` that "module:Class" names.
+
+    Raises:
+        ValueError: the name is no "module:Class", or not that of a `BatchedEnv`.
+    """
+    module, _, name = env_class.partition(":")
+    found = getattr(importlib.import_module(module), name, None) if name else None
+    if not (isinstance(found, type) and issubclass(found, BatchedEnv)):
+        raise ValueError(f"env_class is {env_class!r} but must be 'module:Class' of a BatchedEnv")
+    return found
 
 
 def _masked(infos: dict[str, Any], mask: npt.NDArray[np.bool_]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from ..common.checks import with_settings
+from ..common.checks import signature_with_fields, with_settings
 from ..common.device import resolve_device
 from ..datasets.sample import Origin
 from .random import Streams
@@ -144,6 +144,8 @@ class BatchedEnv(ABC):
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
     config_class: ClassVar[type[Any]] = EnvConfig
+    vector_defaults: ClassVar[Mapping[str, Any]] = {}
+    """Settings that gym.make_vec chooses unless they are given: what costs every step of many environments."""
     single_observation_space: gym.Space[Any]
     """Observation of one environment."""
     single_action_space: gym.Space[Any]
@@ -156,6 +158,8 @@ class BatchedEnv(ABC):
     reward_weights: dict[str, float]
     """Weight of each reward term that `_step` gives, by name; a subclass whose terms are others than "reward" sets it.
     To leave a term out of the reward, set its weight to 0."""
+    shows_truth = True
+    """Whether its pictures show the labels."""
     reward_terms: dict[str, Tensor]
     """Weighted reward terms of the last step by name, each float [N]; their sum is the reward. Kept when an episode
     ends; {} before the first reset."""
@@ -191,6 +195,12 @@ class BatchedEnv(ABC):
         self.running = False
         self._all = torch.arange(num_envs, device=self.device)
 
+    def __init_subclass__(cls, **given: Any) -> None:
+        """Let `inspect.signature`, `help` and completion show the fields of `config_class`."""
+        super().__init_subclass__(**given)
+        signature = signature_with_fields(cls.__init__, BatchedEnv.__init__, cls.config_class)
+        cls.__signature__ = signature.replace(parameters=[*signature.parameters.values()][1:])  # type: ignore[attr-defined]
+
     # -- what a subclass writes ------------------------------------------------------------------------------------
 
     def _resolved(self, config: Any) -> Any:
@@ -222,6 +232,21 @@ class BatchedEnv(ABC):
     def _info(self) -> dict[str, Tensor]:
         """The environment's own part of `info`, each [N, ...]."""
         return {}
+
+    def action_masks(self) -> Tensor:
+        """Actions that are not wasted as the episodes stand, bool [N, A], for MaskablePPO of sb3-contrib; here all.
+
+        A: n of `Discrete`, the sum of nvec of `MultiDiscrete`, 2 n of `MultiBinary`; of each part of an action at least
+        one is left.
+
+        Raises:
+            ValueError: actions that cannot be counted (Box).
+        """
+        space = self.single_action_space
+        if isinstance(space, spaces.Box):
+            raise ValueError(f"{space} has no action masks, since its actions cannot be counted")
+        count = 2 * spaces.flatdim(space) if isinstance(space, spaces.MultiBinary) else spaces.flatdim(space)
+        return torch.ones(self.num_envs, count, dtype=torch.bool, device=self.device)
 
     def _episode_info(self, env_ids: Tensor) -> Callable[[], list[dict[str, Any]]]:
         """A function that makes the `episode_info` of the environments `env_ids` int64 [K].
@@ -272,11 +297,13 @@ class BatchedEnv(ABC):
 
         Raises:
             ResetNeeded: no episode was begun.
-            ValueError: reward terms without a weight, or weights without a term.
+            ValueError: reward terms without a weight, or weights without a term; terminated is not bool.
         """
         if not self.running:
             raise ResetNeeded("step before reset: call reset() first")
         terms, terminated = self._step(actions)
+        if terminated.dtype != torch.bool:
+            raise ValueError(f"terminated is {terminated.dtype} but must be torch.bool: `_step` says who terminated")
         if terms.keys() != self.reward_weights.keys():
             raise ValueError(f"reward_weights names {list(self.reward_weights)} but the reward terms are {list(terms)}")
         weights = self.reward_weights
@@ -320,6 +347,18 @@ class BatchedEnv(ABC):
             return picture
         _show(picture)
         return None
+
+    def legend(self) -> Sequence[tuple[tuple[int, int, int], str]]:
+        """Colours (red, green, blue) of its pictures, and what each means, for films."""
+        return ()
+
+    def caption(self, env_id: int) -> str:
+        """What is known of environment `env_id` beside step and reward, in words, for films."""
+        return ""
+
+    def action_text(self, action: Tensor) -> str:
+        """One environment's action in words, for films; "" where it is too long to read."""
+        return ", ".join(f"{number:.3g}" for number in action.flatten().tolist()) if action.numel() <= 8 else ""
 
     def actions_from(self, actions: Any) -> Tensor:
         """The tensor of `actions`, which come from outside.

@@ -19,7 +19,7 @@ from ..common.networks import load_network
 from ..common.overlap import class_dice
 from ..datasets.echo.images import CLASSES, LV, MYO, load_echo
 from ..datasets.images import ImagePool
-from ..evaluation.drawing import GAP_GREY, GAP_PX
+from ..evaluation.drawing import GAP_GREY, GAP_PX, Legend, heat_colour
 from ..evaluation.echo_pictures import PREDICTION, TRUTH, echo_panel
 from ..rewards.echo_validity import anatomical_reward, valid_masks
 from ..rewards.reward_net import RewardNet
@@ -103,6 +103,13 @@ class EchoEnv(BatchedEnv):
     >>> reward, terminated, info["pixel_reward"].shape, info["dice_lv"]
     (1.0, True, (64, 64), 1.0)
 
+    Stock PPO takes a second for every image, since it sees thousands of separate actions; `DensePPO` learns from many
+    images at once, each pixel by its own reward:
+
+        env = segarena.EchoEnv(num_envs=8, reward="dice")
+        model = segarena.DensePPO("DensePolicy", env, policy_kwargs={"init_channels": 8})
+        model.learn(64)
+
     ## References
     Judge et al.: Domain Adaptation of Echocardiography Segmentation Via Reinforcement Learning (2024).
 
@@ -160,8 +167,9 @@ class EchoEnv(BatchedEnv):
         labels = self.pool.labels
         if labels is None:
             raise ValueError(
-                f"reward {name!r} needs the truth, which is not known of these images; use reward='reward_net' or "
-                f"'anatomical'"
+                f"reward {name!r} needs labels, which {self.pool.unlabelled[0]} lacks ({len(self.pool.unlabelled)} of "
+                f"{len(self.pool)} images do); name labelled patients in `patients`, or use reward='reward_net' or "
+                "'anatomical'"
             )
         return partial(_by_truth, TRUTH_REWARDS[name], labels)
 
@@ -276,7 +284,7 @@ class EchoEnv(BatchedEnv):
             ValueError: it is not known.
         """
         if self.pool.labels is None:
-            raise ValueError(f"no truth is known of {self.pool.ids[0]} and the other images")
+            raise ValueError(f"no truth is known of {self.pool.unlabelled[0]} ({len(self.pool.unlabelled)} images)")
         return self.pool.labels[self.index]
 
     # -- info --------------------------------------------------------------------------------------------------------
@@ -334,7 +342,7 @@ class EchoEnv(BatchedEnv):
             (1 - self.pixel_reward[env_id]).clamp(0, 1).cpu().numpy() if int(self.t[env_id]) else np.zeros(image.shape)
         )
         outline, layers = [], [[], [(mask, PREDICTION)], []]
-        if self.pool.labels is not None:
+        if self.pool.labels is not None and self.shows_truth:
             outline = [(self.pool.labels[index].cpu().numpy(), TRUTH)]
             layers.append([])
         panels = [
@@ -343,6 +351,19 @@ class EchoEnv(BatchedEnv):
         ]
         gap = np.full((len(panels[0]), GAP_PX, 3), GAP_GREY, np.uint8)
         return np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
+
+    def legend(self) -> Legend:
+        """As `BatchedEnv.legend`."""
+        shown = [("mask", PREDICTION)]
+        if self.pool.labels is not None and self.shows_truth:
+            shown.append(("truth", TRUTH))
+        rows = [(colour, f"{what}: {part}") for what, of in shown for part, colour in (("LV", of.lv), ("MYO", of.myo))]
+        return (*rows, (heat_colour(0.8), "1 - R (R: reward of the pixel)"))
+
+    def caption(self, env_id: int) -> str:
+        """The image and, after the step, R."""
+        name = self.pool.ids[int(self.index[env_id])]
+        return f"{name}: mean R {float(self.pixel_reward[env_id].mean()):.3f}" if int(self.t[env_id]) else name
 
 
 def structure_dice(masks: Tensor, labels: Tensor) -> Tensor:

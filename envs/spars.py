@@ -7,23 +7,23 @@ Positions are numbers of the lattice (datasets/liver/lattice.py), so that a move
 Its parts: spars_config.py arguments, spars_tables.py lookups, spars_painting.py maps, spars_rules.py competitors.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ..datasets.liver.cases import load_liver_cases
-from ..datasets.liver.lesions import TUMOUR
-from ..evaluation.volume_pictures import orthogonal_slices
+from ..datasets.liver.cases import LiverCase, load_liver_cases
+from ..evaluation.drawing import Legend
 from ..rewards.presence import ScoreFunction
+from . import spars_pictures
 from .core import BatchedEnv, Frame, Obs, notice_phantom
-from .spars_config import MOVES, SparsConfig
+from .spars_config import MOVES, SparsConfig, check_options
 from .spars_painting import Painting
-from .spars_rules import RULES, Competitor, checked, random_move
-from .spars_tables import Windows, lattice_of, score_tables, start_position
+from .spars_rules import RULES, Competitor, Model, competitor, random_move
+from .spars_tables import Windows, lattice_of, open_moves, score_tables, start_position
 
 STATE = ("case", "at", "scores", "duel", "_start_ids", "_terminated", "_found")
 """Tensors that an episode consists of, beside those of the core and the painting."""
@@ -80,8 +80,9 @@ class SparsEnv(BatchedEnv):
     Terminated when s1 > τ or s2 > τ (strictly). Truncated after `horizon`.
 
     ## Arguments
-    The fields of `SparsConfig`, by name; `opponent` may also be an object with `act(obs, deterministic)`, and
-    `score_source` a function `(case, corners int64 [N, 3]) -> float32 [N]` with values in [0, 1].
+    The fields of `SparsConfig`, by name; `opponent` may also be a model of Stable-Baselines3 or an object with
+    `act(obs, deterministic)`, `score_source` a function `(case, corners int64 [N, 3]) -> float32 [N]` with values in
+    [0, 1]; `volumes` are cases to play on. `eval_dice` is off in gym.make_vec unless it is given, on elsewhere.
 
     >>> import gymnasium as gym, segarena
     >>> env = gym.make("SPARS-LiverCT-v0", cases=["phantom_02000"], score_source="oracle_fraction", device="cpu")
@@ -102,31 +103,33 @@ class SparsEnv(BatchedEnv):
     """
 
     config_class = SparsConfig
+    vector_defaults: ClassVar[Mapping[str, Any]] = {"eval_dice": False}
     config: SparsConfig
 
     def __init__(
         self,
         config: SparsConfig | None = None,
         *,
-        opponent: str | Competitor | None = None,
+        opponent: str | Competitor | Model | None = None,
         score_source: str | ScoreFunction | None = None,
+        volumes: Sequence[LiverCase] | None = None,
         **settings: Any,
     ) -> None:
         for name, value in (("opponent", opponent), ("score_source", score_source)):
             if isinstance(value, str):
                 settings[name] = value
         super().__init__(config, **settings)
-        self._opponent = None if isinstance(opponent, str) else checked(opponent)
         function = None if isinstance(score_source, str) else score_source
         cfg, self.lattice = self.config, lattice_of(self.config)
-        if cfg.data == "phantom":
+        if cfg.data == "phantom" and volumes is None:
             notice_phantom("SPARS-LiverCT-v0", "give data=<Task03_Liver folder> to play on real CT")
-        self.cases = load_liver_cases(cfg)
+        self.cases = load_liver_cases(cfg) if volumes is None else list(volumes)
         self.origin = self.cases[0].origin  # that of all: `data` and `implant_lesions` decide
         self.table, self._features, n_features = score_tables(cfg, self.cases, self.lattice, function, self.device)
         self._score_tables = list(dict.fromkeys((self.table, self._features)))
         self._make_tables()
         self._make_spaces(n_features)
+        self.set_opponent(None if isinstance(opponent, str) else opponent)
         given = {"duel": cfg.n_agents == 2 and cfg.reward != "score", "score": cfg.reward == "score"}
         given |= {"potential": cfg.reward == "shaped", "bonus": True}
         self.reward_weights = {name: 1.0 for name in given if given[name]}
@@ -140,6 +143,7 @@ class SparsEnv(BatchedEnv):
         cells = torch.tensor(MOVES[cfg.action_set])
         self.n_moves = len(cells)
         self._next = lattice.move_table(cells).flatten().to(self.device)  # [L·A]
+        self._open = open_moves(self._next.view(-1, self.n_moves).cpu(), cfg.action_set).to(self.device)  # [L, A]
         self._corners = lattice.corners().to(self.device)  # [L, 3]
         self._voxels = self._corners.int()  # as the infos give them
         self._cells = (self._corners - torch.tensor(lattice.phase, device=self.device)) // cfg.step  # [L, 3]
@@ -181,7 +185,7 @@ class SparsEnv(BatchedEnv):
     # -- the dynamics: docs/spars.md, Method 3 ---------------------------------------------------------------------
 
     def _reset(self, env_ids: Tensor, options: Mapping[str, Any], case: Tensor | None = None) -> None:
-        self._check_options(options)
+        check_options(options)
         players = self.config.n_agents
         draw = self.streams.uniform(1 + TRIES * players, env_ids)  # case, then candidates for p1 (and p2)
         drawn = (draw * self._ranges).long()  # [K, 1 + TRIES·P]
@@ -278,6 +282,11 @@ class SparsEnv(BatchedEnv):
         moves = torch.arange(self.n_moves, device=self.device)[:, None]
         return self._next[at * self.n_moves + moves]
 
+    def action_masks(self, player: int = 0) -> Tensor:
+        """Actions of `player` that lead away from its place or mean to stay, bool [N, A] ([N, 9] for multidiscrete3:
+        the three values of each axis); all where there is none."""
+        return self._open[self.at[player]]
+
     def _flat(self, actions: Tensor) -> Tensor:
         """Number in MOVES of each action, int64 [N] on this device."""
         actions = actions.to(self.device, torch.int64)
@@ -290,10 +299,10 @@ class SparsEnv(BatchedEnv):
             return self._flat(self._opponent.act(self.observe(player=1), deterministic=False))
         return RULES.get(self.config.opponent, random_move)(self, 1)
 
-    def set_opponent(self, policy: Competitor | None) -> None:
-        """Let `policy` play the competitor from the next step on; None: the rule named by `opponent` (random for
-        "snapshot")."""
-        self._opponent = checked(policy)
+    def set_opponent(self, policy: Competitor | Model | None) -> None:
+        """Let `policy`, an object with `act` or a model of Stable-Baselines3, play the competitor from the next step
+        on; None: the rule named by `opponent` (random for "snapshot")."""
+        self._opponent = competitor(policy, self.single_observation_space)
 
     # -- observation: docs/spars.md, Method 4 ----------------------------------------------------------------------
 
@@ -355,33 +364,21 @@ class SparsEnv(BatchedEnv):
         return self.table.volume(self._index_of(case_id))
 
     def _render_frame(self, env_id: int) -> Frame:
-        case, colours = self.cases[int(self.case[env_id])], ((64, 200, 255), (255, 120, 64))
-        corners = self._corners[self.at[:, env_id]].tolist()
-        heat = np.asarray(self.painting.voxel_map(env_id).cpu().numpy(), dtype=np.float32)
-        tumour = [] if case.label is None else [((case.label == TUMOUR).numpy(), (80, 255, 80))]
-        return orthogonal_slices(
-            case.image.numpy(),
-            centre_ijk=tuple(c + w // 2 for c, w in zip(corners[0], self.lattice.window, strict=True)),
-            boxes=[(tuple(low), self.lattice.window, colour) for low, colour in zip(corners, colours, strict=False)][
-                ::-1
-            ],
-            heat=heat / np.float32(max(1.0, float(heat.max()))),
-            contours=tumour,
-            spacing_mm=case.spacing_mm,
-        )
+        return spars_pictures.picture(self, env_id, self._corners[self.at[:, env_id]].tolist())
+
+    def legend(self) -> Legend:
+        """As `BatchedEnv.legend`."""
+        return spars_pictures.legend(self)
+
+    def caption(self, env_id: int) -> str:
+        """The scores of the windows and τ."""
+        return spars_pictures.caption(self, env_id)
+
+    def action_text(self, action: Tensor) -> str:
+        """Name of the move: +x, -y+z, or stay."""
+        return spars_pictures.move_name(self.config.action_set, int(self._flat(action[None])))
 
     # -- options and checkpoints -----------------------------------------------------------------------------------
-
-    def _check_options(self, options: Mapping[str, Any]) -> None:
-        known = {"case_id", "start", "start_opponent"}
-        if unknown := set(options) - known:
-            raise ValueError(f"unknown reset options {sorted(unknown)}; known are {sorted(known)}")
-        if "case_id" in options:
-            self._index_of(options["case_id"])
-        for name in {"start", "start_opponent"} & set(options):
-            corner = np.asarray(options[name])
-            if corner.shape != (3,) or corner.dtype.kind not in "iu":
-                raise ValueError(f"{name} is {options[name]!r} but must be integers (x, y, z): lower corner in voxels")
 
     def _index_of(self, case_id: str) -> int:
         ids = [case.id for case in self.cases]

@@ -1,8 +1,11 @@
 """Arguments of SPARS-LiverCT-v0 and its two profiles (docs/spars.md, Method 1)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal
+
+import numpy as np
 
 from ..common.checks import AT_LEAST_0, SHARE, check
 from ..datasets.liver.cases import LiverDataConfig
@@ -19,6 +22,8 @@ MOVES: dict[str, list[Triple]] = {
 }
 """Displacement of each action in lattice cells (x, y, z), one cell = `step` voxels (docs/spars.md, Method 2)."""
 
+RESET_OPTIONS = {"case_id", "start", "start_opponent"}
+"""Options of `reset`."""
 REWARDS = (-1e6, 1e6)
 """Range of a reward: float32 keeps sums of such ones."""
 PROFILES: dict[str, dict[str, Any]] = {
@@ -102,7 +107,7 @@ class SparsConfig(LiverDataConfig):
     both agents return to their start."""
     eval_dice: bool = True
     """Add n_painted_blocks and, where there is a label, dice, precision and recall to the info at the end of an
-    episode."""
+    episode. gym.make_vec leaves them out unless told otherwise: they take a third of its time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,3 +140,17 @@ class SparsConfig(LiverDataConfig):
         if done.obs_size is not None and done.obs_mode != "own_window":
             raise ValueError(f"obs_size is {done.obs_size!r} but needs obs_mode='own_window'")
         return done
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Check the options of `reset`, but not whether there is such a case or corner.
+
+    Raises:
+        ValueError: an unknown option, or a corner that is not three integers.
+    """
+    if unknown := set(options) - RESET_OPTIONS:
+        raise ValueError(f"unknown reset options {sorted(unknown)}; known are {sorted(RESET_OPTIONS)}")
+    for name in {"start", "start_opponent"} & set(options):
+        corner = np.asarray(options[name])
+        if corner.shape != (3,) or corner.dtype.kind not in "iu":
+            raise ValueError(f"{name} is {options[name]!r} but must be integers (x, y, z): lower corner in voxels")

@@ -7,11 +7,13 @@ competitor) as the environment stands now.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
+from .adapters import to_numpy
 from .core import Obs
 from .spars_config import MOVES
 
@@ -26,18 +28,47 @@ class Competitor(Protocol):
         """Actions int64 [N] ([N, 3] for multidiscrete3), on any device."""
 
 
-def checked(opponent: Competitor | None) -> Competitor | None:
-    """`opponent`, if it can act.
+class Model(Protocol):
+    """A trained model of Stable-Baselines3, or what has its `predict`."""
+
+    @property
+    def predict(self) -> Callable[..., Any]:
+        """Actions and memory, of observations."""
+
+
+class ModelCompetitor:
+    """A trained model of Stable-Baselines3 as competitor: the actions of its `predict`, without memory or masks."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def act(self, obs: Obs, deterministic: bool) -> Tensor:
+        """Actions [N, ...] for the observations [N, ...]."""
+        actions, _ = self.model.predict(to_numpy(obs), deterministic=deterministic)
+        return torch.as_tensor(actions)
+
+
+def competitor(opponent: Any, space: spaces.Space[Any]) -> Competitor | None:
+    """`opponent` as something that acts on observations of `space`; None: None.
 
     Raises:
-        ValueError: it has no method `act`.
+        ValueError: it can neither `act` nor `predict`, or was trained on other observations.
     """
-    if opponent is not None and not callable(getattr(opponent, "act", None)):
+    if opponent is None or callable(getattr(opponent, "act", None)):
+        acting: Competitor | None = opponent
+        return acting
+    if not callable(getattr(opponent, "predict", None)):
         raise ValueError(
-            f"opponent is {opponent!r} but must be a name or an object with act(obs, deterministic) -> actions, "
-            f"such as agents.spars.self_play.Snapshot of a policy of Stable-Baselines3"
+            f"opponent is {opponent!r} but must be one of {', '.join(map(repr, ('snapshot', *RULES)))}, a model of "
+            f"Stable-Baselines3, or an object with act(obs, deterministic) -> actions"
         )
-    return opponent
+    seen = getattr(opponent, "observation_space", space)
+    if seen != space:
+        raise ValueError(
+            f"opponent was trained on observations {seen} but here they are {space}; give the environment the obs_mode "
+            f"and window_size of its training"
+        )
+    return ModelCompetitor(opponent)
 
 
 def random_move(env: SparsEnv, player: int) -> Tensor:

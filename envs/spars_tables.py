@@ -11,7 +11,7 @@ from ..classifiers.presence import PresenceNet, load_presence
 from ..datasets.liver.cases import HU_WINDOW, LiverCase
 from ..datasets.liver.lattice import Triple, WindowLattice, centred_start
 from ..rewards.presence import ScoreFunction, ScoreTable
-from .spars_config import SparsConfig
+from .spars_config import MOVES, SparsConfig
 
 
 def lattice_of(config: SparsConfig) -> WindowLattice:
@@ -20,6 +20,24 @@ def lattice_of(config: SparsConfig) -> WindowLattice:
     assert config.window_size is not None
     x, y, z = (size // 2 % config.step if config.start == "corner_paper" else 0 for size in config.grid_shape)
     return WindowLattice(config.grid_shape, config.window_size, config.step, config.phase or (x, y, z))
+
+
+def open_moves(following: Tensor, action_set: str) -> Tensor:
+    """Moves that change the place, or mean to stay, at each of L positions: bool [L, A].
+
+    For multidiscrete3 [L, 9], the values 0, 1, 2 of x, y and z: an axis does not depend on the others. Where nothing is
+    left, as of a window as large as the volume, all are.
+
+    Args:
+        following: where each move leads, int64 [L, A].
+        action_set: a name in MOVES.
+    """
+    stays = torch.tensor([move == (0, 0, 0) for move in MOVES[action_set]])
+    is_open = (following != torch.arange(len(following))[:, None]) | stays
+    if action_set == "multidiscrete3":
+        along = [[v - 1 if axis == k else 0 for k in range(3)] for axis in range(3) for v in range(3)]
+        return is_open[:, [MOVES[action_set].index((x, y, z)) for x, y, z in along]]
+    return is_open | ~is_open.any(dim=1, keepdim=True)
 
 
 def start_position(config: SparsConfig, lattice: WindowLattice) -> int:
@@ -45,8 +63,13 @@ def score_tables(
     Features are kept only where they are observed; elsewhere their number is 0.
 
     Raises:
-        ValueError: a classifier is needed and not named, or was trained with other grey values.
+        ValueError: `function` is none; a classifier is needed and not named, or was trained with other grey values.
     """
+    if function is not None and not callable(function):
+        raise ValueError(
+            f"score_source is {function!r} but must be 'classifier', 'oracle_fraction' or a function (case, corners "
+            f"int64 [N, 3]) -> scores float32 [N]"
+        )
     observed = config.obs_mode == "features"
     scored_by_net = config.score_source == "classifier" and function is None
     net = _classifier(config) if scored_by_net or observed else None

@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..rewards.echo_validity import anatomical_metrics, broken_rules, is_valid
-from .drawing import Bytes, Heat, heat_bar, literal, save_png, scale_bar, unit_rgb
+from .drawing import Bytes, Heat
 from .echo import echo_case_metrics
 from .echo_pictures import OUTLINE, PREDICTION, TRUTH, echo_panel
+from .figures import heat_bar, literal, save_png, scale_bar, unit_rgb
 
 PANEL_PX = 384
 """Least height of a panel."""
@@ -32,6 +33,8 @@ class EchoView:
     """Reward or uncertainty in 0..1, or None."""
     spacing_mm: tuple[float, float]
     """(y, x) of a pixel."""
+    said: str | None = None
+    """Line below the prediction; None: `verdict`."""
 
     @property
     def height_per_width(self) -> float:
@@ -67,7 +70,8 @@ def save_echo_figure(
     if not views:
         raise ValueError("no views to draw")
     mapped = any(view.heat is not None for view in views)
-    names = ("truth", "prediction", heat_name)[: 3 if mapped else 2]
+    known = any(view.label is not None for view in views)
+    names = ("truth" if known else "image", "prediction", heat_name)[: 3 if mapped else 2]
     heights = [PANEL_INCH * view.height_per_width + 0.25 for view in views]  # with the line below the panel
     size = (PANEL_INCH * len(names) + 0.7 * mapped, sum(heights) + 0.9)
     figure = Figure(figsize=size, dpi=150, layout="constrained")
@@ -79,7 +83,7 @@ def save_echo_figure(
         ax.set_title(name, fontsize=11)
     if mapped:
         heat_bar(figure, axes, heat_name, aspect=10 * len(views))
-    styles = (("truth", TRUTH), ("prediction", PREDICTION))
+    styles = (("truth", TRUTH), ("prediction", PREDICTION))[0 if known else 1 :]
     lines = [(f"{what}, {part}", getattr(style, part.lower())) for what, style in styles for part in ("LV", "MYO")]
     figure.legend(
         handles=[Line2D([], [], color=unit_rgb(rgb), label=label) for label, rgb in lines],
@@ -108,5 +112,5 @@ def _draw_view(row: Sequence[Axes], view: EchoView) -> None:
         ax.axis("off")
     named = literal(view.case_id)
     row[0].set_xlabel(named if view.label is not None else f"{named} (no truth)", fontsize=9)
-    row[1].set_xlabel(view.verdict, fontsize=8)
+    row[1].set_xlabel(view.verdict if view.said is None else view.said, fontsize=8)
     scale_bar(row[0], scale / view.spacing_mm[0], height * scale)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from .metrics import NEEDS_TARGET
 from .results import Case, Result, empty_target, unlabelled
-from .statistics import bootstrap_interval, cluster_means, paired_wilcoxon
+from .statistics import bootstrap_interval, cluster_means, holm, paired_wilcoxon
 
 Floats = npt.NDArray[np.float64]
 
@@ -106,8 +106,9 @@ def table(results: Sequence[Result], columns: Sequence[Column | str], *, baselin
     if empty:
         header += ["False positive (ml), empty target", "Specificity (%)"]
     if baseline is not None:
-        header.append(f"p ({shown[0].title} vs {baseline})")
         p_value = p_values(results, baseline, shown[0])
+        holm = ", Holm" if len(p_value) > 1 else ""
+        header.append(f"p ({shown[0].title} vs {baseline}{holm})")
     rows = []
     for method, runs in methods.items():
         row = [method, runs[0].supervision, runs[0].mode, str(len(runs))]
@@ -130,7 +131,7 @@ def p_values(results: Sequence[Result], baseline: str, metric: Column | str) -> 
     """p-value of every other method against `baseline` on the same cases, by method.
 
     Two-sided paired Wilcoxon test over cases, or over the means of patients where the cases name them; seeds are
-    averaged per case. Not corrected for several methods.
+    averaged per case. Corrected for the number of methods after Holm.
 
     Raises:
         ValueError: as `table`; or a metric that a case lacks, or that has a meaning on none of the cases.
@@ -148,7 +149,7 @@ def p_values(results: Sequence[Result], baseline: str, metric: Column | str) -> 
     if patients is not None:
         per_case = {method: cluster_means(values, patients) for method, values in per_case.items()}
     reference = per_case.pop(baseline)
-    return {method: paired_wilcoxon(values, reference) for method, values in per_case.items()}
+    return holm({method: paired_wilcoxon(values, reference) for method, values in per_case.items()})
 
 
 def _by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -221,7 +222,7 @@ def _cell(values: Floats, one: Column, patients: Sequence[str] | None) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of the table, padded so that it reads well as plain text too; a | within a cell is escaped."""
+    """The lines of the table, padded so that it reads well as plain text too; see `escaped`."""
     header, rows = [escaped(cell) for cell in header], [[escaped(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = ["-" * width for width in widths]
@@ -230,8 +231,8 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def escaped(cell: str) -> str:
-    """The text of a cell, in which a | or a line break would end it."""
-    return " ".join(cell.replace("|", r"\|").splitlines())
+    """The text of a cell, in which a | or a line break would end it, and $ begin a formula."""
+    return " ".join(cell.replace("|", r"\|").replace("$", r"\$").split())
 
 
 def _footer(results: Sequence[Result], empty: int) -> list[str]:

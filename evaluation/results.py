@@ -1,5 +1,7 @@
 """Results are data: one JSON file per method, seed and data set, written by the program and never by hand."""
 
+import csv
+import io
 import json
 import math
 from collections import Counter
@@ -76,6 +78,22 @@ class Result:
         text = json.dumps(_finite(asdict(self)), indent=1, allow_nan=False, ensure_ascii=False)
         with replacing(Path(path)) as unfinished:
             unfinished.write_text(text + "\n", encoding="utf-8")
+
+    def write_cases(self, path: str | Path) -> None:
+        """Writes the cases to `path` as CSV (RFC 4180), whole or not at all: a line each, in the order of the result.
+
+        Columns: case_id, origin, patient where there is one, then all others in the order in which the cases first have
+        them. Lengths and volumes have their unit in their name (hd95_mm, false_positive_ml); shares lie in 0..1. A
+        number that is undefined or infinite is an empty cell.
+        """
+        first = [name for name in ("case_id", "origin", "patient") if any(name in case for case in self.cases)]
+        columns = list(dict.fromkeys([*first, *(name for case in self.cases for name in case)]))
+        text = io.StringIO(newline="")
+        lines = csv.DictWriter(text, columns, restval="")
+        lines.writeheader()
+        lines.writerows(_finite(case) for case in self.cases)
+        with replacing(Path(path)) as unfinished:
+            unfinished.write_text(text.getvalue(), encoding="utf-8", newline="")
 
 
 def read_results(where: str | Path | Iterable[str | Path]) -> list[Result]:

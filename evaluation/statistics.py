@@ -1,6 +1,6 @@
 """Bootstrap intervals of means and p-values of differences, for every report."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -82,6 +82,19 @@ def cluster_means(values: npt.ArrayLike, clusters: Sequence[Hashable]) -> Floats
     sums, sizes = _cluster_sums(np.atleast_2d(np.asarray(values, dtype=np.float64)), clusters)
     means: Floats = sums[0] / sizes
     return means
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """The p-values of several tests, each raised so that all of them together keep the level (Holm, 1979).
+
+    The smallest is multiplied by the number of tests, the next one by one less, and so on; none falls below a smaller
+    one, none exceeds 1. One test alone stays as it is.
+    """
+    corrected, least = dict[str, float](), 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[name]))
+        corrected[name] = least
+    return {name: corrected[name] for name in p_values}
 
 
 def paired_wilcoxon(a: npt.ArrayLike, b: npt.ArrayLike) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from .drawing import GAP_GREY, GAP_PX, Bytes, Colour, Heat, Mask, blend, blend_heat
+from .drawing import GAP_GREY, GAP_PX, Bytes, Colour, Heat, Mask, blend, blend_heat, glyph
 
 Index = npt.NDArray[np.intp]
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -28,14 +28,8 @@ PLANES: dict[PlaneName, tuple[int, int, int, str]] = {
     "sagittal": (0, 1, 2, "APSI"),
 }
 LINE_PX = 2
-GLYPHS = {  # 5 rows of 4 pixels
-    "R": ("###.", "#..#", "###.", "#.#.", "#..#"),
-    "L": ("#...", "#...", "#...", "#...", "####"),
-    "A": (".##.", "#..#", "####", "#..#", "#..#"),
-    "P": ("###.", "#..#", "###.", "#...", "#..."),
-    "S": (".###", "#...", ".##.", "...#", "###."),
-    "I": (".###", "..#.", "..#.", "..#.", ".###"),
-}
+LETTER_SHARE = 20
+"""Height of a picture in heights of its letters."""
 
 
 def orthogonal_slices(
@@ -67,7 +61,7 @@ def orthogonal_slices(
     for plane, (normal, *_) in PLANES.items():
         view = View.of(image.shape, spacing_mm, plane, centre_ijk[normal], px_per_mm)
         panel = view.draw(image, heat=heat, contours=contours, boxes=boxes)
-        _letter(panel, PLANES[plane][3], zoom=max(1, round(height_px / 160)))
+        _letter(panel, PLANES[plane][3], max(7, round(height_px / LETTER_SHARE)))
         above = (height_px - len(panel)) // 2
         panel = np.pad(panel, ((above, height_px - len(panel) - above), (0, 0), (0, 0)))
         panels += [panel, np.full((height_px, GAP_PX, 3), GAP_GREY, np.uint8)]
@@ -145,22 +139,20 @@ def _shrink(inside: Mask, by: int) -> Mask:
     return shrunk
 
 
-def _letter(panel: Bytes, letters: str, zoom: int) -> None:
+def _letter(panel: Bytes, letters: str, size_px: int) -> None:
     """Writes the letters of the directions at the left, right, top and bottom edge, where the panel has room."""
     height, width, _ = panel.shape
-    tall, wide, margin = 5 * zoom, 4 * zoom, 2 * zoom
-    if min(height, width) < 8 * tall:
+    if min(height, width) < 5 * size_px:
         return
-    middle_y, middle_x = (height - tall) // 2, (width - wide) // 2
-    places = (
-        (middle_y, margin),
-        (middle_y, width - wide - margin),
-        (margin, middle_x),
-        (height - tall - margin, middle_x),
-    )
-    for letter, (y, x) in zip(letters, places, strict=True):
-        glyph = np.array([[pixel == "#" for pixel in row] for row in GLYPHS[letter]])
-        panel[y : y + tall, x : x + wide][np.kron(glyph, np.ones((zoom, zoom), bool))] = 200
+    margin = size_px // 3
+    for letter, edge in zip(letters, ("left", "right", "top", "bottom"), strict=True):
+        opacity = glyph(letter, size_px)
+        tall, wide = opacity.shape
+        y, x = (height - tall) // 2, (width - wide) // 2
+        y = {"top": margin, "bottom": height - tall - margin}.get(edge, y)
+        x = {"left": margin, "right": width - wide - margin}.get(edge, x)
+        drawn = opacity > 0
+        blend(panel[y : y + tall, x : x + wide], drawn, (220, 220, 220), opacity[drawn])
 
 
 def _check(image: Bytes, spacing_mm: Sequence[float], height_px: int, heat: Heat | None, masks: Sequence[Mask]) -> None:

@@ -154,7 +154,8 @@ def truth_of(images: ImagePool, classes: int, ignore_index: int | None = None) -
     """
     if images.labels is None:
         raise ValueError(
-            f"{images.ids[0]} and the other images have no labels, which training needs; use a labelled set"
+            f"{images.unlabelled[0]} has no labels, which training needs ({len(images.unlabelled)} of {len(images)} "
+            "have none); use labelled images"
         )
     labels = images.labels
     if ignore_index is not None:

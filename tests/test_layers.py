@@ -15,7 +15,7 @@ FLOORS = [
     {"attacks", "rewards"},
     {"evaluation"},
     {"envs"},
-    {"agents"},
+    {"agents", "testing"},
     {"__init__", "__main__", "run_rl", "run_adversarial", "setup"},
 ]
 """From the ground up; neighbours on one floor do not know each other."""
@@ -23,16 +23,19 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 PAPERS = {"spars", "rl4seg", "apga", "rp_pgd", "seat"}
 SHARED = {"__init__", "command_line", "commands", "configuration", "program", "papers", "experiment", "generic"}
 SHARED |= {"policy", "ppo", "callbacks", "dense_ppo", "plugins", "catalogue", "schema", "packaged", "refusals"}
-SHARED |= {"completion", "threads", "exits"}
+SHARED |= {"completion", "threads", "exits", "prediction"}
 """What all papers of `agents` share; only `papers`, the table, knows them."""
 OUTSIDE = {"tests", "benchmarks", "docs", "build"}
 """Folders of the root that are no part of the package."""
 ENVS_OF = {
-    "spars": {"spars", "spars_config", "spars_painting", "spars_rules", "spars_tables"},
+    "spars": {
+        *("spars", "spars_config", "spars_painting", "spars_parallel", "spars_pictures", "spars_rules"),
+        "spars_tables",
+    },
     "rl4seg": {"rl4seg", "rl4seg_config"},
 }
 """Modules of `envs` that belong to one paper."""
-SHARED_ENVS = {"__init__", "adapters", "core", "random", "samplers"}
+SHARED_ENVS = {"__init__", "adapters", "core", "learner_env", "random", "samplers"}
 LONGEST = 400
 """Lines of a file that is still read in one sitting."""
 

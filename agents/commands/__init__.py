@@ -9,7 +9,9 @@ refused at once.
 COMMANDS = {
     "train": "train as a configuration says, or continue a run",
     "evaluate": "results, table and pictures of trained runs",
-    "render": "write an episode of a trained policy as a GIF",
+    "predict": "segment images of one's own with a trained run",
+    "render": "write an episode of a trained policy as a GIF or MP4",
+    "plot": "draw learning curves of runs, with intervals over seeds",
     "play": "play reference policies, without any trained run",
     "list": "environments with spaces and reference policies; papers; packaged configurations",
     "schema": "JSON Schema of a paper's configurations, for editors",

@@ -34,6 +34,22 @@ def parser(paper: str | None) -> ArgumentParser:
         default="stop",
         help="stop or skip: end at an unreadable file, or leave it out (exit status 1)",
     )
+    options.add_argument(
+        "--out",
+        type=str | None,
+        help="folder for results and pictures (default: RUN/evaluation/<choice of cases>, of each run its own)",
+    )
+    options.add_argument(
+        "--unfinished",
+        action="store_true",
+        help="evaluate the last checkpoint of a run that is not trained to its end, and say so in its results "
+        "(default: refuse it)",
+    )
+    options.add_argument(
+        "--save_masks",
+        action="store_true",
+        help="write masks, maps and pictures of every case too, the files of `predict`, into masks/ beside the results",
+    )
     add_threads(options)
     return options
 
@@ -53,18 +69,27 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
         raise ValueError("the runs are of different papers; evaluate them apart")
     row = papers[0]
     use_threads(options.threads, default=row.threads)
-    chosen = EvaluateOptions(command, options.split, options.cases, options.policies, options.on_error == "skip")
+    chosen = EvaluateOptions(
+        command=command,
+        split=options.split,
+        cases=options.cases,
+        policies=options.policies,
+        skip_bad=options.on_error == "skip",
+        out=options.out,
+        unfinished=options.unfinished,
+        save_masks=options.save_masks,
+    )
     results, skipped = row.evaluate(list(zip(runs, experiments, strict=True)), chosen)
     text = "\n\n".join(row.tables(results))
-    folders = [run.folder for run in runs]
-    with replacing(folders[0] / "evaluation" / "table.md") as unfinished:
+    folders = list(dict.fromkeys(chosen.folder(run) for run in runs))
+    with replacing(folders[0] / "table.md") as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n")
     for folder in folders:
-        for picture in sorted((folder / "media").glob("*.png")):
+        for picture in sorted(folder.glob("*.png")):
             print(f"picture    {picture}")
-    print(f"results    {folders[0] / 'evaluation'}")
-    print(f"watch      {watch(runs[0])}")
+        print(f"results    {folder}")
+    print(f"watch      {watch(runs)}")
     for line in skipped:
         print(f"skipped    {line}", file=sys.stderr)
     return 1 if skipped else 0

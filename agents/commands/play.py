@@ -27,6 +27,7 @@ def parser(paper: str | None) -> ArgumentParser:
     options.add_argument(
         "--out", type=str | None, help="file .gif or .mp4 for the first episode of the policy (needs --policy)"
     )
+    options.add_argument("--truth", type=bool, default=True, help="true or false: show the labels in the film")
     options.add_argument(
         "--device", type=str, default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N"
     )
@@ -44,6 +45,10 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
         check_choice("policy", options.policy, policies_of(options.id))
     elif options.out is not None:
         raise ValueError(f"out is {options.out!r} but one policy is shown: name it with --policy")
+    if options.out is not None:
+        from ...evaluation.films import check_film
+
+        check_film(options.out)
     settings = _settings(options.set)
 
     from ...evaluation.report import markdown
@@ -82,20 +87,15 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
 
 def _write_film(path: Path, options: Namespace, settings: Mapping[str, Any], row: "Reference[Any]") -> None:
     """The first of the episodes, which is the same alone as among the others."""
-    import imageio.v3 as imageio
-    import numpy as np
-
-    from ...common.files import replacing
+    from ...evaluation.films import write_film
     from ..policy import make_env, play_and_draw
 
-    if path.suffix != ".gif":
-        raise ValueError(f"out is {str(path)!r} but must end in .gif")
     env = make_env(options.id, settings, num_envs=1, device=options.device, render_mode="rgb_array")
+    env.shows_truth = options.truth
     policy = row.make(env, options.seed)
     env.seed([options.seed * options.episodes])
-    frames, _ = play_and_draw(env, policy)
-    with replacing(path) as unfinished:
-        imageio.imwrite(unfinished, np.stack(frames), duration=1000 / env.metadata["render_fps"], loop=0)
+    shots, _ = play_and_draw(env, policy)
+    write_film(path, shots, legend=env.legend(), frame_ms=1000 // env.metadata["render_fps"])
 
 
 def _settings(texts: Sequence[str]) -> dict[str, Any]:

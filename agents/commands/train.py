@@ -2,8 +2,10 @@
 
 import os
 import shlex
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -12,6 +14,10 @@ from ..configuration import check_given, experiment_from, experiment_parser, fin
 from ..papers import PAPERS, paper_named
 from ..program import PROGRAM, tool, watch
 from ..threads import add_threads, threads_of, use_threads
+
+if TYPE_CHECKING:
+    from ...common.runs import Run
+    from ..experiment import Paper
 
 ABOUT = "Train as a configuration says, or continue a run."
 
@@ -70,6 +76,13 @@ def parser(paper: str | None) -> ArgumentParser:
     options.add_argument(
         "--export_sb3", type=text, help="file .zip for the trained policy, for the load of Stable-Baselines3"
     )
+    options.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        help="train one run for each of these seeds, one after the other, in <out>/<name>-seed<seed> (out: runs); the "
+        "same command again continues what is unfinished and skips what is finished",
+    )
     options.add_argument("--print_config", action="store_true", help="print the configuration and do nothing")
     add_threads(options)
     return options
@@ -99,6 +112,10 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
     kept = threads_of(options.resume) if options.resume else None
     use_threads(options.threads, kept=kept, default=row.threads)
     environment = {**describe_machine(), "command": command}
+    if options.seeds is not None:
+        use_threads(options.threads, default=row.threads)
+        _print_ways_on(row, experiment, _train_seeds(row, experiment, options, environment))
+        return 0
     if options.resume:
         run = row.resume(experiment, options.resume, environment)
     else:
@@ -106,7 +123,33 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
         run = row.start(experiment, out, environment)
     if sb3_zip is not None:
         row.export(experiment, run, sb3_zip)
-    print(f"\nrun        {run.folder}")
-    print(f"evaluate   {PROGRAM.replace('python', tool('python'))} evaluate --run {shlex.quote(str(run.folder))}")
-    print(f"watch      {watch(run)}")
+    _print_ways_on(row, experiment, [run])
     return 0
+
+
+def _train_seeds(row: "Paper[Any]", experiment: Any, options: Namespace, environment: Mapping[str, Any]) -> list["Run"]:
+    """A run for each seed, trained to its end; see `--seeds`."""
+    from ...common.names import slug
+
+    if excluded := [name for name in ("resume", "export_sb3") if getattr(options, name) is not None]:
+        raise ValueError(f"--seeds trains several runs; leave out --{excluded[0]}, which is about one")
+    if len(set(options.seeds)) < len(options.seeds):
+        raise ValueError(f"seeds is {options.seeds} but must name each seed once")
+    runs = []
+    for one in [replace(experiment, seed=seed) for seed in options.seeds]:  # all are checked before the first begins
+        folder = Path(options.out or "runs") / f"{slug(one.name.lower())}-seed{one.seed}"
+        begun = (folder / "config.yaml").is_file()
+        runs.append(row.resume(one, folder, environment) if begun else row.start(one, folder, environment))
+    return runs
+
+
+def _print_ways_on(row: "Paper[Any]", experiment: Any, runs: Sequence["Run"]) -> None:
+    """The runs, and the commands that can follow."""
+    program, folders = PROGRAM.replace("python", tool("python")), shlex.join(str(run.folder) for run in runs)
+    print()
+    for run in runs:
+        print(f"run        {run.folder}")
+    print(f"evaluate   {program} evaluate --run {folders}")
+    if row.lines(experiment, runs[0]):
+        print(f"plot       {program} plot --run {folders}")
+    print(f"watch      {watch(runs)}")

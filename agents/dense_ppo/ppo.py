@@ -13,16 +13,17 @@ environment names as its `action_shape`. Its `info` may have `pixel_reward` floa
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from ...common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, SHARE, check
-from ...envs.adapters import LearnerEnv
+from ...envs.adapters import BatchEnv, LearnerEnv, SingleEnv
 from ...envs.core import Advance, BatchedEnv
 from ..ppo import Learner
 from .buffer import DenseRolloutBuffer, Samples, dones_of_step, info_of_step
@@ -126,14 +127,14 @@ class DensePPO(Learner):
 
     Differs from SB3: ratio, clip, advantage and entropy of every pixel; optionally a KL penalty in the reward and
     imitation of given actions; the advantage is taken anew in each inner step, with today's V and policy; only the
-    actor's gradient is clipped; rollouts are played in the same mode as updates.
+    actor's gradient is clipped; rollouts are played in the same mode as updates. `EchoEnv` has three lines that train.
 
     After each step callbacks find in their `locals` `dones`, a NumPy array bool [N] of the episodes that ended, and
     `step`, the `Advance` with tensors on the device, instead of SB3's `rewards` and `infos`.
 
     Args:
-        policy: `DensePolicy` or a subclass.
-        env: a `LearnerEnv`; None only for a model that is loaded to predict.
+        policy: "DensePolicy", `DensePolicy` or a subclass.
+        env: a `BatchedEnv` or one of its adapters; None only for a model that is loaded to predict.
         config: all hyper-parameters, see `DensePPOConfig`.
         policy_kwargs: what else the policy takes: init_channels, norm_mode.
         seed: seeds the global generators and the environment.
@@ -144,13 +145,14 @@ class DensePPO(Learner):
         ValueError: an environment or settings that do not fit together.
     """
 
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"DensePolicy": DensePolicy}
     policy: DensePolicy
     rollout_buffer: DenseRolloutBuffer  # type: ignore[assignment] # made and used alike, but holds tensors
 
     def __init__(
         self,
-        policy: type[DensePolicy],
-        env: LearnerEnv | None,
+        policy: str | type[DensePolicy],
+        env: BatchedEnv | LearnerEnv | SingleEnv | BatchEnv | None,
         config: DensePPOConfig | None = None,
         *,
         policy_kwargs: dict[str, Any] | None = None,
@@ -160,8 +162,10 @@ class DensePPO(Learner):
         _init_setup_model: bool = True,
     ) -> None:
         self.config = cfg = config or DensePPOConfig()
+        env = env.batched if isinstance(env, SingleEnv | BatchEnv) else env
+        env = LearnerEnv(env) if isinstance(env, BatchedEnv) else env
         if env is not None and not isinstance(env, LearnerEnv):
-            raise ValueError(f"env is {env!r} but must be a LearnerEnv: LearnerEnv(env), env being a BatchedEnv")
+            raise ValueError(f"env is {env!r} but must be a BatchedEnv, such as EchoEnv(num_envs=8), or its LearnerEnv")
         grid = {"action_shape": env.batched.action_shape if env is not None else None}
         has_reference = cfg.kl_coef > 0
         super().__init__(

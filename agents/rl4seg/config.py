@@ -2,10 +2,9 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import ClassVar, Literal
 
-from ...common.checks import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, SHARE, check
+from ...common.checks import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, SHARE, check, whole_path
 from ...common.device import resolve_device
 from ...datasets.echo.images import EchoDataConfig
 from ...envs.rl4seg_config import RewardName
@@ -161,8 +160,11 @@ class RL4SegExperiment(Experiment):
     target: EchoDataConfig = field(default_factory=EchoDataConfig)
     """The domain to adapt to (phantoms: vendor b); only evaluation, and baselines that say so, use its labels."""
     pool: list[str] = field(default_factory=list)
-    """Splits of the target whose images are adapted to; their order is shuffled by the seed. None named: train and pred
-    of phantoms, train of a folder."""
+    """Splits of the target whose images are adapted to; their order is shuffled by the seed. None named: train, and
+    pred where the target has one."""
+    test_split: str | None = None
+    """Split of the target that `evaluate` and `render` take unless told otherwise; null: test where there is one, else
+    the first of `pool`."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Size and normalisation of the networks."""
     supervised: SourceNetConfig = field(default_factory=SourceNetConfig)
@@ -233,8 +235,8 @@ class RL4SegExperiment(Experiment):
             )
         for i in range(1, max(self.iterations, 1) + 1):
             self.learner(i)
-        pool = self.pool or (["train", "pred"] if self.target.data == "phantom" else ["train"])
-        return replace(self, source=_settled(self.source, "a"), target=_settled(self.target, "b"), pool=pool)
+        source, target = _settled("source", self.source, "a"), _settled("target", self.target, "b")
+        return replace(self, source=source, target=target)
 
     def pool_size(self, i: int) -> int:
         """Number of target images seen up to iteration i = 1, 2, ..."""
@@ -252,8 +254,8 @@ class RL4SegExperiment(Experiment):
         )
 
 
-def _settled(data: EchoDataConfig, vendor: Literal["a", "b"]) -> EchoDataConfig:
+def _settled(section: str, data: EchoDataConfig, vendor: Literal["a", "b"]) -> EchoDataConfig:
     """`data` with vendor and absolute path filled in, so that a run can be continued from any folder."""
     if data.data == "phantom":
         return replace(data, vendor=data.vendor or vendor)
-    return replace(data, data=str(Path(data.data).resolve()))
+    return replace(data, data=whole_path(f"{section}.data", data.data))

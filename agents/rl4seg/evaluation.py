@@ -6,22 +6,20 @@ uncertainty of a method is judged on its own most probable labels, before that.
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
+from ...common.checks import check_choice
 from ...common.names import slug
 from ...common.runs import Run, plain
-from ...datasets.echo.images import load_echo
+from ...datasets.echo.images import echo_splits, load_echo
 from ...datasets.images import ImagePool
 from ...datasets.sample import BadSample
 from ...datasets.selection import SelectionError
-from ...envs.core import Frame
 from ...envs.rl4seg import DICE, EchoEnv
-from ...envs.rl4seg_config import OF_TRUTH
 from ...evaluation.calibration import (
     Calibration,
     RiskCoverage,
@@ -32,15 +30,16 @@ from ...evaluation.calibration import (
 from ...evaluation.calibration_figures import save_reliability_figure
 from ...evaluation.echo import METRICS, dice_batch32, echo_cases, largest_heart, subject_validity
 from ...evaluation.echo_figures import EchoView, save_echo_figure
+from ...evaluation.films import Shot
 from ...evaluation.report import mean_metrics
 from ...evaluation.results import Case, Result, count_origins
-from ...segmenters.inference import probabilities
-from ...segmenters.uncertainty import entropy_map
-from ..experiment import EvaluateOptions, baselines_of, check_names, write_result
-from ..policy import Policy, play, reference
+from ..experiment import POLICY, Episode, EvaluateOptions, RenderOptions, baselines_of, check_names, write_result
+from ..policy import play, reference
 from .baselines import BASELINES
 from .config import RL4SegExperiment
-from .context import AT_ONCE, Context
+from .context import Context
+from .methods import OWN_ENTROPY, MethodPrediction, Methods
+from .prediction import save_masks
 from .rules import POLICIES, NetworkPolicy
 from .stages import policy_folder, reward_function
 from .training import everything
@@ -52,22 +51,6 @@ COLUMNS = tuple(
 """The table of results."""
 UNCERTAINTY_COLUMNS = ("error_auroc", "ece", METRICS["dice_avg"])
 """The table of the results that say how sure they are."""
-
-
-@dataclass(frozen=True)
-class MethodPrediction:
-    """The masks of one method for all test images."""
-
-    method: str
-    """Name in tables of results."""
-    masks: Tensor
-    """uint8 [N, H, W], the most probable labels."""
-    uncertainty: Tensor | None = None
-    """u, float32 [N, H, W]."""
-    supervision: str = "source"
-    """Labels that the method learned from."""
-    sees_target: bool = True
-    """Whether it learned from images of the target."""
 
 
 def evaluate(runs: Sequence[tuple[Run, RL4SegExperiment]], options: EvaluateOptions) -> tuple[list[Result], list[str]]:
@@ -84,7 +67,7 @@ def evaluate(runs: Sequence[tuple[Run, RL4SegExperiment]], options: EvaluateOpti
     results: list[Result] = []
     skipped: list[str] = []
     for run, experiment in runs:
-        context = _finished(run, experiment)
+        context, folder = _finished(run, experiment), options.folder(run)
         images, split, bad = _test_images(context, options)
         skipped += bad
         known = images.known_labels
@@ -103,11 +86,14 @@ def evaluate(runs: Sequence[tuple[Run, RL4SegExperiment]], options: EvaluateOpti
                 report = uncertainty_report(u, masks, known.labels, dice)
                 result.metrics.update({f"all_{name}": value for name, value in report.metrics.items()})
                 reliable[prediction.method], risky[prediction.method] = report.calibration, report.pixels
-            results.append(write_result(run, result))
-            _figure(context, images, prediction)
+            results.append(write_result(folder, result))
+            _figure(context, images, prediction, folder / f"{result.id}.png")
+            if options.save_masks:
+                save_masks(context, images, prediction, folder / "masks" / slug(prediction.method))
         if reliable:
             title = f"Uncertainty of each method on its own masks, {len(images)} images"
-            save_reliability_figure(run.media / "uncertainty.png", reliable, title=title, risk=risky, risk_name="wrong")
+            path = folder / f"uncertainty_seed{experiment.seed}.png"
+            save_reliability_figure(path, reliable, title=title, risk=risky, risk_name="wrong")
     return results, skipped
 
 
@@ -117,7 +103,8 @@ def _check_together(experiments: Sequence[RL4SegExperiment], policies: Sequence[
         reference(POLICIES, name)
     taken = [(name, e.seed) for e in experiments for name in policies]
     taken += [(row.title, e.seed) for e in experiments for row in baselines_of(BASELINES, e.baselines, e).values()]
-    check_names([e for e in experiments if e.iterations], taken)
+    looped = [e for e in experiments if e.iterations]
+    check_names(looped, taken + [(f"{e.name}{OWN_ENTROPY}", e.seed) for e in looped if e.reward == "reward_net"])
     if len({repr(experiment.target) for experiment in experiments}) > 1:
         raise ValueError("the runs have different targets; evaluate them apart")
 
@@ -129,9 +116,25 @@ def _finished(run: Run, experiment: RL4SegExperiment) -> Context:
     return context
 
 
+def test_split(experiment: RL4SegExperiment) -> str:
+    """The split of the target that is evaluated where none is named: see `RL4SegExperiment.test_split`."""
+    if experiment.test_split is not None:
+        return experiment.test_split
+    target = experiment.target
+    if "test" in echo_splits(target):
+        return "test"
+    log.warning(
+        "%r has no split 'test': taking %r, the images that were adapted to, without their labels; choose another with "
+        "--split, or by the key test_split",
+        target.data,
+        experiment.pool[0],
+    )
+    return experiment.pool[0]
+
+
 def _test_images(context: Context, options: EvaluateOptions) -> tuple[ImagePool, str, list[str]]:
     """The test images, the name of their split, and a line for each bad file that was left out."""
-    target, split, bad = context.experiment.target, options.split or "test", list[BadSample]()
+    target, split, bad = context.experiment.target, options.split or test_split(context.experiment), list[BadSample]()
     if options.cases is not None:
         cases = options.cases
         split = ", ".join(cases) if len(cases) < 4 else f"{cases[0]} ... {cases[-1]}"
@@ -146,57 +149,12 @@ def _test_images(context: Context, options: EvaluateOptions) -> tuple[ImagePool,
     return images, split, [f"{image.id}: {image.reason}" for image in bad]
 
 
-# -- predictions of each method --------------------------------------------------------------------------------------
-
-
 def _predictions(context: Context, images: ImagePool, policies: Sequence[str]) -> Iterator[MethodPrediction]:
     """Reference policies, baselines, and the trained policy last."""
-    env = EchoEnv(
-        images=images,
-        num_envs=len(images),
-        device=context.device,
-        sampler="shared",
-        expose_truth=False,
-        reward_function=lambda images, masks, index: torch.zeros(len(masks), 1, 1, device=masks.device),
-    )
-
-    def masks_of(policy: Policy[EchoEnv]) -> Tensor:
-        env.reset(options={"index": list(range(len(images)))})  # every environment its image
-        play(env, policy)
-        return env.mask
-
-    for name in policies:
-        row = POLICIES[name]
-        masks = masks_of(row.make(env, context.experiment.seed))
-        yield MethodPrediction(name, masks, supervision=row.supervision, sees_target=False)
-    for baseline in baselines_of(BASELINES, context.experiment.baselines, context.experiment).values():
-        seen = baseline.supervision, baseline.sees_target
-        nets = baseline.networks(context) if baseline.networks else []
-        if baseline.probabilities is None:
-            yield MethodPrediction(baseline.title, masks_of(baseline.policy(context, nets)), None, *seen)
-        else:
-            mean = baseline.probabilities(context, nets, images.images)
-            yield MethodPrediction(baseline.title, mean.argmax(dim=1).byte(), entropy_map(mean), *seen)
-    if context.experiment.iterations:
-        net = context.load(policy_folder(context, context.experiment.iterations))
-        yield from _policy(context, images, net, masks_of(NetworkPolicy(net)))
-
-
-def _policy(context: Context, images: ImagePool, net: nn.Module, masks: Tensor) -> Iterator[MethodPrediction]:
-    """The last policy: with the reward network's uncertainty, and with the entropy of its own probabilities."""
-    experiment = context.experiment
-    labels = experiment.gold.source == "gt" or experiment.reward in OF_TRUTH
-    supervision = "source and target" if labels else "source"
-    if experiment.reward != "reward_net":
-        yield MethodPrediction(experiment.name, masks, supervision=supervision)
-        return
-    judge = context.reward_net(experiment.iterations)
-    with torch.no_grad():
-        parts = torch.split(torch.arange(len(images), device=context.device), AT_ONCE)
-        trust = [judge(images.at(part), masks[part], calibrated=True) for part in parts]
-    own = entropy_map(probabilities(net, images.images))
-    yield MethodPrediction(f"{experiment.name}, softmax", masks, own, supervision)
-    yield MethodPrediction(experiment.name, masks, 1 - torch.cat(trust), supervision)
+    methods, experiment = Methods(context), context.experiment
+    names = [*policies, *baselines_of(BASELINES, experiment.baselines, experiment)]
+    for name in [*names, *([POLICY] if experiment.iterations else [])]:
+        yield from methods.load(name)(images)
 
 
 # -- what is kept of it ----------------------------------------------------------------------------------------------
@@ -250,7 +208,7 @@ def _cases(images: ImagePool, prediction: MethodPrediction) -> list[Case]:
     return cases
 
 
-def _figure(context: Context, images: ImagePool, prediction: MethodPrediction) -> None:
+def _figure(context: Context, images: ImagePool, prediction: MethodPrediction, path: Path) -> None:
     known = images.known_labels
     shown = range(min(context.experiment.evaluation.pictures, len(images)))
     hearts = largest_heart(prediction.masks[: len(shown)])
@@ -266,34 +224,51 @@ def _figure(context: Context, images: ImagePool, prediction: MethodPrediction) -
         )
         for n in shown
     ]
-    save_echo_figure(context.run.media / f"{slug(prediction.method)}.png", views, title=prediction.method)
+    save_echo_figure(path, views, title=prediction.method)
 
 
-def render(run: Run, experiment: RL4SegExperiment, case: str | None, seed: int) -> tuple[list[Frame], str]:
-    """One image as every policy of the run masks it, π_0 first, with the last reward; and the last one's Dice.
+def lines(experiment: RL4SegExperiment, run: Run) -> list[dict[str, float]]:
+    """What the PPO of every iteration logged, one after the other; steps are counted through all of them."""
+    found, before = list[dict[str, float]](), 0.0
+    for i in range(1, experiment.iterations + 1):
+        found += [{**line, "step": before + line["step"]} for line in run.stage(f"iteration_{i}/ppo").metrics()]
+        before = max((line["step"] for line in found), default=0.0)
+    return found
 
-    case: id of a test image; None: the first.
+
+def render(run: Run, experiment: RL4SegExperiment, options: RenderOptions) -> Episode:
+    """One image as every policy of the run masks it, π_0 first, with the last reward.
+
+    Raises:
+        ValueError: a run without a policy or that is not finished, or an image or split that there is not.
     """
     last = experiment.iterations
     if last == 0:
         raise ValueError("there is no policy of PPO in a run with iterations = 0")
     context = _finished(run, experiment)
-    images = load_echo(context.experiment.target, "test").to(context.device)
-    if case is not None and case not in images.ids:
-        raise ValueError(f"case is {case!r} but the test images are {images.ids[0]}, ... {images.ids[-1]}")
-    index = images.ids.index(case) if case else 0
+    split = options.split or test_split(context.experiment)
+    images = load_echo(context.experiment.target, split).to(context.device)
+    if options.case is not None:
+        check_choice("case", options.case, images.ids)
+    index = images.ids.index(options.case) if options.case else 0
     reward = reward_function(context, last)
     settings = {"reward": reward} if isinstance(reward, str) else {"reward_function": reward}
     env = EchoEnv(images=images, device=context.device, render_mode="rgb_array", **settings)
-    env.seed([seed])
-    frames: list[Frame | None] = []
+    env.shows_truth = options.truth
+    env.seed([options.seed])
+    shots: list[Shot] = []
+
+    def draw(line: str) -> None:
+        picture = env.render()
+        assert picture is not None
+        shots.append(Shot(picture, [line, env.caption(0)]))
+
+    env.reset(options={"index": index})
+    draw("before the first policy")
     for i in range(last + 1):
         env.reset(options={"index": index})
-        if not frames:
-            frames.append(env.render())
-        played = play(env, NetworkPolicy(context.load(policy_folder(context, i))))
-        frames.append(env.render())
-    info = played.infos[0]
-    dice = ", ".join(f"{name[5:]} {info[name]:.3f}" for name in DICE if name in info)
+        (info,) = play(env, NetworkPolicy(context.load(policy_folder(context, i)))).infos
+        dice = ", ".join(f"{name[5:]} {info[name]:.3f}" for name in DICE if name in info)
+        draw(f"policy {i} of {last}, reward {float(env.pixel_reward.mean()):.3f}{f', Dice {dice}' if dice else ''}")
     text = f"{images.ids[index]}, policies 0 to {last}" + (f"; Dice {dice}" if dice else "")
-    return [frame for frame in frames if frame is not None], text
+    return Episode(shots, env.legend(), text)

@@ -14,9 +14,11 @@ iteration_<i>/ppo/           π_i and its critic
 baselines/<name>/            what the policy is compared with (baselines.py)
 """
 
+from ...common.checks import check_choice
 from ...common.manifests import NAME
 from ...common.progress import Progress
 from ...common.runs import Run
+from ...datasets.echo.images import echo_splits
 from ...envs.rl4seg_config import OF_TRUTH
 from ..dense_ppo.ppo import DensePPO
 from ..experiment import baselines_of, check_names
@@ -31,6 +33,8 @@ def check(experiment: RL4SegExperiment) -> None:
     """Raises whatever can be known to be wrong before anything is written."""
     rows = baselines_of(BASELINES, experiment.baselines, experiment)
     check_names([experiment] if experiment.iterations else [], [(row.title, experiment.seed) for row in rows.values()])
+    if experiment.test_split is not None:
+        check_choice("test_split", experiment.test_split, [*echo_splits(experiment.target), "all"])
     context = Context(experiment, Run("."), trains=False)
     needed = {"source train": context.source, "source val": context.source_val}
     adapts = experiment.iterations or experiment.baselines
@@ -50,9 +54,7 @@ def check(experiment: RL4SegExperiment) -> None:
                 f"source.patients and target.patients"
             )
     for name, images in needed.items():
-        if images.labels is None:
-            labelled = images.some_labels.rows if images.some_labels else []
-            lacks = [image for row, image in enumerate(images.ids) if row not in labelled]
+        if lacks := images.unlabelled:
             domain = name.split()[0]
             raise ValueError(
                 f"{lacks[0]} in the images of {name} has no labels ({len(lacks)} of {len(images)} have none), but "

@@ -1,11 +1,10 @@
 """The configuration of a SPARS run (docs/spars.md, Method 7, 10 and 13)."""
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 from ...classifiers.train_presence import PresenceTrainingConfig
-from ...common.checks import AT_LEAST_0, AT_LEAST_1, check
+from ...common.checks import AT_LEAST_0, AT_LEAST_1, check, whole_path
 from ...envs.spars_config import SparsConfig
 from ..experiment import Experiment
 from ..ppo import PPOConfig
@@ -119,8 +118,8 @@ class SparsExperiment(Experiment):
         if self.ppo.total_timesteps == 0 and classifier != TRAIN:
             raise ValueError("nothing to train: ppo.total_timesteps is 0 and env.classifier is not 'train'")
         if classifier not in (None, "packaged", TRAIN):
-            classifier = str(Path(classifier).resolve())  # the run can then be continued from anywhere
-        data = self.env.data if self.env.data == "phantom" else str(Path(self.env.data).resolve())
+            classifier = whole_path("env.classifier", classifier)  # the run can then be continued from anywhere
+        data = self.env.data if self.env.data == "phantom" else whole_path("env.data", self.env.data)
         env = replace(self.env, classifier=classifier, data=data).resolved()
         if env.reward == "shaped" and env.gamma != self.ppo.gamma:
             raise ValueError(

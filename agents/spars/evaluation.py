@@ -6,11 +6,9 @@ validation cases by mean Dice, and reported beside θ = 0.5.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -20,20 +18,32 @@ from ...common.names import slug
 from ...common.runs import Run, plain
 from ...datasets.liver.cases import iter_liver_cases, liver_case_ids
 from ...datasets.liver.lesions import TUMOUR
-from ...envs.core import Frame
-from ...envs.spars import SparsEnv
 from ...envs.spars_config import SparsConfig
+from ...evaluation.films import Shot
 from ...evaluation.metrics import dice, segmentation_metrics
 from ...evaluation.report import Column, mean_metrics
 from ...evaluation.results import Case, Result, count_origins
 from ...evaluation.volume_figures import CaseView, save_case_figure
-from ..experiment import EvaluateOptions, baselines_of, check_names, write_result
-from ..policy import Policy, Reference, TrainedPolicy, play_and_draw, reference
+from ..experiment import (
+    POLICY,
+    Episode,
+    EvaluateOptions,
+    RenderOptions,
+    baselines_of,
+    check_names,
+    method_name,
+    write_result,
+)
+from ..policy import TrainedPolicy, play_and_draw, reference
+from . import thresholds
 from .baselines import BASELINES, MapBaseline
 from .config import TRAIN, CaseChoice, SparsExperiment
-from .rollouts import PAPER_THRESHOLD, Maps, choose_threshold, roll_out
+from .methods import Cases, Methods
+from .prediction import save_masks
+from .rollouts import PAPER_THRESHOLD, Maps
 from .rules import POLICIES
-from .training import env_of, load_policies
+from .thresholds import Threshold
+from .training import env_of, load_policies, trained_steps
 
 log = logging.getLogger(__name__)
 METRICS = {
@@ -63,10 +73,11 @@ def evaluate(runs: Sequence[tuple[Run, SparsExperiment]], options: EvaluateOptio
     choice = CaseChoice(options.split or "test", options.cases) if options.split or options.cases else None
     policies = POLICIES_SHOWN if options.policies is None else options.policies
     _check_together([experiment for _, experiment in runs], policies)
+    steps = [trained_steps(experiment, run, unfinished=options.unfinished) for run, experiment in runs]
     results: list[Result] = []
     skipped: list[str] = []
     seeds: set[int] = set()
-    for run, experiment in runs:
+    for (run, experiment), step in zip(runs, steps, strict=True):
         if choice:
             liver_case_ids(choice.of(experiment.env), "--")
         test, bad = _readable((choice or experiment.test).of(experiment.env), options.skip_bad)
@@ -76,9 +87,21 @@ def evaluate(runs: Sequence[tuple[Run, SparsExperiment]], options: EvaluateOptio
         with forked_rng(resolve_device(experiment.device)):
             torch.manual_seed(experiment.seed)
             others = None if experiment.seed in seeds else policies
-            for method, row, maps in _methods(experiment, run, (test, validation), others):
-                result = _result(experiment, run, method, row, *maps, command=options.command)
-                results.append(write_result(run, result))
+            methods, chosen = Methods(experiment, run), dict[str, Threshold]()
+            for name, maps, of_validation in _maps(methods, (test, validation), others):
+                chosen[name], title, trained = Threshold.of(of_validation), methods.titles[name], name == POLICY
+                if trained:
+                    title = method_name(experiment, step, experiment.ppo.total_timesteps)
+                theta, row = chosen[name].value, BASELINES.get(name)
+                result, views = _result(
+                    experiment, title, row, maps, theta, trained=trained, step=step, options=options
+                )
+                results.append(write_result(options.folder(run), result))
+                picture = options.folder(run) / f"{result.id}.png"
+                save_case_figure(picture, views, title=f"{title}, θ = {theta:.3g}", heat_name="map")
+                if options.save_masks:
+                    save_masks(maps, theta, title, options.folder(run) / "masks" / slug(title))
+            thresholds.keep(experiment, run, chosen)
         seeds.add(experiment.seed)
     return results, skipped
 
@@ -126,59 +149,34 @@ def _warn_of_known_cases(experiment: SparsExperiment, test: SparsConfig) -> None
         log.warning("the labels of test cases %s were used for training or choosing: scores flatter", ", ".join(seen))
 
 
-def _methods(
-    experiment: SparsExperiment,
-    run: Run,
-    configs: tuple[SparsConfig, SparsConfig],
-    policies: Sequence[str] | None,
-) -> Iterator[tuple[str, MapBaseline | None, tuple[Maps, Maps]]]:
-    """Name of each method, its row where it is a baseline, and its maps of the test and of the validation cases.
+def _maps(
+    methods: Methods, configs: tuple[SparsConfig, SparsConfig], policies: Sequence[str] | None
+) -> Iterator[tuple[str, Maps, Maps]]:
+    """Name of each method, and its maps of the test and of the validation cases.
 
     policies: reference policies to play, followed by the baselines; None: neither.
     """
-    protocol, seed = experiment.evaluation, experiment.seed
-
-    def both(maps_of: Callable[[SparsEnv], Maps], envs: Sequence[SparsEnv]) -> tuple[Maps, Maps]:
-        return maps_of(envs[0]), maps_of(envs[1])
-
-    def envs(**changes: Any) -> list[SparsEnv]:
-        """An environment for every rollout of every case."""
-        numbers = [len(liver_case_ids(config)) * protocol.rollouts for config in configs]
-        changed = [replace(config, eval_dice=False, **changes) for config in configs]
-        return [env_of(experiment, run, config, num_envs=n) for config, n in zip(changed, numbers, strict=True)]
-
-    def played(env: SparsEnv, policy: Policy[SparsEnv]) -> Maps:
-        return roll_out(env, policy, jitter_cells=protocol.jitter_cells, seed=seed)
-
-    def by_reference(row: Reference[SparsEnv], env: SparsEnv) -> Maps:
-        return played(env, row.make(env, seed))
-
-    def trained(env: SparsEnv) -> Maps:
-        learner, opponent = load_policies(experiment, run, env)
-        env.set_opponent(opponent)
-        return played(env, TrainedPolicy(learner.policy, protocol.deterministic))
-
-    if experiment.ppo.total_timesteps:
-        yield experiment.name, None, both(trained, envs())
-    if policies is not None:  # nobody competes, so that nobody else ends an episode
-        alone = envs(n_agents=1, reward=None, obs_mode="own_window")
-        for name in policies:
-            yield name, None, both(partial(by_reference, POLICIES[name]), alone)
-        for row in baselines_of(BASELINES, (), experiment).values():
-            yield row.title, row, both(row.maps, alone)
+    experiment = methods.experiment
+    test, validation = (Cases(experiment, methods.run, config) for config in configs)
+    names = [POLICY] if experiment.ppo.total_timesteps else []
+    if policies is not None:
+        names += [*policies, *baselines_of(BASELINES, (), experiment)]
+    for name in names:
+        yield name, methods.maps(name, test), methods.maps(name, validation)
 
 
 def _result(
     experiment: SparsExperiment,
-    run: Run,
     method: str,
     row: MapBaseline | None,
     test: Maps,
-    validation: Maps,
+    theta: float,
     *,
-    command: str,
-) -> Result:
-    theta = choose_threshold(validation)
+    trained: bool,
+    step: int,
+    options: EvaluateOptions,
+) -> tuple[Result, list[CaseView]]:
+    """The result of one method, and its pictures. trained: it is the run's policy, of environment step `step`."""
     protocol = experiment.evaluation
     cases: list[Case] = []
     views: list[CaseView] = []
@@ -196,11 +194,11 @@ def _result(
         if len(views) < protocol.pictures:
             heat = test.env.lattice.expand(blocks / blocks.max().clamp(min=1e-9)).float().cpu().numpy()
             views.append(CaseView(case.id, case.image.numpy(), truth.numpy(), masks[0].numpy(), heat, case.spacing_mm))
-    save_case_figure(run.media / f"{slug(method)}.png", views, title=f"{method}, θ = {theta:.3g}", heat_name="map")
-    learned = row.sees_target if row else method == experiment.name
+    learned = row.sees_target if row else trained
     seen = {base(case_id) for case_id in _known(experiment, agent=learned)}
     of_scores = "voxel" if experiment.env.score_source == "oracle_fraction" else "window"
-    return Result(
+    total = experiment.ppo.total_timesteps
+    result = Result(
         id=f"{slug(method)}_seed{experiment.seed}",
         paper="SPARS",
         env="SPARS-LiverCT-v0",
@@ -219,22 +217,37 @@ def _result(
             "protocol": plain(asdict(protocol)),
             "window_size": plain(test.env.config.window_size),
             "threshold": test.env.config.threshold,
-            "total_timesteps": experiment.ppo.total_timesteps,
+            "total_timesteps": step,
+            **({"unfinished": f"step {step} of {total}"} if step < total else {}),
         },
-        command=command,
+        command=options.command,
     )
+    return result, views
 
 
-def render(run: Run, experiment: SparsExperiment, case: str | None, seed: int) -> tuple[list[Frame], str]:
-    """The pictures of one episode of the trained policy on a case (default: the first test case), and how it ended."""
+def render(run: Run, experiment: SparsExperiment, options: RenderOptions) -> Episode:
+    """One episode of the trained policy on a case (default: the first test case), with its opponent.
+
+    Raises:
+        ValueError: a case or split that there is not, or a run that is not finished.
+    """
     experiment = experiment.resolved()
-    cases = experiment.test.of(experiment.env)
-    one = replace(cases, cases=[case or liver_case_ids(cases)[0]])
+    total = experiment.ppo.total_timesteps
+    if not total:
+        raise ValueError("this run trains a classifier only: ppo.total_timesteps is 0, there is no agent to play")
+    step = trained_steps(experiment, run, unfinished=options.unfinished)
+    choice = CaseChoice(options.split) if options.split else experiment.test
+    cases = choice.of(experiment.env)
+    one = replace(cases, cases=[options.case or liver_case_ids(cases)[0]])
     env = env_of(experiment, run, one, num_envs=1, render_mode="rgb_array")
+    env.shows_truth = options.truth
     learner, opponent = load_policies(experiment, run, env)
     env.set_opponent(opponent)
-    env.seed([seed])
-    torch.manual_seed(seed)
-    frames, played = play_and_draw(env, TrainedPolicy(learner.policy))
+    env.seed([options.seed])
+    torch.manual_seed(options.seed)
+    shots, played = play_and_draw(env, TrainedPolicy(learner.policy))
+    if step < total:
+        shots = [Shot(shot.picture, [*shot.lines, method_name(experiment, step, total)]) for shot in shots]
     info = played.infos[0]
-    return frames, f"{len(frames) - 1} steps, ended by {info['reason']}, Dice {info.get('dice', float('nan')):.3f}"
+    dice = f", Dice {info['dice']:.3f}" if "dice" in info else ""
+    return Episode(shots, env.legend(), f"{len(shots) - 1} steps, ended by {info['reason']}{dice}")

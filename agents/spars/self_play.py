@@ -14,6 +14,11 @@ from ...envs.spars_rules import RULES
 
 InitialOpponent = Literal["self_snapshot", "constant0", "random"]
 
+SELF_PLAY_NOTE = (
+    "self-play: the competitor is a copy of the learner, so that a mean reward near 0 is what a fair game gives and no "
+    "sign that nothing is learned; watch spars/dice_eval, spars/terminal_hit and spars/score_self instead"
+)
+
 
 class Snapshot:
     """θ̄: a frozen copy of a policy θ, on the same device."""

@@ -17,7 +17,7 @@ from ...common.checkpoints import Checkpoint, load_into, restoring
 from ...common.device import resolve_device
 from ...common.networks import save_network
 from ...common.progress import Progress
-from ...common.runs import Run, chosen, plain
+from ...common.runs import Run, chosen
 from ...datasets.liver.cases import HU_WINDOW, LiverDataConfig, iter_liver_cases, liver_case_ids, load_liver_cases
 from ...datasets.selection import SelectionError
 from ...envs.adapters import LearnerEnv
@@ -25,13 +25,13 @@ from ...envs.spars import SparsEnv
 from ...envs.spars_config import SparsConfig
 from ...evaluation.metrics import classification_metrics
 from ..callbacks import Best
-from ..experiment import baselines_of, check_names
+from ..experiment import baselines_of, check_names, reached
 from ..ppo import Learner, learn, restore
 from .baselines import BASELINES
 from .callbacks import DuelMetrics, ValidationCallback
 from .config import TRAIN, SparsExperiment
 from .policies import policy_arguments
-from .self_play import SelfPlay, Snapshot
+from .self_play import SELF_PLAY_NOTE, SelfPlay, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -217,6 +217,9 @@ def _train_agent(experiment: SparsExperiment, run: Run) -> None:
     if checkpoint:
         training.restore(checkpoint)
     seen = checkpoint.step if checkpoint else 0
+    if training.self_play and not checkpoint:
+        log.info(SELF_PLAY_NOTE)
+        run.log_text("spars/self_play", SELF_PLAY_NOTE)
     learn(
         training.model,
         run,
@@ -229,15 +232,21 @@ def _train_agent(experiment: SparsExperiment, run: Run) -> None:
         checkpoint_every=experiment.checkpoint_every,
         extra_state=training.state,
         checkpoint=checkpoint,
-        conclude=lambda: _log_outcome(experiment, run),
     )
 
 
-def _log_outcome(experiment: SparsExperiment, run: Run) -> None:
-    """Show the configuration beside the last value of each curve in TensorBoard's table of runs."""
-    last = {name: value for line in run.metrics() for name, value in line.items()}
-    outcome = {name: value for name, value in last.items() if name.startswith(("spars/", "rollout/"))}
-    run.log_hparams(plain(asdict(experiment)), outcome)
+def trained_steps(experiment: SparsExperiment, run: Run, *, unfinished: bool = False) -> int:
+    """Environment steps that the agent of a run was trained for; 0 where it trains a classifier only.
+
+    Raises:
+        ValueError: the classifier is not finished; or the agent is not, and `unfinished` is False.
+    """
+    if experiment.env.classifier == TRAIN and not (run.stage("classifier").folder / "manifest.json").is_file():
+        raise ValueError(
+            f"run {str(run.folder)!r} is not finished: it lacks its classifier; train it further with --resume"
+        )
+    total = experiment.ppo.total_timesteps
+    return reached(run, total, unfinished=unfinished) if total else 0
 
 
 def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple[Snapshot, Snapshot | None]:
@@ -249,7 +258,9 @@ def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple
         ValueError: the run has no checkpoint, no best weights, or those of another architecture.
     """
     checkpoint = run.checkpoint()
-    weights = checkpoint.state["best"]["weights"] if experiment.evaluation.best else checkpoint.weights
+    with restoring(checkpoint):
+        weights = checkpoint.state["best"]["weights"] if experiment.evaluation.best else checkpoint.weights
+        opponent = checkpoint.state.get("self_play", {"weights": {}})["weights"]
     if not weights:
         raise ValueError(f"evaluation.best is True but {str(run.folder)!r} has not looked at labelled validation cases")
     arguments = _policy_arguments(experiment, env.single_observation_space)
@@ -259,9 +270,9 @@ def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple
     ).to(env.device)
     load_into(policy, weights, f"{run.folder} at step {checkpoint.step}")
     learner = Snapshot(policy)
-    if "self_play" not in checkpoint.state or not checkpoint.state["self_play"]["weights"]:
+    if not opponent:
         return learner, None
-    load_into(policy, checkpoint.state["self_play"]["weights"], f"opponent of {run.folder}")
+    load_into(policy, opponent, f"opponent of {run.folder}")
     return learner, Snapshot(policy)
 
 

@@ -1,6 +1,7 @@
 """The command line: what it refuses and how, and the whole way from training to pictures on a run that is tiny."""
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -20,10 +21,12 @@ import torch
 import yaml
 from segarena.agents.command_line import main
 from segarena.agents.configuration import read_experiment
+from segarena.agents.experiment import EvaluateOptions
 from segarena.agents.papers import PAPERS, POLICIES
 from segarena.agents.spars.baselines import BASELINES, MapBaseline, score_map
 from segarena.agents.spars.config import SparsExperiment
 from segarena.agents.spars.rollouts import Maps
+from segarena.common.locks import locked
 from segarena.common.runs import Run
 from segarena.envs import ENVIRONMENTS
 from segarena.evaluation.results import read_results
@@ -147,6 +150,14 @@ REFUSED = {
     "no environments": (["--ppo.num_envs", "0"], "ppo.num_envs is 0 but must be at least 1"),
     "a discount that is no number": (["--ppo.gamma", ".nan"], "ppo.gamma is nan but must be a finite number"),
     "an infinite bonus": (["--ppo.ent_coef", ".inf"], "ppo.ent_coef is inf but must be a finite number"),
+    "a bonus that is no number": (
+        ["--env.terminal_bonus", ".nan"],
+        "terminal_bonus is nan but must be a finite number",
+    ),
+    "an infinite reward": (["--env.tie_reward", ".inf"], "tie_reward is inf but must be a finite number"),
+    "a window of no numbers": (["--env.hu_window", "[.nan, .nan]"], "hu_window is (nan, nan) but must be"),
+    "an infinite window": (["--env.hu_window", "[-.inf, .inf]"], "hu_window is (-inf, inf) but must be"),
+    "a voxel of no size": (["--env.spacing_mm", "[.nan, 1, 1]"], "spacing_mm is (nan, 1.0, 1.0) but must be"),
     "nothing to train": (["--ppo.total_timesteps", "0"], "nothing to train: ppo.total_timesteps is 0"),
     "features that are not shown": (
         ["--policy", "feature_mlp"],
@@ -486,7 +497,7 @@ def test_a_run_says_how_to_go_on(capsys):
     assert train("--out", "out", "--ppo.total_timesteps", "64") == 0
     out = capsys.readouterr().out
     assert "python run_rl.py evaluate --run out" in out
-    assert "tensorboard --logdir out" in out
+    assert "tensorboard --logdir out/tensorboard" in out
 
 
 def test_the_configuration_of_a_run_is_complete_and_read_back_equal(run):
@@ -543,13 +554,13 @@ def evaluated(trained, tmp_path_factory):
 
 def test_a_trained_run_is_evaluated(evaluated):
     run, out = evaluated
-    results = read_results(run / "evaluation")
+    results = read_results(run / "evaluation" / "test")
     methods = {result.method for result in results}
     assert {"Tiny", "random", "constant0", "greedy", "bfs_to_tau", "score map (mean)", "score map (max)"} == methods
     assert "Dice (%)" in out
     for method in methods:
         assert re.search(rf"^\| {re.escape(method)} ", out, re.MULTILINE)
-    assert (run / "evaluation" / "table.md").read_text().strip() in out
+    assert (run / "evaluation" / "test" / "table.md").read_text().strip() in out
     for result in results:
         assert [case["case_id"] for case in result.cases] == TINY["test"]["cases"]
         assert result.origins == {"phantom": 2}
@@ -558,8 +569,8 @@ def test_a_trained_run_is_evaluated(evaluated):
 
 def test_an_evaluation_draws_every_method(evaluated):
     run, out = evaluated
-    pictures = sorted((run / "media").glob("*.png"))
-    assert len(pictures) == len(read_results(run / "evaluation"))
+    pictures = sorted((run / "evaluation" / "test").glob("*.png"))
+    assert len(pictures) == len(read_results(run / "evaluation" / "test"))
     for picture in pictures:
         assert f"picture    {picture}" in out
         pixels = imageio.imread(picture)
@@ -569,21 +580,109 @@ def test_an_evaluation_draws_every_method(evaluated):
 
 def test_an_evaluation_gives_the_same_numbers_again(evaluated, run):
     assert call("evaluate", "--run", run) == 0
-    first, second = (read_results(folder / "evaluation") for folder in (evaluated[0], run))
+    first, second = (read_results(folder / "evaluation" / "test") for folder in (evaluated[0], run))
     for one, other in zip(first, second, strict=True):
         assert one.settings == other.settings
         np.testing.assert_equal(one.cases, other.cases)
 
 
-def test_other_cases_may_be_evaluated(run):
-    assert call("evaluate", "--run", run, "--cases", "[phantom_03001]") == 0
-    for result in read_results(run / "evaluation"):
-        assert [case["case_id"] for case in result.cases] == ["phantom_03001"]
+def choices(run):
+    """The folders of results of a run."""
+    return sorted(path.name for path in (run / "evaluation").iterdir())
+
+
+def test_every_choice_of_cases_has_results_of_its_own(evaluated, tmp_path):
+    run = shutil.copytree(evaluated[0], tmp_path / "run")
+    before = everything(run / "evaluation" / "test")
+    alone = ["evaluate", "--run", run, "--policies"]
+    assert call(*alone, "--cases", "[phantom_03001]") == 0
+    assert call(*alone, "--cases", "[phantom_03002]") == 0
+    assert call(*alone, "--cases", "[phantom_03001]") == 0, "the same folder again"
+    assert call(*alone, "--cases", "[phantom_03001]", "--out", "elsewhere") == 0
+    assert everything(run / "evaluation" / "test") == before
+    first, second, test = choices(run)
+    assert (first[:20], second[:20], test) == ("cases_phantom_03001_", "cases_phantom_03002_", "test")
+    for folder, case in ((run / "evaluation" / first, "phantom_03001"), (Path("elsewhere"), "phantom_03001")):
+        results = read_results(folder)
+        assert {result.method for result in results} == {"Tiny", "score map (mean)", "score map (max)"}
+        for result in results:
+            assert [case["case_id"] for case in result.cases] == [case]
+            assert (folder / f"{result.id}.png").is_file()
+        assert (folder / "table.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (EvaluateOptions(), EvaluateOptions(split="test")),
+        (EvaluateOptions(cases=["a b"]), EvaluateOptions(cases=["a", "b"])),
+        (EvaluateOptions(cases=["x" * 99 + "1"]), EvaluateOptions(cases=["x" * 99 + "2"])),
+        (EvaluateOptions(split="val"), EvaluateOptions(split="val", cases=["val"])),
+        (EvaluateOptions(cases=["../a"]), EvaluateOptions(cases=["a"])),
+    ],
+)
+def test_two_choices_of_cases_have_two_folders(one, other):
+    assert one.choice.casefold() != other.choice.casefold()
+    assert re.fullmatch(r"\w{4,60}", one.choice)
+    assert re.fullmatch(r"\w{4,60}", other.choice)
+
+
+def test_the_cases_of_every_result_are_a_table_too(evaluated):
+    for result in read_results(evaluated[0] / "evaluation" / "test"):
+        with (evaluated[0] / "evaluation" / "test" / f"{result.id}.csv").open(newline="") as file:
+            first, *lines = csv.reader(file)
+        assert first[:3] == ["case_id", "origin", "dice"]
+        assert "hd95_mm" in first
+        for case, line in zip(result.cases, lines, strict=True):
+            row = dict(zip(first, line, strict=True))
+            for name, value in case.items():
+                assert row[name] == ("" if value is None else str(value)), name
+
+
+def unfinished(run):
+    """The run as if it had been killed on its way: another total in its configuration is what tells."""
+    config = Run.open(run).config
+    config["ppo"]["total_timesteps"] = 4096
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    return run
+
+
+@pytest.mark.parametrize("command", ["evaluate", "render"])
+def test_a_run_that_is_not_finished_is_refused(run, capsys, command):
+    said = "'{}' is not finished: its last checkpoint is at step 128 of 4096; train it further with --resume"
+    before = everything(unfinished(run))
+    assert_refused(call(command, "--run", run), capsys, said.format(run), "--unfinished")
+    assert everything(run) == before
+
+
+def test_a_run_that_is_not_finished_is_evaluated_as_such(run, capsys):
+    assert call("evaluate", "--run", unfinished(run), "--unfinished", "--policies") == 0
+    name = "Tiny (unfinished, step 128 of 4096)"
+    results = {result.method: result for result in read_results(run / "evaluation" / "test")}
+    assert results.keys() == {name, "score map (mean)", "score map (max)"}
+    for result in results.values():
+        assert (result.settings["total_timesteps"], result.settings["unfinished"]) == (128, "step 128 of 4096")
+    assert f"| {name} |" in capsys.readouterr().out
+    assert call("render", "--run", run, "--unfinished", "--out", "x.gif") == 0
+
+
+def test_a_finished_run_has_no_word_of_it(evaluated):
+    for result in read_results(evaluated[0] / "evaluation" / "test"):
+        assert result.settings["total_timesteps"] == 128
+        assert "unfinished" not in result.settings
+
+
+def test_names_that_give_one_file_are_refused(run, capsys):
+    config = Run.open(run).config
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "name": "Score Map mean"}))
+    said = "'Score Map mean' and 'score map (mean)' would have one file of results"
+    assert_refused(call("evaluate", "--run", run), capsys, said)
+    assert not (run / "evaluation").exists()
 
 
 def test_other_reference_policies_may_be_evaluated(run, capsys):
     assert call("evaluate", "--run", run, "--policies", "sweep", "greedy") == 0
-    methods = {result.method for result in read_results(run / "evaluation")}
+    methods = {result.method for result in read_results(run / "evaluation" / "test")}
     assert methods == {"Tiny", "sweep", "greedy", "score map (mean)", "score map (max)"}
     capsys.readouterr()
     said = "policy is 'sweap' but must be one of 'random', 'constant0', 'greedy', 'sweep', 'bfs_to_tau'"
@@ -603,13 +702,13 @@ def test_a_new_baseline_of_spars_is_one_row_and_one_function(run, monkeypatch, c
     row = MapBaseline("a toy", maps=nothing, supervision="none", included=lambda experiment: experiment.seed == 0)
     monkeypatch.setitem(BASELINES, "toy", row)
     assert call("evaluate", "--run", run, "--policies") == 0
-    results = {result.method: result for result in read_results(run / "evaluation")}
+    results = {result.method: result for result in read_results(run / "evaluation" / "test")}
     assert results.keys() == {"Tiny", "score map (mean)", "score map (max)", "a toy"}
     assert (results["a toy"].supervision, results["Tiny"].supervision) == ("none", "voxel")
     assert results["a toy"].metrics["dice"] == 0.0 < results["score map (mean)"].metrics["dice"]
     assert re.search(r"^\| a toy +\| none ", capsys.readouterr().out, re.MULTILINE)
-    assert call("evaluate", "--run", run, "--cases", "[phantom_02000]", "--policies") == 0
-    modes = {result.method: result.mode for result in read_results(run / "evaluation")}
+    assert call("evaluate", "--run", run, "--cases", "[phantom_02000]", "--policies", "--out", "known") == 0
+    modes = {result.method: result.mode for result in read_results("known")}
     assert modes["a toy"] == modes["Tiny"] == "transductive", "the case that the agent was trained on"
     assert modes["score map (mean)"] == "inductive"
     assert call("list") == 0
@@ -685,7 +784,7 @@ def test_a_bad_file_stops_an_evaluation_or_is_skipped_and_named(here, capsys):
     out, message = capsys.readouterr()
     assert re.search(r"^skipped    liver_2: .*liver_2.nii.gz is truncated or damaged", message, re.MULTILINE)
     assert "2 cases (0 phantom, 0 implanted, 2 real)" in out
-    for result in read_results(Path("ct/evaluation")):
+    for result in read_results(Path("ct/evaluation/test")):
         assert [case["case_id"] for case in result.cases] == ["liver_1", "liver_3"]
 
 
@@ -697,3 +796,37 @@ def test_a_run_trains_its_classifier_first_and_is_evaluated_with_it(here, capsys
     assert (here / "ct" / "classifier" / "presence.safetensors").is_file()
     assert call("evaluate", "--run", "ct") == 0
     assert "3 cases (0 phantom, 0 implanted, 3 real)" in capsys.readouterr().out
+
+
+# -- one process at a time -----------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_being_trained_in_is_not_trained_by_another_but_evaluated(here, capsys):
+    assert train("--out", "run") == 0
+    capsys.readouterr()
+    last = Run("run").metrics()[-1]
+    assert (last["step"], "spars/dice_eval" in last) == (128, True), "the look at the end, whatever examine_every is"
+    before = everything(here / "run")
+    with locked(here / "run"):
+        said = f"'run' is being trained in by process {os.getpid()} on "
+        assert_refused(call("train", "--resume", "run"), capsys, said, "wait until it ends, or stop it (kill")
+        assert_refused(train("--out", "run"), capsys, "out is 'run', which is not empty")
+        assert call("evaluate", "--run", "run") == 0
+    assert {path for path in everything(here / "run") if not path.startswith(("evaluation", "media"))} == {*before}
+
+
+def test_two_that_begin_in_one_folder_do_not_both_train(here, capsys):
+    """The second one comes after the first has made the folder, and before it has written into it."""
+    (here / "run").mkdir()
+    with locked(here / "run"):
+        assert_refused(train("--out", "run"), capsys, "'run' is being trained in by process", "choose another --out")
+    assert train("--out", "run") == 0
+
+
+def test_a_run_without_environment_is_described_when_it_goes_on(here):
+    assert train("--out", "run") == 0
+    Path("run/environment.json").unlink()
+    assert call("train", "--resume", "run", "--name", "Other") == 0
+    assert json.loads(Path("run/environment.json").read_text())["command"].endswith("train --resume run --name Other")
+    assert Run("run").config["name"] == "Other"
+    assert yaml.safe_load(Path("run/config_1.yaml").read_text())["name"] == "Tiny"

@@ -61,7 +61,7 @@ def test_the_environment_passes_the_checker_of_gymnasium():
 
 def test_the_trained_policy_beats_chance_and_comes_near_the_best(copied, capsys):
     assert main(["evaluate", "--run", str(copied)]) == 0
-    returns = {result.method: result.metrics["return"] for result in read_results(copied / "evaluation")}
+    returns = {result.method: result.metrics["return"] for result in read_results(copied / "evaluation" / "test")}
     assert returns.keys() == {"walker", "random", "to the door"}
     assert returns["walker"] > returns["random"] + 0.5
     assert returns["walker"] > returns["to the door"] - 0.1
@@ -92,7 +92,7 @@ def test_a_policy_of_normalised_observations_is_played_with_their_statistics(tmp
 
 def test_chosen_reference_policies_are_evaluated_and_unknown_ones_refused(copied, capsys):
     assert main(["evaluate", "--run", str(copied), "--policies", "random"]) == 0
-    assert {result.method for result in read_results(copied / "evaluation")} == {"walker", "random"}
+    assert {result.method for result in read_results(copied / "evaluation" / "test")} == {"walker", "random"}
     assert main(["evaluate", "--run", str(copied), "--policies", "randon"]) == 2
     assert "did you mean 'random'?" in capsys.readouterr().err
     assert main(["evaluate", "--run", str(copied), "--split", "test"]) == 2
@@ -176,10 +176,10 @@ def test_a_policy_of_normalised_observations_is_not_exported_without_their_stati
 
 def test_the_cases_of_a_result_name_where_the_samples_of_the_environment_come_from(newcomer, copied, monkeypatch):
     assert main(["evaluate", "--run", str(copied), "--policies", "random"]) == 0
-    assert {tuple(result.origins) for result in read_results(copied / "evaluation")} == {("phantom",)}
+    assert {tuple(result.origins) for result in read_results(copied / "evaluation" / "test")} == {("phantom",)}
     monkeypatch.setattr(newcomer.Corridor, "origin", "real")
     assert main(["evaluate", "--run", str(copied), "--policies", "random"]) == 0
-    assert {tuple(result.origins) for result in read_results(copied / "evaluation")} == {("real",)}
+    assert {tuple(result.origins) for result in read_results(copied / "evaluation" / "test")} == {("real",)}
 
 
 def test_every_seed_is_evaluated_on_the_same_episodes(copied, tmp_path, capsys):
@@ -187,8 +187,12 @@ def test_every_seed_is_evaluated_on_the_same_episodes(copied, tmp_path, capsys):
     config = yaml.safe_load((other / "config.yaml").read_text())
     (other / "config.yaml").write_text(yaml.safe_dump({**config, "seed": 2**32 - 1}))
     assert main(["evaluate", "--run", str(copied), str(other)]) == 0
-    rule = {result.seed: result for result in read_results(copied / "evaluation") if result.method == "to the door"}
-    rule |= {result.seed: result for result in read_results(other / "evaluation") if result.method == "to the door"}
+    rule = {
+        result.seed: result for result in read_results(copied / "evaluation" / "test") if result.method == "to the door"
+    }
+    rule |= {
+        result.seed: result for result in read_results(other / "evaluation" / "test") if result.method == "to the door"
+    }
     assert rule[0].cases == rule[2**32 - 1].cases, "it draws nothing, so that only the episodes could differ"
     (other / "config.yaml").write_text(yaml.safe_dump({**config, "seed": 1, "episodes": 7}))
     capsys.readouterr()

@@ -1,6 +1,8 @@
 """SB3's PPO inside a run: resuming in wrappers, the settings that users tune, and the callbacks of every learner."""
 
 import math
+import os
+import signal
 from functools import partial
 
 import numpy as np
@@ -9,7 +11,10 @@ import torch
 from gymnasium import spaces
 from segarena.agents.callbacks import Best
 from segarena.agents.ppo import Learner, PPOConfig, learn, restore
+from segarena.common.finite import NotFiniteError
+from segarena.common.resuming import training_in
 from segarena.common.runs import Run
+from segarena.common.stopping import Stopped
 from segarena.envs.adapters import LearnerEnv
 from segarena.envs.core import BatchedEnv
 from stable_baselines3.common.callbacks import BaseCallback
@@ -173,6 +178,121 @@ def test_normalised_observations_and_rewards_are_learned_from():
     normalised = closeness(normalize_observations=True, normalize_rewards=True)
     untrained = closeness(normalize_observations=True, normalize_rewards=True, learning_rate=1e-9)
     assert normalised > 3.0 > 0.0 > untrained
+
+
+# -- numbers that are none ---------------------------------------------------------------------------------------------
+
+
+def spoiled(model, number, spoil):
+    """The learner, in whose `number`-th update `spoil(policy)` follows the gradient steps."""
+    update, calls = model.train, []
+
+    def train():
+        update()
+        calls.append(None)
+        if len(calls) == number:
+            with torch.no_grad():
+                spoil(model.policy)
+
+    model.train = train
+    return model
+
+
+ONE_STEP = PPOConfig(**{**SMALL, "batch_size": 32, "n_epochs": 1})
+
+
+@pytest.mark.parametrize("rollouts", [4, 3], ids=["in the middle", "in the last update"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_weight_that_is_none_ends_the_training_and_the_checkpoint_before_stays(tmp_path, rollouts, bad):
+    """With one gradient step per rollout nothing of PyTorch's looks."""
+    model = spoiled(learner(ONE_STEP), 3, lambda policy: policy.value_net.bias.fill_(bad))
+    with pytest.raises(NotFiniteError) as stopped:
+        train(model, tmp_path, rollouts)
+    said = str(stopped.value)
+    assert "training stopped at step 96: value_net.bias holds 1 numbers, of 1, that are NaN or infinite" in said
+    assert f"the last checkpoint, {tmp_path / 'checkpoints' / 'step_000000000064'}, is from before" in said
+    assert "Start a new run with a lower learning rate" in said
+    kept = Run(tmp_path).checkpoint()
+    assert kept.step == 64
+    assert all(value.isfinite().all() for value in kept.weights.values())
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_a_loss_that_is_none_is_named(tmp_path):
+    model = learner(ONE_STEP)
+    update = model.train
+
+    def bad_update():
+        update()
+        model.logger.record("train/value_loss", math.inf)
+
+    model.train = bad_update
+    with pytest.raises(NotFiniteError, match=r"stopped at step 32: train/value_loss is inf; the last checkpoint, "):
+        train(model, tmp_path, 2)
+
+
+def test_a_reward_that_is_none_is_named_by_its_term(tmp_path):
+    class Bad(Point):
+        def _step(self, actions):
+            terms, ended = super()._step(actions)
+            return {**terms, "effort": terms["effort"] + math.nan}, ended
+
+    with pytest.raises(NotFiniteError, match=r"step 32: .*reward/effort is nan"):
+        train(learner(ONE_STEP, env=Bad()), tmp_path, 2)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("where", ["weights", "observations"])
+def test_what_pytorch_refuses_is_said_without_its_numbers(tmp_path, where):
+    class Bad(Point):
+        def observe(self, env_ids=None):
+            return super().observe(env_ids) + math.nan
+
+    if where == "weights":  # before the second of an update's gradient steps
+        model = learner()
+        model.policy.optimizer.register_step_post_hook(lambda *_: model.policy.log_std.data.fill_(math.nan))
+    else:
+        model = learner(env=Bad())
+    with pytest.raises(NotFiniteError) as stopped:
+        train(model, tmp_path, 2)
+    said = {"weights": "log_std holds 1 numbers, of 1, that are NaN or infinite; the last checkpoint, "}
+    said["observations"] = "step 0: an observation is NaN or infinite"
+    assert said[where] in str(stopped.value)
+    assert "tensor(" not in str(stopped.value)
+
+
+def test_an_explained_variance_that_does_not_exist_is_left_out(tmp_path):
+    """Where all returns are equal there is nothing to explain."""
+
+    class Calm(Point):
+        def _step(self, actions):
+            terms, _ = super()._step(0 * actions)
+            return {name: torch.zeros_like(term) for name, term in terms.items()}, torch.zeros(4, dtype=torch.bool)
+
+    model = learner(PPOConfig(**{**SMALL, "gamma": 0.0}), env=Calm())
+    with torch.no_grad():
+        for parameter in model.policy.value_net.parameters():
+            parameter.zero_()
+    model.policy.value_net.requires_grad_(False)
+    lines = train(model, tmp_path, 3).metrics()
+    assert any("train/value_loss" in line for line in lines)
+    assert not any("train/explained_variance" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_keeps_a_checkpoint_and_the_run_ends_like_one_that_was_not_stopped(tmp_path, name):
+    class Send(BaseCallback):
+        def _on_step(self):
+            if self.num_timesteps == 108:
+                os.kill(os.getpid(), getattr(signal, name))
+            return True
+
+    whole = train(learner(), tmp_path / "whole", 6)
+    said = f"{name}: stopped; the checkpoint at step 128 is kept; continue with"
+    with pytest.raises(Stopped, match=said), training_in(tmp_path / "stopped"):
+        train(learner(), tmp_path / "stopped", 6, [Send()])
+    train(learner(), tmp_path / "stopped", 6, checkpoint=Run(tmp_path / "stopped").resume())
+    same(whole.checkpoint().weights, Run(tmp_path / "stopped").checkpoint().weights)
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------

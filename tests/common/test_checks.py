@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from segarena.common.checks import AT_LEAST_1, BELOW_1, POSITIVE, check, check_choice, with_settings
+from segarena.common.checks import AT_LEAST_1, BELOW_1, POSITIVE, check, check_choice, whole_path, with_settings
 
 Reward = Literal["sign", "diff", "score"]
 
@@ -108,3 +108,17 @@ def test_an_unknown_setting_is_refused_with_the_name_that_is_like_it() -> None:
 def test_the_copy_checks_itself() -> None:
     with pytest.raises(ValueError, match=r"toy\.steps is 10"):
         with_settings(Toy(), {"steps": 10})
+
+
+def test_a_path_is_made_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert whole_path("env.data", "absent/folder") == str(tmp_path.resolve() / "absent" / "folder")
+    (tmp_path / "file").touch()
+    assert whole_path("env.data", "file/below") == str(tmp_path.resolve() / "file" / "below")
+
+
+@pytest.mark.parametrize("path", ["a\0b", "n" * 5000])
+def test_what_no_file_can_be_called_is_named_with_its_field(path):
+    with pytest.raises(ValueError, match=r"env\.data is '.*', but no file can be called so") as raised:
+        whole_path("env.data", path)
+    assert len(str(raised.value)) < 400

@@ -1,12 +1,16 @@
 """The one epoch loop of all networks."""
 
 import math
+import os
+import signal
 
 import pytest
 import torch
 from segarena.common import fitting
+from segarena.common.finite import NotFiniteError
 from segarena.common.fitting import descend, fit
 from segarena.common.runs import Run
+from segarena.common.stopping import Stopped, stopping_safely
 from torch import Generator, nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -136,6 +140,47 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_al
     assert same(one.weights(), other.weights())
     torch.manual_seed(11)
     assert torch.equal(torch.rand(1), drawn)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_weight_that_is_not_finite_ends_the_training_though_the_loss_is(tmp_path, monkeypatch, bad):
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", -1.0)
+    toy = Toy(tmp_path)
+    train_epoch = toy.train_epoch
+
+    def spoil(net, generator):
+        scalars = train_epoch(net, generator)
+        if toy.epochs_made == 3:
+            with torch.no_grad():
+                net[0].bias[4:6] = bad
+        return scalars
+
+    toy.train_epoch = spoil
+    with pytest.raises(NotFiniteError, match=r"toy: 0.bias holds 2 numbers, of 16, .* in epoch 3; lower the learning"):
+        toy.fit()
+    assert toy.run.checkpoint().step == 2
+    assert len(toy.run.metrics()) == 2
+
+
+def test_a_signal_ends_the_training_after_the_epoch_and_it_goes_on_where_it_was(tmp_path):
+    """Though the time for a checkpoint has not come."""
+    whole, toy = Toy(tmp_path / "whole"), Toy(tmp_path / "stopped")
+    whole.fit()
+    train_epoch = toy.train_epoch
+
+    def interrupted(net, generator):
+        if toy.epochs_made == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_epoch(net, generator)
+
+    toy.train_epoch = interrupted
+    with pytest.raises(Stopped), stopping_safely():
+        toy.fit()
+    assert toy.run.checkpoint().step == 3
+    again = Toy(tmp_path / "stopped")
+    again.fit()
+    assert again.epochs_made == 3
+    assert same(again.weights(), whole.weights())
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

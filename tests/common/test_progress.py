@@ -89,9 +89,14 @@ def test_a_terminal_gets_a_bar_that_says_stage_and_time_of_the_whole(clock):
 
 def test_a_bar_is_closed_where_the_training_ends_with_an_error(clock):
     out = Terminal()
-    with pytest.raises(OSError, match="full"), Progress(out=out, clock=clock).bar(4) as bar:
-        bar.reach(2)
-        raise OSError("full")
+
+    def fail():
+        with Progress(out=out, clock=clock).bar(4) as bar:
+            bar.reach(2)
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
     assert out.getvalue().endswith("\n"), "what is said of the error begins on a line of its own"
 
 

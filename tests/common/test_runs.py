@@ -1,5 +1,6 @@
 """A run on disk: what is logged and kept, and the manifest that says that a stage is finished."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from segarena.common.finite import NotFiniteError
 from segarena.common.runs import Run, chosen, flat
 
 
@@ -85,16 +87,6 @@ def test_what_is_logged_is_read_back(tmp_path):
     assert len(run.metrics()) == 3
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", '{"a": "x"}', '{"a": null}', "[" * 100_000, "\0", '{"a": 1}{"b": 2}'])
-def test_a_line_of_metrics_that_is_none_is_named(tmp_path, line):
-    run = Run(tmp_path)
-    run.log(1, {"a": 0.5})
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write(line + "\n")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2, "):
-        run.metrics()
-
-
 def test_what_was_logged_after_the_last_checkpoint_disappears_on_resume(tmp_path):
     run = Run(tmp_path)
     for step in range(1, 6):
@@ -130,6 +122,47 @@ def test_a_run_without_checkpoint_starts_from_an_empty_log(tmp_path):
     assert run.resume() is None
     assert run.metrics() == []
     assert Run(tmp_path / "new").resume() is None
+
+
+@pytest.mark.parametrize("left", [0, 5, 40, None])
+def test_a_log_that_lost_lines_goes_on_with_a_warning_and_whole_lines(tmp_path, caplog, left):
+    """Cut short between two lines or within one, or deleted: never filled up."""
+    run = Run(tmp_path)
+    for step in (1, 2, 3):
+        run.log(step, {"loss": 1.0})
+    run.save(3, weights(), {})
+    run.close()
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    os.unlink(tmp_path / "metrics.jsonl") if left is None else os.truncate(tmp_path / "metrics.jsonl", left)
+    again = Run(tmp_path)
+    assert again.resume().step == 3
+    whole = 0 if left in (None, 0, 5) else 25
+    assert (
+        f"metrics.jsonl has lost lines since the checkpoint at step 3 was kept: {whole} of {size} bytes" in caplog.text
+    )
+    again.log(4, {"loss": 1.0})
+    again.close()
+    assert [line["step"] for line in again.metrics()] == ([1, 4] if whole else [4])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_is_none_is_not_logged_and_named_with_its_step(tmp_path, bad):
+    run = Run(tmp_path / "run")
+    run.log(1, {"a": 1.0})
+    before = (run.folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(NotFiniteError, match=f"run, step 2: b is {bad}"):
+        run.log(2, {"a": 1.0, "b": bad})
+    assert (run.folder / "metrics.jsonl").read_bytes() == before
+    run.close()
+
+
+def test_an_error_of_the_disk_names_metrics_jsonl(tmp_path, monkeypatch):
+    def full(*arguments, **named):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(json, "dumps", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*metrics.jsonl'"):
+        Run(tmp_path).log(1, {"a": 1.0})
 
 
 def test_a_stage_is_a_run_in_the_run(tmp_path):

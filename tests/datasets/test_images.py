@@ -51,6 +51,8 @@ def test_labels_of_some_images_stay_with_their_rows():
     mixed = ImagePool.concatenate([pool(2).without_labels(), pool(2, first=2), pool(2, first=4)])
     assert mixed.labels is None
     assert mixed.some_labels.rows == [2, 3, 4, 5]
+    assert mixed.unlabelled == ["image0", "image1"]
+    assert (pool().unlabelled, pool(2).without_labels().unlabelled) == ([], ["image0", "image1"])
     taken = mixed.take([5, 0, 3])
     assert taken.known_labels.rows == [0, 2]
     assert taken.known_labels.labels[:, 0, 0].tolist() == [5 % 3, 3 % 3]

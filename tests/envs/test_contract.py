@@ -1,8 +1,11 @@
 """The contract of every environment, over the registry: a new id is tested because it is registered."""
 
+import inspect
 import pickle
+import pydoc
 import textwrap
 import warnings
+from dataclasses import fields
 
 import gymnasium as gym
 import numpy as np
@@ -14,9 +17,10 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check
 from gymnasium.vector import AutoresetMode
 from segarena.datasets.echo.images import PhantomPatients
 from segarena.envs import ENVIRONMENTS
-from segarena.envs.adapters import BatchEnv, LearnerEnv, SingleEnv, make_batch, make_single
+from segarena.envs.adapters import BatchEnv, LearnerEnv, SingleEnv, class_of, make_batch, make_single, of_env, to_numpy
 from segarena.envs.core import BatchedEnv, EnvConfig
 from segarena.envs.random import Streams
+from segarena.testing import check_env_contract
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as sb3_check
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -24,7 +28,12 @@ from stable_baselines3.common.evaluation import evaluate_policy
 IDS = sorted(ENVIRONMENTS)
 SMALL = {
     "RL4Seg-Echo-v0": {"size": 32, "phantom_patients": PhantomPatients(train=3)},
-    "SPARS-LiverCT-v0": {"cases": ["phantom_02000", "phantom_02001"], "horizon": 20, "threshold": 0.9},
+    "SPARS-LiverCT-v0": {
+        "cases": ["phantom_02000", "phantom_02001"],
+        "horizon": 20,
+        "threshold": 0.9,
+        "eval_dice": True,  # gym.make_vec would leave it out
+    },
 }
 """Arguments that keep an environment small; an id that is not named here plays with its defaults."""
 ALLOWED_WARNINGS = (
@@ -56,6 +65,11 @@ def actions_for(space, steps, num_envs):
 
 def allowed_only(caught):
     return [str(w.message) for w in caught if not any(text in str(w.message) for text in ALLOWED_WARNINGS)]
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_every_environment_keeps_the_contract_that_anybody_can_check(env_id):
+    check_env_contract(env_id, **small(env_id))
 
 
 @pytest.mark.parametrize("env_id", IDS)
@@ -279,6 +293,9 @@ def test_arguments_of_gymnasium_point_to_ours(env_id):
 def test_the_adapters_document_themselves_by_the_environment(env_id):
     single, vector = gym.make(env_id, **small(env_id)), gym.make_vec(env_id, num_envs=2, **small(env_id))
     assert single.unwrapped.__doc__ == type(single.unwrapped.batched).__doc__ == vector.unwrapped.__doc__
+    first_line = single.unwrapped.__doc__.partition("\n")[0]
+    assert first_line in pydoc.plain(pydoc.render_doc(single)), "help(env)"
+    assert first_line in pydoc.plain(pydoc.render_doc(vector)), "help(envs)"
     for section in ("Description", "Action Space", "Observation Space", "Rewards", "Starting State", "Episode End"):
         assert f"## {section}\n" in single.unwrapped.__doc__
 
@@ -369,6 +386,67 @@ def test_actions_out_of_range_or_shape_are_refused_and_nothing_moves(env_id):
         with pytest.raises(ValueError, match=match):
             vector.step(bad)
     assert vector.batched.t.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_the_ends_of_many_episodes_are_told_as_gymnasium_adds_them_one_by_one(env_id):
+    """The plain version: `_add_info` of Gymnasium for each environment whose episode ended."""
+    vector, twin = BatchEnv(begun(env_id)), begun(env_id)
+    vector.reset(seed=0)
+    twin.seed(range(3))
+    twin.reset()
+    ends = 0
+    for action in actions_for(twin.single_action_space, 60, 3):
+        infos, step = vector.step(action)[4], twin.advance(twin.actions_from(action))
+        plain = vector._present(to_numpy(twin.info()))
+        if step.ended:
+            last = to_numpy({"ids": step.ended.env_ids, "obs": step.ended.obs, "info": step.ended.info})
+            for k, env_id in enumerate(last["ids"].tolist()):
+                told = {**{name: value[k] for name, value in last["info"].items()}, **step.ended.episode_info[k]}
+                told = {name: bool(value) if isinstance(value, np.bool_) else value for name, value in told.items()}
+                plain = vector._add_info(plain, {"final_obs": of_env(last["obs"], k), "final_info": told}, env_id)
+                ends += 1
+        for told in (infos, plain):  # an array of objects is not compared item by item
+            told["final_obs"] = list(told.get("final_obs", []))
+        np.testing.assert_equal(infos, plain)
+        assert {name: array.dtype for name, array in infos.get("final_info", {}).items()} == {
+            name: array.dtype for name, array in plain.get("final_info", {}).items()
+        }
+    assert ends >= 3
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_signatures_name_every_argument(env_id):
+    env_class = class_of(ENVIRONMENTS[env_id].env_class)
+    arguments = inspect.signature(env_class).parameters
+    names = {one.name for one in fields(env_class.config_class)}
+    assert names | {"config", "num_envs", "device", "render_mode"} <= arguments.keys()
+    assert not any(one.kind is one.VAR_KEYWORD for one in arguments.values())
+    assert "self" not in arguments
+    default = env_class.config_class()
+    own = inspect.signature(env_class.__init__).parameters
+    for name in names - own.keys():
+        assert arguments[name].default == getattr(default, name)
+    assert set(list(names)[:1]) <= set(
+        pydoc.plain(pydoc.render_doc(env_class)).replace(",", " ").replace(":", " ").split()
+    )
+
+
+def test_a_signature_keeps_the_arguments_that_a_subclass_names_itself():
+    assert list(inspect.signature(Graph).parameters) == []
+    assert list(inspect.signature(Guess).parameters) == ["config", "num_envs", "device", "render_mode", "horizon"]
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_gym_make_gives_the_environment_itself(env_id):
+    """Gymnasium's two wrappers check what it checks anyway, and would hide its help and its methods."""
+    assert type(gym.make(env_id, **small(env_id))) is SingleEnv
+
+
+def test_an_entry_that_names_no_environment_is_refused():
+    for name in ("segarena.envs.spars", "segarena.envs.spars:Nobody", "segarena.envs.spars_config:SparsConfig"):
+        with pytest.raises(ValueError, match=f"env_class is '{name}' but must be 'module:Class' of a BatchedEnv"):
+            make_single(name)
 
 
 class Graph(BatchedEnv):

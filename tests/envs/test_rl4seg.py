@@ -483,7 +483,7 @@ def test_the_truth_can_be_kept_to_oneself():
         ({"group": 0}, "group is 0"),
         ({"rewards": "dice"}, "unknown argument 'rewards'; did you mean 'reward'"),
         ({"num_envs": 0}, "num_envs is 0"),
-        ({"images": pool(labels=False)}, "reward 'pixel_accuracy' needs the truth"),
+        ({"images": pool(labels=False)}, "reward 'pixel_accuracy' needs labels, which"),
         ({"images": 3}, "images is 3 but must be an ImagePool"),
         ({"horizon": 3}, "unknown argument 'horizon'"),
     ],

@@ -14,10 +14,12 @@ from segarena.datasets.liver import cases as liver_ct
 from segarena.datasets.liver.lattice import WindowLattice
 from segarena.datasets.liver.lesions import LesionConfig
 from segarena.envs import core, spars
+from segarena.envs.adapters import LearnerEnv
 from segarena.envs.spars import SparsEnv
 from segarena.envs.spars_config import MOVES, SparsConfig
 from segarena.envs.spars_rules import RULES
 from segarena.envs.spars_tables import nearest_index
+from stable_baselines3 import PPO
 
 ONE = {"cases": ["phantom_02000"], "device": "cpu"}
 ORACLE = {**ONE, "score_source": "oracle_fraction"}
@@ -620,7 +622,7 @@ def test_a_mask_is_written_in_the_space_of_the_cases_own_file(liver_data, tmp_pa
     for _ in range(3):
         env.step(5)
     batched = env.unwrapped.batched
-    batched.painting.save_mask(tmp_path / "mask.nii.gz")
+    batched.painting.save_episode_mask(tmp_path / "mask.nii.gz")
     written, original = nib.load(tmp_path / "mask.nii.gz"), nib.load(liver_data / "imagesTr" / "liver_2.nii.gz")
     assert written.shape == original.shape
     np.testing.assert_allclose(written.affine, original.affine)
@@ -711,7 +713,7 @@ def test_lazy_and_dense_scores_give_the_same_episodes():
         ({"treshold": 0.5}, "unknown argument 'treshold'; did you mean 'threshold'"),
         ({"obs_mode": "map"}, "obs_mode is 'map' but must be one of 'own_window', 'two_window', 'features'"),
         ({"opponent": "nobody"}, "opponent is 'nobody' but must be one of 'snapshot', 'random', 'constant0', 'greedy'"),
-        ({"horizon": 0}, "horizon is 0 but must be at least 1"),
+        ({"horizon": 0}, "horizon is 0 but must lie in"),
         ({"num_envs": 0}, "num_envs is 0"),
         ({"device": "tpu"}, "device is 'tpu'"),
         ({"mask_threshold": -1.0}, "mask_threshold is -1.0"),
@@ -722,8 +724,11 @@ def test_lazy_and_dense_scores_give_the_same_episodes():
         ({"obs_size": (8, 8, 8)}, "obs_size"),
         ({"hu_window": (-100.0, 300.0)}, "was trained with another one"),
         ({"score_source": 3}, "is 3 but must be"),
-        ({"opponent": 3}, r"opponent is 3 but must be a name or an object with act\(obs, deterministic\)"),
-        ({"opponent": object}, r"opponent is <class 'object'> but must be a name or an object with act"),
+        (
+            {"opponent": 3},
+            r"opponent is 3 but must be one of 'snapshot', .* or an object with act\(obs, deterministic\)",
+        ),
+        ({"opponent": object}, r"opponent is <class 'object'> but must be one of 'snapshot', .* an object with act"),
     ],
 )
 def test_bad_arguments_are_refused_with_value_rule_and_way_out(bad, match):
@@ -816,3 +821,190 @@ def test_a_score_of_exactly_theta_is_not_in_the_mask_at_float_precision(monkeypa
     env.step(torch.tensor([0]))
     assert env.painting.voxel_map().max().item() == pytest.approx(0.3)
     assert not env.painting.mask().any()
+
+
+# -- Dice of ended episodes ------------------------------------------------------------------------------------------
+
+
+def plain_episode_dice(env, env_id):
+    """Dice, precision, recall and painted blocks as counted window by window and voxel by voxel over the whole log."""
+    lattice, cfg, case = env.lattice, env.config, int(env.case[env_id])
+    painted, visits = torch.zeros(lattice.full, dtype=torch.int64), torch.zeros(lattice.full, dtype=torch.int64)
+    highest = torch.zeros(lattice.full, dtype=torch.float64)
+    place, length = env.painting._steps, int(env.t[env_id])
+    for age in range(length):
+        for player in range(2 if cfg.accumulate == "both" else 1):
+            row = (place - 1 - age) % env.horizon
+            at, score = env.painting._at[row, player, env_id], env.painting._scores[row, player, env_id].double()
+            (x, y, z), (wx, wy, wz) = lattice.corners(at).tolist(), lattice.window
+            inside = (slice(x, x + wx), slice(y, y + wy), slice(z, z + wz))
+            painted[inside] += int((score * 2.0**40).round())
+            visits[inside] += 1
+            highest[inside] = highest[inside].maximum(score)
+    total = painted.double() / 2.0**40
+    worth = {"sum": total, "mean": total / visits.clamp(min=1), "max": highest}[cfg.reduce]
+    mask, truth = worth > env.painting.theta, env.cases[case].label == 2
+    common, n_mask, n_truth = (int(part.sum()) for part in (mask & truth, mask, truth))
+    return {
+        "n_painted_blocks": int((lattice.block_sums((worth > 0).long()) > 0).sum()),
+        "dice": 2 * common / (n_mask + n_truth) if n_mask + n_truth else 1.0,
+        "precision": common / n_mask if n_mask else float(n_truth == 0),
+        "recall": common / n_truth if n_truth else float(n_mask == 0),
+    }
+
+
+@pytest.mark.parametrize("accumulate", ["learner", "both"])
+@pytest.mark.parametrize("reduce", ["sum", "mean", "max"])
+def test_dice_of_many_ended_episodes_is_the_plain_one_digit_for_digit(reduce, accumulate):
+    settings = {"cases": ["phantom_02000", "phantom_02001"], "horizon": 25, "threshold": 0.5, "mask_threshold": 0.2}
+    env = SparsEnv(device="cpu", num_envs=16, reduce=reduce, accumulate=accumulate, **settings)
+    env.seed(range(16))
+    env.reset()
+    env.single_action_space.seed(1)
+    lengths = set()
+    for _ in range(60):
+        _, terminated, truncated = env.step(torch.as_tensor([env.single_action_space.sample() for _ in range(16)]))
+        over = (terminated | truncated).nonzero().flatten()
+        if len(over):
+            for env_id, facts in zip(over.tolist(), env.episode_info(over), strict=True):
+                plain = plain_episode_dice(env, env_id)
+                assert {name: facts[name] for name in plain} == plain
+                lengths.add(int(env.t[env_id]))
+            env.reset(over)
+    assert max(lengths) == 25
+    assert min(lengths) < 25
+    assert len(lengths) >= 5, "episodes of several lengths end together"
+
+
+def test_make_vec_leaves_dice_out_unless_it_is_asked_for():
+    def facts(make, **settings):
+        env = make("SPARS-LiverCT-v0", device="cpu", cases=["phantom_02000"], horizon=1, **settings)
+        env.reset(seed=0)
+        infos = env.step(env.action_space.sample())[4]
+        return infos.get("final_info", infos)
+
+    assert "dice" in facts(gym.make)
+    assert "dice" not in facts(gym.make, eval_dice=False)
+    assert "dice" not in facts(gym.make_vec, num_envs=2)
+    assert facts(gym.make_vec, num_envs=2)["_reason"].all()
+    assert facts(gym.make_vec, num_envs=2, eval_dice=True)["_dice"].all()
+    assert facts(gym.make_vec, num_envs=2, config=SparsConfig(horizon=1))["_dice"].all(), (
+        "a given config is taken whole"
+    )
+
+
+# -- moves that are wasted -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action_set", list(MOVES))
+def test_masks_leave_the_moves_that_change_the_place_or_mean_to_stay(action_set):
+    env = SparsEnv(**ONE, num_envs=30, action_set=action_set, start="random_lattice", threshold=1.0)
+    env.seed(range(30))
+    corner = [[0, 0, 0], [48, 48, 40]]
+    for start in (None, *corner):
+        env.reset(options={} if start is None else {"start": start, "start_opponent": [0, 48, 40]})
+        for player in (0, 1):
+            masks, at = env.action_masks(player), env.at[player]
+            if action_set == "multidiscrete3":
+                moves = torch.cartesian_prod(*[torch.arange(3)] * 3)
+                masks = torch.stack(
+                    [masks[:, a] & masks[:, 3 + b] & masks[:, 6 + c] for a, b, c in moves.tolist()], dim=1
+                )
+                cells = env.lattice.corners(at) // env.config.step
+                high = torch.tensor(env.lattice.shape) - 1
+                there = cells[:, None] + moves - 1
+                expected = ((there >= 0) & (there <= high)).all(dim=-1)  # no axis runs against the border
+            else:
+                stays = torch.tensor([move == (0, 0, 0) for move in MOVES[action_set]])
+                expected = ((env.neighbours(at) != at) | stays[:, None]).T
+            assert torch.equal(masks, expected)
+            assert masks.any(dim=1).all()
+    assert not expected.all(), "the corner has moves that are wasted"
+
+
+def test_where_no_move_leads_anywhere_all_are_left():
+    env = SparsEnv(**ONE, window_size=(64, 64, 48), score_source="oracle_fraction", threshold=1.0, start="centre")
+    env.seed([0])
+    env.reset()
+    assert env.action_masks().tolist() == [[True] * 6]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"obs_mode": "features"}, {"obs_mode": "features", "action_set": "multidiscrete3"}]
+)
+def test_maskable_ppo_learns_on_both_faces_and_wastes_no_move(settings):
+    maskable = pytest.importorskip("sb3_contrib").MaskablePPO
+    settings = {**ONE, **settings, "horizon": 12, "threshold": 1.0, "start": "random_lattice"}
+    single = gym.make("SPARS-LiverCT-v0", **settings)
+    learner = LearnerEnv(SparsEnv(num_envs=4, **settings))
+    model = maskable("MlpPolicy", single, n_steps=32, batch_size=32, n_epochs=1, device="cpu", seed=0).learn(64)
+    maskable("MlpPolicy", learner, n_steps=16, batch_size=32, n_epochs=1, device="cpu", seed=0).learn(128)
+    corner = {"start": [0, 0, 0], "start_opponent": [48, 48, 40]}
+    obs, info = single.reset(seed=1, options=corner)
+    for _ in range(11):
+        mask = single.get_wrapper_attr("action_masks")()
+        assert not mask.all() or info["p_self"].any()
+        before = info["p_self"]
+        action, _ = model.predict(obs, action_masks=mask)
+        obs, _, _, _, info = single.step(action)
+        stayed = "action_set" in settings and (np.asarray(action) == 1).all()
+        assert stayed or not np.array_equal(before, info["p_self"])
+    learner.seed(3)
+    learner.reset()
+    rows = learner.env_method("action_masks")
+    assert [row.tolist() for row in rows] == learner.batched.action_masks().tolist()
+    assert [row.tolist() for row in learner.env_method("action_masks", indices=[2])] == [rows[2].tolist()]
+
+
+# -- a model as competitor -------------------------------------------------------------------------------------------
+
+
+def test_a_model_of_sb3_may_be_the_competitor_and_must_see_the_same():
+    settings = {**ONE, "obs_mode": "features", "horizon": 8, "threshold": 1.0}
+    model = PPO(
+        "MlpPolicy", LearnerEnv(SparsEnv(num_envs=2, **settings)), n_steps=8, batch_size=16, device="cpu", seed=0
+    )
+    env = gym.make("SPARS-LiverCT-v0", opponent=model, **settings)
+    env.reset(seed=0)
+    torch.manual_seed(0)
+    seen = env.unwrapped.batched.observe(player=1).numpy()
+    before = env.unwrapped.batched.at[1].clone()
+    env.step(0)
+    torch.manual_seed(0)
+    action, _ = model.predict(seen)
+    batched = env.unwrapped.batched
+    assert torch.equal(batched.at[1], batched._next[before * 6 + torch.as_tensor(action)])
+    with pytest.raises(
+        ValueError, match=r"opponent was trained on observations Box.* but here they are Dict.* obs_mode"
+    ):
+        gym.make("SPARS-LiverCT-v0", opponent=model, **{**settings, "obs_mode": "two_window"})
+
+
+@pytest.mark.parametrize(
+    ("bad", "match"),
+    [
+        ({"window_size": 16}, "window_size is 16 but must be a tuple of 3 whole numbers or None"),
+        ({"window_size": (16, 16)}, r"window_size is \(16, 16\) but must be a tuple of 3"),
+        ({"threshold": "a"}, "threshold is 'a' but must be a finite number"),
+        ({"horizon": "10"}, "horizon is '10' but must be a whole number"),
+        (
+            {"cases": "phantom_00000"},
+            r"cases is 'phantom_00000' but must be a list.*; put it into a list: \['phantom_00000'\]",
+        ),
+        ({"score_source": 3}, "score_source is 3 but must be 'classifier', 'oracle_fraction' or a function"),
+        (
+            {"opponent": 3},
+            "opponent is 3 but must be one of 'snapshot', 'random', .*, a model of Stable-Baselines3, or",
+        ),
+        ({"opponent": "nobody"}, "opponent is 'nobody' but must be one of"),
+        ({"split": "nope"}, "split is 'nope' but must be one of 'classifier_train'"),
+        ({"max_episode_steps": 3}, "max_episode_steps is 3 but SparsEnv counts its own steps: give horizon=3"),
+    ],
+)
+def test_wrong_types_are_refused_as_on_the_command_line(bad, match):
+    with pytest.raises(ValueError, match=match):
+        SparsEnv(**{**ONE, **bad})
+
+
+def test_a_list_does_where_a_tuple_is_meant():
+    assert SparsEnv(**ONE, window_size=[16, 16, 8]).config.window_size == (16, 16, 8)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from segarena.evaluation import machine
 from segarena.evaluation.metrics import segmentation_metrics
 from segarena.evaluation.report import Column, mean_metrics, p_values, table
 from segarena.evaluation.results import Result, count_origins, read_results
-from segarena.evaluation.statistics import bootstrap_interval, paired_wilcoxon
+from segarena.evaluation.statistics import bootstrap_interval, holm, paired_wilcoxon
 
 SHOWN = ("dice", "hd95_mm", "nsd", "lesion_recall", "lesion_precision")
 
@@ -76,6 +77,18 @@ def test_nan_and_infinity_become_null(tmp_path):
     content = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
     assert content["metrics"] == {"dice": None, "hd95_mm": None}
     assert content["settings"] == {"taus": [0.5, None]}
+
+
+def test_cases_are_written_as_csv(tmp_path):
+    cases = [
+        {"case_id": 'a "b", c', "origin": "phantom", "hd95_mm": 1.5, "note": "two\nlines"},
+        {"note": "ü", "origin": "phantom", "case_id": "d", "patient": "p", "hd95_mm": math.inf, "steps": None},
+    ]
+    result(cases=cases, metrics={}).write_cases(tmp_path / "deep" / "r.csv")
+    text = (tmp_path / "deep" / "r.csv").read_bytes().decode()
+    assert text == (
+        'case_id,origin,patient,hd95_mm,note,steps\r\n"a ""b"", c",phantom,,1.5,"two\nlines",\r\nd,phantom,p,,ü,\r\n'
+    )
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
@@ -291,6 +304,27 @@ def test_methods_are_compared_on_paired_cases_with_seeds_averaged():
     assert found["ppo"] == paired_wilcoxon(gains, np.zeros(8))
     text = table([*ours, theirs], ["dice"], baseline="sweep")
     assert (row(text, "ppo")[-1], row(text, "sweep")[-1]) == ("0.0078", "–")
+
+
+def test_the_p_values_of_several_methods_are_corrected_after_holm():
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}) == pytest.approx(
+        {"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02}  # 3 x 0.01; 2 x 0.03, below which 1 x 0.04 may not fall; 4 x 0.005
+    )
+    assert holm({"a": 0.7, "b": 0.6}) == {"a": 1.0, "b": 1.0}
+    assert holm({"a": 0.02}) == {"a": 0.02}
+    base, gains = np.linspace(0.2, 0.6, 8), np.linspace(0.01, 0.08, 8)
+    results = [result(name, cases=[case(i, b + sign * g) for i, (b, g) in enumerate(zip(base, gains, strict=True))])
+               for name, sign in (("base", 0), ("better", 1), ("worse", -1))]  # fmt: skip
+    assert p_values(results, "base", "dice") == {"better": pytest.approx(4 / 256), "worse": pytest.approx(4 / 256)}
+    assert "p (Dice vs base, Holm)" in table(results, ["dice"], baseline="base")
+    assert "Holm" not in table(results[:2], ["dice"], baseline="base"), "one comparison needs no correction"
+
+
+def test_a_name_neither_ends_a_cell_nor_begins_a_formula():
+    text = table([result("a|b\n$c$")], ["dice"])
+    header, _, line, *_ = text.splitlines()
+    assert line.startswith(r"| a\|b \$c\$ |")
+    assert len(re.findall(r"(?<!\\)\|", line)) == header.count("|")
 
 
 @pytest.mark.parametrize(

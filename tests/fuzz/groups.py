@@ -21,7 +21,7 @@ GROUPS: dict[str, Callable[[random.Random], Iterator[Input]]] = {
     "names": names.inputs,
 }
 ONCE_FAILED = frozenset((Path(__file__).parent / "once_failed.txt").read_text(encoding="utf-8").splitlines())
-"""Names of inputs that a reader once did not refuse as it should, of seed 0."""
+"""Of each kind of fault that a reader once had, the names of one to three inputs of seed 0."""
 
 
 def inputs(group: str, seed: int) -> list[Input]:
@@ -32,7 +32,7 @@ def inputs(group: str, seed: int) -> list[Input]:
 
 
 def sample(group: str, seed: int, number: int) -> list[Input]:
-    """Those inputs of a group that once failed, and `number` others, evenly spread."""
+    """Those inputs of a group that are in `ONCE_FAILED`, and `number` others, evenly spread."""
     everyone = inputs(group, seed)
     others = [one for one in everyone if one.name not in ONCE_FAILED]
     chosen = {one.name for one in others[:: max(1, len(others) // number)][:number]}

@@ -65,6 +65,7 @@ class Outcome:
     status: int | None
     """Exit status; None: it had to be killed."""
     seconds: float
+    cpu_seconds: float
     rss_mib: float
     said: str
     """End of what it printed."""
@@ -83,12 +84,12 @@ def try_one(given: Input, folder: Path, limits: Limits) -> Outcome:
         _child(task, work, printed, folder / "cache", limits)
     status, usage = _wait(pid, began + limits.seconds)
     text = printed.read_text(errors="replace") if printed.exists() else ""
-    took, rss = round(time.monotonic() - began, 2), round(usage.ru_maxrss / 1024, 1)
-    outcome = Outcome(given.name, status, took, rss, text[-700:])
+    took, cpu = round(time.monotonic() - began, 2), round(usage.ru_utime + usage.ru_stime, 2)
+    outcome = Outcome(given.name, status, took, cpu, round(usage.ru_maxrss / 1024, 1), text[-700:])
     after = digests(work)
     changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
     ran = _take_marks(work, folder, Path())
-    outcome.faults = judge(given, status, text, rss > limits.rss_mib, changed, ran)
+    outcome.faults = judge(given, status, text, outcome.rss_mib > limits.rss_mib, changed, ran)
     if "written" in outcome.faults:
         outcome.said += f"\n[written: {changed[:6]}]"
     return outcome
@@ -160,8 +161,9 @@ def _child(task: Task, work: Path, printed: Path, cache: Path, limits: Limits) -
     status: object = 70
     try:
         file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(file, number)
+            setattr(sys, name, os.fdopen(number, "w", errors="replace", closefd=False))  # whoever has captured them
         os.environ["SEGARENA_CACHE"] = str(cache)
         os.chdir(work)
         address_space = int(limits.memory_gib * 2**30)

@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -45,7 +44,8 @@ def main() -> int:
     options.add_argument("--seconds", type=float, default=Limits.seconds, help="time of one input")
     options.add_argument("--rss_mib", type=float, default=Limits.rss_mib, help="resident memory of one input")
     options.add_argument("--memory_gib", type=float, default=Limits.memory_gib, help="address space of one input")
-    options.add_argument("--report", type=Path, default=None, help="JSON of every outcome and of the counts")
+    options.add_argument("--report", type=Path, default=None, help="JSON of every outcome")
+    options.add_argument("--summary", type=Path, default=None, help="JSON of the counts, beside those of other groups")
     options.add_argument("--list", action="store_true", help="print the names")
     given = options.parse_args()
     chosen = {}
@@ -58,7 +58,7 @@ def main() -> int:
     import_everything()
     torch.set_num_threads(1)
     limits = Limits(given.seconds, given.rss_mib, given.memory_gib)
-    root, began = Path(tempfile.mkdtemp(prefix="fuzz_")), time.monotonic()
+    root = Path(tempfile.mkdtemp(prefix="fuzz_"))
     outcomes: dict[str, list[Outcome]] = {group: [] for group in chosen}
     try:
         prepare(root / "trained")
@@ -85,16 +85,12 @@ def main() -> int:
     for group, of_group in counts.items():
         print(f"{group:12}", *(f"{name} {number}" for name, number in of_group.items()))
     if given.report:
-        summary = {
-            "seed": given.seed,
-            "limits": asdict(limits),
-            "minutes": round((time.monotonic() - began) / 60, 1),
-            "counts": counts,
-            "total": dict(sum((Counter(of_group) for of_group in counts.values()), Counter())),
-            "machine": describe_machine(),
-        }
         everyone = [asdict(outcome) for members in outcomes.values() for outcome in members]
-        given.report.write_text(json.dumps({**summary, "outcomes": everyone}, indent=1) + "\n")
+        given.report.write_text(
+            json.dumps({"seed": given.seed, "counts": counts, "outcomes": everyone}, indent=1) + "\n"
+        )
+    if given.summary:
+        write_summary(given.summary, given.seed, limits, counts)
     return int(any(outcome.faults for members in outcomes.values() for outcome in members))
 
 
@@ -102,6 +98,18 @@ def count(outcomes: list[Outcome]) -> dict[str, int]:
     """Number of inputs, of those without a fault, and of each fault."""
     faults = Counter(fault for outcome in outcomes for fault in outcome.faults)
     return {"inputs": len(outcomes), "clean": sum(not outcome.faults for outcome in outcomes), **faults}
+
+
+def write_summary(path: Path, seed: int, limits: Limits, counts: dict[str, dict[str, int]]) -> None:
+    """Write the counts, beside those that the file has of other groups with the same seed and limits."""
+    head = {"seed": seed, "limits": asdict(limits)}
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if all(before.get(name) == value for name, value in head.items()):
+        counts = {**before["counts"], **counts}
+    counts = {group: counts[group] for group in GROUPS if group in counts}
+    total = dict(sum((Counter(of_group) for of_group in counts.values()), Counter()))
+    summary = {**head, "counts": counts, "total": total, "machine": describe_machine()}
+    path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

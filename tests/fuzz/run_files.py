@@ -36,6 +36,7 @@ def inputs(rng: random.Random) -> Iterator[Input]:
         return Input(f"metrics/{name}", make, must, ("metrics.jsonl",), ("run",))
 
     yield unfinished("valid", "accept", lambda b: b)
+    refused = ("first line spoiled", "not utf-8")  # where lines are lost the training goes on with a warning
     for name, change in {
         "gone": lambda b: None,
         "empty": lambda b: b"",
@@ -48,7 +49,7 @@ def inputs(rng: random.Random) -> Iterator[Input]:
         "longer line": lambda b: b + b'{"step": 99',
         "zeros": lambda b: bytes(len(b)),
     }.items():
-        yield unfinished(name, "accept" if name == "longer line" else "refuse", change)
+        yield unfinished(name, "refuse" if name in refused else "any" if name == "noise" else "accept", change)
 
     def config(name: str, must: str, text: bytes | Callable[[dict], dict]) -> Iterator[Input]:
         for command in ("resume", "evaluate", "render"):

@@ -1,16 +1,24 @@
 """PPO per pixel learns: toys whose thresholds a wrong sign misses; and refuses what does not fit together."""
 
+import textwrap
 from dataclasses import replace
 from functools import partial
 
+import gymnasium as gym
 import numpy as np
 import pytest
+import segarena
 import torch
 from dense_toys import PLAIN, SIZE, Shapes, learner, trained, unet_learner
 from gymnasium import spaces
 from segarena.agents.dense_ppo.policy import DensePolicy
 from segarena.agents.dense_ppo.ppo import DensePPO, DensePPOConfig
+from segarena.datasets.echo.images import PhantomPatients
+from segarena.envs.adapters import LearnerEnv
+from segarena.envs.rl4seg import EchoEnv
 from stable_baselines3.common.callbacks import StopTrainingOnMaxEpisodes
+
+SMALL_ECHO = {"size": 32, "phantom_patients": PhantomPatients(train=3), "device": "cpu"}
 
 
 def argmax_accuracy(model, seed=123):
@@ -218,8 +226,8 @@ def test_settings_that_do_not_fit_the_environment_are_refused():
         learner(replace(PLAIN, critic="none", group_size=4), Shapes(6))
     with pytest.raises(ValueError, match="head is 'bernoulli' but there are 3 actions"):
         learner(replace(PLAIN, head="bernoulli"))
-    with pytest.raises(ValueError, match="must be a LearnerEnv"):
-        DensePPO(DensePolicy, Shapes(), PLAIN)
+    with pytest.raises(ValueError, match="env is 3 but must be a BatchedEnv"):
+        DensePPO(DensePolicy, 3, PLAIN)
     with pytest.raises(ValueError, match="imitate is True but info has no gold"):
         trained(learner(replace(PLAIN, imitate=True)), 1)
 
@@ -233,3 +241,27 @@ def test_maps_of_another_size_than_the_actions_are_refused():
     env.action_shape = (5, 5)
     with pytest.raises(ValueError, match=r"action_shape is \(5, 5\) but height and width of the images, 16 x 16"):
         learner(env=env)
+
+
+def test_the_policy_may_be_named_and_the_environment_be_given_as_it_is(monkeypatch):
+    weights = []
+    for policy, env in (
+        (DensePolicy, LearnerEnv(EchoEnv(num_envs=2, **SMALL_ECHO))),
+        ("DensePolicy", EchoEnv(num_envs=2, **SMALL_ECHO)),
+        ("DensePolicy", gym.make_vec("RL4Seg-Echo-v0", num_envs=2, **SMALL_ECHO)),
+    ):
+        model = DensePPO(policy, env, policy_kwargs={"init_channels": 4}, seed=0, device="cpu").learn(4)
+        assert type(model.policy) is DensePolicy
+        weights.append(torch.cat([weight.flatten() for weight in model.policy.parameters()]))
+    assert all(torch.equal(weights[0], other) for other in weights[1:])
+    single = gym.make("RL4Seg-Echo-v0", **SMALL_ECHO)
+    assert DensePPO("DensePolicy", single, policy_kwargs={"init_channels": 4}, device="cpu").n_envs == 1
+
+
+def test_the_three_lines_of_the_environments_page_train(monkeypatch):
+    code = EchoEnv.__doc__.split("by its own reward:\n", 1)[1].split("## References", 1)[0]
+    assert len(code.split("\n    \n")[0].strip().splitlines()) == 3
+    monkeypatch.setattr(segarena, "EchoEnv", partial(EchoEnv, **SMALL_ECHO))
+    scope = {"segarena": segarena}
+    exec(textwrap.dedent(code), scope)
+    assert scope["model"].num_timesteps == 64

@@ -45,7 +45,7 @@ METHODS = {
 
 def test_every_method_has_results_that_say_what_it_has_seen(evaluated):
     run, out = evaluated
-    results = read_results(run / "evaluation")
+    results = read_results(run / "evaluation" / "test")
     assert {result.method: result.supervision for result in results} == METHODS
     for result in results:
         assert (result.mode, result.origins, result.seed) == ("inductive", {"phantom": 8}, 3)
@@ -56,7 +56,7 @@ def test_every_method_has_results_that_say_what_it_has_seen(evaluated):
         assert re.search(rf"^\| {re.escape(result.method)} ", out, re.MULTILINE)
     said = {result.method for result in results if "all_ece" in result.metrics}
     assert said == {"test-time augmentation", "ensemble", "MC dropout", "Tiny, softmax", "Tiny"}
-    table = (run / "evaluation" / "table.md").read_text()
+    table = (run / "evaluation" / "test" / "table.md").read_text()
     assert table.strip() in out
     segmentation, uncertainty = table.split("| Method ")[1:]
     assert "Dice ENDO (%)" in segmentation
@@ -68,7 +68,7 @@ def test_every_method_has_results_that_say_what_it_has_seen(evaluated):
 
 def test_an_evaluation_draws_every_method(evaluated):
     run, out = evaluated
-    pictures = sorted((run / "media").glob("*.png"))
+    pictures = sorted((run / "evaluation" / "test").glob("*.png"))
     assert len(pictures) == len(METHODS) + 1, "and how well uncertainty is calibrated"
     for picture in pictures:
         assert f"picture    {picture}" in out
@@ -85,11 +85,11 @@ def test_an_evaluation_changes_no_stage(tiny, evaluated):
 def test_reference_policies_are_evaluated_by_name(copied, capsys):
     reconfigure(copied, {"baselines": []})
     assert call("evaluate", "--run", copied, "--policies", "truth", "random") == 0
-    results = {result.method: result for result in read_results(copied / "evaluation")}
+    results = {result.method: result for result in read_results(copied / "evaluation" / "test")}
     assert results["truth"].metrics["dice_avg"] == 1.0
     assert results["random"].metrics["dice_avg"] < results["source only"].metrics["dice_avg"] < 1.0
     assert (results["truth"].supervision, results["random"].supervision) == ("target", "none")
-    assert "| truth " in (copied / "evaluation" / "table.md").read_text()
+    assert "| truth " in (copied / "evaluation" / "test" / "table.md").read_text()
     capsys.readouterr()
     said = "policy is 'rondom' but must be one of 'random', 'constant', 'truth'; did you mean 'random'?"
     assert_refused(call("evaluate", "--run", copied, "--policies", "rondom"), capsys, said)
@@ -103,7 +103,7 @@ def test_a_new_baseline_is_one_row_and_one_function(tmp_path, monkeypatch, capsy
     run = trained(tmp_path, QUICK, iterations=0, baselines=["toy"])
     assert stages_of(run) == ["baselines/toy", "supervised"]
     assert call("evaluate", "--run", run) == 0
-    results = {result.method: result.supervision for result in read_results(run / "evaluation")}
+    results = {result.method: result.supervision for result in read_results(run / "evaluation" / "test")}
     assert results == {"source only": "source", "a toy": "none"}
     assert re.search(r"^\| a toy +\| none ", capsys.readouterr().out, re.MULTILINE)
     assert call("list") == 0
@@ -116,8 +116,8 @@ def test_a_new_baseline_is_one_row_and_one_function(tmp_path, monkeypatch, capsy
 def test_images_that_were_adapted_to_are_said_to_be_so(copied):
     reconfigure(copied, {"baselines": []})
     patient = context_of(copied).target.groups[0]
-    assert call("evaluate", "--run", copied, "--cases", f"[{patient}]") == 0
-    results = read_results(copied / "evaluation")
+    assert call("evaluate", "--run", copied, "--cases", f"[{patient}]", "--out", copied / "known") == 0
+    results = read_results(copied / "known")
     assert {result.method: result.mode for result in results} == {
         "source only": "inductive",
         "corrector": "inductive",
@@ -138,9 +138,7 @@ def test_an_image_is_rendered_as_every_policy_masks_it(copied, capsys):
     case = "phantom_b_200001_4CH_ES"
     assert call("render", "--run", copied, "--case", case, "--out", copied / "deep" / "other.gif") == 0
     assert imageio.imread(copied / "deep" / "other.gif", index=0).std() > 1
-    assert_refused(
-        call("render", "--run", copied, "--case", "x"), capsys, "case is 'x' but the test images are phantom"
-    )
+    assert_refused(call("render", "--run", copied, "--case", "x"), capsys, "case is 'x' but must be one of 'phantom")
 
 
 def test_methods_and_names_may_change_and_runs_of_one_seed_are_compared_in_one_table(copied, tmp_path, capsys):
@@ -148,7 +146,7 @@ def test_methods_and_names_may_change_and_runs_of_one_seed_are_compared_in_one_t
     reconfigure(copied, {"baselines": ["entropy"]})
     reconfigure(other, {"baselines": [], "name": "Other"})
     assert call("evaluate", "--run", copied, other) == 0
-    table = (copied / "evaluation" / "table.md").read_text().split("\n\n")[0]
+    table = (copied / "evaluation" / "test" / "table.md").read_text().split("\n\n")[0]
     rows = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
     assert rows == [
         "source only", "AdaBN", "corrector", "entropy minimisation", "Tiny, softmax", "Tiny", "Other, softmax", "Other",
@@ -170,7 +168,7 @@ def test_the_data_set_of_the_user_is_read_and_never_written(tmp_path, recorded, 
     assert "eval/anat_valid" in keys(run, "iteration_2/ppo")
     assert not {"eval/dice_endo", "eval/hd_epi"} & keys(run, "iteration_2/ppo"), "no truth is known"
     assert call("evaluate", "--run", run) == 0
-    results = read_results(run / "evaluation")
+    results = read_results(run / "evaluation" / "test")
     assert {(result.data, result.mode, *result.origins.items()) for result in results} == {
         ("target", "inductive", ("real", 4))
     }

@@ -1,16 +1,33 @@
 """RL4Seg's loop: what a training leaves behind and logs, and what a policy can come to."""
 
 import json
+import shlex
 
 import imageio.v3 as imageio
 import pytest
 import torch
-from rl4seg_runs import LOOP, QUICK, assert_refused, call, context_of, everything, keys, merged, stages_of, train
+from rl4seg_runs import (
+    LOOP,
+    QUICK,
+    assert_refused,
+    call,
+    context_of,
+    count_all,
+    everything,
+    keys,
+    merged,
+    stages_of,
+    train,
+)
 from safetensors.torch import load_file
 from segarena.agents.dense_ppo.ppo import DensePPO
+from segarena.agents.program import PROGRAM
 from segarena.agents.rl4seg import stages as rl4seg_stages
+from segarena.agents.rl4seg.context import Context
+from segarena.agents.rl4seg.training import planned
 from segarena.common.networks import save_network
 from segarena.common.runs import Run
+from segarena.rewards.corrector import Corrector
 from segarena.rewards.echo_validity import valid_masks
 from segarena.segmenters.inference import segment
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -54,7 +71,7 @@ def test_every_curve_of_the_page_is_logged(tiny):
 
 @pytest.mark.parametrize("stage", ["iteration_1/reward_net", "iteration_1/ppo", "baselines/oracle_rl"])
 def test_tensorboard_has_the_same_curves_and_pictures(tiny, stage):
-    shown = EventAccumulator(str(tiny / stage / "tensorboard")).Reload()
+    shown = EventAccumulator(str(tiny / "tensorboard" / "run" / stage)).Reload()
     assert set(shown.Tags()["scalars"]) == keys(tiny, stage)
     if stage.endswith("net"):
         return
@@ -116,6 +133,63 @@ def test_a_policy_that_sees_background_only_ends_the_loop_with_advice(tmp_path, 
     assert_refused(call("train", "--resume", run), capsys, "iteration 1: no mask was valid")
     assert everything(run) == before
     assert_refused(call("evaluate", "--run", run), capsys, "is not finished: it lacks iteration_1/reward_data")
+
+
+def printed_command(message):
+    """The command at the end of an error message, as arguments of `call`."""
+    command = message.strip().partition(f"{PROGRAM} ")[2]
+    assert command, message
+    return shlex.split(command)
+
+
+def test_masks_that_obey_no_rule_end_with_a_command_that_trains_longer_in_a_new_run(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(rl4seg_stages, "train_segmenter", lambda net, *_: collapsed(net))
+        assert train(tmp_path, QUICK) == 2
+    message = capsys.readouterr().err
+    assert "none of 7 masks of the policy obeys the anatomical rules" in message
+    command = printed_command(message)
+    assert command[-4:] == ["--supervised.epochs", "4", "--out", f"{tmp_path / 'run'}-2"]
+    count_all(monkeypatch)
+    assert call(*command) == 0
+    assert Run(tmp_path / "run-2").config["supervised"]["epochs"] == 4
+
+
+def test_masks_unlike_their_correction_end_with_a_command_that_goes_on_with_a_lower_threshold(
+    tmp_path, monkeypatch, capsys, all_valid
+):
+    monkeypatch.setattr(Corrector, "__call__", lambda self, masks: torch.roll(masks, 1, dims=2))
+    assert train(tmp_path, QUICK, iterations=1) == 2
+    message = capsys.readouterr().err
+    assert "stage 1 of 6: supervised: begins" in message
+    assert "stage 4 of 6: iteration_1/reward_data: begins" in message
+    assert "7 of 7 masks of the policy obey the anatomical rules, but the likeness to their correction is at" in message
+    command = printed_command(message)
+    assert command[:4] == ["train", "--resume", str(tmp_path / "run"), "--reward_data.sim_threshold"]
+    kept = everything(tmp_path / "run" / "supervised")
+    assert call(*command) == 0
+    assert everything(tmp_path / "run" / "supervised") == kept
+    assert "iteration_1/ppo" in stages_of(tmp_path / "run")
+
+
+def test_the_stages_that_are_told_are_those_that_are_made(tiny):
+    context = context_of(tiny)
+    made = [name for name in stages_of(tiny) if name.count("/") < 2 or "ensemble" in name]
+    assert planned(context) == {}, "of a finished run nothing is left"
+    plan = planned(Context(context.experiment, Run("nowhere"), trains=True))
+    assert sorted(plan) == made
+    assert all(work > 0 for work in plan.values())
+    assert list(plan)[:3] == ["supervised", "shape_prior", "adabn"] or list(plan)[:2] == ["supervised", "adabn"]
+
+
+def test_a_policy_of_nan_is_not_finished(tmp_path, capsys, all_valid):
+    changes = {"reward": "pixel_accuracy", "iterations": 1, "ppo.learner.actor_lr": 1.0}
+    status = train(tmp_path, merged(QUICK, changes))
+    assert_refused(status, capsys, "training stopped at step ", " is nan", "with a lower learning rate")
+    stage = tmp_path / "run" / "iteration_1" / "ppo"
+    assert "iteration_1/ppo" not in stages_of(tmp_path / "run")
+    assert "NaN" not in (stage / "metrics.jsonl").read_text()
+    assert all(value.isfinite().all() for value in Run(stage).checkpoint().weights.values())
 
 
 def test_a_policy_that_collapses_in_ppo_ends_the_next_iteration_with_advice(tmp_path, monkeypatch, capsys, all_valid):

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -347,7 +348,8 @@ def test_an_agent_is_not_continued_with_a_classifier_that_came_out_otherwise(tmp
     assert f"{run / 'checkpoints'} to make it anew too" in said
 
 
-def test_a_command_killed_from_outside_is_resumed_by_a_command(tmp_path, agent_only):
+@pytest.mark.parametrize("kind", ["SIGKILL", "SIGTERM"])
+def test_a_command_killed_from_outside_is_resumed_by_a_command(tmp_path, agent_only, kind):
     """In processes as a user starts them, at a moment that nobody knows."""
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(AGENT_ONLY))
     command = [sys.executable, "-W", "error", "-m", "segarena.run_rl", "train"]
@@ -357,9 +359,15 @@ def test_a_command_killed_from_outside_is_resumed_by_a_command(tmp_path, agent_o
         while process.poll() is None and not list((tmp_path / "run" / "checkpoints").glob("step_*[1-9]*")):
             time.sleep(0.01)
         time.sleep(random.random() / 10)
-        process.kill()
+        process.send_signal(getattr(signal, kind))
         said = process.communicate()[1].decode()
-    assert process.returncode == -signal.SIGKILL, said
+    if kind == "SIGKILL":
+        assert process.returncode == -signal.SIGKILL, said
+    else:
+        assert process.returncode == 143, said
+        assert re.search(
+            r"SIGTERM: stopped; the checkpoint at step \d+ is kept; continue with train --resume run\n", said
+        )
     again = subprocess.run([*command, "--resume", "run"], stdout=subprocess.PIPE, check=False, **where)
     assert again.returncode == 0, again.stderr.decode()
     assert_ends_like(tmp_path / "run", agent_only)

@@ -1,0 +1,44 @@
+"""metrics.jsonl of a run: one JSON object of scalars by name in each line."""
+
+from pathlib import Path
+
+from .reading import parse_json, quoted, read_text
+
+LARGEST = 2**30
+"""Bytes of a file."""
+
+
+def read_scalars(path: Path) -> list[dict[str, float]]:
+    """The lines of a file, oldest first.
+
+    Raises:
+        ValueError: names the line that holds no scalars.
+    """
+    return _scalars(read_text(path, LARGEST), path)
+
+
+def cut_back(path: Path, size: int) -> int:
+    """Keep the first `size` bytes of a file, in whole lines; the number of bytes that are kept.
+
+    Raises:
+        ValueError: a line that would stay holds no scalars; nothing is changed.
+    """
+    with path.open("rb+") as file:
+        kept = file.read(min(size, path.stat().st_size))
+        kept = kept[: kept.rfind(b"\n") + 1]
+        try:
+            _scalars(kept.decode("utf-8"), path)
+        except ValueError as error:  # of broken UTF-8 too
+            raise ValueError(f"{error}; put {path} back, or move it away to go on without its curves") from error
+        file.truncate(len(kept))
+    return len(kept)
+
+
+def _scalars(text: str, path: Path) -> list[dict[str, float]]:
+    lines = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        scalars = parse_json(line, f"{path}, line {number},")
+        if not isinstance(scalars, dict) or not all(isinstance(value, int | float) for value in scalars.values()):
+            raise ValueError(f"{path}, line {number}, holds no scalars by name but {quoted(scalars)}")
+        lines.append(scalars)
+    return lines

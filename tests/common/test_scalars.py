@@ -1,0 +1,47 @@
+"""metrics.jsonl: its lines are read and cut back, and one that is none is named."""
+
+import pytest
+from segarena.common.scalars import cut_back, read_scalars
+
+LINES = '{"step": 1, "a": 0.5}\n{"step": 2, "a": -1}\n'
+
+
+@pytest.fixture
+def path(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(LINES)
+    return tmp_path / "metrics.jsonl"
+
+
+def test_lines_are_read_oldest_first(path):
+    assert read_scalars(path) == [{"step": 1, "a": 0.5}, {"step": 2, "a": -1}]
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"a": "x"}', '{"a": null}', "[" * 100_000, "\0", '{"a": 1}{"b": 2}'])
+def test_a_line_that_is_none_is_named_and_nothing_is_cut(path, line):
+    path.write_text(f"{LINES}{line}\n")
+    whole = path.stat().st_size
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 3, "):
+        read_scalars(path)
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 3, .*; put .* back, or move it away"):
+        cut_back(path, whole)
+    assert path.stat().st_size == whole
+
+
+def test_what_is_not_utf_8_is_refused_by_name(path):
+    path.write_bytes(b"\xff" + path.read_bytes())
+    with pytest.raises(ValueError, match=r"put .*metrics\.jsonl back"):
+        cut_back(path, 10**6)
+
+
+@pytest.mark.parametrize(
+    ("size", "kept"),
+    [(0, 0), (3, 0), (22, 22), (23, 22), (len(LINES), len(LINES)), (2**40, len(LINES)), (2**70, len(LINES))],
+)
+def test_whole_lines_stay_and_the_file_never_grows(path, size, kept):
+    assert cut_back(path, size) == kept
+    assert path.read_text() == LINES[:kept]
+
+
+def test_a_line_that_is_cut_away_need_not_be_whole(path):
+    path.write_text(LINES + '{"step": 3')
+    assert cut_back(path, len(LINES) + 5) == len(LINES)
