@@ -1,4 +1,6 @@
-"""A trained SPARS run on one's own CTs: masks and maps in the space of each file (docs/spars.md, Predict).
+"""A trained SPARS run on one's own CTs: masks and maps in the space of each file.
+
+docs/spars.md, "Predict on your own images", says it for users.
 
 A = painted map, B = score map, θ = mask threshold.
 """

@@ -306,6 +306,19 @@ def pool_of(plane: Plane, config: EchoDataConfig) -> ImagePool:
     )
 
 
+def is_prepared(config: EchoDataConfig) -> bool:
+    """Whether the images of these data had their sector cut out and their histogram equalised before; phantoms did not.
+
+    Of data that are out of reach it is taken for granted, so that images with values up to 1 are left as they are.
+    """
+    if config.data == "phantom":
+        return False
+    try:
+        return find_echo(Path(config.data)).prepared
+    except FileNotFoundError:
+        return True
+
+
 def files_of(config: EchoDataConfig) -> dict[str, Path]:
     """The file of each image of a folder, by the image's id; none of phantoms."""
     return {} if config.data == "phantom" else {files.id: files.image for files in find_echo(Path(config.data)).files}
