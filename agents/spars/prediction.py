@@ -23,6 +23,7 @@ from .config import SparsExperiment
 from .methods import Cases, Methods
 from .rollouts import Maps
 from .thresholds import thresholds_of
+from .training import trained_steps
 
 ADVISED = "score_map_mean"
 """The method with the best masks in every evaluation of SPARS that is published here."""
@@ -43,8 +44,8 @@ class SparsPredictor:
         """The method that `options` names: the trained policy, any reference policy, or a score map.
 
         Raises:
-            ValueError: a method that there is not, scores that are read from labels, no threshold, an option that does
-                not belong to volumes.
+            ValueError: a run that is not finished, a method that there is not, scores that are read from labels, no
+                threshold, an option that does not belong to volumes.
         """
         experiment = experiment.resolved()
         if experiment.env.score_source == "oracle_fraction":
@@ -54,7 +55,7 @@ class SparsPredictor:
             )
         if options.spacing_mm is not None:
             raise ValueError("spacing_mm is for pictures without a spacing of their own; a CT's file says it")
-        methods = Methods(experiment, run)
+        steps, methods = trained_steps(experiment, run), Methods(experiment, run)
         method = options.method or (POLICY if POLICY in methods.titles else ADVISED)
         check_choice("method", method, methods.titles)
         if options.threshold is None:
@@ -80,7 +81,7 @@ class SparsPredictor:
             "threshold": threshold,
             "threshold_from": origin,
             "map": "score map" if method.startswith("score_map") else "painted map",
-            "trained_steps": run.checkpoint().step if experiment.ppo.total_timesteps else 0,
+            "trained_steps": steps,
             "seed": experiment.seed,
         }
         return cls(methods, method, threshold, settings, notes)
