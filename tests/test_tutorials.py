@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,28 +44,29 @@ def follow(page, folder):
         elif block.language == "python":
             exec(compile(block.text, page, "exec"), {"__name__": "__main__"})
         elif block.language == "bash":
-            for line in block.text.replace("\\\n", " ").splitlines():
-                run_line(line, folder)
+            commands = [shlex.split(line, comments=True) for line in block.text.splitlines()]
+            for program, same in groupby(commands, key=lambda words: words[0]):
+                run(program, [words[1:] for words in same], folder / "installed")
 
 
-def run_line(line, folder):
-    """One command; those of the package in this process, which spares the import of PyTorch."""
-    words = shlex.split(line, comments=True)
-    installed = folder / "installed"
-    if words == ["pip", "install", "."]:
-        pytest.importorskip("setuptools", minversion="77")
-        words += ["--no-deps", "--no-build-isolation", "--target", str(installed)]  # what needs no network
-        command = [sys.executable, "-m", *words]
-    elif words[:1] == ["segarena-rl"] and not installed.exists():
-        assert main(words[1:]) == 0, line
+def run(program, commands, installed):
+    """Some commands of one program, each given by its arguments; those of the package in one process, so that PyTorch
+    is imported once: in this one, or, once something is installed, in another, which finds it."""
+    if program == "segarena-rl" and not installed.exists():
+        assert [main(arguments) for arguments in commands] == [0] * len(commands)
         return
-    elif words[:1] == ["segarena-rl"]:  # a process of its own finds what was installed
-        command = [sys.executable, "-m", "segarena", *words[1:]]
+    if program == "segarena-rl":
+        code = f"from segarena.agents.command_line import main; assert not any([main(a) for a in {commands!r}])"
+        commands = [["-c", code]]
+    elif program == "pip":
+        pytest.importorskip("setuptools", minversion="77")
+        offline = ["--no-deps", "--no-build-isolation", "--target", str(installed)]
+        commands = [["-m", "pip", *arguments, *offline] for arguments in commands]
     else:
-        assert words[0] == "python", f"{line}: the test does not know this command"
-        command = [sys.executable, *words[1:]]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        assert program == "python", f"{program}: the test does not know this command"
+    for arguments in commands:
+        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{program} {arguments}\n{done.stdout}\n{done.stderr}"
 
 
 @pytest.fixture
