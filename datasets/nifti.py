@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import nibabel as nib
 import numpy as np
@@ -43,6 +43,8 @@ class Frame:
     shape: tuple[int, int, int]
     affine: npt.NDArray[np.float64]
     """Voxel index of the file to patient coordinates in mm (RAS+)."""
+    header: nib.Nifti1Header | None = None
+    """The file's own header, for what is written in its space; None where it is no NIfTI file."""
 
     @property
     def ras_shape(self) -> tuple[int, int, int]:
@@ -133,18 +135,50 @@ def check_labels(stored: npt.NDArray[np.float32], classes: int, path: Path) -> n
     return labels
 
 
-def write_mask(mask: npt.NDArray[np.uint8], frame: Frame, path: Path) -> None:
-    """Write a mask, uint8 in the file order of `frame`, as a NIfTI file that lies on the file the frame was read from.
+def write_volume(volume: npt.NDArray[Any], frame: Frame, path: Path) -> None:
+    """Write a mask (uint8) or a map (float32) in the file order of `frame` as a NIfTI file that lies on that file.
 
     Raises:
-        ValueError: a mask of another shape, or a path that does not end in .nii or .nii.gz.
+        ValueError: a volume of another shape, or a path that does not end in .nii or .nii.gz.
     """
-    if mask.shape != frame.shape:
-        raise ValueError(f"mask has shape {mask.shape} but the file it belongs to has {frame.shape}")
+    if volume.shape != frame.shape:
+        raise ValueError(f"the volume has shape {volume.shape} but the file it belongs to has {frame.shape}")
+    write_like(volume, frame.affine, frame.header, path)
+
+
+def write_like(
+    array: npt.NDArray[Any], affine: npt.NDArray[np.float64], header: nib.Nifti1Header | None, path: Path
+) -> None:
+    """Write an array as NIfTI in the space of another file: its affine, units, qform and sform, but none of its texts.
+
+    Args:
+        array: in the order of the file, uint8 or float32.
+        affine: of the file.
+        header: of the file; None where it is no NIfTI: millimetres, and both forms are the scanner's.
+        path: where to write.
+
+    Raises:
+        ValueError: a path that does not end in .nii or .nii.gz.
+    """
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path} must end in .nii or .nii.gz")
+    if header is None:
+        image = nib.Nifti1Image(array, affine)
+        image.header.set_xyzt_units("mm")
+        image.set_sform(affine, "scanner")
+        image.set_qform(affine, "scanner")
+    else:
+        header = header.copy()
+        header.extensions.clear()  # as the texts below, they tell of the patient or of the image's grey values
+        for text in ("descrip", "aux_file", "intent_name"):
+            header[text] = b""
+        for number in ("cal_min", "cal_max", "intent_code"):
+            header[number] = 0
+        header.set_data_dtype(array.dtype)
+        kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+        image = kind(array, affine, header)
     with replacing(path) as temporary:
-        nib.save(nib.Nifti1Image(mask.astype(np.uint8, copy=False), frame.affine), temporary)
+        nib.save(image, temporary)
 
 
 def read_header(path: Path) -> nib.Nifti1Header:
@@ -193,10 +227,7 @@ def read_stored(path: Path, header: nib.Nifti1Header) -> npt.NDArray[np.float32]
         if len(content) != needed:
             found = f"{len(content):,}" if len(content) < needed else "more"
             raise ValueError(f"its header says {needed:,} bytes but it has {found}")
-        checked = type(header)(
-            header.binaryblock, header.endianness, check=True
-        )  # nibabel's own repairs, as on loading
-        stored = np.asarray(nib.arrayproxy.ArrayProxy(BytesIO(content), checked), dtype=np.float32)
+        stored = np.asarray(nib.arrayproxy.ArrayProxy(BytesIO(content), repaired(header)), dtype=np.float32)
     except DAMAGE as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); fetch it again") from error
     except MemoryError as error:
@@ -238,13 +269,19 @@ def _frame(path: Path, header: nib.Nifti1Header) -> Frame:
     if len(shape) != 3:
         raise ValueError(f"{path} has shape {shape} but a 3-D volume is needed; split or squeeze it first")
     try:
-        affine = type(header)(header.binaryblock, header.endianness, check=True).get_best_affine()
+        header = repaired(header)
+        affine = header.get_best_affine()
     except DAMAGE as error:
         raise ValueError(f"{path} cannot be read as NIfTI ({error}); fetch or convert it again") from error
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
         raise ValueError(f"{path} has the affine {affine.tolist()}, which gives its voxels no volume")
     check_voxel_size(affines.voxel_sizes(affine).tolist(), path)
-    return Frame(shape, affine)
+    return Frame(shape, affine, header)
+
+
+def repaired(header: nib.Nifti1Header) -> nib.Nifti1Header:
+    """The header with nibabel's own repairs, as when it loads the file."""
+    return type(header)(header.binaryblock, header.endianness, check=True)
 
 
 def check_voxel_size(sizes_mm: Sequence[float], path: Path) -> None:

@@ -94,11 +94,18 @@ class Painting:
         return float(np.float32(self._env.config.mask_threshold))
 
     def mask(self, env_id: int = 0) -> Tensor:
-        """M = A > θ of one environment, bool [X, Y, Z]."""
+        """M = A > θ of the one episode that an environment plays, at the configured θ: bool [X, Y, Z].
+
+        Not the mask that `evaluate` scores and `predict` writes: that is of the mean A of several episodes, at a θ that
+        is chosen on validation cases.
+        """
         return self._env.lattice.expand(self.block_map(env_id) > self.theta)
 
-    def save_mask(self, path: str | Path, env_id: int = 0) -> None:
-        """Write the mask of one environment as NIfTI in the space, shape and orientation of the case's own file."""
+    def save_episode_mask(self, path: str | Path, env_id: int = 0) -> None:
+        """Write `mask`, of one episode, as NIfTI in the space, shape and orientation of the case's own file.
+
+        The masks that are evaluated come from `evaluate --save_masks`, those of other images from `predict`.
+        """
         case = self._env.cases[int(self._env.case[env_id])]
         case.save_mask(self.mask(env_id).cpu(), Path(path))
 

@@ -33,6 +33,10 @@ class EchoView:
     """Reward or uncertainty in 0..1, or None."""
     spacing_mm: tuple[float, float]
     """(y, x) of a pixel."""
+    said: str | None = None
+    """Line below the prediction; None: `verdict`."""
+    spacing_known: bool = True
+    """Whether spacing_mm is in mm; otherwise only its proportion counts, and no bar of a length is drawn."""
 
     @property
     def height_per_width(self) -> float:
@@ -68,7 +72,8 @@ def save_echo_figure(
     if not views:
         raise ValueError("no views to draw")
     mapped = any(view.heat is not None for view in views)
-    names = ("truth", "prediction", heat_name)[: 3 if mapped else 2]
+    known = any(view.label is not None for view in views)
+    names = ("truth" if known else "image", "prediction", heat_name)[: 3 if mapped else 2]
     heights = [PANEL_INCH * view.height_per_width + 0.25 for view in views]  # with the line below the panel
     size = (PANEL_INCH * len(names) + 0.7 * mapped, sum(heights) + 0.9)
     figure = Figure(figsize=size, dpi=150, layout="constrained")
@@ -80,7 +85,7 @@ def save_echo_figure(
         ax.set_title(name, fontsize=11)
     if mapped:
         heat_bar(figure, axes, heat_name, aspect=10 * len(views))
-    styles = (("truth", TRUTH), ("prediction", PREDICTION))
+    styles = (("truth", TRUTH), ("prediction", PREDICTION))[0 if known else 1 :]
     lines = [(f"{what}, {part}", getattr(style, part.lower())) for what, style in styles for part in ("LV", "MYO")]
     figure.legend(
         handles=[Line2D([], [], color=unit_rgb(rgb), label=label) for label, rgb in lines],
@@ -109,5 +114,6 @@ def _draw_view(row: Sequence[Axes], view: EchoView) -> None:
         ax.axis("off")
     named = literal(view.case_id)
     row[0].set_xlabel(named if view.label is not None else f"{named} (no truth)", fontsize=9)
-    row[1].set_xlabel(view.verdict, fontsize=8)
-    scale_bar(row[0], scale / view.spacing_mm[0], height * scale)
+    row[1].set_xlabel(view.verdict if view.said is None else view.said, fontsize=8)
+    if view.spacing_known:
+        scale_bar(row[0], scale / view.spacing_mm[0], height * scale)

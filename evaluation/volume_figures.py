@@ -14,9 +14,10 @@ from matplotlib.patches import Patch
 from .drawing import Bytes, Colour, Heat, Mask, blend
 from .figures import heat_bar, literal, save_png, scale_bar, unit_rgb
 from .metrics import dice
-from .volume_pictures import View
+from .volume_pictures import PLANES, View
 
 # close to Okabe and Ito's colours: told apart by colour-blind readers too
+MASK: Colour = (86, 180, 233)
 TRUTH: Colour = (0, 200, 120)
 MISSED: Colour = (86, 180, 233)
 WRONG: Colour = (213, 94, 0)
@@ -103,3 +104,77 @@ def _draw_case(row: Sequence[Axes], case: CaseView) -> None:
     for letter, x in (("R", width / 30), ("L", width * 29 / 30)):
         row[0].text(x, height / 2, letter, color="white", fontsize=8, ha="center", va="center")
     scale_bar(row[0], PANEL_PX / height_mm, PANEL_PX)
+
+
+# -- predictions of images without truth -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PredictionView:
+    """What a method made of one volume; arrays [X, Y, Z] in RAS+ order."""
+
+    case_id: str
+    image: Bytes
+    pred: Mask
+    heat: Heat
+    """The map of which `pred` is what exceeds `threshold`; at least 0."""
+    threshold: float
+    volume_ml: float
+    """Volume of the mask."""
+    spacing_mm: tuple[float, float, float]
+
+    @property
+    def centre_ijk(self) -> tuple[int, int, int]:
+        """Slices with most of the mask: the axial one, and of the others those with most of its part; else where the
+        map is highest."""
+        if self.pred.any():
+            k = int(self.pred.sum(axis=(0, 1)).argmax())
+            i, j = (int(self.pred[:, :, k].sum(axis=across).argmax()) for across in (1, 0))
+            return i, j, k
+        if self.heat.max() > 0:
+            i, j, k = (int(at) for at in np.unravel_index(int(self.heat.argmax()), self.heat.shape))
+            return i, j, k
+        x, y, z = self.image.shape
+        return x // 2, y // 2, z // 2
+
+
+def save_prediction_figure(path: str | Path, view: PredictionView, *, title: str) -> None:
+    """Writes a PNG to `path`: three slices through the mask, above with its contour, below with the map too.
+
+    Raises:
+        ValueError: arrays that do not match.
+    """
+    if view.image.ndim != 3 or any(a.shape != view.image.shape for a in (view.pred, view.heat)):
+        raise ValueError(f"case {view.case_id!r}: image, pred and heat must be [X, Y, Z] of one shape")
+    highest = float(view.heat.max())
+    heat = view.heat / highest if highest > 0 else view.heat
+    sides_mm = [n * mm for n, mm in zip(view.image.shape, view.spacing_mm, strict=True)]
+    px_per_mm = 1.3 * PANEL_PX / max(sides_mm)
+    widths = [sides_mm[across] for _, across, _, _ in PLANES.values()]
+    tallest = max(sides_mm[up] for _, _, up, _ in PLANES.values())
+    figure = Figure(figsize=(11, 1.4 + 2 * 9.6 * tallest / sum(widths)), dpi=150, layout="constrained")
+    figure.suptitle(f"{view.case_id}: {title}, {view.volume_ml:.1f} ml above {view.threshold:.3g}", fontsize=12)
+    axes = figure.subplots(2, 3, squeeze=False, width_ratios=widths)
+    for column, (plane, (normal, _, _, letters)) in zip(axes.T, PLANES.items(), strict=True):
+        index = view.centre_ijk[normal]
+        shown = View.of(view.image.shape, view.spacing_mm, plane, index, px_per_mm)
+        contours = [(view.pred, MASK)]
+        outlined = shown.draw(view.image, contours=contours)
+        column[0].imshow(outlined)
+        column[1].imshow(shown.draw(view.image, heat=heat, contours=contours))
+        column[0].set_title(f"{plane} {index}", fontsize=10)
+        for ax in column:
+            ax.set(xticks=[], yticks=[])
+            thin = len(outlined) < PANEL_PX / 4  # no room for letters above each other
+            places = zip(letters, (0.04, 0.96, 0.5, 0.5), (0.5, 0.5, 0.95, 0.05), strict=True)
+            for letter, x, y in list(places)[: 2 if thin else 4]:
+                ax.text(x, y, letter, transform=ax.transAxes, color="white", fontsize=8, ha="center", va="center")
+        if plane == "axial":
+            scale_bar(column[0], px_per_mm, len(outlined))
+    heat_bar(figure, axes, f"map, 1 = {highest:.3g}", aspect=28)
+    figure.legend(
+        handles=[Line2D([], [], color=unit_rgb(MASK), label="contour of the mask")],
+        loc="outside lower center",
+        frameon=False,
+    )
+    save_png(figure, path)

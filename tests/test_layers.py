@@ -23,7 +23,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 PAPERS = {"spars", "rl4seg", "apga", "rp_pgd", "seat"}
 SHARED = {"__init__", "command_line", "commands", "configuration", "program", "papers", "experiment", "generic"}
 SHARED |= {"policy", "ppo", "callbacks", "dense_ppo", "plugins", "catalogue", "schema", "packaged", "refusals"}
-SHARED |= {"completion", "threads", "exits"}
+SHARED |= {"completion", "threads", "exits", "prediction"}
 """What all papers of `agents` share; only `papers`, the table, knows them."""
 OUTSIDE = {"tests", "benchmarks", "docs", "build"}
 """Folders of the root that are no part of the package."""
@@ -35,7 +35,7 @@ ENVS_OF = {
     "rl4seg": {"rl4seg", "rl4seg_config"},
 }
 """Modules of `envs` that belong to one paper."""
-SHARED_ENVS = {"__init__", "adapters", "core", "learner_env", "random", "samplers"}
+SHARED_ENVS = {"__init__", "actions", "adapters", "core", "learner_env", "random", "samplers"}
 LONGEST = 400
 """Lines of a file that is still read in one sitting."""
 

@@ -9,6 +9,7 @@ refused at once.
 COMMANDS = {
     "train": "train as a configuration says, or continue a run",
     "evaluate": "results, table and pictures of trained runs",
+    "predict": "segment images of one's own with a trained run",
     "render": "write an episode of a trained policy as a GIF or MP4",
     "plot": "draw learning curves of runs, with intervals over seeds",
     "play": "play reference policies, without any trained run",

@@ -45,6 +45,11 @@ def parser(paper: str | None) -> ArgumentParser:
         help="evaluate the last checkpoint of a run that is not trained to its end, and say so in its results "
         "(default: refuse it)",
     )
+    options.add_argument(
+        "--save_masks",
+        action="store_true",
+        help="write masks, maps and pictures of every case too, the files of `predict`, into masks/ beside the results",
+    )
     add_threads(options)
     return options
 
@@ -64,9 +69,15 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
         raise ValueError("the runs are of different papers; evaluate them apart")
     row = papers[0]
     use_threads(options.threads, default=row.threads)
-    skip = options.on_error == "skip"
     chosen = EvaluateOptions(
-        command, options.split, options.cases, options.policies, skip, options.out, options.unfinished
+        command=command,
+        split=options.split,
+        cases=options.cases,
+        policies=options.policies,
+        skip_bad=options.on_error == "skip",
+        out=options.out,
+        unfinished=options.unfinished,
+        save_masks=options.save_masks,
     )
     results, skipped = row.evaluate(list(zip(runs, experiments, strict=True)), chosen)
     text = "\n\n".join(row.tables(results))

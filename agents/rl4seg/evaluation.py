@@ -6,11 +6,10 @@ uncertainty of a method is judged on its own most probable labels, before that.
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...common.checks import check_choice
@@ -21,7 +20,6 @@ from ...datasets.images import ImagePool
 from ...datasets.sample import BadSample
 from ...datasets.selection import SelectionError
 from ...envs.rl4seg import DICE, EchoEnv
-from ...envs.rl4seg_config import OF_TRUTH
 from ...evaluation.calibration import (
     Calibration,
     RiskCoverage,
@@ -35,13 +33,13 @@ from ...evaluation.echo_figures import EchoView, save_echo_figure
 from ...evaluation.films import Shot
 from ...evaluation.report import mean_metrics
 from ...evaluation.results import Case, Result, count_origins
-from ...segmenters.inference import probabilities
-from ...segmenters.uncertainty import entropy_map
-from ..experiment import Episode, EvaluateOptions, RenderOptions, baselines_of, check_names, write_result
-from ..policy import Policy, play, reference
+from ..experiment import POLICY, Episode, EvaluateOptions, RenderOptions, baselines_of, check_names, write_result
+from ..policy import play, reference
 from .baselines import BASELINES
 from .config import RL4SegExperiment
-from .context import AT_ONCE, Context
+from .context import Context
+from .methods import OWN_ENTROPY, MethodPrediction, Methods
+from .prediction import save_masks
 from .rules import POLICIES, NetworkPolicy
 from .stages import policy_folder, reward_function
 from .training import everything
@@ -51,26 +49,8 @@ COLUMNS = tuple(
     METRICS[name] for name in ("dice_avg", "dice_endo", "dice_myo", "dice_epi", "hd_endo_mm", "hd_epi_mm", "valid")
 )
 """The table of results."""
-OWN_ENTROPY = ", softmax"
-"""After the policy's name: the same masks, with the entropy of its own probabilities."""
 UNCERTAINTY_COLUMNS = ("error_auroc", "ece", METRICS["dice_avg"])
 """The table of the results that say how sure they are."""
-
-
-@dataclass(frozen=True)
-class MethodPrediction:
-    """The masks of one method for all test images."""
-
-    method: str
-    """Name in tables of results."""
-    masks: Tensor
-    """uint8 [N, H, W], the most probable labels."""
-    uncertainty: Tensor | None = None
-    """u, float32 [N, H, W]."""
-    supervision: str = "source"
-    """Labels that the method learned from."""
-    sees_target: bool = True
-    """Whether it learned from images of the target."""
 
 
 def evaluate(runs: Sequence[tuple[Run, RL4SegExperiment]], options: EvaluateOptions) -> tuple[list[Result], list[str]]:
@@ -91,16 +71,18 @@ def evaluate(runs: Sequence[tuple[Run, RL4SegExperiment]], options: EvaluateOpti
         images, split, bad = _test_images(context, options)
         skipped += bad
         known = images.known_labels
-        if (labelled := len(known.rows) if known else 0) < len(images):
+        if known is None:
+            log.warning("none of the %d test images has labels: their masks are judged by validity only", len(images))
+        elif len(known.rows) < len(images):
             text = "%d of the %d test images have labels: what needs labels is the mean over these, validity over all"
-            log.warning(text, labelled, len(images))
+            log.warning(text, len(known.rows), len(images))
         reliable: dict[str, Calibration] = {}
         risky: dict[str, RiskCoverage] = {}
         for prediction in tqdm(_predictions(context, images, policies), desc=f"seed {experiment.seed}", unit="method"):
             if (prediction.method, experiment.seed) in {(result.method, result.seed) for result in results}:
                 continue
             result = _result(context, images, split, prediction, options.command)
-            if prediction.uncertainty is not None and known is not None:
+            if prediction.uncertainty is not None and known is not None and len(known.rows) > 1:  # it ranks images
                 dice = torch.tensor([result.cases[row]["dice"] for row in known.rows], dtype=torch.float64)
                 u, masks = prediction.uncertainty[known.rows], prediction.masks[known.rows]
                 report = uncertainty_report(u, masks, known.labels, dice)
@@ -108,6 +90,8 @@ def evaluate(runs: Sequence[tuple[Run, RL4SegExperiment]], options: EvaluateOpti
                 reliable[prediction.method], risky[prediction.method] = report.calibration, report.pixels
             results.append(write_result(folder, result))
             _figure(context, images, prediction, folder / f"{result.id}.png")
+            if options.save_masks:
+                save_masks(context, images, prediction, folder / "masks" / slug(prediction.method))
         if reliable:
             title = f"Uncertainty of each method on its own masks, {len(images)} images"
             path = folder / f"uncertainty_seed{experiment.seed}.png"
@@ -141,13 +125,14 @@ def test_split(experiment: RL4SegExperiment) -> str:
     target = experiment.target
     if "test" in echo_splits(target):
         return "test"
+    adapted = (experiment.pool or ["train"])[0]
     log.warning(
         "%r has no split 'test': taking %r, the images that were adapted to, without their labels; choose another with "
         "--split, or by the key test_split",
         target.data,
-        experiment.pool[0],
+        adapted,
     )
-    return experiment.pool[0]
+    return adapted
 
 
 def _test_images(context: Context, options: EvaluateOptions) -> tuple[ImagePool, str, list[str]]:
@@ -167,57 +152,12 @@ def _test_images(context: Context, options: EvaluateOptions) -> tuple[ImagePool,
     return images, split, [f"{image.id}: {image.reason}" for image in bad]
 
 
-# -- predictions of each method --------------------------------------------------------------------------------------
-
-
 def _predictions(context: Context, images: ImagePool, policies: Sequence[str]) -> Iterator[MethodPrediction]:
     """Reference policies, baselines, and the trained policy last."""
-    env = EchoEnv(
-        images=images,
-        num_envs=len(images),
-        device=context.device,
-        sampler="shared",
-        expose_truth=False,
-        reward_function=lambda images, masks, index: torch.zeros(len(masks), 1, 1, device=masks.device),
-    )
-
-    def masks_of(policy: Policy[EchoEnv]) -> Tensor:
-        env.reset(options={"index": list(range(len(images)))})  # every environment its image
-        play(env, policy)
-        return env.mask
-
-    for name in policies:
-        row = POLICIES[name]
-        masks = masks_of(row.make(env, context.experiment.seed))
-        yield MethodPrediction(name, masks, supervision=row.supervision, sees_target=False)
-    for baseline in baselines_of(BASELINES, context.experiment.baselines, context.experiment).values():
-        seen = baseline.supervision, baseline.sees_target
-        nets = baseline.networks(context) if baseline.networks else []
-        if baseline.probabilities is None:
-            yield MethodPrediction(baseline.title, masks_of(baseline.policy(context, nets)), None, *seen)
-        else:
-            mean = baseline.probabilities(context, nets, images.images)
-            yield MethodPrediction(baseline.title, mean.argmax(dim=1).byte(), entropy_map(mean), *seen)
-    if context.experiment.iterations:
-        net = context.load(policy_folder(context, context.experiment.iterations))
-        yield from _policy(context, images, net, masks_of(NetworkPolicy(net)))
-
-
-def _policy(context: Context, images: ImagePool, net: nn.Module, masks: Tensor) -> Iterator[MethodPrediction]:
-    """The last policy: with the reward network's uncertainty, and with the entropy of its own probabilities."""
-    experiment = context.experiment
-    labels = experiment.gold.source == "gt" or experiment.reward in OF_TRUTH
-    supervision = "source and target" if labels else "source"
-    if experiment.reward != "reward_net":
-        yield MethodPrediction(experiment.name, masks, supervision=supervision)
-        return
-    judge = context.reward_net(experiment.iterations)
-    with torch.no_grad():
-        parts = torch.split(torch.arange(len(images), device=context.device), AT_ONCE)
-        trust = [judge(images.at(part), masks[part], calibrated=True) for part in parts]
-    own = entropy_map(probabilities(net, images.images))
-    yield MethodPrediction(f"{experiment.name}{OWN_ENTROPY}", masks, own, supervision)
-    yield MethodPrediction(experiment.name, masks, 1 - torch.cat(trust), supervision)
+    methods, experiment = Methods(context), context.experiment
+    names = [*policies, *baselines_of(BASELINES, experiment.baselines, experiment)]
+    for name in [*names, *([POLICY] if experiment.iterations else [])]:
+        yield from methods.load(name)(images)
 
 
 # -- what is kept of it ----------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from ...evaluation.curve_figures import Curve
 from ..experiment import Paper
-from . import baselines, evaluation, training
+from . import baselines, evaluation, prediction, training
 from .config import RL4SegExperiment
 
 PAPER: Paper[RL4SegExperiment] = Paper(
@@ -12,6 +12,7 @@ PAPER: Paper[RL4SegExperiment] = Paper(
     learner=training.learner,
     evaluate=evaluation.evaluate,
     render=evaluation.render,
+    predictor=prediction.EchoPredictor.of,
     columns=evaluation.COLUMNS,
     more_columns=evaluation.UNCERTAINTY_COLUMNS,
     baseline=baselines.SOURCE_ONLY,

@@ -6,11 +6,9 @@ validation cases by mean Dice, and reported beside θ = 0.5.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -20,7 +18,6 @@ from ...common.names import slug
 from ...common.runs import Run, plain
 from ...datasets.liver.cases import iter_liver_cases, liver_case_ids
 from ...datasets.liver.lesions import TUMOUR
-from ...envs.spars import SparsEnv
 from ...envs.spars_config import SparsConfig
 from ...evaluation.films import Shot
 from ...evaluation.metrics import dice, segmentation_metrics
@@ -28,6 +25,7 @@ from ...evaluation.report import Column, mean_metrics
 from ...evaluation.results import Case, Result, count_origins
 from ...evaluation.volume_figures import CaseView, save_case_figure
 from ..experiment import (
+    POLICY,
     Episode,
     EvaluateOptions,
     RenderOptions,
@@ -36,11 +34,15 @@ from ..experiment import (
     method_name,
     write_result,
 )
-from ..policy import Policy, Reference, TrainedPolicy, play_and_draw, reference
+from ..policy import TrainedPolicy, play_and_draw, reference
+from . import thresholds
 from .baselines import BASELINES, MapBaseline
 from .config import TRAIN, CaseChoice, SparsExperiment
-from .rollouts import PAPER_THRESHOLD, Maps, choose_threshold, roll_out
+from .methods import Cases, Methods
+from .prediction import save_masks
+from .rollouts import PAPER_THRESHOLD, Maps
 from .rules import POLICIES
+from .thresholds import Threshold
 from .training import env_of, load_policies, trained_steps
 
 log = logging.getLogger(__name__)
@@ -85,13 +87,21 @@ def evaluate(runs: Sequence[tuple[Run, SparsExperiment]], options: EvaluateOptio
         with forked_rng(resolve_device(experiment.device)):
             torch.manual_seed(experiment.seed)
             others = None if experiment.seed in seeds else policies
-            for method, row, maps in _methods(experiment, run, (test, validation), others):
-                trained = method == experiment.name
-                shown = method_name(experiment, step, experiment.ppo.total_timesteps) if trained else method
-                result, views = _result(experiment, shown, row, *maps, trained=trained, step=step, options=options)
+            methods, chosen = Methods(experiment, run), dict[str, Threshold]()
+            for name, maps, of_validation in _maps(methods, (test, validation), others):
+                chosen[name], title, trained = Threshold.of(of_validation), methods.titles[name], name == POLICY
+                if trained:
+                    title = method_name(experiment, step, experiment.ppo.total_timesteps)
+                theta, row = chosen[name].value, BASELINES.get(name)
+                result, views = _result(
+                    experiment, title, row, maps, theta, trained=trained, step=step, options=options
+                )
                 results.append(write_result(options.folder(run), result))
-                title = f"{shown}, θ = {result.settings['mask_threshold']:.3g}"
-                save_case_figure(options.folder(run) / f"{result.id}.png", views, title=title, heat_name="map")
+                picture = options.folder(run) / f"{result.id}.png"
+                save_case_figure(picture, views, title=f"{title}, θ = {theta:.3g}", heat_name="map")
+                if options.save_masks:
+                    save_masks(maps, theta, title, options.folder(run) / "masks" / slug(title))
+            thresholds.keep(experiment, run, chosen)
         seeds.add(experiment.seed)
     return results, skipped
 
@@ -139,46 +149,20 @@ def _warn_of_known_cases(experiment: SparsExperiment, test: SparsConfig) -> None
         log.warning("the labels of test cases %s were used for training or choosing: scores flatter", ", ".join(seen))
 
 
-def _methods(
-    experiment: SparsExperiment,
-    run: Run,
-    configs: tuple[SparsConfig, SparsConfig],
-    policies: Sequence[str] | None,
-) -> Iterator[tuple[str, MapBaseline | None, tuple[Maps, Maps]]]:
-    """Name of each method, its row where it is a baseline, and its maps of the test and of the validation cases.
+def _maps(
+    methods: Methods, configs: tuple[SparsConfig, SparsConfig], policies: Sequence[str] | None
+) -> Iterator[tuple[str, Maps, Maps]]:
+    """Name of each method, and its maps of the test and of the validation cases.
 
     policies: reference policies to play, followed by the baselines; None: neither.
     """
-    protocol, seed = experiment.evaluation, experiment.seed
-
-    def both(maps_of: Callable[[SparsEnv], Maps], envs: Sequence[SparsEnv]) -> tuple[Maps, Maps]:
-        return maps_of(envs[0]), maps_of(envs[1])
-
-    def envs(**changes: Any) -> list[SparsEnv]:
-        """An environment for every rollout of every case."""
-        numbers = [len(liver_case_ids(config)) * protocol.rollouts for config in configs]
-        changed = [replace(config, eval_dice=False, **changes) for config in configs]
-        return [env_of(experiment, run, config, num_envs=n) for config, n in zip(changed, numbers, strict=True)]
-
-    def played(env: SparsEnv, policy: Policy[SparsEnv]) -> Maps:
-        return roll_out(env, policy, jitter_cells=protocol.jitter_cells, seed=seed)
-
-    def by_reference(row: Reference[SparsEnv], env: SparsEnv) -> Maps:
-        return played(env, row.make(env, seed))
-
-    def trained(env: SparsEnv) -> Maps:
-        learner, opponent = load_policies(experiment, run, env)
-        env.set_opponent(opponent)
-        return played(env, TrainedPolicy(learner.policy, protocol.deterministic))
-
-    if experiment.ppo.total_timesteps:
-        yield experiment.name, None, both(trained, envs())
-    if policies is not None:  # nobody competes, so that nobody else ends an episode
-        alone = envs(n_agents=1, reward=None, obs_mode="own_window")
-        for name in policies:
-            yield name, None, both(partial(by_reference, POLICIES[name]), alone)
-        for row in baselines_of(BASELINES, (), experiment).values():
-            yield row.title, row, both(row.maps, alone)
+    experiment = methods.experiment
+    test, validation = (Cases(experiment, methods.run, config) for config in configs)
+    names = [POLICY] if experiment.ppo.total_timesteps else []
+    if policies is not None:
+        names += [*policies, *baselines_of(BASELINES, (), experiment)]
+    for name in names:
+        yield name, methods.maps(name, test), methods.maps(name, validation)
 
 
 def _result(
@@ -186,14 +170,13 @@ def _result(
     method: str,
     row: MapBaseline | None,
     test: Maps,
-    validation: Maps,
+    theta: float,
     *,
     trained: bool,
     step: int,
     options: EvaluateOptions,
 ) -> tuple[Result, list[CaseView]]:
     """The result of one method, and its pictures. trained: it is the run's policy, of environment step `step`."""
-    theta = choose_threshold(validation)
     protocol = experiment.evaluation
     cases: list[Case] = []
     views: list[CaseView] = []

@@ -2,7 +2,7 @@
 
 from ...evaluation.curve_figures import Curve
 from ..experiment import Paper
-from . import baselines, evaluation, training
+from . import baselines, evaluation, prediction, training
 from .config import SparsExperiment
 
 PAPER: Paper[SparsExperiment] = Paper(
@@ -13,6 +13,7 @@ PAPER: Paper[SparsExperiment] = Paper(
     check_export=training.check_export,
     evaluate=evaluation.evaluate,
     render=evaluation.render,
+    predictor=prediction.SparsPredictor.of,
     columns=evaluation.COLUMNS,
     baseline="score map (mean)",
     baselines=baselines.BASELINES,

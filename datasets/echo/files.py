@@ -32,6 +32,8 @@ METAIMAGE_TYPES = {
 
 MOST_HEADER = 1 << 16
 """Bytes of a .mhd that are read at most; real ones have some hundred."""
+LONGEST_NAME = 255
+"""Letters of a file name that file systems allow."""
 SUFFIXES = (".nii.gz", ".nii", ".mhd", ".png")
 """Files that are read, in the order of preference where an image lies in several."""
 
@@ -80,9 +82,11 @@ def stored_in(path: Path) -> list[Path]:
     _check_exists(path)
     if path.suffix.lower() != ".mhd":
         return [path]
-    name = _metaimage_header(path)["ElementDataFile"]
-    if name in ("", "LOCAL", "LIST") or name != Path(name).name:
-        raise ValueError(f"{path} names the pixels {name!r} but they must be one file beside it; convert it to .nii.gz")
+    name = metaimage_header(path)["ElementDataFile"]
+    if name in ("", "LOCAL", "LIST") or name != Path(name).name or len(name) > LONGEST_NAME:
+        raise ValueError(
+            f"{path} names the pixels {name[:60]!r} but they must be one file beside it; convert it to .nii.gz"
+        )
     pixels = path.parent / name
     if not pixels.is_file():
         raise FileNotFoundError(f"{path} names the pixels {pixels}, which do not exist; unpack the archive again")
@@ -147,7 +151,7 @@ def _png(path: Path, *, is_mask: bool) -> FloatArray:
 
 def _metaimage(path: Path) -> tuple[FloatArray, Spacing]:
     """MetaImage stores x fastest, so that an array of its pixels is [Z, Y, X] with Z = 1."""
-    header = _metaimage_header(path)
+    header = metaimage_header(path)
     pixels = stored_in(path)[1]
     try:
         shape = [int(n) for n in header["DimSize"].split()][::-1]
@@ -186,8 +190,12 @@ def _pixels(path: Path, expected: int, *, deflated: bool) -> bytes:
     return content
 
 
-def _metaimage_header(path: Path) -> dict[str, str]:
-    """The fields of a .mhd."""
+def metaimage_header(path: Path) -> dict[str, str]:
+    """The fields of a .mhd.
+
+    Raises:
+        ValueError: no text, or a field that must be there is missing.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(MOST_HEADER + 1)

@@ -35,7 +35,8 @@ from ..selection import (
 from . import phantom as echo_phantom
 from .camus import EchoFiles, EchoFolder, find_echo
 from .files import read_image, read_mask, stored_in
-from .preparation import Acquisition, resize, resize_mask, sector, simulate_acquisition, to_bytes
+from .planes import Plane
+from .preparation import Acquisition, resize, resize_mask, simulate_acquisition, to_bytes, without_surroundings
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +210,10 @@ def _chosen(
     config: EchoDataConfig, split: str, everybody: Sequence[str], own: Mapping[str, Sequence[str]], option: str
 ) -> list[str]:
     """The patients of a split: by the configuration, by the data set's own lists if they name any, or by ratio."""
-    hint = f"or list the patients of each split, {setting(option, 'patients', {split: [everybody[0]]})}"
+    example = {
+        name: [patient] for name, patient in zip(dict.fromkeys(["train", "val", split]), everybody, strict=False)
+    }
+    hint = f"or list the patients of each split, such as {setting(option, 'patients', example)}"
     noun, key = "patient", f"{option}patients"
     catalogue = Catalogue(config.data, {patient: patient for patient in everybody}, own, noun, hint, key)
     if split == "all":
@@ -271,7 +275,7 @@ def _load(files: EchoFiles, config: EchoDataConfig, folder: EchoFolder) -> dict[
             label[label == ATRIUM] = BACKGROUND
             tensors["label"] = torch.from_numpy(resize_mask(label, config.size))
         if not prepared:
-            image = np.where(sector(image), image, np.float32(0))  # text and ECG beside it
+            image = without_surroundings(image)
         if config.acquisition != Acquisition():
             image = simulate_acquisition(image, spacing_mm, config.acquisition, files.id)
         tensors["image"] = torch.from_numpy(to_bytes(resize(image, config.size), clahe))
@@ -279,6 +283,45 @@ def _load(files: EchoFiles, config: EchoDataConfig, folder: EchoFolder) -> dict[
         return tensors | {"spacing_mm": torch.tensor(steps, dtype=torch.float64)}
 
     return cached("echo", key, build, config.cache_dir)
+
+
+def pool_of(plane: Plane, config: EchoDataConfig) -> ImagePool:
+    """One image that a user names as a pool, prepared as `load_echo` does, but never changed by `acquisition`.
+
+    Its spacing is NaN where the file does not say it.
+    """
+    clahe = not plane.prepared if config.clahe is None else config.clahe
+    image = plane.pixels if plane.prepared else without_surroundings(plane.pixels)
+    pixel_mm = plane.spacing_mm or (math.nan, math.nan)
+    steps = [mm * n / config.size for mm, n in zip(pixel_mm, image.shape, strict=True)]
+    return ImagePool(
+        images=torch.from_numpy(to_bytes(resize(image, config.size), clahe))[None, None],
+        labels=None,
+        ids=[plane.id],
+        groups=[plane.id],
+        tags={"view": ["unknown"], "instant": ["unknown"]},
+        spacing_mm=torch.tensor([steps], dtype=torch.float64),
+        classes=CLASSES,
+        origin="real",
+    )
+
+
+def is_prepared(config: EchoDataConfig) -> bool:
+    """Whether the images of these data had their sector cut out and their histogram equalised before; phantoms did not.
+
+    Of data that are out of reach it is taken for granted, so that images with values up to 1 are left as they are.
+    """
+    if config.data == "phantom":
+        return False
+    try:
+        return find_echo(Path(config.data)).prepared
+    except FileNotFoundError:
+        return True
+
+
+def files_of(config: EchoDataConfig) -> dict[str, Path]:
+    """The file of each image of a folder, by the image's id; none of phantoms."""
+    return {} if config.data == "phantom" else {files.id: files.image for files in find_echo(Path(config.data)).files}
 
 
 def _phantoms(config: EchoDataConfig, split: str, option: str) -> ImagePool:

@@ -6,6 +6,7 @@ CLAHE."""
 
 import hashlib
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from ...common.checks import AT_LEAST_0, POSITIVE, SHARE, check
 from .files import FloatArray, Spacing
 
 CLIP_LIMIT = 0.01
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,12 @@ def sector(image: FloatArray) -> npt.NDArray[np.bool_]:
     grown = ndimage.binary_dilation(hull) if step > 1 else hull
     rows, columns = (np.minimum(np.arange(n) // step, m - 1) for n, m in zip(image.shape, hull.shape, strict=True))
     inside: npt.NDArray[np.bool_] = grown[rows[:, None], columns]
+    return inside
+
+
+def without_surroundings(image: FloatArray) -> FloatArray:
+    """The image [Y, X], black outside the sector, where text and the ECG stand."""
+    inside: FloatArray = np.where(sector(image), image, np.float32(0))
     return inside
 
 
@@ -150,6 +158,14 @@ def resize_mask(mask: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]
     rows, columns = (((np.arange(size) + 0.5) * n / size).astype(int) for n in mask.shape)
     small: npt.NDArray[np.uint8] = mask[rows[:, None], columns]
     return small
+
+
+def to_native(small: npt.NDArray[Scalar], shape: tuple[int, ...]) -> npt.NDArray[Scalar]:
+    """A mask or map [size, size] stretched to `shape`, (Y, X), nearest; `resize_mask` of it is the mask again, where
+    neither side of `shape` is smaller."""
+    rows, columns = (((np.arange(n) + 0.5) * len(small) / n).astype(int) for n in shape)
+    native: npt.NDArray[Scalar] = small[rows[:, None], columns]
+    return native
 
 
 def to_bytes(image: FloatArray, clahe: bool) -> npt.NDArray[np.uint8]:

@@ -24,7 +24,7 @@ from ...common.files import file_digest
 from ..cache import cached
 from ..folders import log_once
 from ..msd import CaseFiles, find_cases, read_sample
-from ..nifti import MOST_VOXELS, Frame, read_frame, write_mask
+from ..nifti import MOST_VOXELS, Frame, read_frame, write_volume
 from ..sample import BadSample, Origin, Sample, load_each
 from ..selection import (
     Catalogue,
@@ -148,11 +148,19 @@ class LiverCase:
         """
         if mask.shape != self.image.shape:
             raise ValueError(f"mask has shape {(*mask.shape,)} but the grid of {self.id} has {(*self.image.shape,)}")
-        return self.frame.to_file(mask)
+        native: npt.NDArray[np.uint8] = self.frame.to_file(mask.to(torch.uint8))
+        return native
 
     def save_mask(self, mask: Tensor, path: Path) -> None:
         """Write a mask on the grid, [X, Y, Z], as a NIfTI file (.nii or .nii.gz) that lies on the case's own file."""
-        write_mask(self.to_native(mask), self.frame.file, path)
+        write_volume(self.to_native(mask), self.frame.file, path)
+
+    def save_map(self, values: Tensor, path: Path) -> None:
+        """Write a map on the grid, [X, Y, Z], as float32 like `save_mask`: 0 where the file lies outside of the grid.
+
+        Nearest as well, so that a threshold of the map is the mask of that threshold, voxel for voxel.
+        """
+        write_volume(self.frame.to_file(values.float()), self.frame.file, path)
 
 
 def load_liver_cases(config: LiverDataConfig) -> list[LiverCase]:
@@ -202,6 +210,17 @@ def iter_liver_cases(
     read = functools.lru_cache(maxsize=1)(functools.partial(read_sample, classes=CLASSES))  # copies share one reading
     loaded = load_each(_sources(config), lambda source: _load(source, config, read), on_bad)
     return (case for _, case in loaded)
+
+
+def case_of(sample: Sample, file: Frame, config: LiverDataConfig) -> LiverCase:
+    """One CT that is read already, without lesions put in, on the working grid; nothing is cached.
+
+    Args:
+        sample: in RAS+ order, HU.
+        file: shape and affine of the file that it was read from.
+        config: the working grid in voxels and mm.
+    """
+    return _case(sample.id, sample.origin, _to_grid(sample, file, config), file)
 
 
 # -- which cases ---------------------------------------------------------------------------------------------------
@@ -311,9 +330,14 @@ def _load(source: _Source, config: LiverDataConfig, read: Callable[[CaseFiles], 
             return _to_grid(sample, file, config)
 
         tensors = cached("liver_ct", key, build, config.cache_dir)
+    return _case(source.id, origin, tensors, file)
+
+
+def _case(case_id: str, origin: Origin, tensors: dict[str, Tensor], file: Frame) -> LiverCase:
+    """The case of what `_to_grid` gives."""
     frame = GridFrame(file, *(_triple(tensors[name]) for name in ("shape", "resampled", "offset")))
     return LiverCase(
-        id=source.id,
+        id=case_id,
         origin=origin,
         image=tensors["image"],
         hu=tensors.get("hu"),

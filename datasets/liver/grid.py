@@ -5,6 +5,7 @@ native: a volume's own voxels in RAS+ order. grid: what agents and classifiers s
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,11 +52,11 @@ class GridFrame:
         """A native label, uint8 [X, Y, Z], on the grid; 0 where the grid is larger."""
         return _cut(_resample(native, self.resampled, "nearest-exact"), self.offset, self.shape, 0)
 
-    def to_file(self, mask: Tensor) -> npt.NDArray[np.uint8]:
-        """A mask on the grid, [X, Y, Z], as uint8 in the shape and voxel order of the file (nearest; 0 outside)."""
+    def to_file(self, volume: Tensor) -> npt.NDArray[Any]:
+        """A mask or map on the grid, [X, Y, Z], in the shape and voxel order of the file (nearest; 0 outside)."""
         back = (-self.offset[0], -self.offset[1], -self.offset[2])
-        whole = _cut(mask.to("cpu", torch.uint8), back, self.resampled, 0)
-        native: npt.NDArray[np.uint8] = _resample(whole, self.file.ras_shape, "nearest-exact").numpy()
+        whole = _cut(volume.cpu(), back, self.resampled, 0)
+        native: npt.NDArray[Any] = _resample(whole, self.file.ras_shape, "nearest-exact").numpy()
         return np.ascontiguousarray(self.file.from_ras(native))
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from segarena.datasets.cache import cache_entries, cached, clear_cache
 from segarena.datasets.msd import CaseFiles, find_cases, read_sample
-from segarena.datasets.nifti import read_frame, read_label, read_nifti, write_mask
+from segarena.datasets.nifti import read_frame, read_label, read_nifti, write_volume
 
 RAS = np.diag([1.0, 2.0, 3.0, 1.0])
 LPS = np.array([[-1.0, 0, 0, 30], [0, -2, 0, 40], [0, 0, 3, -50], [0, 0, 0, 1]])
@@ -62,7 +62,7 @@ def test_a_volume_is_turned_to_ras_and_keeps_its_place_in_the_patient(tmp_path, 
 def test_a_mask_is_written_onto_the_file_it_is_for(tmp_path, affine, suffix):
     stored = noise()
     volume, frame = read_nifti(write(tmp_path / "ct.nii.gz", stored, affine))
-    write_mask(frame.from_ras((volume > 50).astype(np.uint8)), frame, tmp_path / "out" / f"mask{suffix}")
+    write_volume(frame.from_ras((volume > 50).astype(np.uint8)), frame, tmp_path / "out" / f"mask{suffix}")
     written = nib.load(tmp_path / "out" / f"mask{suffix}")
     assert written.get_data_dtype() == np.uint8
     np.testing.assert_allclose(written.affine, affine, atol=1e-6)
@@ -87,9 +87,9 @@ def test_the_frame_is_read_from_the_header(tmp_path):
 def test_a_mask_for_another_file_or_under_another_suffix_is_refused(tmp_path):
     frame = read_frame(write(tmp_path / "ct.nii.gz", noise()))
     with pytest.raises(ValueError, match=r"shape \(6, 7, 9\) but the file it belongs to has \(6, 7, 8\)"):
-        write_mask(np.zeros((6, 7, 9), np.uint8), frame, tmp_path / "mask.nii.gz")
+        write_volume(np.zeros((6, 7, 9), np.uint8), frame, tmp_path / "mask.nii.gz")
     with pytest.raises(ValueError, match=r"mask\.npy must end in"):
-        write_mask(np.zeros((6, 7, 8), np.uint8), frame, tmp_path / "mask.npy")
+        write_volume(np.zeros((6, 7, 8), np.uint8), frame, tmp_path / "mask.npy")
 
 
 def with_value(value):

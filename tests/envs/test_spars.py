@@ -622,7 +622,7 @@ def test_a_mask_is_written_in_the_space_of_the_cases_own_file(liver_data, tmp_pa
     for _ in range(3):
         env.step(5)
     batched = env.unwrapped.batched
-    batched.painting.save_mask(tmp_path / "mask.nii.gz")
+    batched.painting.save_episode_mask(tmp_path / "mask.nii.gz")
     written, original = nib.load(tmp_path / "mask.nii.gz"), nib.load(liver_data / "imagesTr" / "liver_2.nii.gz")
     assert written.shape == original.shape
     np.testing.assert_allclose(written.affine, original.affine)

@@ -12,7 +12,7 @@ from segarena.agents.spars.baselines import BASELINES, score_map
 from segarena.agents.spars.config import CaseChoice, EvaluationConfig, SparsExperiment
 from segarena.agents.spars.evaluation import _result
 from segarena.agents.spars.policies import policy_arguments
-from segarena.agents.spars.rollouts import Maps, choose_threshold, roll_out
+from segarena.agents.spars.rollouts import Maps, choose_threshold, roll_out, seed_of
 from segarena.agents.spars.rules import POLICIES, BfsToTau, Sweep, sweep_path
 from segarena.agents.spars.self_play import SelfPlay, Snapshot
 from segarena.agents.spars.training import env_of, load_policies
@@ -301,7 +301,7 @@ def test_rollouts_average_the_maps_of_their_episodes_case_by_case():
     assert not torch.equal(maps.blocks, roll_out(env, greedy, jitter_cells=2, seed=2).blocks), "jitter"
     assert {int(case["steps"]) for case in maps.facts} != {12}, "episodes must end at different times"
 
-    env.seed([6 * 1 + slot for slot in range(6)])  # the same episodes again, one slot at a time
+    env.seed([seed_of(case, 1) + k for case in env.cases for k in range(3)])  # the same again, one slot at a time
     env.begin(torch.tensor([0, 0, 0, 1, 1, 1]), 2)
     painted, over = [None] * 6, torch.zeros(6, dtype=torch.bool)
     for _ in range(12):
@@ -357,7 +357,7 @@ def test_theta_is_chosen_on_the_validation_cases_and_the_mode_names_shared_anato
     def result(maps, learned):
         run = Run(tmp_path)
         method, row = (experiment.name, None) if learned else ("score map (mean)", BASELINES["score_map_mean"])
-        return _result(experiment, run, method, row, maps, validation, command="")
+        return _result(experiment, run, method, row, maps, choose_threshold(validation), command="")
 
     got = result(test, True)
     theta = got.settings["mask_threshold"]
