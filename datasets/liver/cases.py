@@ -352,7 +352,8 @@ def _phantom_on_grid(number: int, config: LiverDataConfig) -> dict[str, Tensor]:
     """`_to_grid` of a phantom; kept in this process where the grid is the phantom's own, of half a megabyte."""
     if config.working_grid != SHAPE:
         return _to_grid(_drawn_phantom(number), Frame(SHAPE, AFFINE), config)
-    return _kept_phantom(number, config.grid, config.spacing_mm, config.hu_window)
+    kept = _kept_phantom(number, config.grid, config.spacing_mm, config.hu_window)
+    return {name: tensor.clone() for name, tensor in kept.items()}  # each case is its owner's
 
 
 @functools.lru_cache(maxsize=64)
