@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .agents.dense_ppo.ppo import DensePPOConfig as DensePPOConfig
     from .agents.generic import PPOExperiment as PPOExperiment
     from .agents.ppo import PPOConfig as PPOConfig
+    from .agents.prediction import Prediction as Prediction
+    from .agents.prediction import predict as predict
     from .agents.rl4seg.config import RL4SegExperiment as RL4SegExperiment
     from .agents.spars.config import SparsExperiment as SparsExperiment
     from .envs.adapters import BatchEnv as BatchEnv
@@ -57,6 +59,7 @@ _MODULES = {
     "LearnerEnv": "envs.learner_env",
     "PPOConfig": "agents.ppo",
     "PPOExperiment": "agents.generic",
+    "Prediction": "agents.prediction",
     "RL4SegExperiment": "agents.rl4seg.config",
     "SingleEnv": "envs.adapters",
     "SparsConfig": "envs.spars_config",
@@ -64,6 +67,7 @@ _MODULES = {
     "SparsExperiment": "agents.spars.config",
     "SparsParallelEnv": "envs.spars_parallel",
     "check_env_contract": "testing",
+    "predict": "agents.prediction",
 }
 """Module of each public name, loaded when the name is first used; the imports above tell type checkers the same."""
 
