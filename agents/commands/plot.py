@@ -34,12 +34,12 @@ def parser(paper: str | None) -> ArgumentParser:
 
 def run(options: Namespace, command: str, paper: str | None) -> int:
     """Learning curves as a figure and a table."""
-    if options.out is not None and not options.out.endswith(".png"):
-        raise ValueError(f"out is {options.out!r} but must end in .png")
-
     from ...common.runs import Run
     from ...evaluation.curve_figures import save_curve_figure, write_curves
     from ..configuration import read_experiment
+
+    if options.out is not None and not options.out.endswith(".png"):
+        raise ValueError(f"out is {options.out!r} but must end in .png")
 
     runs = [Run.open(folder) for folder in options.run]
     papers, experiments = zip(*map(read_experiment, runs), strict=True)
