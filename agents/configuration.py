@@ -44,8 +44,15 @@ def find_configs(arguments: Sequence[str]) -> list[str]:
     return found
 
 
+SEVERAL = ("--seeds",)
+"""Options of `train` that take several values, separated by spaces."""
+
+
 def given_options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Each `--name value` and `--name=value` of a command line; None: no value follows. Other words: the name ""."""
+    """Each `--name value` and `--name=value` of a command line; None: no value follows. Other words: the name "".
+
+    Of an option of `SEVERAL` values, the first.
+    """
     rest = list(arguments)
     while rest:
         text = rest.pop(0)
@@ -57,6 +64,8 @@ def given_options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
         else:
             has_value = rest and not rest[0].startswith("-")
             yield text, rest.pop(0) if has_value else None
+            while text in SEVERAL and rest and not rest[0].startswith("-"):
+                rest.pop(0)
 
 
 def paper_of(arguments: Sequence[str]) -> str | None:

@@ -214,6 +214,14 @@ def baselines_of(rows: Mapping[str, B], names: Sequence[str], experiment: Experi
     return {**unasked, **{name: rows[name] for name in names}}
 
 
+def no_predictor(run: Run, experiment: Experiment, options: PredictOptions) -> Predictor:
+    """Raises ValueError: a paper without masks."""
+    raise ValueError(
+        f"{str(run.folder)!r} is a run of paper {experiment.paper!r}, which has no masks to predict; `predict` is for "
+        f"the papers that segment, spars and rl4seg"
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Paper(Generic[E]):
     """One paper: its configuration, and the functions that train, evaluate and draw it."""
@@ -230,8 +238,6 @@ class Paper(Generic[E]):
     """Results of runs, written into their folders, and a line for each bad file that was left out."""
     render: Callable[[Run, E, RenderOptions], Episode]
     """One episode of the trained policy."""
-    predictor: Callable[[Run, E, PredictOptions], Predictor]
-    """One method of a finished run, loaded once, for images without labels; ValueError where it has no masks."""
     columns: tuple[Column | str, ...]
     """Columns of the table of results; the first is compared with `baseline`."""
     baseline: str
@@ -248,6 +254,8 @@ class Paper(Generic[E]):
     """Learning curves that `plot` draws by default, and whose last values stand in TensorBoard's table of runs."""
     lines: Callable[[E, Run], list[dict[str, float]]] = lambda experiment, run: run.metrics()
     """The logged scalars of a run's agent, one dict per logged `step`, which counts environment steps."""
+    predictor: Callable[[Run, E, PredictOptions], Predictor] = no_predictor
+    """One method of a finished run, loaded once, for images without labels."""
     frame_ms: int = 125
     """Time in milliseconds that each frame of an episode is shown."""
     threads: int = 1

@@ -27,8 +27,6 @@ from .experiment import (
     EvaluateOptions,
     Experiment,
     Paper,
-    PredictOptions,
-    Predictor,
     RenderOptions,
     check_names,
     method_name,
@@ -241,14 +239,6 @@ def render(run: Run, experiment: PPOExperiment, options: RenderOptions) -> Episo
     return Episode(shots, env.legend(), summary)
 
 
-def predictor(run: Run, experiment: PPOExperiment, options: PredictOptions) -> Predictor:
-    """Raises: an environment of plain PPO has no masks to predict."""
-    raise ValueError(
-        f"{str(run.folder)!r} is plain PPO on {experiment.env}, which has rewards but no masks to predict; "
-        f"`predict` is for runs of the papers that segment: spars and rl4seg"
-    )
-
-
 PAPER: Paper[PPOExperiment] = Paper(
     experiment=PPOExperiment,
     check=check,
@@ -257,7 +247,6 @@ PAPER: Paper[PPOExperiment] = Paper(
     check_export=check_export,
     evaluate=evaluate,
     render=render,
-    predictor=predictor,
     columns=COLUMNS,
     baseline="random",
     hparams=(

@@ -35,6 +35,8 @@ class EchoView:
     """(y, x) of a pixel."""
     said: str | None = None
     """Line below the prediction; None: `verdict`."""
+    spacing_known: bool = True
+    """Whether spacing_mm is in mm; otherwise only its proportion counts, and no bar of a length is drawn."""
 
     @property
     def height_per_width(self) -> float:
@@ -113,4 +115,5 @@ def _draw_view(row: Sequence[Axes], view: EchoView) -> None:
     named = literal(view.case_id)
     row[0].set_xlabel(named if view.label is not None else f"{named} (no truth)", fontsize=9)
     row[1].set_xlabel(view.verdict if view.said is None else view.said, fontsize=8)
-    scale_bar(row[0], scale / view.spacing_mm[0], height * scale)
+    if view.spacing_known:
+        scale_bar(row[0], scale / view.spacing_mm[0], height * scale)

@@ -1,4 +1,6 @@
-"""A trained RL4Seg run on one's own echocardiograms: masks and doubt at their own size (docs/rl4seg.md, Predict).
+"""A trained RL4Seg run on one's own echocardiograms: masks and doubt at their own size.
+
+docs/rl4seg.md, "Predict on your own images", says it for users.
 
 u = uncertainty, or doubt: how likely a pixel's label is wrong, in [0, 1].
 """
@@ -16,7 +18,7 @@ from torch import Tensor
 from ...common.checks import POSITIVE, check_choice, check_range
 from ...common.files import file_digest
 from ...common.runs import Run
-from ...datasets.echo.images import LV, MYO, files_of, pool_of
+from ...datasets.echo.images import LV, MYO, files_of, is_prepared, pool_of
 from ...datasets.echo.planes import Plane, find_planes, read_plane
 from ...datasets.echo.preparation import to_native
 from ...datasets.images import ImagePool
@@ -40,6 +42,8 @@ class EchoPredictor:
     context: Context
     segment: Segment
     spacing_mm: tuple[float, float] | None
+    prepared: bool
+    """Whether images with values up to 1 are taken as prepared: if those that the run adapted to are."""
     settings: dict[str, Any]
     notes: Sequence[str]
 
@@ -78,7 +82,8 @@ class EchoPredictor:
         notes = []
         if experiment.target.data == "phantom":
             notes.append("this run was trained on phantoms: on a patient's image its masks mean nothing")
-        return cls(context, methods.load(method), options.spacing_mm, settings, notes)
+        prepared = is_prepared(context.experiment.target)
+        return cls(context, methods.load(method), options.spacing_mm, prepared, settings, notes)
 
     def find(self, inputs: Sequence[str | Path]) -> list[ImageFiles]:
         """The echocardiograms that the inputs name: NIfTI, .mhd, pictures, each frame of DICOM."""
@@ -91,7 +96,9 @@ class EchoPredictor:
             ValueError, FileNotFoundError: as `read_plane`.
         """
         plane = read_plane(files)
-        plane = replace(plane, spacing_mm=plane.spacing_mm or self.spacing_mm)
+        plane = replace(
+            plane, spacing_mm=plane.spacing_mm or self.spacing_mm, prepared=plane.prepared and self.prepared
+        )
         images = pool_of(plane, self.context.experiment.target).to(self.context.device)
         return save_image(plane, self.segment(images)[-1], 0, folder)
 
@@ -119,7 +126,8 @@ def save_image(plane: Plane, prediction: MethodPrediction, number: int, folder: 
         native,
         doubt,
         plane.spacing_mm or (1.0, 1.0),
-        said="valid" if not broken else f"not valid: {', '.join(rule.replace('_', ' ') for rule in broken)}",
+        said=_verdict(broken),
+        spacing_known=plane.spacing_mm is not None,
     )
     save_echo_figure(path["picture"], [view], title=prediction.method, heat_name="doubt")
     areas = {
@@ -135,6 +143,14 @@ def save_image(plane: Plane, prediction: MethodPrediction, number: int, folder: 
         "mean_doubt": None if doubt is None or not native.any() else float(doubt[native > 0].mean()),
     }
     return Predicted(path, facts)
+
+
+def _verdict(broken: Sequence[str]) -> str:
+    """One line on the rules that a mask breaks."""
+    if not broken:
+        return "valid"
+    more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+    return f"not valid ({broken[0].replace('_', ' ')}{more})"
 
 
 def _native_doubt(uncertainty: Tensor | None, number: int, plane: Plane) -> Any:

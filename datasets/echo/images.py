@@ -210,7 +210,10 @@ def _chosen(
     config: EchoDataConfig, split: str, everybody: Sequence[str], own: Mapping[str, Sequence[str]], option: str
 ) -> list[str]:
     """The patients of a split: by the configuration, by the data set's own lists if they name any, or by ratio."""
-    hint = f"or list the patients of each split, {setting(option, 'patients', {split: [everybody[0]]})}"
+    example = {
+        name: [patient] for name, patient in zip(dict.fromkeys(["train", "val", split]), everybody, strict=False)
+    }
+    hint = f"or list the patients of each split, such as {setting(option, 'patients', example)}"
     noun, key = "patient", f"{option}patients"
     catalogue = Catalogue(config.data, {patient: patient for patient in everybody}, own, noun, hint, key)
     if split == "all":
@@ -301,6 +304,19 @@ def pool_of(plane: Plane, config: EchoDataConfig) -> ImagePool:
         classes=CLASSES,
         origin="real",
     )
+
+
+def is_prepared(config: EchoDataConfig) -> bool:
+    """Whether the images of these data had their sector cut out and their histogram equalised before; phantoms did not.
+
+    Of data that are out of reach it is taken for granted, so that images with values up to 1 are left as they are.
+    """
+    if config.data == "phantom":
+        return False
+    try:
+        return find_echo(Path(config.data)).prepared
+    except FileNotFoundError:
+        return True
 
 
 def files_of(config: EchoDataConfig) -> dict[str, Path]:

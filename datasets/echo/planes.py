@@ -52,7 +52,8 @@ class Plane:
     spacing_mm: Spacing | None
     """(y, x) of a pixel; None where the file does not say."""
     prepared: bool
-    """Whether it had its sector cut out and its histogram equalised before: NIfTI or .mhd with values up to 1."""
+    """Whether it may have had its sector cut out and its histogram equalised before, as in RL4Seg's prepared layout:
+    NIfTI or .mhd with values up to 1."""
     space: Space | None
     """None for kinds of files without geometry: what is predicted becomes a PNG."""
 

@@ -273,7 +273,7 @@ def test_plain_ppo_has_no_masks(images, tmp_path, capsys):
     config = plain(asdict(PPOExperiment(env="SPARS-LiverCT-v0")))
     Run.create(tmp_path / "ppo", config, {})
     status = call("predict", "--run", tmp_path / "ppo", "--input", images, "--out", tmp_path / "out")
-    assert_refused(status, capsys, "plain PPO", "no masks to predict")
+    assert_refused(status, capsys, "run of paper 'ppo'", "no masks to predict")
 
 
 def test_options_of_the_other_paper_are_refused(run, images, tmp_path, capsys):
