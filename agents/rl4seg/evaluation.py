@@ -129,7 +129,8 @@ def test_split(experiment: RL4SegExperiment) -> str:
     log.warning(
         "%r has no split 'test': taking %r, the images that were adapted to, without their labels; choose another with "
         "--split, or by the key test_split",
-        *(target.data, adapted),
+        target.data,
+        adapted,
     )
     return adapted
 
