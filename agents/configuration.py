@@ -1,5 +1,6 @@
 """From options and YAML to an experiment, and back from a run's config.yaml."""
 
+import functools
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -43,8 +44,15 @@ def find_configs(arguments: Sequence[str]) -> list[str]:
     return found
 
 
+SEVERAL = ("--seeds",)
+"""Options of `train` that take several values, separated by spaces."""
+
+
 def given_options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Each `--name value` and `--name=value` of a command line; None: no value follows. Other words: the name ""."""
+    """Each `--name value` and `--name=value` of a command line; None: no value follows. Other words: the name "".
+
+    Of an option of `SEVERAL` values, the first.
+    """
     rest = list(arguments)
     while rest:
         text = rest.pop(0)
@@ -56,6 +64,8 @@ def given_options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
         else:
             has_value = rest and not rest[0].startswith("-")
             yield text, rest.pop(0) if has_value else None
+            while text in SEVERAL and rest and not rest[0].startswith("-"):
+                rest.pop(0)
 
 
 def paper_of(arguments: Sequence[str]) -> str | None:
@@ -154,6 +164,10 @@ def experiment_parser(paper: "Paper[Any]") -> ArgumentParser:
     return options
 
 
+_parser_of = functools.cache(experiment_parser)
+"""`experiment_parser`, made once for each paper (it takes 0.1 s), for those who add no options."""
+
+
 def _dataclasses(kind: Any) -> Iterator[type[Any]]:
     """The dataclasses that a type is made of, and those of their fields."""
     if isinstance(kind, type) and is_dataclass(kind):
@@ -175,7 +189,7 @@ def read_experiment(run: "Run") -> "tuple[Paper[Any], Any]":
     if wrong := misfit(schema(name), config):
         raise ValueError(f"{path}: {wrong}")
     paper = paper_named(name)
-    options = experiment_parser(paper)
+    options = _parser_of(paper)
     options.exit_on_error = False
     try:
         return paper, experiment_from(paper, options.parse_object(config))
@@ -189,5 +203,5 @@ def experiment_from(paper: "Paper[Any]", given: Namespace) -> Any:
     Raises:
         ValueError: a value that a field refuses.
     """
-    made = experiment_parser(paper).instantiate(given)
+    made = _parser_of(paper).instantiate(given)
     return paper.experiment(**{field.name: made[field.name] for field in fields(paper.experiment)})

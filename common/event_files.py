@@ -85,3 +85,15 @@ class EventFiles:
         if self._first_step is not None:
             start = SessionLog(status=SessionLog.START)
             self._write(Event(step=self._first_step, session_log=start, wall_time=time.time()))
+
+
+def board_of(folder: Path, stage: str) -> Path:
+    """Folder of the event files of a run, or of its stage.
+
+    TensorBoard calls a run by its path below --logdir: here the name of the run's folder, so that two runs can be told
+    apart, then the stage. The name stays where the folder is moved.
+    """
+    whole = folder.parents[len(Path(stage).parts) - 1] if stage else folder
+    board = whole / "tensorboard"
+    begun = sorted(path.name for path in board.iterdir() if path.is_dir()) if board.is_dir() else []
+    return board / (begun[0] if begun else whole.absolute().name or "run") / stage

@@ -32,7 +32,7 @@ from .checkpoints import (
     save_checkpoint,
 )
 from .checks import AT_LEAST_0, check_range
-from .event_files import EventFiles
+from .event_files import EventFiles, board_of
 from .files import file_digest, named, remove_unfinished, replacing, unfinished
 from .finite import NotFiniteError, not_finite
 from .locks import LOCK
@@ -58,7 +58,7 @@ class Run:
         """Settings that it depends on, see `depend_on`."""
         self.progress = Progress()
         """What tells how far the whole run is; its stages share it."""
-        self._events = EventFiles(_board(self.folder, name))
+        self._events = EventFiles(board_of(self.folder, name))
 
     @classmethod
     def create(cls, folder: str | Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> "Run":
@@ -329,18 +329,6 @@ class Run:
     def close(self) -> None:
         """Close the files that are open."""
         self._events.close()
-
-
-def _board(folder: Path, stage: str) -> Path:
-    """Folder of the event files of a run, or of its stage.
-
-    TensorBoard calls a run by its path below --logdir: here the name of the run's folder, so that two runs can be told
-    apart, then the stage. The name stays where the folder is moved.
-    """
-    whole = folder.parents[len(Path(stage).parts) - 1] if stage else folder
-    board = whole / "tensorboard"
-    begun = sorted(path.name for path in board.iterdir() if path.is_dir()) if board.is_dir() else []
-    return board / (begun[0] if begun else whole.absolute().name or "run") / stage
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:

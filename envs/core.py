@@ -25,6 +25,7 @@ from torch import Tensor
 from ..common.checks import signature_with_fields, with_settings
 from ..common.device import resolve_device
 from ..datasets.sample import Origin
+from .actions import check_actions
 from .random import Streams
 
 log = logging.getLogger(__name__)
@@ -367,33 +368,8 @@ class BatchedEnv(ABC):
             ValueError: a wrong shape or type, or a value outside the action space.
         """
         given = np.asarray(actions.cpu() if isinstance(actions, Tensor) else actions)
-        space = self.single_action_space
-        assert space.shape is not None
-        if given.shape != (self.num_envs, *space.shape):
-            raise ValueError(
-                f"actions have shape {given.shape} but must have {(self.num_envs, *space.shape)} for {space}"
-            )
-        low, high, kinds = self._action_bounds
-        if given.dtype.kind not in kinds:
-            raise ValueError(
-                f"actions have dtype {given.dtype} but {space} takes {'numbers' if 'f' in kinds else 'integers'}"
-            )
-        inside = (given >= low) & (given <= high)
-        if not inside.all():  # NaN fails too
-            raise ValueError(f"action {given[~inside][0]!r} is outside {space}")
+        check_actions(given, self.single_action_space, self.num_envs)
         return torch.as_tensor(given).to(self.device, non_blocking=True)
-
-    @cached_property
-    def _action_bounds(self) -> tuple[Any, Any, str]:
-        """Lowest and highest action, and the kinds of NumPy's types that it may have."""
-        space = self.single_action_space
-        if isinstance(space, spaces.Box):
-            return space.low, space.high, "fiu"
-        if isinstance(space, spaces.Discrete):
-            return int(space.start), int(space.start + space.n - 1), "iu"
-        if isinstance(space, spaces.MultiDiscrete):
-            return space.start, space.start + space.nvec - 1, "iu"
-        return 0, 1, "iub"  # MultiBinary
 
 
 @cache

@@ -10,9 +10,7 @@ Its parts: spars_config.py arguments, spars_tables.py lookups, spars_painting.py
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
 from ..datasets.liver.cases import LiverCase, load_liver_cases
@@ -23,7 +21,7 @@ from .core import BatchedEnv, Frame, Obs, notice_phantom
 from .spars_config import MOVES, SparsConfig, check_options
 from .spars_painting import Painting
 from .spars_rules import RULES, Competitor, Model, competitor, random_move
-from .spars_tables import Windows, lattice_of, open_moves, score_tables, start_position
+from .spars_tables import Windows, lattice_of, open_moves, score_tables, spaces_of, start_position
 
 STATE = ("case", "at", "scores", "duel", "_start_ids", "_terminated", "_found")
 """Tensors that an episode consists of, beside those of the core and the painting."""
@@ -128,7 +126,7 @@ class SparsEnv(BatchedEnv):
         self.table, self._features, n_features = score_tables(cfg, self.cases, self.lattice, function, self.device)
         self._score_tables = list(dict.fromkeys((self.table, self._features)))
         self._make_tables()
-        self._make_spaces(n_features)
+        self.single_observation_space, self.single_action_space = spaces_of(cfg, self.lattice, n_features)
         self.set_opponent(None if isinstance(opponent, str) else opponent)
         given = {"duel": cfg.n_agents == 2 and cfg.reward != "score", "score": cfg.reward == "score"}
         given |= {"potential": cfg.reward == "shaped", "bonus": True}
@@ -164,23 +162,6 @@ class SparsEnv(BatchedEnv):
         self._terminated = torch.zeros(n, dtype=torch.bool, device=self.device)  # by τ, in the last step
         self._found = torch.full((n, cfg.lesion_rounds - 1), -1, dtype=torch.int64, device=self.device)
         self.painting = Painting(self)
-
-    def _make_spaces(self, n_features: int) -> None:
-        cfg, players = self.config, self.config.n_agents
-        self.single_action_space = (
-            spaces.MultiDiscrete([3, 3, 3]) if cfg.action_set == "multidiscrete3" else spaces.Discrete(self.n_moves)
-        )
-        numbers = 4 * players + 1
-        if cfg.obs_mode == "features":
-            size = players * n_features + numbers
-            self.single_observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
-        elif cfg.obs_mode == "own_window":
-            self.single_observation_space = spaces.Box(0, 255, (1, *(cfg.obs_size or self.lattice.window)), np.uint8)
-        else:
-            self.single_observation_space = spaces.Dict(
-                windows=spaces.Box(0, 255, (players, *self.lattice.window), np.uint8),
-                state=spaces.Box(-1.0, 1.0, (numbers,), np.float32),
-            )
 
     # -- the dynamics: docs/spars.md, Method 3 ---------------------------------------------------------------------
 

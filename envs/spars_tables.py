@@ -1,10 +1,14 @@
-"""Lookup tables of a step of SPARS: positions, scores and features of the classifier, grey values under a window."""
+"""What SPARS looks up in a step: positions, scores and features of the classifier, grey values under a window; and
+its spaces."""
 
 from collections.abc import Sequence
 from functools import partial
 from math import prod
+from typing import Any
 
+import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from ..classifiers.presence import PresenceNet, load_presence
@@ -136,3 +140,17 @@ def nearest_index(size: int, out: int) -> Tensor:
     """Source index of each of `out` samples of an axis of `size` voxels: ⌊i·size/out⌋, int64 [out]
     (docs/spars.md, Method 4)."""
     return torch.arange(out) * size // out
+
+
+def spaces_of(cfg: SparsConfig, lattice: WindowLattice, n_features: int) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+    """Observation and action space of one environment; n_features: F, of the classifier at one window."""
+    actions: spaces.Space[Any] = spaces.Discrete(len(MOVES[cfg.action_set]))
+    if cfg.action_set == "multidiscrete3":
+        actions = spaces.MultiDiscrete([3, 3, 3])
+    players, numbers = cfg.n_agents, 4 * cfg.n_agents + 1
+    if cfg.obs_mode == "features":
+        return spaces.Box(-np.inf, np.inf, (players * n_features + numbers,), np.float32), actions
+    if cfg.obs_mode == "own_window":
+        return spaces.Box(0, 255, (1, *(cfg.obs_size or lattice.window)), np.uint8), actions
+    windows = spaces.Box(0, 255, (players, *lattice.window), np.uint8)
+    return spaces.Dict(windows=windows, state=spaces.Box(-1.0, 1.0, (numbers,), np.float32)), actions

@@ -35,7 +35,7 @@ ENVS_OF = {
     "rl4seg": {"rl4seg", "rl4seg_config"},
 }
 """Modules of `envs` that belong to one paper."""
-SHARED_ENVS = {"__init__", "adapters", "core", "learner_env", "random", "samplers"}
+SHARED_ENVS = {"__init__", "actions", "adapters", "core", "learner_env", "random", "samplers"}
 LONGEST = 400
 """Lines of a file that is still read in one sitting."""
 

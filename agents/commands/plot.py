@@ -2,15 +2,15 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from ...common.checks import check_choice
-from ...common.runs import Run
-from ...evaluation.curve_figures import Band, Curve, band, save_curve_figure, write_curves
-from ..configuration import read_experiment
-from ..experiment import Paper
+
+if TYPE_CHECKING:
+    from ...evaluation.curve_figures import Band, Curve
+    from ..experiment import Paper
 
 
 def parser(paper: str | None) -> ArgumentParser:
@@ -34,6 +34,10 @@ def parser(paper: str | None) -> ArgumentParser:
 
 def run(options: Namespace, command: str, paper: str | None) -> int:
     """Learning curves as a figure and a table."""
+    from ...common.runs import Run
+    from ...evaluation.curve_figures import save_curve_figure, write_curves
+    from ..configuration import read_experiment
+
     if options.out is not None and not options.out.endswith(".png"):
         raise ValueError(f"out is {options.out!r} but must end in .png")
     runs = [Run.open(folder) for folder in options.run]
@@ -58,7 +62,9 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
     return 0
 
 
-def _curves(paper: Paper[Any], names: list[str] | None, lines: list[list[dict[str, float]]]) -> list[Curve]:
+def _curves(paper: "Paper[Any]", names: list[str] | None, lines: list[list[dict[str, float]]]) -> "list[Curve]":
+    from ...evaluation.curve_figures import Curve
+
     known = sorted({name for logged in lines for line in logged for name in line} - {"step"})
     titled = {curve.name: curve for curve in paper.curves}
     if names is None:
@@ -70,9 +76,13 @@ def _curves(paper: Paper[Any], names: list[str] | None, lines: list[list[dict[st
     return [titled.get(name, Curve(name, name)) for name in dict.fromkeys(names)]
 
 
-def _bands(curves: list[Curve], names: list[str], lines: list[list[dict[str, float]]]) -> dict[Curve, dict[str, Band]]:
+def _bands(
+    curves: "list[Curve]", names: list[str], lines: list[list[dict[str, float]]]
+) -> "dict[Curve, dict[str, Band]]":
     """The band of each curve and name; runs that have not logged it yet are left out."""
-    bands = dict[Curve, dict[str, Band]]()
+    from ...evaluation.curve_figures import band
+
+    bands: dict[Curve, dict[str, Band]] = {}
     for curve in curves:
         seeds = dict[str, list[dict[float, float]]]()
         for name, logged in zip(names, lines, strict=True):

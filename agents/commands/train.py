@@ -1,5 +1,6 @@
 """`train`: train as a configuration says, or continue a run."""
 
+import logging
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ...common.runs import Run
     from ..experiment import Paper
 
+log = logging.getLogger(__name__)
 ABOUT = "Train as a configuration says, or continue a run."
 
 
@@ -113,7 +115,6 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
     use_threads(options.threads, kept=kept, default=row.threads)
     environment = {**describe_machine(), "command": command}
     if options.seeds is not None:
-        use_threads(options.threads, default=row.threads)
         _print_ways_on(row, experiment, _train_seeds(row, experiment, options, environment))
         return 0
     if options.resume:
@@ -139,6 +140,8 @@ def _train_seeds(row: "Paper[Any]", experiment: Any, options: Namespace, environ
     for one in [replace(experiment, seed=seed) for seed in options.seeds]:  # all are checked before the first begins
         folder = Path(options.out or "runs") / f"{slug(one.name.lower())}-seed{one.seed}"
         begun = (folder / "config.yaml").is_file()
+        use_threads(options.threads, kept=threads_of(folder) if begun else None, default=row.threads)
+        log.info("seed %d: %s, in %s", one.seed, "goes on" if begun else "begins", folder)
         runs.append(row.resume(one, folder, environment) if begun else row.start(one, folder, environment))
     return runs
 
@@ -151,5 +154,6 @@ def _print_ways_on(row: "Paper[Any]", experiment: Any, runs: Sequence["Run"]) ->
         print(f"run        {run.folder}")
     print(f"evaluate   {program} evaluate --run {folders}")
     if row.lines(experiment, runs[0]):
+        print(f"render     {program} render --run {shlex.quote(str(runs[0].folder))}")
         print(f"plot       {program} plot --run {folders}")
     print(f"watch      {watch(runs)}")

@@ -71,16 +71,18 @@ def evaluate(runs: Sequence[tuple[Run, RL4SegExperiment]], options: EvaluateOpti
         images, split, bad = _test_images(context, options)
         skipped += bad
         known = images.known_labels
-        if (labelled := len(known.rows) if known else 0) < len(images):
+        if known is None:
+            log.warning("none of the %d test images has labels: their masks are judged by validity only", len(images))
+        elif len(known.rows) < len(images):
             text = "%d of the %d test images have labels: what needs labels is the mean over these, validity over all"
-            log.warning(text, labelled, len(images))
+            log.warning(text, len(known.rows), len(images))
         reliable: dict[str, Calibration] = {}
         risky: dict[str, RiskCoverage] = {}
         for prediction in tqdm(_predictions(context, images, policies), desc=f"seed {experiment.seed}", unit="method"):
             if (prediction.method, experiment.seed) in {(result.method, result.seed) for result in results}:
                 continue
             result = _result(context, images, split, prediction, options.command)
-            if prediction.uncertainty is not None and known is not None:
+            if prediction.uncertainty is not None and known is not None and len(known.rows) > 1:  # it ranks images
                 dice = torch.tensor([result.cases[row]["dice"] for row in known.rows], dtype=torch.float64)
                 u, masks = prediction.uncertainty[known.rows], prediction.masks[known.rows]
                 report = uncertainty_report(u, masks, known.labels, dice)

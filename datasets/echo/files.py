@@ -32,6 +32,8 @@ METAIMAGE_TYPES = {
 
 MOST_HEADER = 1 << 16
 """Bytes of a .mhd that are read at most; real ones have some hundred."""
+LONGEST_NAME = 255
+"""Letters of a file name that file systems allow."""
 SUFFIXES = (".nii.gz", ".nii", ".mhd", ".png")
 """Files that are read, in the order of preference where an image lies in several."""
 
@@ -81,8 +83,10 @@ def stored_in(path: Path) -> list[Path]:
     if path.suffix.lower() != ".mhd":
         return [path]
     name = metaimage_header(path)["ElementDataFile"]
-    if name in ("", "LOCAL", "LIST") or name != Path(name).name:
-        raise ValueError(f"{path} names the pixels {name!r} but they must be one file beside it; convert it to .nii.gz")
+    if name in ("", "LOCAL", "LIST") or name != Path(name).name or len(name) > LONGEST_NAME:
+        raise ValueError(
+            f"{path} names the pixels {name[:60]!r} but they must be one file beside it; convert it to .nii.gz"
+        )
     pixels = path.parent / name
     if not pixels.is_file():
         raise FileNotFoundError(f"{path} names the pixels {pixels}, which do not exist; unpack the archive again")

@@ -210,7 +210,10 @@ def _chosen(
     config: EchoDataConfig, split: str, everybody: Sequence[str], own: Mapping[str, Sequence[str]], option: str
 ) -> list[str]:
     """The patients of a split: by the configuration, by the data set's own lists if they name any, or by ratio."""
-    hint = f"or list the patients of each split, {setting(option, 'patients', {split: [everybody[0]]})}"
+    example = {
+        name: [patient] for name, patient in zip(dict.fromkeys(["train", "val", split]), everybody, strict=False)
+    }
+    hint = f"or list the patients of each split, such as {setting(option, 'patients', example)}"
     noun, key = "patient", f"{option}patients"
     catalogue = Catalogue(config.data, {patient: patient for patient in everybody}, own, noun, hint, key)
     if split == "all":

@@ -119,7 +119,10 @@ def inputs(rng: random.Random) -> Iterator[Input]:
     parts = ("optimizer", "n_updates", "env", "episodes", "unwritten", "random", "self_play", "best", "wrappers")
     for key in (*parts, "observation", "settings", "metrics_bytes", "tensorboard_bytes"):
         yield from make_input(
-            f"state.without {key}", "refuse", state(lambda s, key=key: s.pop(key, None) and None), commands=("resume",)
+            f"state.without {key}",
+            "refuse",
+            state(lambda s, key=key: {name: part for name, part in s.items() if name != key}),
+            commands=("resume",),
         )
         yield from make_input(
             f"state.{key} is text", "refuse", state(lambda s, key=key: s.update({key: "x"})), commands=("resume",)

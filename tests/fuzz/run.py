@@ -71,7 +71,7 @@ def main() -> int:
                     last = outcome.said.strip().splitlines()[-1:] or [""]
                     print(
                         f"{','.join(outcome.faults) or 'clean':20} {one.name}  [status {outcome.status}, "
-                        f"{outcome.seconds} s, {outcome.rss_mib} MiB]  {last[0][:160]}",
+                        f"{outcome.seconds} s, CPU {outcome.cpu_seconds} s, {outcome.rss_mib} MiB]  {last[0][:160]}",
                         flush=True,
                     )
                 if given.only:

@@ -2,9 +2,12 @@
 
 import os
 import shutil
+import sys
+import tempfile
 from pathlib import Path
 
 from segarena import run_rl
+from tqdm import tqdm
 
 from .parts import ECHO, PHANTOM, merged, write_config
 
@@ -34,22 +37,34 @@ class Trained:
 
 
 def prepare(folder: Path) -> None:
-    """Train the runs, in children, so that this process stays as it is."""
+    """Train the runs, and evaluate copies of them, so that children inherit what is imported, drawn and parsed."""
     folder.mkdir()
     Trained.folder = folder
+    tqdm.monitor_interval = 0  # no thread of its own: this process forks
+    os.environ["SEGARENA_CACHE"] = str(folder / "cache")
     for name, config in RUNS.items():
-        place = write_config(folder, config, f"{name}.yaml")
-        pid = os.fork()
-        if not pid:
-            os.environ["SEGARENA_CACHE"] = str(folder / "cache")
-            printed = os.open(folder / f"{name}.txt", os.O_WRONLY | os.O_CREAT)
-            os.dup2(printed, 1)
-            os.dup2(printed, 2)
-            status = 70
-            try:
-                status = run_rl.main(["train", "--config", str(place), "--out", str(folder / name)])
-            finally:
-                os._exit(status)
-        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
-            said = (folder / f"{name}.txt").read_text(errors="replace")
-            raise SystemExit(f"the run {name}, of which inputs are made, cannot be trained:\n{said}")
+        place, run, copied = write_config(folder, config, f"{name}.yaml"), folder / name, folder / f"{name}_evaluated"
+        _call("train", "--config", str(place), "--out", str(run))
+        shutil.copytree(run, copied)
+        _call("evaluate", "--run", str(copied))
+
+
+def _call(*arguments: str) -> None:
+    """Call the command line with what it prints hidden, that of handlers too that are still open afterwards."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    own = [os.dup(number) for number in (1, 2)]
+    with tempfile.TemporaryFile() as printed:
+        try:
+            for number in (1, 2):
+                os.dup2(printed.fileno(), number)
+            status = run_rl.main(list(arguments))
+        finally:
+            sys.stdout.flush()
+            for number, file in zip((1, 2), own, strict=True):
+                os.dup2(file, number)
+                os.close(file)
+        if status:
+            printed.seek(0)
+            said = printed.read().decode(errors="replace")
+            raise RuntimeError(f"{' '.join(arguments)} fails, so that no input can be made of it:\n{said}")
