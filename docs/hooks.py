@@ -23,14 +23,17 @@ FOLDERS = ("envs", "agents", "rewards", "classifiers", "segmenters", "datasets",
 """Folders of the package, in the order of the reference."""
 FILE = re.compile(r"(?<![\[`])`((?:\w+/)+\w+)\.py`(?![\]`])")
 """A file of Python that a page names."""
+ROOT_MODULES = ("testing",)
+"""Public modules beside the folders."""
 LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
 
 
 def modules():
     """Public modules by folder: dotted name below `segarena` and first line of the docstring."""
     found = {}
-    for folder in FOLDERS:
-        for path in sorted((ROOT / folder).rglob("*.py")):
+    files = {folder: sorted((ROOT / folder).rglob("*.py")) for folder in FOLDERS}
+    for folder, paths in {"segarena": [ROOT / f"{name}.py" for name in ROOT_MODULES], **files}.items():
+        for path in paths:
             parts = path.relative_to(ROOT).with_suffix("").parts
             if parts[-1] == "__init__":
                 parts = parts[:-1]
@@ -38,6 +41,13 @@ def modules():
             if docstring and not any(part.startswith("_") for part in parts):
                 found.setdefault(folder, {})[".".join(parts)] = docstring.splitlines()[0]
     return found
+
+
+def public_names():
+    """Names that `segarena` itself exports, and the modules below it that they come from."""
+    tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
+    assigned = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
+    return ast.literal_eval(assigned["_MODULES"])
 
 
 def reference():

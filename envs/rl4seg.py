@@ -358,7 +358,7 @@ class EchoEnv(BatchedEnv):
         if self.pool.labels is not None and self.shows_truth:
             shown.append(("truth", TRUTH))
         rows = [(colour, f"{what}: {part}") for what, of in shown for part, colour in (("LV", of.lv), ("MYO", of.myo))]
-        return (*rows, (heat_colour(0.8), "1 - R (R: reward of the pixel)"))
+        return (*rows, (heat_colour(0.5), "third picture: 1 - R, brighter where the reward R is lower"))
 
     def caption(self, env_id: int) -> str:
         """The image and, after the step, R."""

@@ -18,7 +18,7 @@ OWN: Colour = (64, 200, 255)
 RIVAL: Colour = (255, 120, 64)
 TRUTH: Colour = (80, 255, 80)
 BLACK: Colour = (0, 0, 0)
-HEAT = heat_colour(0.8)
+HEAT = heat_colour(0.5)
 
 
 def legend(env: "SparsEnv") -> Legend:

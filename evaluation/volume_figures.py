@@ -125,10 +125,11 @@ class PredictionView:
 
     @property
     def centre_ijk(self) -> tuple[int, int, int]:
-        """The middle of the mask in the axial slice that has most of it; else where the map is highest."""
+        """Slices with most of the mask: the axial one, and of the others those with most of its part; else where the
+        map is highest."""
         if self.pred.any():
             k = int(self.pred.sum(axis=(0, 1)).argmax())
-            i, j = (int(np.median(where)) for where in np.nonzero(self.pred[:, :, k]))
+            i, j = (int(self.pred[:, :, k].sum(axis=across).argmax()) for across in (1, 0))
             return i, j, k
         if self.heat.max() > 0:
             i, j, k = (int(at) for at in np.unravel_index(int(self.heat.argmax()), self.heat.shape))
@@ -164,7 +165,9 @@ def save_prediction_figure(path: str | Path, view: PredictionView, *, title: str
         column[0].set_title(f"{plane} {index}", fontsize=10)
         for ax in column:
             ax.set(xticks=[], yticks=[])
-            for letter, x, y in zip(letters, (0.04, 0.96, 0.5, 0.5), (0.5, 0.5, 0.95, 0.05), strict=True):
+            thin = len(outlined) < PANEL_PX / 4  # no room for letters above each other
+            places = zip(letters, (0.04, 0.96, 0.5, 0.5), (0.5, 0.5, 0.95, 0.05), strict=True)
+            for letter, x, y in list(places)[: 2 if thin else 4]:
                 ax.text(x, y, letter, transform=ax.transAxes, color="white", fontsize=8, ha="center", va="center")
         if plane == "axial":
             scale_bar(column[0], px_per_mm, len(outlined))

@@ -32,6 +32,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 CONFIGS = {
     "spars": {
+        "paper": "spars",
         "device": "cpu",
         "seed": 5,
         "env": {"classifier": "train", "cases": ["phantom_02000"], "grid_shape": [32, 32, 24]},

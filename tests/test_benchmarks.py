@@ -7,10 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from segarena.agents.dense_ppo.ppo import DensePPOConfig
+from segarena.agents.spars.config import SparsExperiment
+from segarena.classifiers.train_presence import PresenceTrainingConfig
 from segarena.datasets.echo.images import EchoDataConfig, PhantomPatients, load_echo
+from segarena.envs.spars_config import SparsConfig
 from segarena.rewards.reward_net import RewardNet
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -120,3 +125,27 @@ def test_the_plain_ppo_has_the_losses_of_ours(rl4seg, as_released, monkeypatch, 
     assert a.shape == r.shape == l_old.shape == (4, 32, 32)
     assert (l_old < 0).all()
     assert set(a.unique().tolist()) == {0, 1, 2}
+
+
+def test_the_cost_of_a_folder_of_cts_is_measured_and_extrapolated(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    liver_cost = importlib.import_module("liver_cost")
+    volume = np.random.default_rng(0).normal(0, 100, (24, 20, 16)).astype(np.int16)
+    for kind, voxels in (("images", volume), ("labels", (volume > 100).astype(np.uint8))):
+        (tmp_path / kind).mkdir()
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / kind / "ct.nii.gz")
+    env = SparsConfig(data=str(tmp_path), grid_shape=(16, 16, 12), window_size=(8, 8, 4), obs_mode="features")
+    experiment = SparsExperiment(
+        env=env, presence=PresenceTrainingConfig(batches_per_epoch=1, volumes_per_batch=2, epochs=100)
+    )
+    one = liver_cost.cost(experiment)
+    assert all(one.values())
+    assert one["voxels_m"] == 24 * 20 * 16 / 1e6
+    assert one["packed_bytes"] == sum(path.stat().st_size for path in tmp_path.rglob("*.nii.gz"))
+    one |= {"packed_bytes": 2e6, "voxels_m": 1.0, "read_s": 1.0, "prepare_s": 2.0, "learn_s": 10.0, "validate_s": 1.0}
+    whole = {row[0]: row[2] for row in liver_cost.rows(experiment, one | {"score_s": 36.0})}
+    assert whole["files, MB for a million voxels"] == "31 GB"  # 58,638 slices of 512 x 512
+    assert whole["reading, s for a million voxels"] == "4.3 h"
+    assert whole["classifier, all epochs"] == "100 epochs: 1.0 h"  # 2 volumes and 16 to validate, 36 s
+    assert whole["scoring all windows of a case, s"] == "107 cases: 64 min"
+    assert whole["all of this"] == "10.6 h"

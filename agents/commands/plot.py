@@ -40,6 +40,7 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
 
     if options.out is not None and not options.out.endswith(".png"):
         raise ValueError(f"out is {options.out!r} but must end in .png")
+
     runs = [Run.open(folder) for folder in options.run]
     papers, experiments = zip(*map(read_experiment, runs), strict=True)
     row = papers[0]

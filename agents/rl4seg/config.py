@@ -164,7 +164,7 @@ class RL4SegExperiment(Experiment):
     pred where the target has one."""
     test_split: str | None = None
     """Split of the target that `evaluate` and `render` take unless told otherwise; null: test where there is one, else
-    the first of `pool`."""
+    the first of `pool` (train)."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Size and normalisation of the networks."""
     supervised: SourceNetConfig = field(default_factory=SourceNetConfig)

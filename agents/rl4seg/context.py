@@ -6,7 +6,6 @@ files, and is not made again; an unfinished one continues from its checkpoint, w
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +18,8 @@ from ...common.checkpoints import load_weights, save_weights
 from ...common.device import forked_rng, resolve_device
 from ...common.networks import load_network
 from ...common.runs import Run, chosen
-from ...datasets.echo.images import CLASSES, EchoDataConfig, load_echo
+from ...datasets.echo.images import CLASSES, EchoDataConfig, echo_splits, load_echo
 from ...datasets.images import ImagePool
-from ...datasets.selection import SelectionError
 from ...envs.rl4seg import RewardFunction
 from ...envs.rl4seg_config import OF_TRUTH
 from ...rewards.reward_net import RewardNet
@@ -127,17 +125,14 @@ class Context:
     def target_all(self) -> ImagePool:
         """The target images of the loop in the order in which it deals them, with labels where they are known."""
         experiment = self.experiment
-        parts = {split: self._load("target", split) for split in experiment.pool or ["train"]}
-        if not experiment.pool:
-            with suppress(SelectionError):
-                parts["pred"] = self._load("target", "pred")
-        images = ImagePool.concatenate(list(parts.values()))
+        pool = experiment.pool or ["train", *({"pred"} & set(echo_splits(experiment.target)))]
+        images = ImagePool.concatenate([self._load("target", split) for split in pool])
         needed = experiment.pool_size(experiment.iterations) if experiment.iterations else len(images)
         if needed > len(images):
             raise ValueError(
                 f"the loop needs {needed} target images (initial_images {experiment.initial_images} + iterations "
                 f"{experiment.iterations} x new_images {experiment.new_images}) but the splits "
-                f"{list(parts)} of {experiment.target.data!r} have {len(images)}; lower new_images"
+                f"{pool} of {experiment.target.data!r} have {len(images)}; lower new_images"
             )
         order = torch.randperm(len(images), generator=Generator().manual_seed(self.seed("deal")))
         return images.take(order[:needed].tolist())

@@ -125,13 +125,14 @@ def test_split(experiment: RL4SegExperiment) -> str:
     target = experiment.target
     if "test" in echo_splits(target):
         return "test"
+    adapted = (experiment.pool or ["train"])[0]
     log.warning(
         "%r has no split 'test': taking %r, the images that were adapted to, without their labels; choose another with "
         "--split, or by the key test_split",
         target.data,
-        experiment.pool[0],
+        adapted,
     )
-    return experiment.pool[0]
+    return adapted
 
 
 def _test_images(context: Context, options: EvaluateOptions) -> tuple[ImagePool, str, list[str]]:

@@ -5,6 +5,7 @@ docs/spars.md, "Predict on your own images", says it for users.
 A = painted map, B = score map, θ = mask threshold.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from ...common.checks import AT_LEAST_0, check_choice, check_range
 from ...common.files import file_digest
 from ...common.runs import Run
 from ...datasets.liver.cases import LiverCase, case_of
+from ...datasets.liver.grid import BODY_HU
 from ...datasets.readers import VOLUMES, ImageFiles, find_images, find_series, read_volume
 from ...evaluation.volume_figures import PredictionView, save_prediction_figure
 from ..experiment import POLICY, Predicted, PredictOptions
@@ -23,7 +25,9 @@ from .config import SparsExperiment
 from .methods import Cases, Methods
 from .rollouts import Maps
 from .thresholds import thresholds_of
+from .training import trained_steps
 
+log = logging.getLogger(__name__)
 ADVISED = "score_map_mean"
 """The method with the best masks in every evaluation of SPARS that is published here."""
 
@@ -43,8 +47,8 @@ class SparsPredictor:
         """The method that `options` names: the trained policy, any reference policy, or a score map.
 
         Raises:
-            ValueError: a method that there is not, scores that are read from labels, no threshold, an option that does
-                not belong to volumes.
+            ValueError: a run that is not finished, a method that there is not, scores that are read from labels, no
+                threshold, an option that does not belong to volumes.
         """
         experiment = experiment.resolved()
         if experiment.env.score_source == "oracle_fraction":
@@ -54,7 +58,7 @@ class SparsPredictor:
             )
         if options.spacing_mm is not None:
             raise ValueError("spacing_mm is for pictures without a spacing of their own; a CT's file says it")
-        methods = Methods(experiment, run)
+        steps, methods = trained_steps(experiment, run), Methods(experiment, run)
         method = options.method or (POLICY if POLICY in methods.titles else ADVISED)
         check_choice("method", method, methods.titles)
         if options.threshold is None:
@@ -80,7 +84,7 @@ class SparsPredictor:
             "threshold": threshold,
             "threshold_from": origin,
             "map": "score map" if method.startswith("score_map") else "painted map",
-            "trained_steps": run.checkpoint().step if experiment.ppo.total_timesteps else 0,
+            "trained_steps": steps,
             "seed": experiment.seed,
         }
         return cls(methods, method, threshold, settings, notes)
@@ -97,6 +101,8 @@ class SparsPredictor:
         """
         experiment, run = self.methods.experiment, self.methods.run
         sample, file = read_volume(files)
+        if (lowest := float(sample.image.min())) > BODY_HU:
+            log.warning("%s has no air (its lowest value is %g): is it a CT in HU?", files.path, lowest)
         case = case_of(sample, file, experiment.env)
         maps = self.methods.maps(self.method, Cases(experiment, run, experiment.env, [case]))
         return save_case(maps, 0, self.threshold, self.methods.titles[self.method], folder)

@@ -412,3 +412,33 @@ def test_checkpoints_need_a_whole_step_between_them(tmp_path):
     broken = partial(learn, learner(), Run(tmp_path), 32, [], extra_state=dict, checkpoint=None)
     with pytest.raises(ValueError, match="checkpoint_every is 0 steps"):
         broken(checkpoint_every=0)
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_rollout_that_no_memory_holds_is_refused(parts):
+    env = Point(1, parts=parts)
+    PPOConfig(num_envs=4, n_steps=8, batch_size=16).check_memory(env)
+    with pytest.raises(ValueError, match=r"ppo\.num_envs is 1000000000 and ppo\.n_steps 1024: .* this machine has"):
+        PPOConfig(num_envs=10**9, n_steps=1024, batch_size=1024).check_memory(env)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("n_updates"),
+        lambda state: state.update(n_updates="x"),
+        lambda state: state["env"].update(returns=torch.zeros(99)),
+        lambda state: state.update(observation=torch.zeros(4, 3)),
+        lambda state: state["optimizer"].update(param_groups=[]),
+        lambda state: state.update(episodes="x"),
+    ],
+)
+def test_a_malformed_state_is_refused_by_the_name_of_its_file(tmp_path, change):
+    run = Run(tmp_path)
+    model = Learner("MlpPolicy", LearnerEnv(Point()), seed=3, device="cpu", **PPOConfig(**SMALL).ppo_kwargs())
+    learn(model, run, ROLLOUT, [], checkpoint_every=ROLLOUT, extra_state=dict, checkpoint=None)
+    checkpoint = run.checkpoint()
+    change(checkpoint.state)
+    fresh = Learner("MlpPolicy", LearnerEnv(Point()), seed=3, device="cpu", **PPOConfig(**SMALL).ppo_kwargs())
+    with pytest.raises(ValueError, match=r"step_\d+/state\.pt does not fit this training .*; delete"):
+        restore(fresh, checkpoint)
