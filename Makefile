@@ -21,7 +21,7 @@ BIN := .venv/bin
 
 demo: .venv/.installed
 	rm -rf runs/demo
-	$(BIN)/python run_rl.py train --config configs/spars/demo.yaml --out runs/demo
+	$(BIN)/python run_rl.py train --config spars/demo --out runs/demo
 	$(BIN)/python run_rl.py evaluate --run runs/demo
 
 .typing:

@@ -14,10 +14,16 @@ RESULTS = Path(__file__).parent / "results"
 SPARS = ("dice", METRICS["dice_at_0.5"], "lesion_recall", METRICS["terminal_hit"], METRICS["steps"])
 """Columns of the tables of SPARS in docs/spars.md."""
 README = {
-    "spars_phantom": ("dice", METRICS["terminal_hit"], METRICS["steps"]),
-    "rl4seg_phantom": tuple(echo.METRICS[name] for name in ("dice_avg", "hd_epi_mm", "valid")),
+    "spars_phantom": (
+        ("score map (mean)", "SPARS", "bfs_to_tau"),
+        ("dice", METRICS["terminal_hit"], METRICS["steps"]),
+    ),
+    "rl4seg_phantom": (
+        ("source only", "gold and corrected self-training", "RL4Seg"),
+        tuple(echo.METRICS[name] for name in ("dice_avg", "hd_epi_mm", "valid")),
+    ),
 }
-"""Columns of the tables in README.md, by the folder of their results."""
+"""Rows and columns of the tables in README.md, by the folder of their results."""
 ROWS = {
     "SPARS": (
         *("score map (mean)", "score map (max)", "random", "constant0", "greedy", "SPARS", "SPARS, τ = 0.3"),
@@ -46,9 +52,10 @@ def tables_of(folder: str) -> list[str]:
 
 
 def readme_table(folder: str) -> str:
-    """The table in README.md of one folder of results, without the lines below it; RL4Seg's masks in one row."""
-    results: Sequence[Result] = [result for result in ordered(folder) if result.method != "RL4Seg, softmax"]
-    return table(results, README[folder]).split("\n\n")[0]
+    """The table in README.md of one folder of results, without the lines below it."""
+    rows, columns = README[folder]
+    results: Sequence[Result] = [result for result in ordered(folder) if result.method in rows]
+    return table(results, columns).split("\n\n")[0]
 
 
 if __name__ == "__main__":

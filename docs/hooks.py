@@ -5,6 +5,7 @@ links between pages, and every public module of the package gets a page of the r
 """
 
 import ast
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -22,14 +23,17 @@ FOLDERS = ("envs", "agents", "rewards", "classifiers", "segmenters", "datasets",
 """Folders of the package, in the order of the reference."""
 FILE = re.compile(r"(?<![\[`])`((?:\w+/)+\w+)\.py`(?![\]`])")
 """A file of Python that a page names."""
+ROOT_MODULES = ("testing",)
+"""Public modules beside the folders."""
 LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
 
 
 def modules():
     """Public modules by folder: dotted name below `segarena` and first line of the docstring."""
     found = {}
-    for folder in FOLDERS:
-        for path in sorted((ROOT / folder).rglob("*.py")):
+    files = {folder: sorted((ROOT / folder).rglob("*.py")) for folder in FOLDERS}
+    for folder, paths in {"segarena": [ROOT / f"{name}.py" for name in ROOT_MODULES], **files}.items():
+        for path in paths:
             parts = path.relative_to(ROOT).with_suffix("").parts
             if parts[-1] == "__init__":
                 parts = parts[:-1]
@@ -37,6 +41,13 @@ def modules():
             if docstring and not any(part.startswith("_") for part in parts):
                 found.setdefault(folder, {})[".".join(parts)] = docstring.splitlines()[0]
     return found
+
+
+def public_names():
+    """Names that `segarena` itself exports, and the modules below it that they come from."""
+    tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
+    assigned = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
+    return ast.literal_eval(assigned["_MODULES"])
 
 
 def reference():
@@ -55,6 +66,12 @@ def reference():
     return {"reference/index.md": "\n".join(index) + "\n", **pages}
 
 
+def schemas():
+    """JSON Schemas of the configurations: text by path below docs/."""
+    catalogue = json.loads((ROOT / "agents" / "catalogue.json").read_text(encoding="utf-8"))
+    return {f"schemas/{name}.schema.json": json.dumps(schema) for name, schema in catalogue["schemas"].items()}
+
+
 def on_config(config):
     """Every page of the reference stands in the navigation."""
     pages = next(part["Reference"] for part in config.nav if "Reference" in part)
@@ -66,13 +83,21 @@ def on_files(files, config):
     """Pages that are no files below docs/."""
     for uri, source in ELSEWHERE.items():
         files.append(File.generated(config, uri, abs_src_path=str(ROOT / source)))
-    for uri, text in reference().items():
+    for uri, text in (reference() | schemas()).items():
         files.append(File.generated(config, uri, content=text))
     return files
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Links to files of the repository lead to their pages; names of modules are links to the reference."""
+    """Links to files of the repository lead to their pages; names of modules are links to the reference.
+
+    Where configurations are explained, the site has their schemas too.
+    """
+    if page.file.src_uri == "configuration.md":
+        links = ", ".join(f"[{Path(uri).name}]({uri})" for uri in schemas())
+        markdown = markdown.replace(
+            "\n## Configurations of SPARS", f"\nThey lie here too: {links}.\n\n## Configurations of SPARS"
+        )
     source = ROOT / ELSEWHERE.get(page.file.src_uri, f"docs/{page.file.src_uri}")
     pages = {(ROOT / name).resolve(): uri for uri, name in ELSEWHERE.items()}
 

@@ -91,7 +91,7 @@ def _classifier(config: SparsConfig) -> PresenceNet:
     if config.classifier is None:
         raise ValueError(
             f"no classifier for data={config.data!r}: give classifier=<presence.safetensors> (train one with "
-            f"`run_rl.py train`); 'packaged' names the one that was made for phantoms"
+            f"`train`); 'packaged' names the one that was made for phantoms"
         )
     net = load_presence(config.classifier)
     seen = config.hu_window or HU_WINDOW

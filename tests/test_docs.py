@@ -102,7 +102,12 @@ def test_the_reference_has_every_public_module_and_what_it_is(hooks):
     folders = [folder for folder in hooks.FOLDERS if (ROOT / folder).is_dir()]
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert sorted(folders) == sorted(packages), "a folder of the package that the reference leaves out"
-    assert pages["reference/index.md"].count("](") == len(pages) - 1
+    names = hooks.public_names()
+    assert names.keys() >= {"SparsEnv", "LearnerEnv", "DensePPO"}
+    assert all(f"reference/{module}.md" in pages for module in names.values())
+    assert pages["reference/index.md"].count("](") == len(pages) - 1 + len(names)
+    roots = {path.stem for path in ROOT.glob("*.py")} - {"__init__", "__main__", "setup", "run_rl"}
+    assert set(hooks.ROOT_MODULES) == roots
 
 
 @pytest.mark.parametrize(
