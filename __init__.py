@@ -10,15 +10,9 @@ it is first used, so that `import segarena` itself stays fast.
 """
 
 import importlib
-import sys
 from typing import TYPE_CHECKING, Any
 
-try:
-    from . import envs as envs
-except KeyboardInterrupt:
-    if sys.argv[:1] != ["-m"] and not sys.argv[0].endswith("segarena-rl"):
-        raise
-    sys.exit(130)  # the program, which was stopped while it started
+from . import envs as envs
 from .envs import ENVIRONMENTS as ENVIRONMENTS
 from .envs import Entry as Entry
 from .envs import register as register
