@@ -10,15 +10,9 @@ it is first used, so that `import segarena` itself stays fast.
 """
 
 import importlib
-import sys
 from typing import TYPE_CHECKING, Any
 
-try:
-    from . import envs as envs
-except KeyboardInterrupt:
-    if sys.argv[:1] != ["-m"] and not sys.argv[0].endswith("segarena-rl"):
-        raise
-    sys.exit(130)  # the program, which was stopped while it started
+from . import envs as envs
 from .envs import ENVIRONMENTS as ENVIRONMENTS
 from .envs import Entry as Entry
 from .envs import register as register
@@ -29,6 +23,8 @@ if TYPE_CHECKING:
     from .agents.dense_ppo.ppo import DensePPOConfig as DensePPOConfig
     from .agents.generic import PPOExperiment as PPOExperiment
     from .agents.ppo import PPOConfig as PPOConfig
+    from .agents.prediction import Prediction as Prediction
+    from .agents.prediction import predict as predict
     from .agents.rl4seg.config import RL4SegExperiment as RL4SegExperiment
     from .agents.spars.config import SparsExperiment as SparsExperiment
     from .envs.adapters import BatchEnv as BatchEnv
@@ -57,6 +53,7 @@ _MODULES = {
     "LearnerEnv": "envs.learner_env",
     "PPOConfig": "agents.ppo",
     "PPOExperiment": "agents.generic",
+    "Prediction": "agents.prediction",
     "RL4SegExperiment": "agents.rl4seg.config",
     "SingleEnv": "envs.adapters",
     "SparsConfig": "envs.spars_config",
@@ -64,15 +61,18 @@ _MODULES = {
     "SparsExperiment": "agents.spars.config",
     "SparsParallelEnv": "envs.spars_parallel",
     "check_env_contract": "testing",
+    "predict": "agents.prediction",
 }
 """Module of each public name, loaded when the name is first used; the imports above tell type checkers the same."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
-    return value
+if not TYPE_CHECKING:  # else every misspelled name would pass a type checker
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+        return value
 
 
 def __dir__() -> list[str]:

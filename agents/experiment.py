@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
@@ -19,13 +19,13 @@ from ..common.files import replacing
 from ..common.names import check_name, slug
 from ..common.resuming import reconfigure, tidy, training_in
 from ..common.runs import Run, chosen, plain
-from ..datasets.readers import ImageFiles
 from ..evaluation.curve_figures import Curve
 from ..evaluation.drawing import Legend
 from ..evaluation.films import Shot
 from ..evaluation.machine import describe_machine
 from ..evaluation.report import Column, column, table
 from ..evaluation.results import Result
+from .predictor import PredictOptions, Predictor, no_predictor
 
 E = TypeVar("E", bound="Experiment")
 C = TypeVar("C")
@@ -119,54 +119,6 @@ class Episode:
     """A sentence on how it went."""
 
 
-POLICY = "policy"
-"""Name by which `predict` knows the trained policy of a run."""
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """What of a run predicts, and how."""
-
-    method: str | None = None
-    """The trained policy (`POLICY`), a reference policy or a baseline of the run, by name; None: the paper's choice."""
-    threshold: float | None = None
-    """θ: a voxel whose map exceeds it belongs to the mask; None: the run's own, chosen on validation cases."""
-    spacing_mm: tuple[float, float] | None = None
-    """(y, x) of a pixel of images whose files do not say it."""
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """What was predicted of one image."""
-
-    files: dict[str, Path]
-    """What was written, by kind: mask, score or doubt, picture."""
-    facts: dict[str, Any]
-    """Numbers and texts for the table of predictions, as JSON has them."""
-
-
-class Predictor(Protocol):
-    """One method of a run with all that it needs, loaded once, for any image."""
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """All that the predictions depend on, as JSON, but the images."""
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """What the user should know beforehand, a line each."""
-
-    def find(self, inputs: Sequence[str | Path]) -> list[ImageFiles]:
-        """The images that the inputs name: files, folders or patterns."""
-
-    def predict(self, files: ImageFiles, folder: Path) -> Predicted:
-        """Segment one image, and write what comes of it into `folder`.
-
-        Raises:
-            ValueError, FileNotFoundError: an image that cannot be read or segmented.
-        """
-
-
 @dataclass(frozen=True)
 class Baseline(Generic[E, C]):
     """One row of a paper's table of baselines: everything about one; a paper's own kind adds how it segments."""
@@ -212,14 +164,6 @@ def baselines_of(rows: Mapping[str, B], names: Sequence[str], experiment: Experi
         raise ValueError(f"baselines names {', '.join(twice)} more than once")
     unasked = {name: row for name, row in rows.items() if row.included and row.included(experiment)}
     return {**unasked, **{name: rows[name] for name in names}}
-
-
-def no_predictor(run: Run, experiment: Experiment, options: PredictOptions) -> Predictor:
-    """Raises ValueError: a paper without masks."""
-    raise ValueError(
-        f"{str(run.folder)!r} is a run of paper {experiment.paper!r}, which has no masks to predict; `predict` is for "
-        f"the papers that segment, spars and rl4seg"
-    )
 
 
 @dataclass(frozen=True, eq=False)

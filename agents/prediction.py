@@ -27,7 +27,7 @@ from ..common.files import file_digest, replacing
 from ..common.runs import Run
 from ..datasets.readers import ImageFiles, suffix_of
 from .configuration import read_experiment
-from .experiment import PredictOptions, Predictor
+from .predictor import PredictOptions, Predictor
 
 log = logging.getLogger(__name__)
 OnError = Literal["stop", "skip"]

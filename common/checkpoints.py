@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .checks import AT_LEAST_0, check_range
 from .files import file_digest, named, replacing
 from .finite import NotFiniteError, not_finite_tensor
 from .reading import quoted, read_json
@@ -54,6 +55,19 @@ class Checkpoint:
             kept = self.state.get("settings", {})
             check_like(kept, {}, "settings")
             return dict(kept)
+
+    @property
+    def logged(self) -> tuple[int, int]:
+        """Bytes of metrics.jsonl and of TensorBoard's files that belong to it.
+
+        Raises:
+            ValueError: they are malformed.
+        """
+        with restoring(self):
+            sizes = (self.state["metrics_bytes"], self.state["tensorboard_bytes"])
+            check_like(sizes, (0, 0), "sizes of the logs")
+            check_range("sizes of the logs", sizes, AT_LEAST_0)
+        return sizes
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 LINES_EVERY_S = 60.0
 """Time between two lines of one stage, where there is no terminal."""
-LEAST_DONE = 0.02
+LEAST_DONE = 0.002
 """Share of the work of this process from which the time that is left is told."""
 
 

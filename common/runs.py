@@ -23,15 +23,7 @@ import numpy.typing as npt
 import yaml
 from torch import Tensor
 
-from .checkpoints import (
-    Checkpoint,
-    check_like,
-    latest_checkpoint,
-    remove_checkpoints_below,
-    restoring,
-    save_checkpoint,
-)
-from .checks import AT_LEAST_0, check_range
+from .checkpoints import Checkpoint, latest_checkpoint, remove_checkpoints_below, save_checkpoint
 from .event_files import EventFiles, board_of
 from .files import file_digest, named, remove_unfinished, replacing, unfinished
 from .finite import NotFiniteError, not_finite
@@ -39,7 +31,7 @@ from .locks import LOCK
 from .manifests import AFTER, NAME, Manifest, check_settings
 from .progress import Progress
 from .reading import quoted, read_yaml
-from .scalars import cut_back, read_scalars
+from .scalars import read_scalars, whole_lines
 from .stopping import stop_if_asked
 from .workers import ONE_PROCESS, Workers
 
@@ -58,7 +50,9 @@ class Run:
         """Settings that it depends on, see `depend_on`."""
         self.progress = Progress()
         """What tells how far the whole run is; its stages share it."""
-        self._events = EventFiles(board_of(self.folder, name))
+        self._event_files = EventFiles(board_of(self.folder, name))
+        self._to_cut: tuple[int, int] | None = None
+        """Bytes of metrics.jsonl and of TensorBoard's files that stay, until they are cut back."""
 
     @classmethod
     def create(cls, folder: str | Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> "Run":
@@ -145,6 +139,7 @@ class Run:
 
         if wrong := not_finite(scalars):
             raise NotFiniteError(f"{self.folder}, step {step}: {', '.join(wrong)}")
+        self._cut_back()
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with self._metrics.open("a", encoding="utf-8") as file:
@@ -188,6 +183,7 @@ class Run:
         Raises:
             ValueError: names the line that holds no scalars.
         """
+        self._cut_back()
         return read_scalars(self._metrics) if self._metrics.exists() else []
 
     @property
@@ -204,6 +200,7 @@ class Run:
 
     def save(self, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Keep a checkpoint; what was logged so far belongs to it."""
+        self._cut_back()
         logged = self._metrics.stat().st_size if self._metrics.exists() else 0
         sizes = {"metrics_bytes": logged, "tensorboard_bytes": self._events.size()}
         save_checkpoint(self.folder / "checkpoints", step, weights, {**state, **sizes, "settings": self.settings})
@@ -222,6 +219,8 @@ class Run:
     def resume(self) -> Checkpoint | None:
         """The newest whole checkpoint, with the logs cut back to it; None (and empty logs) where there is none yet.
 
+        The files are cut when they are next read or written, so that one who is refused later has changed nothing.
+
         Raises:
             ValueError: it was made with other settings, or from a stage that was made anew since: see `finished`; or
                 what it or metrics.jsonl holds is malformed.
@@ -231,21 +230,30 @@ class Run:
         if checkpoint:
             where = f"the checkpoint of {self.folder} at step {checkpoint.step}"
             check_settings(checkpoint.settings, self.settings, where, delete=folder)
-        metrics_bytes, tensorboard_bytes = _logged(checkpoint) if checkpoint else (0, 0)
-        self._cut_back(metrics_bytes, checkpoint)
-        self._events = EventFiles(self._events.folder, checkpoint.step + 1 if checkpoint else 0)
-        self._events.cut_back(tensorboard_bytes)
-        return checkpoint
-
-    def _cut_back(self, size: int, checkpoint: Checkpoint | None) -> None:
-        """Keep `size` bytes of metrics.jsonl, in whole lines; where it is shorter, say so: weights do not need it."""
-        there = cut_back(self._metrics, size) if self._metrics.exists() else 0
-        if there < size and checkpoint:
+        size, events_size = checkpoint.logged if checkpoint else (0, 0)
+        there = whole_lines(self._metrics, size) if self._metrics.exists() else 0
+        if there < size and checkpoint:  # weights do not need them
             log.warning(
                 "%s has lost lines since the checkpoint at step %d was kept: %d of %d bytes are left. The curves have "
                 "a gap; the training is whole and goes on",
                 *(self._metrics, checkpoint.step, there, size),
             )
+        self._event_files = EventFiles(self._event_files.folder, checkpoint.step + 1 if checkpoint else 0)
+        self._to_cut = (there, events_size)
+        return checkpoint
+
+    def _cut_back(self) -> None:
+        """Cut the logs back to the checkpoint from which the run is resumed, once."""
+        if self._to_cut:
+            (size, events_size), self._to_cut = self._to_cut, None
+            if self._metrics.exists():
+                os.truncate(self._metrics, size)
+            self._event_files.cut_back(events_size)
+
+    @property
+    def _events(self) -> EventFiles:
+        self._cut_back()
+        return self._event_files
 
     def depend_on(self, settings: Mapping[str, Any], after: Sequence[Path] = ()) -> None:
         """State what this run or stage depends on: kept in its checkpoints and manifest, compared when it goes on.
@@ -328,7 +336,7 @@ class Run:
 
     def close(self) -> None:
         """Close the files that are open."""
-        self._events.close()
+        self._event_files.close()
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
@@ -362,15 +370,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _logged(checkpoint: Checkpoint) -> tuple[int, int]:
-    """Bytes of metrics.jsonl and of TensorBoard's files that belong to a checkpoint."""
-    with restoring(checkpoint):
-        sizes = (checkpoint.state["metrics_bytes"], checkpoint.state["tensorboard_bytes"])
-        check_like(sizes, (0, 0), "sizes of the logs")
-        check_range("sizes of the logs", sizes, AT_LEAST_0)
-    return sizes
 
 
 def _made(folder: Path) -> Manifest:

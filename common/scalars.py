@@ -17,20 +17,19 @@ def read_scalars(path: Path) -> list[dict[str, float]]:
     return _scalars(read_text(path, LARGEST), path)
 
 
-def cut_back(path: Path, size: int) -> int:
-    """Keep the first `size` bytes of a file, in whole lines; the number of bytes that are kept.
+def whole_lines(path: Path, size: int) -> int:
+    """The number of bytes of the whole lines within the first `size` bytes of a file.
 
     Raises:
-        ValueError: a line that would stay holds no scalars; nothing is changed.
+        ValueError: one of these lines holds no scalars.
     """
-    with path.open("rb+") as file:
+    with path.open("rb") as file:
         kept = file.read(min(size, path.stat().st_size))
-        kept = kept[: kept.rfind(b"\n") + 1]
-        try:
-            _scalars(kept.decode("utf-8"), path)
-        except ValueError as error:  # of broken UTF-8 too
-            raise ValueError(f"{error}; put {path} back, or move it away to go on without its curves") from error
-        file.truncate(len(kept))
+    kept = kept[: kept.rfind(b"\n") + 1]
+    try:
+        _scalars(kept.decode("utf-8"), path)
+    except ValueError as error:  # of broken UTF-8 too
+        raise ValueError(f"{error}; put {path} back, or move it away to go on without its curves") from error
     return len(kept)
 
 

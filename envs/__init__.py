@@ -6,7 +6,8 @@ made; the name is the id, the value the class:
     [project.entry-points."segarena.environments"]
     "Mine-v0" = "mine.envs:MineEnv"
 
-Those that a package registers with Gymnasium alone, with `adapters:make_single` as entry point, are found too.
+Those that were registered with Gymnasium alone before this is imported, with `adapters:make_single` as entry point, are
+found too. (Gymnasium itself has no group of entry points any more, since 1.0.)
 """
 
 import logging
@@ -64,7 +65,7 @@ def register(env_id: str, entry: Entry) -> None:
 
 def _register_all() -> None:
     """The package's own environments, then those of others; one that cannot be registered is named and left out."""
-    for env_id, spec in gym.registry.items():  # Gymnasium has imported the packages of its own group by now
+    for env_id, spec in gym.registry.items():
         if spec.entry_point == ADAPTER and env_id not in ENVIRONMENTS:
             ENVIRONMENTS[env_id] = Entry(str(spec.kwargs["env_class"]), "registered with Gymnasium")
     for env_id, entry in list(ENVIRONMENTS.items()):

@@ -18,7 +18,6 @@ OWN: Colour = (64, 200, 255)
 RIVAL: Colour = (255, 120, 64)
 TRUTH: Colour = (80, 255, 80)
 BLACK: Colour = (0, 0, 0)
-HEAT = heat_colour(0.5)
 
 
 def legend(env: "SparsEnv") -> Legend:
@@ -26,7 +25,7 @@ def legend(env: "SparsEnv") -> Legend:
     rows = [(OWN, "learner's window (dashed: not in this slice)")]
     if env.config.n_agents == 2:
         rows.append((RIVAL, "competitor's window"))
-    rows.append((HEAT, "painted map A, brighter where it is higher"))
+    rows.append((heat_colour(0.5), "painted map A, brighter where it is higher"))
     if env.shows_truth and any(case.label is not None for case in env.cases):
         rows.append((TRUTH, "contour of the tumour (truth)"))
     return (*rows, (BLACK, "air or outside the image, where windows may go too"))

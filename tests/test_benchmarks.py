@@ -51,8 +51,9 @@ def test_the_speed_of_spars_is_measured_and_written(tmp_path):
     figures = measured("spars_speed", tmp_path)
     assert set(figures) == {
         *("raw_steps", "observed_steps", "single_steps", "ppo_ratio", "score_volume", "memory_of_training", "dice"),
-        "preparation",
+        *("make_vec", "second_environment", "preparation"),
     }
+    assert all("steps_per_cpu_second" in row["details"] for row in figures["make_vec"] if row["what"].endswith("Dice"))
     dice = figures["dice"][0]
     assert dice["values"] == [0]
     assert dice["details"]["block_dice"] == dice["details"]["voxel_dice"]

@@ -63,8 +63,8 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
     from ...common.checks import check_choice
     from ...common.runs import Run
     from ..configuration import read_experiment
-    from ..experiment import PredictOptions
     from ..prediction import open_predictor, predict_each
+    from ..predictor import PredictOptions
 
     check_choice("on_error", options.on_error, ("stop", "skip"))
     use_threads(options.threads, default=read_experiment(Run.open(options.run))[0].threads)

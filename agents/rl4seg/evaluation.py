@@ -33,8 +33,9 @@ from ...evaluation.echo_figures import EchoView, save_echo_figure
 from ...evaluation.films import Shot
 from ...evaluation.report import mean_metrics
 from ...evaluation.results import Case, Result, count_origins
-from ..experiment import POLICY, Episode, EvaluateOptions, RenderOptions, baselines_of, check_names, write_result
+from ..experiment import Episode, EvaluateOptions, RenderOptions, baselines_of, check_names, write_result
 from ..policy import play, reference
+from ..predictor import POLICY
 from .baselines import BASELINES
 from .config import RL4SegExperiment
 from .context import Context

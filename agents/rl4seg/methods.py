@@ -15,8 +15,9 @@ from ...envs.rl4seg import EchoEnv
 from ...envs.rl4seg_config import OF_TRUTH
 from ...segmenters.inference import probabilities
 from ...segmenters.uncertainty import entropy_map
-from ..experiment import POLICY, baselines_of
+from ..experiment import baselines_of
 from ..policy import Policy, play
+from ..predictor import POLICY
 from .baselines import BASELINES
 from .context import AT_ONCE, Context
 from .rules import POLICIES, NetworkPolicy

@@ -26,7 +26,7 @@ from ...datasets.readers import ImageFiles
 from ...evaluation.echo import largest_heart
 from ...evaluation.echo_figures import EchoView, save_echo_figure
 from ...rewards.echo_validity import anatomical_metrics, broken_rules
-from ..experiment import POLICY, Predicted, PredictOptions
+from ..predictor import POLICY, Predicted, PredictOptions
 from .baselines import BASELINES
 from .config import RL4SegExperiment
 from .context import Context

@@ -25,7 +25,6 @@ from ...evaluation.report import Column, mean_metrics
 from ...evaluation.results import Case, Result, count_origins
 from ...evaluation.volume_figures import CaseView, save_case_figure
 from ..experiment import (
-    POLICY,
     Episode,
     EvaluateOptions,
     RenderOptions,
@@ -35,6 +34,7 @@ from ..experiment import (
     write_result,
 )
 from ..policy import TrainedPolicy, play_and_draw, reference
+from ..predictor import POLICY
 from . import thresholds
 from .baselines import BASELINES, MapBaseline
 from .config import TRAIN, CaseChoice, SparsExperiment

@@ -12,8 +12,9 @@ from ...common.runs import Run
 from ...datasets.liver.cases import LiverCase, load_liver_cases
 from ...envs.spars import SparsEnv
 from ...envs.spars_config import SparsConfig
-from ..experiment import POLICY, baselines_of
+from ..experiment import baselines_of
 from ..policy import TrainedPolicy
+from ..predictor import POLICY
 from .baselines import BASELINES
 from .config import SparsExperiment
 from .rollouts import Maps, roll_out, roll_out_apart

@@ -20,7 +20,7 @@ from ...datasets.liver.cases import LiverCase, case_of
 from ...datasets.liver.grid import BODY_HU
 from ...datasets.readers import VOLUMES, ImageFiles, find_images, find_series, read_volume
 from ...evaluation.volume_figures import PredictionView, save_prediction_figure
-from ..experiment import POLICY, Predicted, PredictOptions
+from ..predictor import POLICY, Predicted, PredictOptions
 from .config import SparsExperiment
 from .methods import Cases, Methods
 from .rollouts import Maps

@@ -311,7 +311,7 @@ def _load(source: _Source, config: LiverDataConfig, read: Callable[[CaseFiles], 
     origin: Origin
     if isinstance(files, int):
         origin, file = "phantom", Frame(SHAPE, AFFINE)
-        tensors = _to_grid(_drawn_phantom(files), file, config)
+        tensors = _phantom_on_grid(files, config)
     else:
         origin, file = "real" if source.seed is None else "implanted", read_frame(files.image)
         key = {
@@ -346,6 +346,25 @@ def _case(case_id: str, origin: Origin, tensors: dict[str, Tensor], file: Frame)
         digest=_digest(tensors),
         frame=frame,
     )
+
+
+def _phantom_on_grid(number: int, config: LiverDataConfig) -> dict[str, Tensor]:
+    """`_to_grid` of a phantom; kept in this process where the grid is the phantom's own, of half a megabyte."""
+    if config.working_grid != SHAPE:
+        return _to_grid(_drawn_phantom(number), Frame(SHAPE, AFFINE), config)
+    kept = _kept_phantom(number, config.grid, config.spacing_mm, config.hu_window)
+    return {name: tensor.clone() for name, tensor in kept.items()}  # each case is its owner's
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_phantom(
+    number: int,
+    grid: Literal["fixed_shape", "spacing"],
+    spacing_mm: tuple[float, float, float],
+    hu_window: tuple[float, float] | None,
+) -> dict[str, Tensor]:
+    config = LiverDataConfig(grid=grid, spacing_mm=spacing_mm, hu_window=hu_window)
+    return _to_grid(_drawn_phantom(number), Frame(SHAPE, AFFINE), config)
 
 
 def _to_grid(sample: Sample, file: Frame, config: LiverDataConfig) -> dict[str, Tensor]:

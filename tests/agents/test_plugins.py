@@ -47,48 +47,40 @@ POINTS = """
     [segarena.papers]
     walk = walking:PAPER
     torn = walking:NO_SUCH_NAME
-    [gymnasium.envs]
-    __root__ = walking_ids:register
 """
-IDS = '''
-    """What Gymnasium calls when it is imported: no class is needed for it."""
-
-    import gymnasium as gym
-
-
-    def register():
-        adapters = "segarena.envs.adapters"
-        gym.register(
-            "Stroll-v0",
-            entry_point=f"{adapters}:make_single",
-            vector_entry_point=f"{adapters}:make_batch",
-            kwargs={"env_class": "walking:Corridor"},
-        )
-'''
+REGISTERED = """
+import sys
+import gymnasium as gym
+adapters = "segarena.envs.adapters"
+vector, settings = f"{adapters}:make_batch", {"env_class": "walking:Corridor"}
+gym.register("Stroll-v0", entry_point=f"{adapters}:make_single", vector_entry_point=vector, kwargs=settings)
+from segarena.agents.command_line import main
+sys.exit(main(["list"]))
+"""
+"""Lists, where somebody has registered an environment with Gymnasium before."""
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """A folder with the distribution "walking 1.2", as pip leaves one."""
     site = tmp_path_factory.mktemp("site")
-    for name, text in {"walking.py": PACKAGE, "walking_ids.py": IDS}.items():
-        (site / name).write_text(textwrap.dedent(text))
+    (site / "walking.py").write_text(textwrap.dedent(PACKAGE))
     (site / "walking-1.2.dist-info").mkdir()
     (site / "walking-1.2.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: walking\nVersion: 1.2\n")
     (site / "walking-1.2.dist-info" / "entry_points.txt").write_text(textwrap.dedent(POINTS))
     return site
 
 
-def program(site, cwd, *arguments):
+def program(site, cwd, *arguments, start=("-m", "segarena")):
     """What `python -m segarena` makes of the arguments, with the distribution installed."""
     paths = [str(site), str(TESTS), str(Path(segarena.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "segarena", *arguments]
+    command = [sys.executable, *start, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
 
 
 def test_a_package_is_listed_and_what_is_broken_of_it_is_named(site, tmp_path):
-    done = program(site, tmp_path, "list")
+    done = program(site, tmp_path, start=("-c", REGISTERED))
     assert "Traceback" not in done.stderr
     assert done.returncode == 1, "something was left out"
     walk = done.stdout[done.stdout.index("Walk-v0") :]
@@ -160,6 +152,7 @@ def test_a_row_is_imported_when_it_is_asked_for(monkeypatch):
 def test_the_papers_are_loaded_when_they_are_used():
     code = """
 import sys
+from segarena.agents.papers import PAPERS
 assert list(PAPERS)[:3] == ["spars", "rl4seg", "ppo"]
 assert "torch" not in sys.modules
 assert PAPERS["ppo"].experiment.__name__ == "PPOExperiment"

@@ -115,6 +115,19 @@ def test_a_damaged_checkpoint_takes_what_was_logged_after_the_one_before_it(tmp_
     assert [line["step"] for line in run.metrics()] == [1, 2]
 
 
+def test_a_resumed_run_that_is_refused_later_has_changed_nothing(tmp_path):
+    run = Run(tmp_path)
+    run.log(1, {"a": 0.5})
+    run.save(1, weights(), {})
+    run.log(2, {"a": 0.25})
+    run.close()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    again = Run(tmp_path)
+    again.resume()
+    again.close()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_a_run_without_checkpoint_starts_from_an_empty_log(tmp_path):
     run = Run(tmp_path)
     run.log(1, {"loss": 1.0})

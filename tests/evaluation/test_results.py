@@ -217,7 +217,7 @@ def test_a_metric_that_one_case_lacks_is_undefined_not_averaged_over_the_rest():
 
 def test_the_machine_is_described_without_names_and_paths():
     described = machine.describe_machine()
-    assert described.keys() == {"python", "system", "packages", "cpu", "cores", "gpu", "revision"}
+    assert described.keys() == {"python", "system", "packages", "cpu", "cores", "gpu", "threads", "revision"}
     assert described["packages"]["torch"] == torch.__version__
     assert described["cores"] >= 1
     assert str(machine.ROOT) not in json.dumps(described)
