@@ -329,7 +329,7 @@ def reached(run: Run, total_timesteps: int, *, unfinished: bool = False) -> int:
     if step < total_timesteps and not unfinished:
         raise ValueError(
             f"run {str(run.folder)!r} is not finished: its last checkpoint is at step {step} of {total_timesteps}; "
-            f"train it further with --resume, or take it as it is with --unfinished"
+            f"train it further with --resume; or judge it as it is with --unfinished of evaluate or render"
         )
     return step
 

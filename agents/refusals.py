@@ -44,6 +44,7 @@ TYPES = {
     "<class 'str'>": "a text",
     "<class 'NoneType'>": "null",
     "<class 'tuple'>": "a list",
+    "<class 'list'>": "a list in brackets, '[a, b]'",
 }
 
 
@@ -55,6 +56,8 @@ def one_line(message: str, options: Iterable[str]) -> str:
         if not name.startswith("-"):
             return f"{name!r} is no option: options are given as --name value"
         return f"there is no option {name}" + (did_you_mean(name, options) or "; --help prints all of them")
+    if missing := re.match(r"the following arguments are required: (.+)", text):
+        return f"missing: {', '.join('--' + name.removeprefix('--') for name in missing[1].split(', '))}"
     if key := re.match(r'Parser key "([^"]+)": (.*)', text):
         rule = re.sub(r"Given value type: \S+ '[^']*'> ", "", key[2])
         if union := re.match(r"Does not validate .*? Errors: (.*) Given value: (.*)", rule):

@@ -292,7 +292,9 @@ def test_a_training_without_configuration_or_paper_is_refused(here, capsys):
         (["--verson"], "there is no option --verson; did you mean --version?"),
         (["trian"], "there is no command 'trian'; did you mean train?"),
         (["evaluate", "--runs", "x"], "there is no option --runs; did you mean --run?"),
-        (["render"], "the following arguments are required: run"),
+        (["render"], "missing: --run"),
+        (["predict", "--run", "x"], "missing: --input, --out"),
+        (["evaluate", "--run", "x", "--cases", "liver_0"], "cases is liver_0 but must be a list in brackets, '[a, b]'"),
         (["play", "--id", "SPARS-LiverCT-v0", "--episodes", "ten"], "episodes is ten but must be a whole number"),
         (["play", "--env", "SPARS-LiverCT-v0"], "no option --env"),
         (["list", "--config"], "there is no option --config; did you mean --configs?"),
@@ -651,7 +653,7 @@ def unfinished(run):
 def test_a_run_that_is_not_finished_is_refused(run, capsys, command):
     said = "'{}' is not finished: its last checkpoint is at step 128 of 4096; train it further with --resume"
     before = everything(unfinished(run))
-    assert_refused(call(command, "--run", run), capsys, said.format(run), "--unfinished")
+    assert_refused(call(command, "--run", run), capsys, said.format(run), "--unfinished of evaluate or render")
     assert everything(run) == before
 
 
