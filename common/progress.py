@@ -119,6 +119,8 @@ class Bar:
     def reach(self, number: int, scalars: Mapping[str, float] | None = None) -> None:
         """Count up to `number`, and show some scalars beside it."""
         self._at = number
+        if number > self._total:  # PPO ends with a whole rollout
+            self._total = self._shown.total = number
         self._progress._reached(min(number / self._total, 1.0) if self._total else 1.0)
         if scalars:
             self._what = ", ".join(f"{name}={value:.3g}" for name, value in scalars.items())

@@ -41,6 +41,13 @@ def test_a_log_file_gets_whole_lines_at_intervals(clock):
     ]
 
 
+def test_more_than_was_asked_for_is_all_there_is(clock):
+    out = io.StringIO()
+    with Progress(out=out, clock=clock).bar(12, title="PPO") as bar:
+        bar.reach(16)
+    assert out.getvalue().splitlines() == ["PPO: 16 of 16 steps; run: 0:00:00 elapsed, about 0:00:00 left"]
+
+
 def test_the_time_that_is_left_counts_all_stages_by_their_work(clock):
     progress = Progress({"one": 1.0, "two": 2.0, "three": 5.0}, out=io.StringIO(), clock=clock)
     assert progress.times() == "0:00:00 elapsed"
