@@ -166,6 +166,7 @@ def save_masks(context: Context, images: ImagePool, prediction: MethodPrediction
     for number, image_id in enumerate(images.ids):
         if image_id in files:
             plane = read_plane(ImageFiles(image_id, files[image_id]))
+            plane = replace(plane, spacing_mm=plane.spacing_mm or context.experiment.target.spacing_mm)
         else:
             y, x = images.spacing_mm[number].tolist()
             plane = Plane(

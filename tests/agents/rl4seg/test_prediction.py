@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import imageio.v3 as imageio
 import nibabel as nib
@@ -10,7 +11,9 @@ import pytest
 import torch
 from rl4seg_runs import QUICK, assert_refused, call, context_of, merged, prepared, trained
 from segarena.agents.prediction import predict
-from segarena.agents.rl4seg.methods import Methods
+from segarena.agents.rl4seg.methods import MethodPrediction, Methods
+from segarena.agents.rl4seg.prediction import save_masks
+from segarena.datasets.echo.images import EchoDataConfig, load_echo
 from segarena.datasets.echo.phantom import echo_phantom
 from segarena.datasets.echo.preparation import resize_mask
 from segarena.evaluation.echo import largest_heart
@@ -94,6 +97,21 @@ def test_what_evaluate_saves_is_what_predict_writes(tmp_path, capsys):
     for number, image_id in enumerate(images.ids):
         native = read(saved / f"{image_id}_mask.nii.gz")
         assert torch.equal(torch.from_numpy(resize_mask(native, 32)), masks[number])
+
+
+def test_saved_masks_of_pictures_have_the_size_of_a_pixel_that_the_run_was_given(images, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "segarena.agents.rl4seg.prediction.save_echo_figure", lambda path, views, **_: drawn.extend(views)
+    )
+    (images / "volume.nii.gz").unlink()
+    images.rename(tmp_path / "images")
+    target = EchoDataConfig(data=str(tmp_path), spacing_mm=(0.2, 0.4), size=32, cache_dir=str(tmp_path / "cache"))
+    pool = load_echo(target, "all")
+    context = SimpleNamespace(experiment=SimpleNamespace(target=target))
+    (tmp_path / "out").mkdir()
+    save_masks(context, pool, MethodPrediction("any", torch.ones(1, 32, 32, dtype=torch.uint8)), tmp_path / "out")
+    assert [(view.spacing_mm, view.spacing_known) for view in drawn] == [((0.2, 0.4), True)]
 
 
 def test_masks_of_phantoms_are_saved_at_the_networks_size(copied):
