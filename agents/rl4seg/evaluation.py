@@ -79,7 +79,8 @@ def evaluate(runs: Sequence[tuple[Run, RL4SegExperiment]], options: EvaluateOpti
             log.warning(text, len(known.rows), len(images))
         reliable: dict[str, Calibration] = {}
         risky: dict[str, RiskCoverage] = {}
-        for prediction in tqdm(_predictions(context, images, policies), desc=f"seed {experiment.seed}", unit="method"):
+        predictions = _predictions(context, images, policies)
+        for prediction in tqdm(predictions, desc=f"seed {experiment.seed}", unit="method", disable=None):
             if (prediction.method, experiment.seed) in {(result.method, result.seed) for result in results}:
                 continue
             result = _result(context, images, split, prediction, options.command)
@@ -90,11 +91,13 @@ def evaluate(runs: Sequence[tuple[Run, RL4SegExperiment]], options: EvaluateOpti
                 result.metrics.update({f"all_{name}": value for name, value in report.metrics.items()})
                 reliable[prediction.method], risky[prediction.method] = report.calibration, report.pixels
             results.append(write_result(folder, result))
+            log.info("seed %d: %s is evaluated", experiment.seed, result.method)
             _figure(context, images, prediction, folder / f"{result.id}.png")
             if options.save_masks:
                 save_masks(context, images, prediction, folder / "masks" / slug(prediction.method))
         if reliable:
-            title = f"Uncertainty of each method on its own masks, {len(images)} images"
+            labelled = len(images) if known is None else len(known.rows)
+            title = f"Uncertainty of each method on its own masks, {labelled} images"
             path = folder / f"uncertainty_seed{experiment.seed}.png"
             save_reliability_figure(path, reliable, title=title, risk=risky, risk_name="wrong")
     return results, skipped

@@ -97,6 +97,7 @@ def evaluate(runs: Sequence[tuple[Run, SparsExperiment]], options: EvaluateOptio
                     experiment, title, row, maps, theta, trained=trained, step=step, options=options
                 )
                 results.append(write_result(options.folder(run), result))
+                log.info("seed %d: %s is evaluated", experiment.seed, result.method)
                 picture = options.folder(run) / f"{result.id}.png"
                 save_case_figure(picture, views, title=f"{title}, θ = {theta:.3g}", heat_name="map")
                 if options.save_masks:
@@ -180,7 +181,7 @@ def _result(
     protocol = experiment.evaluation
     cases: list[Case] = []
     views: list[CaseView] = []
-    for number, case in enumerate(tqdm(test.env.cases, desc=method, unit="case")):
+    for number, case in enumerate(tqdm(test.env.cases, desc=method, unit="case", disable=None)):
         if case.label is None:
             log.warning("%s has no label and is left out of the metrics", case.id)
             continue
