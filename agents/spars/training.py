@@ -20,7 +20,7 @@ from ...common.progress import Progress
 from ...common.runs import Run, chosen
 from ...datasets.liver.cases import HU_WINDOW, LiverDataConfig, iter_liver_cases, liver_case_ids, load_liver_cases
 from ...datasets.selection import SelectionError
-from ...envs.adapters import LearnerEnv
+from ...envs.learner_env import LearnerEnv
 from ...envs.spars import SparsEnv
 from ...envs.spars_config import SparsConfig
 from ...evaluation.metrics import classification_metrics
