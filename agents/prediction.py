@@ -25,7 +25,8 @@ from .. import __version__
 from ..common.checks import check_choice
 from ..common.files import file_digest, replacing
 from ..common.runs import Run
-from ..datasets.readers import ImageFiles, suffix_of
+from ..datasets.folders import PIXELS, suffix_of
+from ..datasets.readers import ImageFiles
 from .configuration import read_experiment
 from .predictor import PredictOptions, Predictor
 
@@ -33,8 +34,8 @@ log = logging.getLogger(__name__)
 OnError = Literal["stop", "skip"]
 Status = Literal["done", "kept", "skipped"]
 FILE = "predictions.json"
-HEADERS, PIXELS = (".mhd", ".nhdr"), (".raw", ".zraw", ".raw.gz")
-"""Suffixes of headers without pixels, and of the files beside them that have these."""
+HEADERS = (".mhd", ".nhdr")
+"""Suffixes of headers whose pixels lie in a file beside them."""
 
 
 @dataclass(frozen=True)

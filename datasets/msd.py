@@ -9,10 +9,8 @@ import numpy as np
 import torch
 
 from .folders import below, find_pairs
-from .nifti import read_label, read_nifti
+from .nifti import NIFTI, read_label, read_nifti
 from .sample import Sample
-
-SUFFIXES = (".nii.gz", ".nii")
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def find_cases(folder: Path, task: str = "Task03_Liver") -> list[CaseFiles]:
             break
     else:
         plain = (folder / "images").is_dir()
-        cases = [CaseFiles(*pair) for pair in find_pairs(folder, SUFFIXES)] if plain else _from_lits_names(folder)
+        cases = [CaseFiles(*pair) for pair in find_pairs(folder, NIFTI)] if plain else _from_lits_names(folder)
     if not cases:
         found = sorted(entry.name for entry in folder.iterdir())
         shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
