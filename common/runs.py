@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .checkpoints import Checkpoint, latest_checkpoint, remove_checkpoints_below, save_checkpoint
 from .event_files import EventFiles, board_of
-from .files import file_digest, named, remove_unfinished, replacing, unfinished
+from .files import file_digest, named, remove_unfinished, unfinished, write_text
 from .finite import NotFiniteError, not_finite
 from .locks import LOCK
 from .manifests import AFTER, NAME, Manifest, check_settings
@@ -325,15 +325,6 @@ class Run:
         manifest.check_files(self.folder)
         return True
 
-    @property
-    def made_with(self) -> dict[str, Any]:
-        """The part of the configuration that this finished stage and those before it depend on: {"ppo.epochs": 5}.
-
-        Raises:
-            ValueError: the stage is not finished.
-        """
-        return _made(self.folder).configuration
-
     def close(self) -> None:
         """Close the files that are open."""
         self._event_files.close()
@@ -381,9 +372,3 @@ def _made(folder: Path) -> Manifest:
     if manifest := Manifest.read(folder):
         return manifest
     raise ValueError(f"stage {str(folder)!r} is not finished, but another one builds on it; make it first")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole text file or none."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

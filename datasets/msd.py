@@ -1,6 +1,5 @@
 """Cases on disk: the Medical Segmentation Decathlon (dataset.json), images/ and labels/, LiTS (volume-N.nii)."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..common.reading import read_json
 from .folders import below, find_pairs
 from .nifti import NIFTI, read_label, read_nifti
 from .sample import Sample
@@ -84,10 +84,10 @@ def read_sample(files: CaseFiles, classes: int) -> Sample:
 
 def _from_dataset_json(path: Path) -> list[CaseFiles]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = read_json(path)
         pairs = [(str(entry["image"]), str(entry["label"])) for entry in content["training"]]
         pairs += [(str(image), "") for image in content.get("test", [])]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f'{path} is no Decathlon description ({error!r}): expected "training": [{{"image": ..., "label": ...}}]'
         ) from error

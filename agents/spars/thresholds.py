@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ...common.files import replacing
+from ...common.files import write_text
+from ...common.reading import read_json
 from ...common.runs import Run, plain
 from .config import SparsExperiment
 from .methods import Cases, Methods
@@ -56,7 +57,7 @@ def basis_of(experiment: SparsExperiment, run: Run) -> dict[str, Any]:
 def kept(experiment: SparsExperiment, run: Run) -> dict[str, Threshold]:
     """The thresholds that are kept, by method; none where the file is missing, damaged or of another basis."""
     try:
-        content = json.loads((run.folder / FILE).read_text(encoding="utf-8"))
+        content = read_json(run.folder / FILE)
         if content["basis"] != basis_of(experiment, run):
             return {}
         return {
@@ -76,8 +77,7 @@ def keep(experiment: SparsExperiment, run: Run, chosen: dict[str, Threshold]) ->
     }
     text = json.dumps({"basis": basis_of(experiment, run), "methods": methods}, indent=1)
     try:
-        with replacing(run.folder / FILE) as unfinished:
-            unfinished.write_text(text + "\n", encoding="utf-8")
+        write_text(run.folder / FILE, text + "\n")
     except OSError as error:
         log.warning("%s cannot be written (%s): thresholds are not kept", run.folder / FILE, error)
 
