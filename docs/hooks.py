@@ -32,7 +32,7 @@ def modules():
     """Public modules by folder: dotted name below `segarena` and first line of the docstring."""
     found = {}
     files = {folder: sorted((ROOT / folder).rglob("*.py")) for folder in FOLDERS}
-    for folder, paths in {"beside the folders": [ROOT / f"{name}.py" for name in ROOT_MODULES], **files}.items():
+    for folder, paths in {"testing": [ROOT / f"{name}.py" for name in ROOT_MODULES], **files}.items():
         for path in paths:
             parts = path.relative_to(ROOT).with_suffix("").parts
             if parts[-1] == "__init__":

@@ -155,7 +155,12 @@ def differences(run, whole):
         states = [latest_checkpoint(one / name / "checkpoints") for one in (run, whole)]
         if None not in states and not equal(*({k: v for k, v in s.state.items() if "_bytes" not in k} for s in states)):
             found.append(f"the last checkpoint of {name} differs")
-        if points(run / name / "tensorboard") != points(whole / name / "tensorboard"):
+    boards = [boards_of(one) for one in (run, whole)]
+    found += [
+        f"TensorBoard's folder {name} is left over or lacks" for name in sorted(boards[0].keys() ^ boards[1].keys())
+    ]
+    for name in sorted(boards[0].keys() & boards[1].keys()):
+        if points(boards[0][name]) != points(boards[1][name]):
             found.append(f"TensorBoard's points of {name} differ")
     return found
 
@@ -163,6 +168,12 @@ def differences(run, whole):
 def files_of(run):
     """Every file but TensorBoard's, whose names hold the time."""
     return [path for path in run.rglob("*") if path.is_file() and "tensorboard" not in path.parts]
+
+
+def boards_of(run):
+    """Every folder of TensorBoard's files, by its place in a run of any name."""
+    folders = {path.parent for path in run.rglob("events.*")}
+    return {"/".join("RUN" if part == run.name else part for part in f.relative_to(run).parts): f for f in folders}
 
 
 def equal(one, other):
@@ -184,8 +195,6 @@ def lines(path):
 
 def points(folder):
     """Every point that TensorBoard shows of a folder, pictures too: tag -> steps and values."""
-    if not folder.exists():
-        return {}
     shown = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}).Reload()
     tags = [tag for tag in shown.Tags()["scalars"] if not tag.startswith(("time/", "hparams/"))]
     curves = {tag: [(point.step, point.value) for point in shown.Scalars(tag)] for tag in tags}

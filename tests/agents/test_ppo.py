@@ -404,7 +404,7 @@ def test_the_best_weights_are_those_of_the_highest_score_and_nan_is_none():
 
 def test_the_bar_shows_the_mean_return(tmp_path, capsys):
     train(learner(), tmp_path, 2)
-    assert "return=" in capsys.readouterr().err
+    assert "reward=" in capsys.readouterr().err
     assert not capsys.readouterr().out
 
 

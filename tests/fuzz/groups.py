@@ -21,7 +21,7 @@ GROUPS: dict[str, Callable[[random.Random], Iterator[Input]]] = {
     "names": names.inputs,
 }
 ONCE_FAILED = frozenset((Path(__file__).parent / "once_failed.txt").read_text(encoding="utf-8").splitlines())
-"""Of each kind of fault that a reader once had, the names of one to three inputs of seed 0."""
+"""Of each kind of fault that a reader once had, the name of an input of seed 0."""
 
 
 def inputs(group: str, seed: int) -> list[Input]:

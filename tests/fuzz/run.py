@@ -62,7 +62,7 @@ def main() -> int:
     root = Path(tempfile.mkdtemp(prefix="fuzz_"))
     outcomes: dict[str, list[Outcome]] = {group: [] for group in chosen}
     try:
-        prepare(root / "trained")
+        prepare(root / "trained", evaluate=given.sample is None)
         for group, members in chosen.items():
             for number, one in enumerate(members):
                 folder = root / f"{group}_{number}"

@@ -36,8 +36,12 @@ class Trained:
         return Path(shutil.copytree(cls.folder / name, to / "run"))
 
 
-def prepare(folder: Path) -> None:
-    """Train the runs, and evaluate copies of them, so that children inherit what is imported, drawn and parsed."""
+def prepare(folder: Path, *, evaluate: bool) -> None:
+    """Train the runs.
+
+    evaluate: whether copies of them are evaluated too, so that children inherit what that imports, draws and parses: it
+    pays where many inputs are evaluated.
+    """
     folder.mkdir()
     Trained.folder = folder
     tqdm.monitor_interval = 0  # no thread of its own: this process forks
@@ -45,8 +49,9 @@ def prepare(folder: Path) -> None:
     for name, config in RUNS.items():
         place, run, copied = write_config(folder, config, f"{name}.yaml"), folder / name, folder / f"{name}_evaluated"
         _call("train", "--config", str(place), "--out", str(run))
-        shutil.copytree(run, copied)
-        _call("evaluate", "--run", str(copied))
+        if evaluate:
+            shutil.copytree(run, copied)
+            _call("evaluate", "--run", str(copied))
 
 
 def _call(*arguments: str) -> None:

@@ -79,12 +79,12 @@ def test_every_method_of_the_run_predicts(tiny, images, tmp_path):
 def test_what_evaluate_saves_is_what_predict_writes(tmp_path, capsys):
     """Of the target's own files, which hold prepared images."""
     source = prepared(tmp_path / "source", "a", {"train": 2, "val": 1}, labelled=("train", "val"))
-    target = prepared(tmp_path / "target", "b", {"val": 3, "test": 1})
+    target = prepared(tmp_path / "target", "b", {"val": 3, "train": 1, "pred": 1, "test": 1})
     changes = {"source": {"data": str(source), "size": 32}, "target": {"data": str(target), "size": 32}}
     run = trained(tmp_path / "trained", {**merged(QUICK, {"iterations": 0}), **changes})
     assert call("evaluate", "--run", run, "--save_masks") == 0
     (saved,) = {path.parent for path in run.glob("evaluation/**/source_only/*_mask.nii.gz")}
-    predictions = predict(run, str(target / "img" / "p4" / "*" / "*.nii.gz"), tmp_path / "out")
+    predictions = predict(run, str(target / "img" / "p6" / "*" / "*.nii.gz"), tmp_path / "out")
     assert len(predictions) == len(list(saved.glob("*_mask.nii.gz"))) == 4
     for one in predictions:
         assert np.array_equal(read(one.files["mask"]), read(saved / one.files["mask"].name))

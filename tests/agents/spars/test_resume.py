@@ -31,6 +31,7 @@ if hasattr(signal, "SIGKILL"):
     PROCESSES.set_forkserver_preload(["segarena.run_rl", "torch._dynamo"])  # the second: every optimiser imports it
 
 CLASSIFIER_FIRST = {
+    "paper": "spars",
     "device": "cpu",
     "seed": 5,
     "env": {"classifier": "train", "cases": ["phantom_02000"], "grid_shape": [32, 32, 24], "start": "random_lattice"},
@@ -67,6 +68,7 @@ AGENT_ONLY = {
 }
 """An opponent that is older than the last rollout, and at first a rule; rounds in an episode; an odd end."""
 LAZY_FEATURES = {
+    "paper": "spars",
     "device": "cpu",
     "env": {
         "cases": ["phantom_02000"],
