@@ -49,7 +49,7 @@ class Run:
         self.settings: dict[str, bool | int | float | str] = {}
         """Settings that it depends on, see `depend_on`."""
         self.progress = Progress()
-        """What tells how far the whole run is; its stages share it."""
+        """Shows how far the whole run is; its stages share it."""
         self._event_files = EventFiles(board_of(self.folder, name))
         self._to_cut: tuple[int, int] | None = None
         """Bytes of metrics.jsonl and of TensorBoard's files that stay, until they are cut back."""

@@ -52,7 +52,7 @@ best weights."""
 
 
 STEPS_PER_BATCH = 100
-"""Steps of the agent's training that take about as long as a batch of the classifier's, for the time that is told."""
+"""Steps of the agent's training that take about as long as a batch of the classifier's: for the time left."""
 
 
 def check(experiment: SparsExperiment) -> None:
