@@ -5,7 +5,8 @@ environment.json    versions, device, revision
 metrics.jsonl       one line of scalars per logged step
 tensorboard/<run>/  the same scalars, and images; its folders are what TensorBoard calls runs, a stage's lies below it
 checkpoints/        step_<n>/, see checkpoints.py
-media/              pictures
+media/              pictures and films
+evaluation/         results: a folder for each choice of cases, and what was chosen on validation cases
 <stage>/            the same layout again, for a run that has stages (a classifier before its agent, say)
 manifest.json       of a finished stage: the settings that it depends on, and the checksums of its files
 .lock               while a process trains in it: which one

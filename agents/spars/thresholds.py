@@ -1,7 +1,8 @@
 """Mask thresholds θ of a run's methods, chosen on its validation cases and kept beside it (docs/spars.md, Method 13).
 
-RUN/thresholds.json holds θ of each method, with the mean Dice on the validation cases that chose it. `evaluate` chooses
-and writes them; `predict` takes what is there, and chooses itself what is not, where the validation cases can be read.
+RUN/evaluation/thresholds.json holds θ of each method, with the mean Dice on the validation cases that chose it.
+`evaluate` chooses and writes them; `predict` takes what is there, and chooses itself what is not, where the validation
+cases can be read.
 """
 
 import json
@@ -18,7 +19,8 @@ from .methods import Cases, Methods
 from .rollouts import Maps, choose_threshold
 
 log = logging.getLogger(__name__)
-FILE = "thresholds.json"
+FILE = "evaluation/thresholds.json"
+"""Below the run: in a folder into which others may write while it trains, see `resuming.FOR_READERS`."""
 
 
 @dataclass(frozen=True)
