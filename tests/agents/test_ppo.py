@@ -15,8 +15,8 @@ from segarena.common.finite import NotFiniteError
 from segarena.common.resuming import training_in
 from segarena.common.runs import Run
 from segarena.common.stopping import Stopped
-from segarena.envs.adapters import LearnerEnv
 from segarena.envs.core import BatchedEnv
+from segarena.envs.learner_env import LearnerEnv
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecCheckNan, VecEnvWrapper, VecFrameStack, VecNormalize
 from torch import nn
