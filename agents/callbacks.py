@@ -1,4 +1,4 @@
-"""Callbacks of every learner: numbers that are none, checkpoints, the best weights, reward terms, progress."""
+"""Callbacks of every learner: stop at NaN, checkpoints, the best weights, reward terms, progress."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +59,7 @@ clipped. They are then left out of the curves."""
 
 
 def diverged(run: Run, step: int, wrong: Sequence[str]) -> str:
-    """What is said of a training whose numbers are not finite any more."""
+    """The message of a training whose numbers are not finite any more."""
     kept = checkpoints_in(run.folder / "checkpoints")
     last = f"the last checkpoint, {kept[-1]}, is from before" if kept else "no checkpoint was kept"
     return (

@@ -15,11 +15,12 @@ from typing import Any, NoReturn
 from gymnasium.error import Error as GymnasiumError
 
 from .. import __version__
+from ..common.likeness import did_you_mean
 from ..common.stopping import Stopped
 from .commands import COMMANDS
 from .exits import INTERRUPTED, REFUSED, failed, print_on_any_console
 from .program import PROGRAM
-from .refusals import did_you_mean, one_line
+from .refusals import one_line
 
 
 class _Root(argparse.ArgumentParser):

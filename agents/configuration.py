@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from ..common.checks import check_choice
+from ..common.likeness import did_you_mean
 from ..common.reading import parse_yaml, quoted, read_yaml
 from .catalogue import schema
 from .packaged import config_file
 from .papers import PAPERS, paper_named
-from .refusals import did_you_mean
 from .schema import keys, misfit, misfit_at
 
 if TYPE_CHECKING:
@@ -195,6 +195,18 @@ def read_experiment(run: "Run") -> "tuple[Paper[Any], Any]":
         return paper, experiment_from(paper, options.parse_object(config))
     except (ValueError, ArgumentError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def read_experiments(runs: "Sequence[Run]") -> "tuple[Paper[Any], list[Any]]":
+    """The paper of several runs, and the experiment of each.
+
+    Raises:
+        ValueError: as `read_experiment`, or runs of different papers.
+    """
+    papers, experiments = zip(*map(read_experiment, runs), strict=True)
+    if any(other is not papers[0] for other in papers):
+        raise ValueError("the runs are of different papers; give those of one paper")
+    return papers[0], list(experiments)
 
 
 def experiment_from(paper: "Paper[Any]", given: Namespace) -> Any:

@@ -1,7 +1,8 @@
 """How a command ends: its exit status and what it says, on every console.
 
 Exit status: 0 done; 1 done, but something was left out, which is named; 2 refused, by a message that names the value,
-the rule and the way out (lack of memory is a refusal too); 3 a bug of the program, with its traceback; 130 interrupted.
+the rule and the way out (lack of memory is a refusal too); 3 a bug of the program, with its traceback; 128 + number of
+the signal that stopped it (130: Ctrl-C).
 """
 
 import sys

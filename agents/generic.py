@@ -16,8 +16,8 @@ from ..common import checks
 from ..common.device import forked_rng
 from ..common.names import slug
 from ..common.runs import Run
-from ..envs.adapters import LearnerEnv
 from ..envs.core import BatchedEnv
+from ..envs.learner_env import LearnerEnv
 from ..evaluation.curve_figures import Curve
 from ..evaluation.films import Shot
 from ..evaluation.report import mean_metrics

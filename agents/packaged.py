@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from ..common.likeness import did_you_mean
 from ..common.reading import parse_yaml
-from .refusals import did_you_mean
 
 FOLDER = Path(__file__).parents[1] / "configs"
 """Where they lie, in a checkout as in an installed package."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..common.checks import check_choice
-from .plugins import Table
+from ..common.plugins import Table
 
 if TYPE_CHECKING:
     from .experiment import Paper

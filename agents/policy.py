@@ -16,11 +16,11 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
 from ..common.checks import check_choice
+from ..common.plugins import load
 from ..envs import ENVIRONMENTS
 from ..envs.adapters import to_numpy
 from ..envs.core import BatchedEnv
 from ..evaluation.films import Shot
-from .plugins import load
 
 Env = TypeVar("Env", bound=BatchedEnv)
 AnyEnv = TypeVar("AnyEnv", bound=BatchedEnv, contravariant=True)

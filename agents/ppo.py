@@ -37,8 +37,8 @@ from ..common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, SHARE, check
 from ..common.device import memory_bytes
 from ..common.finite import NotFiniteError, not_finite_tensor
 from ..common.runs import Run
-from ..envs.adapters import LearnerEnv
 from ..envs.core import BatchedEnv
+from ..envs.learner_env import LearnerEnv
 from .callbacks import UNDEFINED, KeepCheckpoints, RewardTerms, ShowProgress, StopAtNaN, diverged
 
 SAMPLE_BYTES = 32

@@ -23,9 +23,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .. import __version__
 from ..common.checks import check_choice
-from ..common.files import file_digest, replacing
+from ..common.files import file_digest, replacing, write_text
+from ..common.reading import read_json
 from ..common.runs import Run
-from ..datasets.readers import ImageFiles, suffix_of
+from ..datasets.folders import PIXELS, suffix_of
+from ..datasets.readers import ImageFiles
 from .configuration import read_experiment
 from .predictor import PredictOptions, Predictor
 
@@ -33,8 +35,8 @@ log = logging.getLogger(__name__)
 OnError = Literal["stop", "skip"]
 Status = Literal["done", "kept", "skipped"]
 FILE = "predictions.json"
-HEADERS, PIXELS = (".mhd", ".nhdr"), (".raw", ".zraw", ".raw.gz")
-"""Suffixes of headers without pixels, and of the files beside them that have these."""
+HEADERS = (".mhd", ".nhdr")
+"""Suffixes of headers whose pixels lie in a file beside them."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def _finished(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> dic
         return {}
     way_out = "name another folder, or replace what it has with --overwrite"
     try:
-        content = json.loads((out / FILE).read_text(encoding="utf-8"))
+        content = read_json(out / FILE)
         before, entries = content["settings"], [_read(out, entry) for entry in content["predictions"]]
     except FileNotFoundError:
         if overwrite:
@@ -199,9 +201,8 @@ def _write(out: Path, settings: Mapping[str, Any], predictions: Iterable[Predict
         asdict(one) | {"files": {kind: path.name for kind, path in one.files.items()}, "status": _kept(one.status)}
         for one in predictions
     ]
-    with replacing(out / FILE) as unfinished:
-        text = json.dumps({"settings": settings, "predictions": entries}, indent=1, ensure_ascii=False, allow_nan=False)
-        unfinished.write_text(text + "\n", encoding="utf-8")
+    content = {"settings": settings, "predictions": entries}
+    write_text(out / FILE, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     found = [item for entry in entries for item in entry["facts"].items()]
     facts = list(dict.fromkeys(name for name, value in found if not isinstance(value, dict)))
     plain = ("method", "threshold")
@@ -209,10 +210,10 @@ def _write(out: Path, settings: Mapping[str, Any], predictions: Iterable[Predict
         table = csv.writer(file)
         table.writerow(["id", "image", "mask", *plain, *facts, "seconds", "status", "reason"])
         for entry in entries:
-            said = [settings.get(name) for name in plain] + [_cell(entry["facts"].get(name)) for name in facts]
+            values = [settings.get(name) for name in plain] + [_cell(entry["facts"].get(name)) for name in facts]
             mask, seconds = entry["files"].get("mask"), entry["seconds"]
             ends = [None if seconds is None else round(seconds, 3), entry["status"], entry["reason"]]
-            table.writerow([entry["id"], entry["image"], mask, *said, *ends])
+            table.writerow([entry["id"], entry["image"], mask, *values, *ends])
 
 
 def _kept(status: Status) -> Status:

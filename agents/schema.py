@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..common.checks import closest_choice
+from ..common.likeness import did_you_mean
 from ..common.reading import quoted
-from .refusals import did_you_mean
 
 if TYPE_CHECKING:
     from .experiment import Paper
@@ -101,8 +102,7 @@ def _misfit(value: Any, node: Schema, root: Schema, key: str) -> str | None:
     choices = [str(choice) for part in parts for choice in part.get("enum", [])]
     ordered = sorted(parts, key=lambda part: part.get("type") == "null")
     kinds = " or ".join(dict.fromkeys(map(_text, ordered)))
-    hint = did_you_mean(value, choices) if isinstance(value, str) else ""
-    return f"{key or 'it'} is {quoted(value)} but must be {kinds}{hint}"
+    return f"{key or 'it'} is {quoted(value)} but must be {kinds}{closest_choice(value, choices)}"
 
 
 def _is_like(value: Any, part: Schema) -> bool:

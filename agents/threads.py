@@ -1,11 +1,12 @@
 """The number of CPU threads that PyTorch computes with, for every command that computes."""
 
-import json
 import logging
 import os
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
+
+from ..common.reading import read_json
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def use_threads(given: int | None, *, kept: int | None = None, default: int = 1)
 def threads_of(folder: str | Path) -> int | None:
     """The number of threads that a run has in its environment.json; None: none is written there."""
     try:
-        written = json.loads((Path(folder) / "environment.json").read_text(encoding="utf-8"))
+        written = read_json(Path(folder) / "environment.json")
     except (OSError, ValueError):
         return None
     threads = written.get("threads") if isinstance(written, dict) else None

@@ -26,7 +26,7 @@ from segarena.agents.dense_ppo.policy import DensePolicy
 from segarena.agents.dense_ppo.ppo import DensePPO, DensePPOConfig
 from segarena.datasets.echo.images import CLASSES, EchoDataConfig, PhantomPatients, load_echo
 from segarena.datasets.images import ImagePool
-from segarena.envs.adapters import LearnerEnv
+from segarena.envs.learner_env import LearnerEnv
 from segarena.envs.rl4seg import EchoEnv, RewardFunction
 from segarena.rewards.corrector import Corrector
 from segarena.rewards.echo_validity import valid_masks

@@ -43,7 +43,8 @@ from segarena.datasets.liver.cases import HU_WINDOW, LiverDataConfig, load_liver
 from segarena.datasets.liver.lattice import Triple, WindowLattice
 from segarena.datasets.liver.lesions import TUMOUR
 from segarena.datasets.liver.phantom import liver_phantom
-from segarena.envs.adapters import BatchEnv, LearnerEnv, of_env
+from segarena.envs.adapters import BatchEnv, of_env
+from segarena.envs.learner_env import LearnerEnv
 from segarena.envs.spars import SparsEnv
 from segarena.envs.spars_painting import Painting
 from segarena.envs.spars_rules import RULES

@@ -1,6 +1,5 @@
 """Checks of configurations: dataclasses whose fields are numbers, choices and names."""
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from .likeness import closest
 from .reading import quoted
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
         ValueError: names `name`, value and what is allowed.
     """
     if value not in (known := list(allowed)):
-        raise ValueError(f"{name} is {value!r} but must be one of {_listed(known)}{_closest(value, known)}")
+        raise ValueError(f"{name} is {value!r} but must be one of {_listed(known)}{closest_choice(value, known)}")
 
 
 def whole_path(name: str, path: str) -> str:
@@ -117,7 +117,7 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     kinds, given = _types(type(config)), dict(settings)
     for name, value in settings.items():
         if name not in kinds:
-            raise ValueError(f"unknown argument {name!r}{_closest(name, kinds) or f'; there are {[*kinds]}'}")
+            raise ValueError(f"unknown argument {name!r}{closest_choice(name, kinds) or f'; there are {[*kinds]}'}")
         if isinstance(value, list) and any(get_origin(one) is tuple for one in _options(kinds[name])):
             given[name] = tuple(value)
     return replace(config, **given)
@@ -147,11 +147,11 @@ def signature_with_fields(
     return inspect.Signature(list(own.values()), return_annotation=None)
 
 
-def _closest(value: object, allowed: Iterable[object]) -> str:
+def closest_choice(value: object, allowed: Iterable[object]) -> str:
     """'; did you mean ...?' with the string of `allowed` that is most like `value`; "" where none is like it."""
     strings = [one for one in allowed if isinstance(one, str)]
-    found = difflib.get_close_matches(value, strings, 1) if isinstance(value, str) else []
-    return f"; did you mean {found[0]!r}?" if found else ""
+    found = closest(value, strings) if isinstance(value, str) else []
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 
 def _types(config: Any) -> dict[str, Any]:
@@ -171,10 +171,10 @@ def _misfit(value: Any, kind: Any) -> str | None:
             (item,) = get_args(one)
             if isinstance(value, list):
                 wrong = next(part for part in value if not _fits(part, item))
-                return f"each must be {_text(item)}{_closest(wrong, _choices(item))}"
+                return f"each must be {_text(item)}{closest_choice(wrong, _choices(item))}"
             if _fits(value, item):
                 return f"must be {_text(kind)}; put it into a list: [{value!r}]"
-    return f"must be {_text(kind)}{_closest(value, _choices(kind))}"
+    return f"must be {_text(kind)}{closest_choice(value, _choices(kind))}"
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -37,6 +37,16 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file with the line ends that the text has, whole or not at all.
+
+    Raises:
+        OSError: as `replacing`.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
 def named(error: OSError, path: Path) -> OSError:
     """The same error with the path, where it has none: that of a write to a full disk says "No space left" and no more.
 

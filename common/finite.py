@@ -1,4 +1,4 @@
-"""Numbers that are no numbers: a training that meets one stops, and says where."""
+"""NaN and infinity: a training that meets one stops, and names it."""
 
 import math
 from collections.abc import Mapping

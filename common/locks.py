@@ -22,6 +22,8 @@ if sys.platform == "win32":
 else:
     import fcntl
 
+from .reading import read_json
+
 log = logging.getLogger(__name__)
 LOCK = ".lock"
 """File that is locked; it holds who has locked it, as JSON."""
@@ -104,9 +106,9 @@ def _is_at(file: int, path: Path) -> bool:
 
 
 def _refusal(folder: Path) -> str:
-    """What is said where another process holds the lock."""
+    """The message where another process holds the lock."""
     try:
-        who = json.loads((folder / LOCK).read_text(encoding="utf-8"))
+        who = read_json(folder / LOCK)
         process, host, since = who["process"], who["host"], who["since"]
     except (OSError, ValueError, TypeError, KeyError):  # it has just been locked
         holder, way = "another process", "stop it"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import file_digest, replacing
+from .files import file_digest, write_text
 from .reading import quoted, read_json
 
 AFTER = "after/"
@@ -45,9 +45,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Mark the stage in `folder` as finished."""
-        with replacing(folder / NAME) as unfinished:
-            text = json.dumps({"config": self.settings, "sha256": self.sums}, indent=1)
-            unfinished.write_text(text + "\n", encoding="utf-8")
+        write_text(folder / NAME, json.dumps({"config": self.settings, "sha256": self.sums}, indent=1) + "\n")
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -89,10 +87,10 @@ def check_settings(then: Mapping[str, Any], now: Mapping[str, Any], where: str, 
             f"to make it anew too"
         )
     raise ValueError(
-        f"{where} was made with {said(key, then, now)}; put it back, or start a new run with another --out"
+        f"{where} was made with {difference(key, then, now)}; put it back, or start a new run with another --out"
     )
 
 
-def said(key: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def difference(key: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """'ppo.epochs = 2 but the run has 7'."""
     return f"{key} = {then.get(key, 'absent')!r} but the run has {now.get(key, 'absent')!r}"

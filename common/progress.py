@@ -11,7 +11,7 @@ from tqdm import tqdm
 LINES_EVERY_S = 60.0
 """Time between two lines of one stage, where there is no terminal."""
 LEAST_DONE = 0.002
-"""Share of the work of this process from which the time that is left is told."""
+"""Share of the work of this process from which the time left is estimated."""
 
 
 class Progress:
@@ -20,7 +20,7 @@ class Progress:
     Args:
         stages: the work of every stage by its name, in the order in which they are made; the unit is the caller's, such
             as images shown to a network. Empty: the run is one stage without a name.
-        out: where it is told; None: standard error.
+        out: where it is printed; None: standard error.
         clock: seconds.
     """
 
@@ -62,7 +62,7 @@ class Progress:
     ) -> Iterator["Bar"]:
         """Within the block the stage counts from `initial` to `total`.
 
-        silent: tell nothing, of the process of many that is not the one to speak.
+        silent: print nothing, in all processes of a training but one.
         """
         out = self._out or sys.stderr
         title = " ".join(part for part in (self._place(), title) if part)
@@ -101,7 +101,7 @@ class Progress:
         (self._out or sys.stderr).flush()
 
     def _reached(self, share: float) -> None:
-        """The present bar is at `share`; a stage of several bars is told of each when it begins."""
+        """The present bar is at `share`; each bar counts as the last of its stage, since others are not known."""
         self._share = (self._bars + share) / (self._bars + 1)
 
 
@@ -131,7 +131,7 @@ class Bar:
             self._tell()
 
     def show(self, rows: Mapping[str, str]) -> None:
-        """On a terminal, a table of these rows and of the times above the bar; in a log file `reach` tells the same."""
+        """On a terminal, a table of these rows and of the times above the bar; a log file has the lines of `reach`."""
         if self._shown.disable:
             return
         rows = {**rows, "whole run": self._progress.times()}

@@ -15,10 +15,10 @@ from typing import Any
 import yaml
 
 from .checkpoints import checkpoints_in, latest_checkpoint, remove_checkpoints_below, remove_old_checkpoints
-from .files import remove_unfinished
+from .files import remove_unfinished, write_text
 from .locks import locked
-from .manifests import AFTER, NAME, Manifest, differing, said
-from .runs import Run, flat, write_text
+from .manifests import AFTER, NAME, Manifest, difference, differing
+from .runs import Run, flat
 from .stopping import Stopped, stopping_safely
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def reconfigure(run: Run, config: Mapping[str, Any]) -> None:
     now, outdated = flat(config), list[tuple[Path, str]]()
     for folder, where, then in _made_so_far(run):
         if key := differing(then, {key: now[key] for key in then if key in now}):
-            outdated.append((folder, f"{where} was made with {said(key, then, now)}"))
+            outdated.append((folder, f"{where} was made with {difference(key, then, now)}"))
     if outdated:
         folders = [one for one, _ in outdated if not any(other in one.parents for other, _ in outdated)]
         raise ValueError(

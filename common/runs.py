@@ -5,7 +5,8 @@ environment.json    versions, device, revision
 metrics.jsonl       one line of scalars per logged step
 tensorboard/<run>/  the same scalars, and images; its folders are what TensorBoard calls runs, a stage's lies below it
 checkpoints/        step_<n>/, see checkpoints.py
-media/              pictures
+media/              pictures and films
+evaluation/         results: a folder for each choice of cases, and what was chosen on validation cases
 <stage>/            the same layout again, for a run that has stages (a classifier before its agent, say)
 manifest.json       of a finished stage: the settings that it depends on, and the checksums of its files
 .lock               while a process trains in it: which one
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from .checkpoints import Checkpoint, latest_checkpoint, remove_checkpoints_below, save_checkpoint
 from .event_files import EventFiles, board_of
-from .files import file_digest, named, remove_unfinished, replacing, unfinished
+from .files import file_digest, named, remove_unfinished, unfinished, write_text
 from .finite import NotFiniteError, not_finite
 from .locks import LOCK
 from .manifests import AFTER, NAME, Manifest, check_settings
@@ -49,7 +50,7 @@ class Run:
         self.settings: dict[str, bool | int | float | str] = {}
         """Settings that it depends on, see `depend_on`."""
         self.progress = Progress()
-        """What tells how far the whole run is; its stages share it."""
+        """Shows how far the whole run is; its stages share it."""
         self._event_files = EventFiles(board_of(self.folder, name))
         self._to_cut: tuple[int, int] | None = None
         """Bytes of metrics.jsonl and of TensorBoard's files that stay, until they are cut back."""
@@ -325,15 +326,6 @@ class Run:
         manifest.check_files(self.folder)
         return True
 
-    @property
-    def made_with(self) -> dict[str, Any]:
-        """The part of the configuration that this finished stage and those before it depend on: {"ppo.epochs": 5}.
-
-        Raises:
-            ValueError: the stage is not finished.
-        """
-        return _made(self.folder).configuration
-
     def close(self) -> None:
         """Close the files that are open."""
         self._event_files.close()
@@ -381,9 +373,3 @@ def _made(folder: Path) -> Manifest:
     if manifest := Manifest.read(folder):
         return manifest
     raise ValueError(f"stage {str(folder)!r} is not finished, but another one builds on it; make it first")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole text file or none."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -1,12 +1,14 @@
 """Files in a user's folder: pairs of `images/` and `labels/`, and names that a list of the folder gives."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 log = logging.getLogger(__name__)
+PIXELS = (".raw", ".zraw", ".raw.gz")
+"""Suffixes of the files that hold the pixels of a header beside them (.mhd, .nhdr)."""
 
 
 class Pair(NamedTuple):
@@ -38,17 +40,21 @@ def find_pairs(folder: Path, suffixes: Sequence[str]) -> list[Pair]:
     return [Pair(name, image, labels.get(name)) for name, image in images.items()]
 
 
+def suffix_of(path: Path, suffixes: Iterable[str]) -> str:
+    """The first of `suffixes` that the file's name ends in, whatever its case; "" where none fits."""
+    return next((suffix for suffix in suffixes if path.name.lower().endswith(suffix)), "")
+
+
 def _by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     files: dict[str, Path] = {}
     others = []
     for path in sorted(folder.iterdir()):
-        fitting = [suffix for suffix in suffixes if path.name.lower().endswith(suffix)]
         if path.name.startswith("."):
             continue
-        if not fitting:
-            others += [path.name] if path.suffix not in (".raw", ".zraw") else []  # the pixels of a .mhd
+        if not (suffix := suffix_of(path, suffixes)):
+            others += [] if suffix_of(path, PIXELS) else [path.name]
             continue
-        name = path.name[: -len(fitting[0])]
+        name = path.name[: -len(suffix)]
         if name in files:
             raise ValueError(f"{files[name]} and {path} have one name; take one of them away")
         files[name] = path

@@ -1,6 +1,5 @@
 """Cases on disk: the Medical Segmentation Decathlon (dataset.json), images/ and labels/, LiTS (volume-N.nii)."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..common.reading import read_json
 from .folders import below, find_pairs
-from .nifti import read_label, read_nifti
+from .nifti import NIFTI, read_label, read_nifti
 from .sample import Sample
-
-SUFFIXES = (".nii.gz", ".nii")
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def find_cases(folder: Path, task: str = "Task03_Liver") -> list[CaseFiles]:
             break
     else:
         plain = (folder / "images").is_dir()
-        cases = [CaseFiles(*pair) for pair in find_pairs(folder, SUFFIXES)] if plain else _from_lits_names(folder)
+        cases = [CaseFiles(*pair) for pair in find_pairs(folder, NIFTI)] if plain else _from_lits_names(folder)
     if not cases:
         found = sorted(entry.name for entry in folder.iterdir())
         shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
@@ -86,10 +84,10 @@ def read_sample(files: CaseFiles, classes: int) -> Sample:
 
 def _from_dataset_json(path: Path) -> list[CaseFiles]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = read_json(path)
         pairs = [(str(entry["image"]), str(entry["label"])) for entry in content["training"]]
         pairs += [(str(image), "") for image in content.get("test", [])]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f'{path} is no Decathlon description ({error!r}): expected "training": [{{"image": ..., "label": ...}}]'
         ) from error

@@ -26,6 +26,8 @@ from ..common.files import replacing
 Dtype = TypeVar("Dtype", bound=np.generic)
 DAMAGE = (OSError, EOFError, ValueError, OverflowError, zlib.error, nib.spatialimages.HeaderDataError)
 """Errors of nibabel, gzip and zlib on a truncated or corrupted file."""
+NIFTI = (".nii.gz", ".nii")
+"""Suffixes of NIfTI files."""
 MOST_VOXELS = 1 << 29
 """Largest image that is read: 512 x 512 x 2048 voxels, 2 GB as float32. A larger number is a damaged header."""
 MOST_UNPACKED = 1032

@@ -8,7 +8,7 @@ import glob
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .nifti import MOST_VOXELS, Frame, read_nifti
+from .folders import suffix_of
+from .nifti import MOST_VOXELS, NIFTI, Frame, read_nifti
 from .sample import Sample
 
-NIFTI = (".nii.gz", ".nii")
 VOLUMES = (*NIFTI, ".nrrd", ".nhdr", ".mha", ".mhd")
 """Suffixes of the volumes that `read_volume` knows, beside DICOM, which may have any."""
 NO_IMAGE = ("_gt", "_mask", "_score", "_doubt", "_overlay", "_slices")
@@ -83,11 +83,6 @@ def find_images(inputs: Sequence[str | Path], suffixes: Sequence[str], dicom: Fi
             images += dicom(folder, files)
         found |= {(image.path.resolve(), image.slices, image.frame): image for image in images}
     return _apart(list(found.values()))
-
-
-def suffix_of(path: Path, suffixes: Iterable[str]) -> str:
-    """The first of `suffixes` that the file's name ends in, whatever its case; "" where none fits."""
-    return next((suffix for suffix in suffixes if path.name.lower().endswith(suffix)), "")
 
 
 def is_dicom(path: Path) -> bool:

@@ -16,6 +16,8 @@ from importlib.metadata import entry_points
 
 import gymnasium as gym
 
+from ..common.plugins import package_of
+
 log = logging.getLogger(__name__)
 ADAPTER = "segarena.envs.adapters:make_single"
 """What `gym.make` calls for each of them."""
@@ -71,7 +73,7 @@ def _register_all() -> None:
     for env_id, entry in list(ENVIRONMENTS.items()):
         register(env_id, entry)
     for point in entry_points(group="segarena.environments"):
-        package = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown"
+        package = package_of(point)
         try:
             if point.name in ENVIRONMENTS:
                 raise ValueError("there is an environment of this id already")

@@ -1,13 +1,13 @@
-"""The three adapters of a `BatchedEnv`: they change shapes and types, and nothing else.
+"""The adapters of a `BatchedEnv` to Gymnasium: they change shapes and types, and nothing else.
 
-`SingleEnv` is what gym.make gives, `BatchEnv` what gym.make_vec gives, `LearnerEnv` the VecEnv of Stable-Baselines3.
-The latter two begin a new episode in the step that ended one (SAME_STEP), by the same `BatchedEnv.advance`.
-`LearnerEnv` stands in learner_env.py, which is loaded when it is asked for: gym.make needs no Stable-Baselines3.
+`SingleEnv` is what gym.make gives, `BatchEnv` what gym.make_vec gives; `LearnerEnv`, the VecEnv of Stable-Baselines3,
+has a file of its own (learner_env.py), since gym.make needs no Stable-Baselines3. The latter two begin a new episode in
+the step that ended one (SAME_STEP), by the same `BatchedEnv.advance`.
 """
 
 import importlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -17,15 +17,6 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector.utils import batch_space
 
 from .core import BatchedEnv, Ended
-
-if TYPE_CHECKING:
-    from .learner_env import LearnerEnv as LearnerEnv
-
-
-def __getattr__(name: str) -> Any:
-    if name == "LearnerEnv":
-        return importlib.import_module(".learner_env", __package__).LearnerEnv
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def to_numpy(tensors: Any) -> Any:

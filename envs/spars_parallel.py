@@ -127,14 +127,14 @@ class SparsParallelEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc] # Pett
         reward, terminated, truncated = (float(value) for value in self.batched.step(mine))
         over = bool(terminated or truncated)
         (facts,) = self.batched.episode_info(self._env_ids) if over else ({},)
-        told = self._observations(), self._infos(facts)
+        obs, infos = self._observations(), self._infos(facts)
         self.agents = [] if over else self.agents
         return (
-            told[0],
+            obs,
             {"learner": reward, "competitor": -reward},
             dict.fromkeys(AGENTS, bool(terminated)),
             dict.fromkeys(AGENTS, bool(truncated)),
-            told[1],
+            infos,
         )
 
     def _observations(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from scipy import stats
 
-from ..common.files import replacing
+from ..common.files import write_text
 from .figures import literal, save_png
 
 Floats = npt.NDArray[np.float64]
@@ -128,5 +128,4 @@ def write_curves(path: str | Path, bands: Mapping[Curve, Mapping[str, Band]]) ->
             for step, *numbers in zip(one.steps, one.mean, one.low, one.high, strict=True):
                 cells = ["" if np.isnan(number) else repr(float(number)) for number in numbers]
                 lines.writerow([curve.name, name, int(step), *cells, one.seeds])
-    with replacing(Path(path)) as unfinished:
-        unfinished.write_text(text.getvalue(), encoding="utf-8", newline="")
+    write_text(Path(path), text.getvalue())

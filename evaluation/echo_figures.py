@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..rewards.echo_validity import anatomical_metrics, broken_rules, is_valid
+from ..rewards.echo_validity import anatomical_metrics, broken_rules
 from .drawing import Bytes, Heat
 from .echo import echo_case_metrics
 from .echo_pictures import OUTLINE, PREDICTION, TRUTH, echo_panel
@@ -33,7 +33,7 @@ class EchoView:
     """Reward or uncertainty in 0..1, or None."""
     spacing_mm: tuple[float, float]
     """(y, x) of a pixel."""
-    said: str | None = None
+    note: str | None = None
     """Line below the prediction; None: `verdict`."""
     spacing_known: bool = True
     """Whether spacing_mm is in mm; otherwise only its proportion counts, and no bar of a length is drawn."""
@@ -48,15 +48,20 @@ class EchoView:
     def verdict(self) -> str:
         """Whether the prediction is anatomically valid, or the first rule that it breaks; where there is a truth, its
         Dice and Hausdorff distance too."""
-        verdict = "valid"
-        if not is_valid(self.pred):
-            first, *more = broken_rules(anatomical_metrics(self.pred))
-            verdict = f"not valid ({first.replace('_', ' ')}{f' and {len(more)} more' if more else ''})"
+        verdict = validity_text(broken_rules(anatomical_metrics(self.pred)))
         if self.label is None:
             return verdict
         values = echo_case_metrics(torch.from_numpy(self.pred), torch.from_numpy(self.label), self.spacing_mm)
         dice = ", ".join(f"{name.upper()} {100 * values[f'dice_{name}']:.1f}" for name in ("endo", "epi"))
         return f"Dice {dice} %; HD EPI {values['hd_epi_mm']:.1f} mm\n{verdict}"
+
+
+def validity_text(broken: Sequence[str]) -> str:
+    """One line on the anatomical rules that a mask breaks: "valid", "not valid (lv holes and 2 more)"."""
+    if not broken:
+        return "valid"
+    more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+    return f"not valid ({broken[0].replace('_', ' ')}{more})"
 
 
 def save_echo_figure(
@@ -114,6 +119,6 @@ def _draw_view(row: Sequence[Axes], view: EchoView) -> None:
         ax.axis("off")
     named = literal(view.case_id)
     row[0].set_xlabel(named if view.label is not None else f"{named} (no truth)", fontsize=9)
-    row[1].set_xlabel(view.verdict if view.said is None else view.said, fontsize=8)
+    row[1].set_xlabel(view.verdict if view.note is None else view.note, fontsize=8)
     if view.spacing_known:
         scale_bar(row[0], scale / view.spacing_mm[0], height * scale)

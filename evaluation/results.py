@@ -13,7 +13,7 @@ from types import NoneType
 from typing import Any, Literal, get_args
 
 from ..common.checks import check, check_choice
-from ..common.files import replacing
+from ..common.files import write_text
 from ..common.reading import quoted, read_json
 from ..datasets.sample import Origin
 from .machine import describe_machine, git_revision
@@ -76,8 +76,7 @@ class Result:
     def write(self, path: str | Path) -> None:
         """Writes the result to `path` as JSON, whole or not at all; NaN and infinity become null."""
         text = json.dumps(_finite(asdict(self)), indent=1, allow_nan=False, ensure_ascii=False)
-        with replacing(Path(path)) as unfinished:
-            unfinished.write_text(text + "\n", encoding="utf-8")
+        write_text(Path(path), text + "\n")
 
     def write_cases(self, path: str | Path) -> None:
         """Writes the cases to `path` as CSV (RFC 4180), whole or not at all: a line each, in the order of the result.
@@ -92,8 +91,7 @@ class Result:
         lines = csv.DictWriter(text, columns, restval="")
         lines.writeheader()
         lines.writerows(_finite(case) for case in self.cases)
-        with replacing(Path(path)) as unfinished:
-            unfinished.write_text(text.getvalue(), encoding="utf-8", newline="")
+        write_text(Path(path), text.getvalue())
 
 
 def read_results(where: str | Path | Iterable[str | Path]) -> list[Result]:

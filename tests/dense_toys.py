@@ -7,8 +7,8 @@ import torch
 from gymnasium import spaces
 from segarena.agents.dense_ppo.policy import DensePolicy
 from segarena.agents.dense_ppo.ppo import DensePPO, DensePPOConfig
-from segarena.envs.adapters import LearnerEnv
 from segarena.envs.core import BatchedEnv
+from segarena.envs.learner_env import LearnerEnv
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 

@@ -4,11 +4,17 @@ import doctest
 import importlib
 import importlib.util
 import re
+import shlex
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
+from segarena.agents import packaged
+from segarena.agents.catalogue import schema
+from segarena.agents.commands import COMMANDS
+from segarena.agents.schema import keys
 from segarena.datasets import images
 from segarena.datasets.echo import images as echo_images
 from segarena.datasets.echo import preparation
@@ -66,6 +72,37 @@ def test_the_tables_of_a_page_are_made_from_the_results(tables, page, folder, nu
 @pytest.mark.parametrize("folder", ["spars_phantom", "rl4seg_phantom"])
 def test_the_tables_of_the_readme_are_made_from_the_results(tables, folder):
     assert tables.readme_table(folder) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands_of(page):
+    """The commands of the program in the fenced blocks of a page."""
+    for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        lines = [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines()]
+        yield from (words[1:] for words in lines if words[:1] == ["segarena-rl"])
+
+
+def options_of(command):
+    parser = importlib.import_module(f"segarena.agents.commands.{command}").parser(None)
+    known = set(parser._option_string_actions)
+    if command == "train":
+        known |= {f"--{key}" for paper in ("spars", "rl4seg", "ppo") for key in keys(schema(paper))}
+    return known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_options_that_a_page_prints_exist(page):
+    for command, *words in commands_of(page):
+        assert command in COMMANDS
+        unknown = {word.split("=")[0] for word in words if word.startswith("--")} - options_of(command)
+        assert not unknown, f"{page.name}: {command} has no {unknown}"
+        configs = [value for option, value in pairwise(words) if option == "--config" and not value.endswith(".yaml")]
+        assert set(configs) <= set(packaged.names()), f"{page.name}: {configs}"
+
+
+def test_the_readme_shows_every_command():
+    shown = {command for command, *_ in commands_of(ROOT / "README.md")}
+    assert shown >= COMMANDS.keys() - {"schema", "cache"}
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
 
 
 # -- the site --------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ FLOORS = [
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 PAPERS = {"spars", "rl4seg", "apga", "rp_pgd", "seat"}
 SHARED = {"__init__", "command_line", "commands", "configuration", "program", "papers", "experiment", "generic"}
-SHARED |= {"policy", "ppo", "callbacks", "dense_ppo", "plugins", "catalogue", "schema", "packaged", "refusals"}
+SHARED |= {"policy", "ppo", "callbacks", "dense_ppo", "catalogue", "schema", "packaged", "refusals"}
 SHARED |= {"completion", "threads", "exits", "prediction", "predictor"}
 """What all papers of `agents` share; only `papers`, the table, knows them."""
 OUTSIDE = {"tests", "benchmarks", "docs", "build"}

@@ -56,18 +56,15 @@ def parser(paper: str | None) -> ArgumentParser:
 
 def run(options: Namespace, command: str, paper: str | None) -> int:
     """Results, table and pictures; 1 if a bad file was skipped."""
-    from ...common.files import replacing
+    from ...common.checks import check_choice
+    from ...common.files import write_text
     from ...common.runs import Run
-    from ..configuration import read_experiment
+    from ..configuration import read_experiments
     from ..experiment import EvaluateOptions
 
-    if options.on_error not in ("stop", "skip"):
-        raise ValueError(f"on_error is {options.on_error!r} but must be 'stop' or 'skip'")
+    check_choice("on_error", options.on_error, ("stop", "skip"))
     runs = [Run.open(folder) for folder in options.run]
-    papers, experiments = zip(*map(read_experiment, runs), strict=True)
-    if len({id(one) for one in papers}) > 1:
-        raise ValueError("the runs are of different papers; evaluate them apart")
-    row = papers[0]
+    row, experiments = read_experiments(runs)
     use_threads(options.threads, default=row.threads)
     chosen = EvaluateOptions(
         command=command,
@@ -82,8 +79,7 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
     results, skipped = row.evaluate(list(zip(runs, experiments, strict=True)), chosen)
     text = "\n\n".join(row.tables(results))
     folders = list(dict.fromkeys(chosen.folder(run) for run in runs))
-    with replacing(folders[0] / "table.md") as unfinished:
-        unfinished.write_text(text + "\n", encoding="utf-8")
+    write_text(folders[0] / "table.md", text + "\n")
     print(f"\n{text}\n")
     for folder in folders:
         for picture in sorted(folder.glob("*.png")):

@@ -36,16 +36,13 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
     """Learning curves as a figure and a table."""
     from ...common.runs import Run
     from ...evaluation.curve_figures import save_curve_figure, write_curves
-    from ..configuration import read_experiment
+    from ..configuration import read_experiments
 
     if options.out is not None and not options.out.endswith(".png"):
         raise ValueError(f"out is {options.out!r} but must end in .png")
 
     runs = [Run.open(folder) for folder in options.run]
-    papers, experiments = zip(*map(read_experiment, runs), strict=True)
-    row = papers[0]
-    if any(other is not row for other in papers):
-        raise ValueError("the runs are of different papers; plot them apart")
+    row, experiments = read_experiments(runs)
     twice = [key for key, number in Counter((one.name, one.seed) for one in experiments).items() if number > 1]
     if twice:
         raise ValueError(

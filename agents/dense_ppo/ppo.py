@@ -23,8 +23,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from ...common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, SHARE, check
-from ...envs.adapters import BatchEnv, LearnerEnv, SingleEnv
+from ...envs.adapters import BatchEnv, SingleEnv
 from ...envs.core import Advance, BatchedEnv
+from ...envs.learner_env import LearnerEnv
 from ..ppo import Learner
 from .buffer import DenseRolloutBuffer, Samples, dones_of_step, info_of_step
 from .distribution import Exploration, PixelCategorical, explore
@@ -339,9 +340,8 @@ class DensePPO(Learner):
 
     def train(self) -> None:
         """Update actor and critic by K epochs of clipped PPO on the rollout (docs/rl4seg.md, Eq. 4.1-4.5)."""
-        cfg, policy, buffer = self.config, self.policy, self.rollout_buffer
+        cfg, policy, optimizer, buffer = self.config, self.policy, self.policy.optimizer, self.rollout_buffer
         policy.set_training_mode(True)
-        optimizer = policy.optimizer
         steps: list[dict[str, Tensor]] = []
         go_on = True
         for _ in range(cfg.n_epochs):

@@ -94,7 +94,7 @@ class Context:
             name: of its folder, below the run's.
             make: trains it, from its checkpoint where there is one.
             keys: of the configuration that `make` reads itself: "seed", "ppo", "network.norm_mode".
-            work: about how many images `make` shows to a network in training, for the time that is told.
+            work: about how many images `make` shows to a network in training, for the estimate of the time left.
             after: folders of the stages whose files `make` reads: it depends on these files, and on what decided them.
 
         Raises:

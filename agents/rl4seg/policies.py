@@ -11,7 +11,7 @@ from ...common.checkpoints import restoring
 from ...common.networks import save_network
 from ...common.runs import Run
 from ...datasets.images import ImagePool
-from ...envs.adapters import LearnerEnv
+from ...envs.learner_env import LearnerEnv
 from ...envs.rl4seg import EchoEnv, RewardFunction
 from ...segmenters.inference import segment
 from ...segmenters.unet import UNet

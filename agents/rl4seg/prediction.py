@@ -24,7 +24,7 @@ from ...datasets.echo.preparation import to_native
 from ...datasets.images import ImagePool
 from ...datasets.readers import ImageFiles
 from ...evaluation.echo import largest_heart
-from ...evaluation.echo_figures import EchoView, save_echo_figure
+from ...evaluation.echo_figures import EchoView, save_echo_figure, validity_text
 from ...rewards.echo_validity import anatomical_metrics, broken_rules
 from ..predictor import POLICY, Predicted, PredictOptions
 from .baselines import BASELINES
@@ -126,7 +126,7 @@ def save_image(plane: Plane, prediction: MethodPrediction, number: int, folder: 
         native,
         doubt,
         plane.spacing_mm or (1.0, 1.0),
-        said=_verdict(broken),
+        note=validity_text(broken),
         spacing_known=plane.spacing_mm is not None,
     )
     save_echo_figure(path["picture"], [view], title=prediction.method, heat_name="doubt")
@@ -143,14 +143,6 @@ def save_image(plane: Plane, prediction: MethodPrediction, number: int, folder: 
         "mean_doubt": None if doubt is None or not native.any() else float(doubt[native > 0].mean()),
     }
     return Predicted(path, facts)
-
-
-def _verdict(broken: Sequence[str]) -> str:
-    """One line on the rules that a mask breaks."""
-    if not broken:
-        return "valid"
-    more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
-    return f"not valid ({broken[0].replace('_', ' ')}{more})"
 
 
 def _native_doubt(uncertainty: Tensor | None, number: int, plane: Plane) -> Any:

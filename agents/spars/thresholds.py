@@ -1,7 +1,8 @@
 """Mask thresholds θ of a run's methods, chosen on its validation cases and kept beside it (docs/spars.md, Method 13).
 
-RUN/thresholds.json holds θ of each method, with the mean Dice on the validation cases that chose it. `evaluate` chooses
-and writes them; `predict` takes what is there, and chooses itself what is not, where the validation cases can be read.
+RUN/evaluation/thresholds.json holds θ of each method, with the mean Dice on the validation cases that chose it.
+`evaluate` chooses and writes them; `predict` takes what is there, and chooses itself what is not, where the validation
+cases can be read.
 """
 
 import json
@@ -10,14 +11,16 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ...common.files import replacing
+from ...common.files import write_text
+from ...common.reading import read_json
 from ...common.runs import Run, plain
 from .config import SparsExperiment
 from .methods import Cases, Methods
 from .rollouts import Maps, choose_threshold
 
 log = logging.getLogger(__name__)
-FILE = "thresholds.json"
+FILE = "evaluation/thresholds.json"
+"""Below the run: in a folder into which others may write while it trains, see `resuming.FOR_READERS`."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def basis_of(experiment: SparsExperiment, run: Run) -> dict[str, Any]:
 def kept(experiment: SparsExperiment, run: Run) -> dict[str, Threshold]:
     """The thresholds that are kept, by method; none where the file is missing, damaged or of another basis."""
     try:
-        content = json.loads((run.folder / FILE).read_text(encoding="utf-8"))
+        content = read_json(run.folder / FILE)
         if content["basis"] != basis_of(experiment, run):
             return {}
         return {
@@ -76,8 +79,7 @@ def keep(experiment: SparsExperiment, run: Run, chosen: dict[str, Threshold]) ->
     }
     text = json.dumps({"basis": basis_of(experiment, run), "methods": methods}, indent=1)
     try:
-        with replacing(run.folder / FILE) as unfinished:
-            unfinished.write_text(text + "\n", encoding="utf-8")
+        write_text(run.folder / FILE, text + "\n")
     except OSError as error:
         log.warning("%s cannot be written (%s): thresholds are not kept", run.folder / FILE, error)
 

@@ -20,7 +20,7 @@ from ...common.progress import Progress
 from ...common.runs import Run, chosen
 from ...datasets.liver.cases import HU_WINDOW, LiverDataConfig, iter_liver_cases, liver_case_ids, load_liver_cases
 from ...datasets.selection import SelectionError
-from ...envs.adapters import LearnerEnv
+from ...envs.learner_env import LearnerEnv
 from ...envs.spars import SparsEnv
 from ...envs.spars_config import SparsConfig
 from ...evaluation.metrics import classification_metrics
@@ -52,7 +52,7 @@ best weights."""
 
 
 STEPS_PER_BATCH = 100
-"""Steps of the agent's training that take about as long as a batch of the classifier's, for the time that is told."""
+"""Steps of the agent's training that take about as long as a batch of the classifier's: for the time left."""
 
 
 def check(experiment: SparsExperiment) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..nifti import MOST_VOXELS, VOXEL_MM, check_labels, read_header, read_stored
+from ..nifti import MOST_VOXELS, NIFTI, VOXEL_MM, check_labels, read_header, read_stored
 
 FloatArray = npt.NDArray[np.float32]
 Spacing = tuple[float, float]
@@ -34,7 +34,7 @@ MOST_HEADER = 1 << 16
 """Bytes of a .mhd that are read at most; real ones have some hundred."""
 LONGEST_NAME = 255
 """Letters of a file name that file systems allow."""
-SUFFIXES = (".nii.gz", ".nii", ".mhd", ".png")
+SUFFIXES = (*NIFTI, ".mhd", ".png")
 """Files that are read, in the order of preference where an image lies in several."""
 
 

@@ -18,12 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.files import replacing
+from ..folders import suffix_of
 from ..nifti import read_header, repaired, write_like
-from ..readers import LPS_TO_RAS, NIFTI, ImageFiles, find_images, reason_of, simpleitk, suffix_of
-from .files import FloatArray, Spacing, metaimage_header, read_image
+from ..readers import LPS_TO_RAS, ImageFiles, find_images, reason_of, simpleitk
+from .files import SUFFIXES, FloatArray, Spacing, metaimage_header, read_image
 
-PLANES = (*NIFTI, ".mhd", ".png")
-"""Suffixes of the images that `read_plane` knows, beside DICOM, which may have any."""
 CENTIMETRES = 3
 """Code of the unit in which an ultrasound region of DICOM gives the size of its pixels, if it shows tissue."""
 GREY = np.array([0.299, 0.587, 0.114], np.float32)
@@ -77,7 +76,7 @@ class Plane:
 
 def find_planes(inputs: Sequence[str | Path]) -> list[ImageFiles]:
     """The echocardiograms that the inputs name; each frame of a DICOM sequence is one. See `readers.find_images`."""
-    return find_images(inputs, PLANES, _frames)
+    return find_images(inputs, SUFFIXES, _frames)
 
 
 def read_plane(files: ImageFiles) -> Plane:
@@ -91,7 +90,7 @@ def read_plane(files: ImageFiles) -> Plane:
     if suffix_of(files.path, (".png",)):
         pixels, _ = read_image(files.path, 255.0, spacing_mm=(1.0, 1.0))
         return Plane(files.id, pixels, None, False, None)
-    if suffix_of(files.path, PLANES):
+    if suffix_of(files.path, SUFFIXES):
         pixels, spacing = read_image(files.path, 255.0)
         if prepared := float(pixels.max()) < 1.5 / 255:  # such values never come from a scanner
             pixels, spacing = read_image(files.path, 1.0)

@@ -736,7 +736,7 @@ def test_an_episode_is_rendered(run, capsys):
     [
         (["train", "--resume", "gone"], "'gone' is no run: it has no config.yaml"),
         (["evaluate", "--run", "gone"], "'gone' is no run: it has no config.yaml"),
-        (["evaluate", "--run", "run", "--on_error", "ignore"], "on_error is 'ignore' but must be 'stop' or 'skip'"),
+        (["evaluate", "--run", "run", "--on_error", "ignore"], "must be one of 'stop', 'skip'"),
         (["evaluate", "--run", "run", "--cases", "[liver_7]"], "no case in 'phantom' is called 'liver_7'"),
         (["evaluate", "--run", "run", "--split", "tset"], "split is 'tset' but 'phantom' has"),
         (["render", "--run", "gone"], "'gone' is no run"),

@@ -14,7 +14,7 @@ from segarena.agents.spars.policies import policy_arguments
 from segarena.agents.spars.self_play import SelfPlay
 from segarena.common.runs import Run
 from segarena.datasets.echo.images import EchoDataConfig, PhantomPatients, load_echo
-from segarena.envs.adapters import LearnerEnv
+from segarena.envs.learner_env import LearnerEnv
 from segarena.envs.rl4seg import EchoEnv
 from segarena.envs.spars import SparsEnv
 from segarena.rewards.corrector import Corrector

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import segarena
-from segarena.agents.plugins import Table
+from segarena.common.plugins import Table
 
 TESTS = Path(__file__).resolve().parents[1]
 PACKAGE = '''

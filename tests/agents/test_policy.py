@@ -12,8 +12,8 @@ from segarena.agents.papers import PAPERS, POLICIES
 from segarena.agents.policy import TrainedPolicy, make_env, play, play_and_draw, reference
 from segarena.agents.ppo import Learner
 from segarena.envs import ENVIRONMENTS
-from segarena.envs.adapters import LearnerEnv
 from segarena.envs.core import BatchedEnv
+from segarena.envs.learner_env import LearnerEnv
 
 SPARS = {"cases": ["phantom_02000"], "score_source": "oracle_fraction", "device": "cpu", "threshold": 0.4}
 

@@ -15,8 +15,8 @@ from segarena.common.finite import NotFiniteError
 from segarena.common.resuming import training_in
 from segarena.common.runs import Run
 from segarena.common.stopping import Stopped
-from segarena.envs.adapters import LearnerEnv
 from segarena.envs.core import BatchedEnv
+from segarena.envs.learner_env import LearnerEnv
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecCheckNan, VecEnvWrapper, VecFrameStack, VecNormalize
 from torch import nn
@@ -71,12 +71,14 @@ def learner(config=None, wrap=None, env=None, seed=3):
     return Learner(policy, env, seed=seed, device="cpu", policy_kwargs=kwargs, **config.ppo_kwargs())
 
 
-def train(model, folder, rollouts, callbacks=(), checkpoint=None):
-    if checkpoint:
+def train(model, folder, rollouts, callbacks=()):
+    """Trains from the last checkpoint in the folder on, where there is one."""
+    run = Run(folder)
+    if checkpoint := run.resume():
         restore(model, checkpoint)
     settings = {"checkpoint_every": 2 * ROLLOUT, "extra_state": dict, "checkpoint": checkpoint}
-    learn(model, Run(folder), rollouts * ROLLOUT, list(callbacks), **settings)
-    return Run(folder)
+    learn(model, run, rollouts * ROLLOUT, list(callbacks), **settings)
+    return run
 
 
 class KilledError(Exception):
@@ -118,9 +120,8 @@ def test_a_learner_in_wrappers_killed_and_resumed_ends_bit_for_bit_like_one_that
     torch.rand(5)  # the global generators must not matter
     np.random.rand(5)  # noqa: NPY002
     killed = Run(tmp_path / "killed")
-    checkpoint = killed.resume()
-    assert 0 < checkpoint.step < 4 * ROLLOUT
-    train(fresh(), tmp_path / "killed", 6, checkpoint=checkpoint)
+    assert 0 < killed.checkpoint().step < 4 * ROLLOUT
+    train(fresh(), tmp_path / "killed", 6)
     same(whole.checkpoint().weights, killed.checkpoint().weights)
     states = [{k: v for k, v in run.checkpoint().state.items() if not k.endswith("_bytes")} for run in (whole, killed)]
     same(*states)
@@ -291,7 +292,7 @@ def test_a_signal_keeps_a_checkpoint_and_the_run_ends_like_one_that_was_not_stop
     said = f"{name}: stopped; the checkpoint at step 128 is kept; continue with"
     with pytest.raises(Stopped, match=said), training_in(tmp_path / "stopped"):
         train(learner(), tmp_path / "stopped", 6, [Send()])
-    train(learner(), tmp_path / "stopped", 6, checkpoint=Run(tmp_path / "stopped").resume())
+    train(learner(), tmp_path / "stopped", 6)
     same(whole.checkpoint().weights, Run(tmp_path / "stopped").checkpoint().weights)
 
 

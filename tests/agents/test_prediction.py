@@ -18,6 +18,7 @@ from segarena.agents.command_line import main
 from segarena.agents.configuration import read_experiment
 from segarena.agents.generic import PPOExperiment
 from segarena.agents.prediction import predict
+from segarena.agents.spars import thresholds
 from segarena.common.runs import Run, plain
 from segarena.datasets.liver.cases import load_liver_cases
 from segarena.evaluation.metrics import dice
@@ -230,7 +231,7 @@ def test_a_ct_alone_and_among_others_gets_the_same_mask(trained, images, tmp_pat
 def test_a_run_that_was_never_evaluated_chooses_the_threshold_of_evaluate(trained, evaluated, images, tmp_path, capsys):
     fresh = Path(shutil.copytree(trained, tmp_path / "fresh"))
     assert call("predict", "--run", fresh, "--input", images, "--out", tmp_path / "out") == 0
-    kept, chosen = (json.loads((run / "thresholds.json").read_text())["methods"] for run in (evaluated, fresh))
+    kept, chosen = (json.loads((run / thresholds.FILE).read_text())["methods"] for run in (evaluated, fresh))
     assert chosen["policy"] == kept["policy"]
     assert "validation Dice of policy" in capsys.readouterr().out
 
@@ -240,7 +241,7 @@ def test_without_the_runs_data_the_kept_threshold_serves_or_one_that_is_given(
 ):
     monkeypatch.setattr("segarena.agents.spars.methods.load_liver_cases", _gone)
     assert call("predict", "--run", run, "--input", images, "--out", tmp_path / "kept") == 0
-    (run / "thresholds.json").unlink()
+    (run / thresholds.FILE).unlink()
     capsys.readouterr()
     arguments = ("predict", "--run", run, "--input", images, "--out", tmp_path / "given")
     assert_refused(call(*arguments), capsys, "has no mask threshold of policy", "is gone", "--threshold")

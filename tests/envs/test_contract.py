@@ -17,8 +17,9 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check
 from gymnasium.vector import AutoresetMode
 from segarena.datasets.echo.images import PhantomPatients
 from segarena.envs import ENVIRONMENTS
-from segarena.envs.adapters import BatchEnv, LearnerEnv, SingleEnv, class_of, make_batch, make_single, of_env, to_numpy
+from segarena.envs.adapters import BatchEnv, SingleEnv, class_of, make_batch, make_single, of_env, to_numpy
 from segarena.envs.core import BatchedEnv, EnvConfig
+from segarena.envs.learner_env import LearnerEnv
 from segarena.envs.random import Streams
 from segarena.testing import check_env_contract
 from stable_baselines3 import PPO

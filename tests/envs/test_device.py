@@ -6,7 +6,8 @@ import torch
 from device_police import DevicePolice
 from segarena.datasets.echo.images import PhantomPatients
 from segarena.envs import ENVIRONMENTS
-from segarena.envs.adapters import BatchEnv, LearnerEnv, SingleEnv, make_batch, make_single
+from segarena.envs.adapters import BatchEnv, SingleEnv, make_batch, make_single
+from segarena.envs.learner_env import LearnerEnv
 
 SPARS, ECHO = "SPARS-LiverCT-v0", "RL4Seg-Echo-v0"
 SMALL = {

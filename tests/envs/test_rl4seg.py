@@ -16,7 +16,8 @@ from segarena.agents.rl4seg.rules import (
 from segarena.common.networks import save_network
 from segarena.datasets.echo.images import PhantomPatients
 from segarena.datasets.images import ImagePool
-from segarena.envs.adapters import LearnerEnv, make_single
+from segarena.envs.adapters import make_single
+from segarena.envs.learner_env import LearnerEnv
 from segarena.envs.rl4seg import TRUTH_REWARDS, EchoEnv, structure_dice
 from segarena.envs.rl4seg_config import REWARDS, EchoEnvConfig
 from segarena.rewards.reward_net import RewardNet

@@ -14,7 +14,7 @@ from segarena.datasets.liver import cases as liver_ct
 from segarena.datasets.liver.lattice import WindowLattice
 from segarena.datasets.liver.lesions import LesionConfig
 from segarena.envs import core, spars
-from segarena.envs.adapters import LearnerEnv
+from segarena.envs.learner_env import LearnerEnv
 from segarena.envs.spars import SparsEnv
 from segarena.envs.spars_config import MOVES, SparsConfig
 from segarena.envs.spars_rules import RULES

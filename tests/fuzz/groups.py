@@ -31,9 +31,8 @@ def inputs(group: str, seed: int) -> list[Input]:
     return found
 
 
-def sample(group: str, seed: int, number: int) -> list[Input]:
+def sample(everyone: list[Input], number: int) -> list[Input]:
     """Those inputs of a group that are in `ONCE_FAILED`, and `number` others, evenly spread."""
-    everyone = inputs(group, seed)
     others = [one for one in everyone if one.name not in ONCE_FAILED]
     chosen = {one.name for one in others[:: max(1, len(others) // number)][:number]}
     return [one for one in everyone if one.name in ONCE_FAILED or one.name in chosen]

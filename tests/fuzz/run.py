@@ -44,14 +44,15 @@ def main() -> int:
     options.add_argument("--seconds", type=float, default=Limits.seconds, help="time of one input")
     options.add_argument("--rss_mib", type=float, default=Limits.rss_mib, help="resident memory of one input")
     options.add_argument("--memory_gib", type=float, default=Limits.memory_gib, help="address space of one input")
-    options.add_argument("--report", type=Path, default=None, help="JSON of every outcome")
+    options.add_argument("--report", type=Path, default=None, help="JSON of all names and every outcome")
     options.add_argument("--summary", type=Path, default=None, help="JSON of the counts, beside those of other groups")
     options.add_argument("--list", action="store_true", help="print the names")
     given = options.parse_args()
+    made = {group: inputs(group, given.seed) for group in given.group or GROUPS}
     chosen = {}
-    for group in given.group or GROUPS:
-        everyone = inputs(group, given.seed) if given.sample is None else sample(group, given.seed, given.sample)
-        chosen[group] = [one for one in everyone if one.name.startswith(given.only or "")]
+    for group, everyone in made.items():
+        some = everyone if given.sample is None else sample(everyone, given.sample)
+        chosen[group] = [one for one in some if one.name.startswith(given.only or "")]
     if given.list:
         print("\n".join(f"{one.must:7} {one.name}" for group in chosen.values() for one in group))
         return 0
@@ -85,10 +86,13 @@ def main() -> int:
     for group, of_group in counts.items():
         print(f"{group:12}", *(f"{name} {number}" for name, number in of_group.items()))
     if given.report:
-        everyone = [asdict(outcome) for members in outcomes.values() for outcome in members]
-        given.report.write_text(
-            json.dumps({"seed": given.seed, "counts": counts, "outcomes": everyone}, indent=1) + "\n"
-        )
+        report = {
+            "seed": given.seed,
+            "counts": counts,
+            "made": {group: [one.name for one in everyone] for group, everyone in made.items()},
+            "outcomes": {group: [asdict(outcome) for outcome in members] for group, members in outcomes.items()},
+        }
+        given.report.write_text(json.dumps(report, indent=1) + "\n")
     if given.summary:
         write_summary(given.summary, given.seed, limits, counts)
     return int(any(outcome.faults for members in outcomes.values() for outcome in members))

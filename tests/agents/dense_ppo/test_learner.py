@@ -14,7 +14,7 @@ from gymnasium import spaces
 from segarena.agents.dense_ppo.policy import DensePolicy
 from segarena.agents.dense_ppo.ppo import DensePPO, DensePPOConfig
 from segarena.datasets.echo.images import PhantomPatients
-from segarena.envs.adapters import LearnerEnv
+from segarena.envs.learner_env import LearnerEnv
 from segarena.envs.rl4seg import EchoEnv
 from stable_baselines3.common.callbacks import StopTrainingOnMaxEpisodes
 

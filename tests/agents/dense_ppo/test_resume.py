@@ -61,19 +61,21 @@ def test_a_run_killed_and_resumed_ends_bit_for_bit_like_one_that_was_not(tmp_pat
     config, horizon, norm_mode = RESUMED[case]
     total = 6 * config.num_envs * config.n_steps
 
-    def run(folder, callbacks, checkpoint=None):
+    def run(folder, callbacks):
+        kept = Run(folder)
+        checkpoint = kept.resume()
         model = learner(config, Shapes(4, horizon=horizon), norm_mode=norm_mode, seed=3)
         if checkpoint:
             training.restore(model, checkpoint)
         keep = {"checkpoint_every": 2 * config.num_envs * config.n_steps, "extra_state": dict, "checkpoint": checkpoint}
-        training.learn(model, Run(folder), total, callbacks, **keep)
-        return Run(folder).checkpoint()
+        training.learn(model, kept, total, callbacks, **keep)
+        return kept.checkpoint()
 
     whole = run(tmp_path / "whole", [])
     with pytest.raises(KilledError):
         run(tmp_path / "killed", [Kill(4 * config.n_steps)])
     torch.rand(5)  # the global generator must not matter
-    resumed = run(tmp_path / "killed", [], Run(tmp_path / "killed").resume())
+    resumed = run(tmp_path / "killed", [])
     assert resumed.step == whole.step == total
     assert all(torch.equal(value, resumed.weights[name]) for name, value in whole.weights.items())
     assert torch.equal(whole.state["random"]["torch"]["cpu"], resumed.state["random"]["torch"]["cpu"])

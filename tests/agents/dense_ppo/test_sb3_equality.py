@@ -5,7 +5,7 @@ import pytest
 import torch
 from dense_toys import Curves, Dots, OnePixel, learner
 from segarena.agents.dense_ppo.ppo import DensePPOConfig
-from segarena.envs.adapters import LearnerEnv
+from segarena.envs.learner_env import LearnerEnv
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 

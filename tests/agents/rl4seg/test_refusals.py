@@ -100,5 +100,6 @@ def test_a_bad_value_is_refused_with_the_rule_before_anything_is_written(tmp_pat
 def test_a_resumed_run_keeps_its_paper(copied, capsys):
     before = everything(copied)
     status = call("train", "--resume", copied, "--paper", "ppo")
-    assert_refused(status, capsys, "paper is 'ppo' but the run", "is of 'rl4seg'; leave it out")
+    said = f"--paper is of paper 'ppo' but {copied / 'config.yaml'} of 'rl4seg'; give those of one paper"
+    assert_refused(status, capsys, said)
     assert everything(copied) == before

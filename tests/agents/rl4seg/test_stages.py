@@ -17,6 +17,7 @@ from segarena.agents.rl4seg.config import (
     SourceNetConfig,
 )
 from segarena.agents.rl4seg.context import Context
+from segarena.common.manifests import Manifest
 from segarena.common.runs import Run
 from segarena.datasets.echo.images import EchoDataConfig, PhantomPatients
 from segarena.rewards.corrector import Corrector
@@ -94,7 +95,7 @@ INSIDE = {"baselines/tist/lv", "baselines/tist/myo", "baselines/udas/head"}
 def manifests(run):
     """The settings that every finished stage depends on, by its name."""
     folders = [path.parent for path in run.folder.rglob("manifest.json") if path.parent.parent.name != "checkpoints"]
-    return {str(folder.relative_to(run.folder)): Run(folder).made_with for folder in folders}
+    return {str(folder.relative_to(run.folder)): Manifest.read(folder).configuration for folder in folders}
 
 
 def test_a_stage_depends_on_every_key_that_it_reads(trained):

@@ -17,7 +17,7 @@ from segarena.agents.spars.rules import POLICIES, BfsToTau, Sweep, sweep_path
 from segarena.agents.spars.self_play import SelfPlay, Snapshot
 from segarena.agents.spars.training import env_of, load_policies
 from segarena.common.runs import Run
-from segarena.envs.adapters import LearnerEnv
+from segarena.envs.learner_env import LearnerEnv
 from segarena.envs.spars import SparsEnv
 from segarena.envs.spars_config import SparsConfig
 from stable_baselines3 import PPO
