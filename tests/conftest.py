@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,19 @@ def cache_elsewhere(tmp_path_factory, monkeypatch):
 def one_thread(monkeypatch):
     """The commands leave the number of threads as it is."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def heard_signals():
+    """No signal is ignored while the test runs, as SIGHUP is where the tests were started by nohup."""
+    numbers = [signal.SIGTERM, signal.SIGHUP]
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        if before[number] is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

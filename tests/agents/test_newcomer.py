@@ -65,7 +65,7 @@ def test_the_trained_policy_beats_chance_and_comes_near_the_best(copied, capsys)
     assert returns.keys() == {"walker", "random", "to the door"}
     assert returns["walker"] > returns["random"] + 0.5
     assert returns["walker"] > returns["to the door"] - 0.1
-    assert "p (return vs random)" in capsys.readouterr().out
+    assert "p (return vs random" in capsys.readouterr().out
 
 
 def test_a_policy_of_normalised_observations_is_played_with_their_statistics(tmp_path):

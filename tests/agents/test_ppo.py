@@ -281,7 +281,7 @@ def test_an_explained_variance_that_does_not_exist_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_keeps_a_checkpoint_and_the_run_ends_like_one_that_was_not_stopped(tmp_path, name):
+def test_a_signal_keeps_a_checkpoint_and_the_run_ends_like_one_that_was_not_stopped(tmp_path, name, heard_signals):
     class Send(BaseCallback):
         def _on_step(self):
             if self.num_timesteps == 108:

@@ -12,7 +12,7 @@ from segarena.common.stopping import Stopped, stop_asked, stop_if_asked, stoppin
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_first_signal_waits_for_a_safe_point_and_a_second_one_does_not(name, capsys):
+def test_a_first_signal_waits_for_a_safe_point_and_a_second_one_does_not(name, capsys, heard_signals):
     number = getattr(signal, name)
     before = signal.getsignal(number)
     with stopping_safely():

@@ -1,5 +1,7 @@
 """Films show every picture with its caption and one legend, whole and readable."""
 
+import gc
+
 import imageio.v3 as imageio
 import numpy as np
 import pytest
@@ -63,6 +65,7 @@ def test_an_odd_width_loses_nothing():
     assert frame.shape[1] == 602
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # imageio's pipes to ffmpeg
 @pytest.mark.parametrize("ending", ["gif", "mp4"])
 def test_a_film_is_read_back(tmp_path, ending):
     path = tmp_path / "deep" / f"film.{ending}"
@@ -73,6 +76,7 @@ def test_a_film_is_read_back(tmp_path, ending):
     assert frames.shape == expected.shape
     assert np.abs(frames[:, :64].astype(int) - expected[:, :64]).max() < 12, "MP4 is compressed"
     assert [item.name for item in path.parent.iterdir()] == [path.name]
+    gc.collect()  # now, where it is known whose pipes are left open
 
 
 @pytest.mark.parametrize("name", ["film.avi", "film", "film.gif.png"])

@@ -18,6 +18,7 @@ from rl4seg_runs import (
     train,
     trained,
 )
+from segarena.agents import catalogue
 from segarena.agents.rl4seg.baselines import BASELINES, NetworkBaseline, one_unet
 from segarena.agents.rl4seg.context import UNET
 from segarena.evaluation.results import read_results
@@ -97,9 +98,12 @@ def test_reference_policies_are_evaluated_by_name(copied, capsys):
 
 def test_a_new_baseline_is_one_row_and_one_function(tmp_path, monkeypatch, capsys):
     def untrained(context):
-        return one_unet(context, "toy", lambda stage: context.segmenter(context.seed("toy")), keys=UNET)
+        fresh = context.segmenter(context.seed("toy"))
+        return one_unet(context, "toy", lambda stage: fresh, keys=UNET, work=lambda: 1.0)
 
     monkeypatch.setitem(BASELINES, "toy", NetworkBaseline("a toy", untrained, supervision="none", sees_target=False))
+    made = catalogue.made_from_code()  # as `python -m segarena.agents.catalogue` would write it
+    monkeypatch.setattr(catalogue, "_packaged", lambda: made)
     run = trained(tmp_path, QUICK, iterations=0, baselines=["toy"])
     assert stages_of(run) == ["baselines/toy", "supervised"]
     assert call("evaluate", "--run", run) == 0

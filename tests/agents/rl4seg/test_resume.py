@@ -36,11 +36,16 @@ from segarena.common.runs import Run
 
 
 def test_a_finished_run_is_not_trained_again(copied, monkeypatch):
-    before = everything(copied)
+    board = copied / "tensorboard" / "run"  # the table of runs is written again
+
+    def kept():
+        return {path: seen for path, seen in everything(copied).items() if path.parent != board}
+
+    before = kept()
     for owner, name in ((torch.Tensor, "backward"), (Run, "log"), (Run, "finish"), (DensePPO, "learn")):
         monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("a finished stage is made again"))
     assert call("train", "--resume", copied) == 0
-    assert everything(copied) == before
+    assert kept() == before
 
 
 def test_a_stage_whose_manifest_is_lost_is_made_the_same_again(copied, tiny):
