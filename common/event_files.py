@@ -11,6 +11,7 @@ import re
 import socket
 import time
 import weakref
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ class EventFiles:
         """Bytes of all files."""
         return sum(path.stat().st_size for path in self._files())
 
+    def hold(self, summaries: Iterable[Any], after: int = 0) -> bool:
+        """Whether each of the summaries stands in the files, beyond their first `after` bytes together."""
+        written = b"".join(path.read_bytes() for path in self._files())[after:]
+        return all(summary.SerializeToString(deterministic=True) in written for summary in summaries)
+
     def cut_back(self, size: int) -> None:
         """Keep the first `size` bytes of all files together."""
         for path in self._files():
@@ -66,7 +72,7 @@ class EventFiles:
         try:
             if not self._path:
                 self._begin()
-            self._writer.write(event.SerializeToString())
+            self._writer.write(event.SerializeToString(deterministic=True))  # `hold` finds summaries by their bytes
             self._writer.flush()
         except OSError as error:
             raise named(error, self._path or self.folder) from error
@@ -85,6 +91,19 @@ class EventFiles:
         if self._first_step is not None:
             start = SessionLog(status=SessionLog.START)
             self._write(Event(step=self._first_step, session_log=start, wall_time=time.time()))
+
+
+def hparams_rows(settings: Mapping[str, Any], outcome: Mapping[str, float]) -> list[Any]:
+    """The summaries of a run's row in TensorBoard's table of runs: the same bytes for the same row, see `hold`."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    from torch.utils.tensorboard.summary import hparams
+
+    rows = list(hparams(dict(settings), dict(outcome)))  # type: ignore[no-untyped-call]
+    for row in rows:
+        for value in row.value:
+            packed = value.metadata.plugin_data  # the settings are in it as a map, whose order is left open
+            packed.content = HParamsPluginData.FromString(packed.content).SerializeToString(deterministic=True)
+    return rows
 
 
 def board_of(folder: Path, stage: str) -> Path:

@@ -25,7 +25,7 @@ import yaml
 from torch import Tensor
 
 from .checkpoints import Checkpoint, latest_checkpoint, remove_checkpoints_below, save_checkpoint
-from .event_files import EventFiles, board_of
+from .event_files import EventFiles, board_of, hparams_rows
 from .files import file_digest, named, remove_unfinished, unfinished, write_text
 from .finite import NotFiniteError, not_finite
 from .locks import LOCK
@@ -166,17 +166,23 @@ class Run:
         """Show the settings (a nested mapping) beside what came of them in TensorBoard's table of runs.
 
         outcome: by the names of its curves. A run without curves of its own, those being its stages', shows these
-        numbers only, in place of any that it showed before.
+        numbers only, in place of any that it showed before. A finished run that is resumed shows them already, and its
+        files stay as they are.
         """
-        from torch.utils.tensorboard.summary import hparams, scalar
+        from torch.utils.tensorboard.summary import scalar
 
-        if not self._metrics.exists():
+        rows = hparams_rows(flat(settings), outcome)
+        alone = not self._metrics.exists()
+        points = [scalar(name, value) for name, value in outcome.items()] if alone else []  # type: ignore[no-untyped-call]
+        if self._event_files.hold([*points, *rows], after=self._to_cut[1] if self._to_cut else 0):
+            return
+        if alone:
             self._events.close()
             self._events.cut_back(0)
-            for name, value in outcome.items():
-                self._events.add(scalar(name, value), 0)  # type: ignore[no-untyped-call]
-        for summary in hparams(flat(settings), dict(outcome)):  # type: ignore[no-untyped-call]
-            self._events.add(summary)
+        for point in points:
+            self._events.add(point, 0)
+        for row in rows:
+            self._events.add(row)
 
     def metrics(self) -> list[dict[str, float]]:
         """The lines of metrics.jsonl, oldest first.
@@ -184,8 +190,8 @@ class Run:
         Raises:
             ValueError: names the line that holds no scalars.
         """
-        self._cut_back()
-        return read_scalars(self._metrics) if self._metrics.exists() else []
+        kept = self._to_cut[0] if self._to_cut else None
+        return read_scalars(self._metrics, kept) if self._metrics.exists() else []
 
     @property
     def media(self) -> Path:
@@ -220,7 +226,7 @@ class Run:
     def resume(self) -> Checkpoint | None:
         """The newest whole checkpoint, with the logs cut back to it; None (and empty logs) where there is none yet.
 
-        The files are cut when they are next read or written, so that one who is refused later has changed nothing.
+        The files are cut when they are next written, so that one who is refused later has changed nothing.
 
         Raises:
             ValueError: it was made with other settings, or from a stage that was made anew since: see `finished`; or

@@ -8,13 +8,14 @@ LARGEST = 2**30
 """Bytes of a file."""
 
 
-def read_scalars(path: Path) -> list[dict[str, float]]:
-    """The lines of a file, oldest first.
+def read_scalars(path: Path, size: int | None = None) -> list[dict[str, float]]:
+    """The lines of a file, oldest first; with `size` those within its first `size` bytes.
 
     Raises:
         ValueError: names the line that holds no scalars.
     """
-    return _scalars(read_text(path, LARGEST), path)
+    text = read_text(path, LARGEST)
+    return _scalars(text if size is None else text.encode()[:size].decode(), path)
 
 
 def whole_lines(path: Path, size: int) -> int:
