@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import segarena  # noqa: F401 (registers the environments)
 import torch
 from device_police import DevicePolice
 
+os.environ["OMP_NUM_THREADS"] = "1"  # for the commands and processes of the tests: another number means other last bits
 torch.set_num_threads(1)  # the tests' tensors are small: a second thread costs more than it gives
 
 
@@ -25,12 +27,12 @@ def one_thread(monkeypatch):
 
 @pytest.fixture
 def heard_signals():
-    """No signal is ignored while the test runs, as SIGHUP is where the tests were started by nohup."""
-    numbers = [signal.SIGTERM, signal.SIGHUP]
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
+    """No signal is ignored while the test runs, as SIGHUP is under nohup and SIGINT in the background of a shell."""
+    heard = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.getsignal(number) for number in heard}
+    for number, handler in heard.items():
         if before[number] is signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, handler)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
