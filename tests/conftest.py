@@ -19,12 +19,6 @@ def cache_elsewhere(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("SEGARENA_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """The commands leave the number of threads as it is."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
 @pytest.fixture
 def heard_signals():
     """No signal is ignored while the test runs, as SIGHUP is under nohup and SIGINT in the background of a shell."""

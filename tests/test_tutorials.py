@@ -72,7 +72,6 @@ def run(program, commands, installed):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(PACKAGE))
     return tmp_path
 
