@@ -2,6 +2,8 @@
 #   make demo   the main job on phantoms     make test   lint, types and tests     make docs   the site of docs/
 PYTHON ?= python3
 BIN := .venv/bin
+# processes of the tests; each computes with one thread
+WORKERS ?= 2
 
 .PHONY: demo test lint docs clean
 
@@ -32,7 +34,7 @@ lint: .venv/.installed-test .typing
 	MYPYPATH=.typing $(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 docs: .venv/.installed-docs .typing # a warning is an error; the site is site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -16,9 +16,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
 from ..common.checks import check_choice
-from ..common.plugins import load
 from ..envs import ENVIRONMENTS
-from ..envs.adapters import to_numpy
+from ..envs.adapters import class_of, to_numpy
 from ..envs.core import BatchedEnv
 from ..evaluation.films import Shot
 
@@ -182,10 +181,7 @@ def make_env(env_id: str, chosen: Mapping[str, Any] | None = None, **settings: A
         )
     entry = ENVIRONMENTS[env_id]
     package = f" of package {entry.package}" if entry.package else ""
-    env_class = load(entry.env_class, f"environment {env_id!r}{package}")
-    if not (isinstance(env_class, type) and issubclass(env_class, BatchedEnv)):
-        raise ValueError(f"environment {env_id!r} names {entry.env_class}, which is no BatchedEnv")
-    return env_class(**{**(chosen or {}), **settings})
+    return class_of(entry.env_class, f"environment {env_id!r}{package}")(**{**(chosen or {}), **settings})
 
 
 def reference(table: Mapping[str, Reference[Env]], name: str) -> Reference[Env]:

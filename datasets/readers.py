@@ -68,7 +68,7 @@ def find_images(inputs: Sequence[str | Path], suffixes: Sequence[str], dicom: Fi
     for text in inputs:
         single: dict[Path, list[Path]] = {}
         images: list[ImageFiles] = []
-        for path in _expanded(text):
+        for path in named(text):
             if path.is_dir():
                 images += _in_folder(path, suffixes, dicom)
             elif suffix := suffix_of(path, suffixes):
@@ -96,7 +96,12 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def _expanded(text: str | Path) -> list[Path]:
+def named(text: str | Path) -> list[Path]:
+    """The files and folders that a name or a pattern stands for.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
     path = Path(text).expanduser()
     if path.exists():
         return [path]

@@ -5,7 +5,6 @@ has a file of its own (learner_env.py), since gym.make needs no Stable-Baselines
 the step that ended one (SAME_STEP), by the same `BatchedEnv.advance`.
 """
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.vector.utils import batch_space
 
+from ..common.plugins import load
 from .core import BatchedEnv, Ended
 
 
@@ -207,16 +207,15 @@ def make_batch(env_class: str, num_envs: int = 1, **settings: Any) -> BatchEnv:
     return BatchEnv(batched(num_envs=num_envs, **{**defaults, **settings}))
 
 
-def class_of(env_class: str) -> type[BatchedEnv]:
+def class_of(env_class: str, what: str = "env_class") -> type[BatchedEnv]:
     """The `BatchedEnv` that "module:Class" names.
 
     Raises:
-        ValueError: the name is no "module:Class", or not that of a `BatchedEnv`.
+        ValueError: it cannot be imported, or is no `BatchedEnv`; says so of `what`.
     """
-    module, _, name = env_class.partition(":")
-    found = getattr(importlib.import_module(module), name, None) if name else None
+    found = load(env_class, what)
     if not (isinstance(found, type) and issubclass(found, BatchedEnv)):
-        raise ValueError(f"env_class is {env_class!r} but must be 'module:Class' of a BatchedEnv")
+        raise ValueError(f"{what} is {env_class!r} but must be 'module:Class' of a BatchedEnv")
     return found
 
 

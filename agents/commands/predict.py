@@ -62,10 +62,13 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
     """Masks, maps, pictures and a table; 1 if an image was skipped."""
     from ...common.checks import check_choice
     from ...common.runs import Run
+    from ...datasets.readers import named
     from ..configuration import read_experiment
     from ..prediction import open_predictor, predict_each
     from ..predictor import PredictOptions
 
+    for text in options.input:
+        named(text)  # before the run is loaded, which may take long
     check_choice("on_error", options.on_error, ("stop", "skip"))
     use_threads(options.threads, default=read_experiment(Run.open(options.run))[0].threads)
     chosen = PredictOptions(options.method, options.threshold, options.spacing_mm)

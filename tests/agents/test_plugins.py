@@ -89,7 +89,8 @@ def test_a_package_is_listed_and_what_is_broken_of_it_is_named(site, tmp_path):
     assert "  policy        to the door: The way.\n" in walk
     assert "Stroll-v0\n  paper         registered with Gymnasium\n" in done.stdout
     assert "paper walk\n  package       walking 1.2\n  experiment    One walk.\n" in done.stdout
-    assert "left out   Gone-v0 cannot be made: ModuleNotFoundError: No module named 'no_such_module'" in done.stderr
+    assert "left out   Gone-v0 cannot be made: ValueError: env_class (no_such_module:" in done.stderr
+    assert "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'" in done.stderr
     torn = "left out   paper 'torn' of package walking 1.2 (walking:NO_SUCH_NAME) cannot be loaded: AttributeError"
     assert torn in done.stderr
     taken = "environment 'SPARS-LiverCT-v0' of package walking 1.2 is left out: there is an environment of this id"
