@@ -448,7 +448,7 @@ def test_an_entry_that_names_no_environment_is_refused():
     for name in ("segarena.envs.spars", "segarena.envs.spars:Nobody"):
         with pytest.raises(ValueError, match=rf"env_class \({name}\) cannot be loaded: AttributeError"):
             make_single(name)
-    with pytest.raises(ValueError, match="'segarena.common.plugins:Table' but must be 'module:Class' of a BatchedEnv"):
+    with pytest.raises(ValueError, match=r"plugins:Table' but must be 'module:Class' of a BatchedEnv"):
         make_single("segarena.common.plugins:Table")
 
 
