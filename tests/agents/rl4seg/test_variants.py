@@ -123,20 +123,20 @@ def test_corrected_masks_are_gold_where_the_reward_network_prefers_them(tmp_path
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"reward_data.model": False, "reward_data.image": False}, {"swap"}),
-        ({"reward_data.model": False, "reward_data.image": False, "reward_data.swap": False}, {"correction"}),
-        ({"reward_data.model": False, "reward_data.corrections": False}, {"swap", "contrast", "noise"}),
+        ({"reward_data.model": False, "reward_data.image": False}, ["swap"]),
+        ({"reward_data.model": False, "reward_data.image": False, "reward_data.swap": False}, ["correction"]),
+        ({"reward_data.model": False, "reward_data.corrections": False}, ["contrast", "noise", "swap"]),
         ({"reward_data.identity": True, "reward_data.sampled": True, "reward_net.action_encoding": "onehot"}, None),
     ],
     ids=str,
 )
 def test_the_ablations_of_reward_data_run(tmp_path, half_gold, changes, expected):
-    if expected == {"swap"}:
+    if expected == ["swap"]:
         changes = changes | {"reward_data.corrections": False}
     run = trained(tmp_path, merged(QUICK, changes), iterations=1, new_images=14)
     (said,) = Run(run / "iteration_1/reward_data").metrics()
-    kinds = {"swap", "weights", "contrast", "noise", "correction", "identity", "sampled"}
-    made_kinds = {kind for kind in kinds if said[f"reward_data/n_{kind}"]}
+    kinds = ["contrast", "correction", "identity", "noise", "sampled", "swap", "weights"]
+    made_kinds = [kind for kind in kinds if said[f"reward_data/n_{kind}"]]
     assert made_kinds == (kinds if expected is None else expected)
 
 
