@@ -269,7 +269,16 @@ def _reward_net(context: Context, i: int, stage: Run) -> list[str]:
         net = RewardNet(classes=len(CLASSES), encoding=config.action_encoding, init_channels=channels, norm=norm)
     if config.warm_start and i > 1:
         net.load_state_dict(context.reward_net(i - 1).state_dict())
-    train, val, test = triplets(context, i).split(context.target.groups, context.seed("triplets"))
+    made = triplets(context, i)
+    train, val, test = made.split(context.target.groups, context.seed("triplets"))
+    if not len(val):
+        patients = {context.target.groups[row] for row in made.images.tolist()}
+        lower = context.experiment.reward_data.sim_threshold / 2
+        more = way_on(context, i, f"--reward_data.sim_threshold {lower:g}")
+        raise ValueError(
+            f"iteration {i}: all {len(made)} triplets are of {len(patients)} patient, but the reward network needs "
+            f"another for its validation. Let more masks count, {more}, or give more images (new_images)"
+        )
     net = net.to(context.device)
     best = train_reward_net(net, train, val, context.target, config, stage, seed)
     stage.log(
