@@ -215,13 +215,11 @@ def read_sweep(path: str | Path, settings: Mapping[str, Any]) -> Sweep:
         columns = [column(one).name for one in paper_named(file.paper).columns]
         metric = columns[0] if file.metric is None else file.metric
         check_choice("metric", metric, dict.fromkeys([*columns, *STANDARD]))
-        experiments = {
-            name: _experiment(file.paper, [*file.base, *layers, *([dict(settings)] if settings else [])], name, path)
-            for name, layers in file.layers().items()
-        }
+        last = [dict(settings)] if settings else []
+        layers = {name: [*file.base, *own, *last] for name, own in file.layers().items()}
+        experiments = {name: _experiment(file, name, one, Path(path).parent) for name, one in layers.items()}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    experiments = {name: replace(one, seed=file.seeds[0]).resolved() for name, one in experiments.items()}
     shared, differ = _divided(file.paper, {name: plain(asdict(one)) for name, one in experiments.items()})
     own = replace(file, base=[shared], variants=dict(differ), grid=None, metric=metric, evaluation=asdict(evaluation))
     return Sweep(own, experiments, evaluation)
@@ -242,25 +240,26 @@ def _file(given: object, stem: str) -> SweepFile:
     return SweepFile(**{"name": stem, **given, **({"variants": named} if "variants" in given else {})})
 
 
-def _experiment(paper: str, layers: Sequence[Layer], variant: str, path: str | Path) -> Experiment:
-    """The experiment of configurations that follow each other, as `train` makes it."""
-    arguments = []
+def _experiment(file: SweepFile, variant: str, layers: Sequence[Layer], beside: Path) -> Experiment:
+    """The experiment of configurations that follow each other, as `train` makes it, resolved; beside: their folder."""
+    arguments = list[str]()
     with TemporaryDirectory() as folder:
         for number, layer in enumerate(layers):
             if isinstance(layer, str):
-                beside = Path(path).parent / layer
-                arguments += ["--config", config_file(str(beside) if beside.is_file() else layer)]
-                continue
-            config = _nested(layer)
-            if "seed" in config:
-                raise ValueError(f"variant {variant!r} has a seed; the seeds of a sweep stand in `seeds`")
-            if wrong := misfit(schema(paper), config):
-                raise ValueError(f"variant {variant!r}: {wrong}")
-            file = Path(folder) / f"{number}.yaml"
-            write_text(file, yaml.safe_dump({**config, "paper": paper}, allow_unicode=True))
-            arguments += ["--config", str(file)]
-        experiment: Experiment = experiment_of(paper, arguments or ["--paper", paper])
-    return experiment
+                found = str(beside / layer) if (beside / layer).is_file() else config_file(layer)
+            else:
+                config, found = _nested(layer), f"{folder}/{number}.yaml"
+                if "seed" in config:
+                    raise ValueError(f"variant {variant!r} has a seed; the seeds of a sweep stand in `seeds`")
+                if wrong := misfit(schema(file.paper), config):
+                    raise ValueError(f"variant {variant!r}: {wrong}")
+                write_text(Path(found), yaml.safe_dump({**config, "paper": file.paper}, allow_unicode=True))
+            arguments += ["--config", found]
+        try:
+            made: Experiment = experiment_of(file.paper, [*arguments, "--seed", str(file.seeds[0])]).resolved()
+        except ValueError as error:
+            raise ValueError(f"variant {variant!r}: {error}") from error
+    return made
 
 
 def _nested(layer: Mapping[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def train_trials(
     Raises:
         ValueError: Ray is not installed.
         ConnectionError: there is no cluster at the address.
-        KeyboardInterrupt: a signal; the processes are ended, and what their runs have kept stays.
+        Stopped: a signal; the processes are ended, and what their runs have kept stays.
     """
     ray = import_ray()
     for name in ("ray", "ray.tune", "ray.air"):
@@ -139,14 +139,24 @@ def _run(config: dict[str, int], trials: Sequence[Trial], threads: int) -> dict[
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Within the block the first signal is raised, which ends all trials."""
+    """Within the block the first signal ends all trials.
+
+    Raises:
+        Stopped: a signal came; what Ray makes of the exception in its loop does not matter.
+    """
+    came = list[int]()
 
     def stop(number: int, frame: FrameType | None) -> None:
+        came.append(number)
         raise Stopped(number)
 
     before = {number: signal.signal(number, stop) for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield
+    except BaseException as error:
+        if came:
+            raise Stopped(came[0]) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

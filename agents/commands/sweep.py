@@ -3,7 +3,6 @@
 import logging
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
 
@@ -87,12 +86,11 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
                     retries=options.retries,
                     address=options.ray_address,
                 )
-        except KeyboardInterrupt as stop:
-            number = stop.number if isinstance(stop, Stopped) else int(signal.SIGINT)
+        except Stopped as stop:
             kept = sum(trial.finished for trial in trials)
             raise Stopped(
-                number,
-                f"{signal.Signals(number).name}: stopped; {kept} of {len(trials)} trials are finished, and of the "
+                stop.number,
+                f"{stop.name}: stopped; {kept} of {len(trials)} trials are finished, and of the "
                 f"others the last checkpoints are kept; continue with {PROGRAM} sweep --resume "
                 f"{shlex.quote(str(folder))}",
             ) from None
