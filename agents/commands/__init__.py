@@ -8,8 +8,8 @@ refused at once.
 
 COMMANDS = {
     "train": "train as a configuration says, or continue a run",
-    "sweep": "train and evaluate the variants of a sweep file, several at once, and compare them on one page",
     "evaluate": "results, table and pictures of trained runs",
+    "sweep": "train and evaluate the variants of a sweep file, several at once, and compare them on one page",
     "predict": "segment images of one's own with a trained run",
     "render": "write an episode of a trained policy as a GIF or MP4",
     "plot": "draw learning curves of runs, with intervals over seeds",

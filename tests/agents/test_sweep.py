@@ -2,7 +2,7 @@
 
 import re
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from segarena.agents.command_line import main
 from segarena.agents.packaged import FOLDER, config_file, names
 from segarena.agents.sweep import read_sweep
 from segarena.common.reading import read_yaml
+from segarena.datasets.liver.cases import liver_case_ids
 from segarena.evaluation.results import read_results
 from sweeps import GRID, TINY
 
@@ -128,6 +129,10 @@ def test_the_sweeps_of_the_program_have_its_values():
     windows = read_sweep(FOLDER / "spars/sweeps/windows.yaml", {}).experiments.values()
     assert [one.env.window_size for one in windows] == [(8, 8, 8), (16, 16, 8), (24, 24, 12), (32, 32, 16)]
     assert {(one.env.threshold, one.env.classifier) for one in windows} == {(0.3, "train")}
+    cohorts = read_sweep(FOLDER / "spars/sweeps/cohorts.yaml", {}).experiments.values()
+    cases = [liver_case_ids(one.classifier_train.of(one.env)) for one in cohorts]
+    assert [len(set(one)) for one in cases] == [8, 12, 16, 20, 24]
+    assert set(cases[-1]) <= set(liver_case_ids(replace(next(iter(cohorts)).env, split="classifier_train")))
     rewards = read_sweep(FOLDER / "spars/sweeps/rewards.yaml", {}).experiments.values()
     found = [(one.env.terminal_bonus, one.env.tie_reward, one.env.accumulate) for one in rewards]
     assert found == [(10, 0, "learner"), (0, 0, "learner"), (10, 1, "learner"), (10, 0, "both")]
