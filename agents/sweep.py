@@ -97,7 +97,8 @@ class SweepFile:
             grid = self.grid or {}
             combined = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
             found = {", ".join(_said(*item) for item in one.items()): [one] for one in combined}
-        if not found or len({slug(name).casefold() for name in found}) < len(found):
+        good = all(name.strip() and name.isprintable() for name in found)
+        if not found or not good or len({slug(name).casefold() for name in found}) < len(found):
             raise ValueError(f"the variants are {', '.join(map(repr, found)) or 'none'}: each needs a name of its own")
         return found
 

@@ -16,7 +16,7 @@ from ..common.files import write_text
 from .drawing import Colour, Mask
 from .volume_figures import MASK, TRUTH, CaseView
 
-LIVER: Colour = (140, 140, 140)
+ORGAN: Colour = (140, 140, 140)
 MOST_POINTS = 10_000
 """Points of one surface; of a larger one every second, third, ... is shown, so that a file has a few MB."""
 AXES = ("left to right (mm)", "back to front (mm)", "feet to head (mm)")
@@ -63,7 +63,7 @@ def volume_figure(case: CaseView, *, title: str) -> Any:
     figure = graph.Figure()
     shown = [("label", case.label, TRUTH, 0.7), ("prediction", case.pred, MASK, 0.7)]
     if case.organ is not None:
-        shown.append(("organ", case.organ & ~case.label, LIVER, 0.06))
+        shown.append(("organ", case.organ, ORGAN, 0.12))
     for name, mask, colour, opacity in shown:
         x, y, z = surface_mm(mask, case.spacing_mm)
         marker = {"size": 3, "symbol": "square", "color": "rgb({},{},{})".format(*colour), "opacity": opacity}

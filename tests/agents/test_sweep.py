@@ -160,6 +160,7 @@ BAD = {
     ),
     "a value out of its range": ({"grid": {"env.threshold": [0.5, 1.5]}}, "threshold is 1.5 but must lie in [0, 1]"),
     "no values": ({"grid": {"env.threshold": []}}, "grid.env.threshold has no values"),
+    "a grid without keys": ({"grid": {}}, "the variants are '': each needs a name of its own"),
     "no list of values": ({"grid": {"env.threshold": 0.5}}, "grid is {'env.threshold': 0.5} but must be"),
     "variants and a grid": ({"variants": {"a": {}}}, "has either `variants: {name: {key: value}}` or `grid:"),
     "no variants": ({"grid": None}, "has either `variants:"),

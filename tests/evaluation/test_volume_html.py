@@ -67,7 +67,7 @@ def test_the_figure_has_label_prediction_and_the_faint_organ():
         ("prediction", 24, 24),
     ]
     assert figure.data[2].name == "organ"
-    assert figure.data[2].marker.opacity < 0.1 < figure.data[0].marker.opacity
+    assert figure.data[2].marker.opacity < 0.2 < figure.data[0].marker.opacity
     assert figure.layout.scene.aspectmode == "data"
     assert figure.layout.scene.zaxis.range == (0.0, 48.0)
     assert max(figure.data[0].y) == 17.0
