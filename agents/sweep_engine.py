@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,16 +30,27 @@ SETTINGS = {
 """Variables of the environment that Ray reads."""
 FOLDER = ".ray"
 """Folder of the sweep for what Tune writes; it is removed at the end."""
+WAIT_S = 10.0
+"""Seconds in which a cluster must answer."""
 OBJECTS = 10**8
 """Bytes of memory that processes share."""
 
 
-def import_ray() -> Any:
-    """Ray, with Tune.
+def import_ray(address: str | None) -> Any:
+    """Ray, with Tune. address: see `train_trials`.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: it is not installed, or nothing answers at the address.
     """
+    host, _, port = (address or "").rpartition(":")
+    if port.isdecimal():  # Ray itself would wait for minutes
+        try:
+            socket.create_connection((host, int(port)), WAIT_S).close()
+        except (OSError, OverflowError, UnicodeError) as error:
+            raise ValueError(
+                f"ray_address is {address!r}, where no Ray cluster answers ({error}); start one by `ray start --head`, "
+                f"or leave it out to train on this machine"
+            ) from error
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
@@ -63,11 +75,11 @@ def train_trials(
         address: of a Ray cluster whose machines share the folder; None: this machine.
 
     Raises:
-        ValueError: Ray is not installed.
-        ConnectionError: there is no cluster at the address.
+        ValueError: as `import_ray`.
+        ConnectionError: there is no cluster, with address "auto".
         Stopped: a signal; the processes are ended, and what their runs have kept stays.
     """
-    ray = import_ray()
+    ray = import_ray(address)
     for name in ("ray", "ray.tune", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     local = {"num_cpus": at_once * threads, "include_dashboard": False, "object_store_memory": OBJECTS}

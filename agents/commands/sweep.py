@@ -68,7 +68,7 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
     folder = Path(options.resume or options.out or f"runs/{slug(sweep.file.name)}")
     trials = sweep.trials(folder.absolute(), command)
     if todo := [trial for trial in trials if not trial.finished]:
-        import_ray()
+        import_ray(options.ray_address)
         sweep.check()
     cores = max(1, (os.cpu_count() or 1) // options.threads)
     failed = dict[str, str]()

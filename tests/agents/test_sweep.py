@@ -203,6 +203,10 @@ def test_a_wrong_sweep_is_refused_before_anything_is_written(name, here, capsys)
         (["--config", "mine.yaml", "--at_once", "0"], "at_once is 0 but must be at least 1"),
         (["--config", "mine.yaml", "--retries", "-1"], "retries is -1 but must be at least 0"),
         (["--config", "mine.yaml", "--set", "env.treshold=1"], "there is no env.treshold; did you mean env.threshold?"),
+        (
+            ["--config", "mine.yaml", "--ray_address", "127.0.0.1:9"],
+            "ray_address is '127.0.0.1:9', where no Ray cluster answers",
+        ),
         (["--config", "spars/phantom"], "which is a configuration: `train` takes it"),
         (["--config", "spars/sweeps/windos"], "no packaged sweep; did you mean spars/sweeps/windows?"),
     ],
