@@ -252,7 +252,7 @@ def _experiment(file: SweepFile, variant: str, layers: Sequence[Layer], beside: 
                 config, found = _nested(layer), f"{folder}/{number}.yaml"
                 if "seed" in config:
                     raise ValueError(f"variant {variant!r} has a seed; the seeds of a sweep stand in `seeds`")
-                if wrong := misfit(schema(file.paper), config):
+                if wrong := _part_of_a_value(file.paper, layer) or misfit(schema(file.paper), config):
                     raise ValueError(f"variant {variant!r}: {wrong}")
                 write_text(Path(found), yaml.safe_dump({**config, "paper": file.paper}, allow_unicode=True))
             arguments += ["--config", found]
@@ -261,6 +261,22 @@ def _experiment(file: SweepFile, variant: str, layers: Sequence[Layer], beside: 
         except ValueError as error:
             raise ValueError(f"variant {variant!r}: {error}") from error
     return made
+
+
+def _part_of_a_value(paper: str, layer: Mapping[str, Any]) -> str | None:
+    """What is wrong with a key below one whose value is a whole, since a later configuration replaces that value."""
+    known, sections = set(keys(schema(paper))), _sections(paper)
+    for key in map(str, layer):
+        parts = key.split(".")
+        above = [".".join(parts[:n]) for n in range(1, len(parts))]
+        if whole := next((one for one in above if one in known - sections), None):
+            return f"{key} is a part of {whole}, which is one value: give all of it, as {whole}"
+    return None
+
+
+def _sections(paper: str) -> set[str]:
+    """The keys that have keys below them."""
+    return {key.rpartition(".")[0] for key in keys(schema(paper))}
 
 
 def _nested(layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -285,7 +301,7 @@ def _nested(layer: Mapping[str, Any]) -> dict[str, Any]:
 
 def _divided(paper: str, configs: Mapping[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """What all configurations share, as sections, and what each has of its own, by dotted keys; without the seed."""
-    sections = {key.rpartition(".")[0] for key in keys(schema(paper))}
+    sections = _sections(paper)
 
     def leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         found = dict[str, Any]()

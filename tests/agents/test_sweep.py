@@ -159,6 +159,10 @@ BAD = {
         "env.threshold is 'high' but must be a number",
     ),
     "a value out of its range": ({"grid": {"env.threshold": [0.5, 1.5]}}, "threshold is 1.5 but must lie in [0, 1]"),
+    "a part of a value": (
+        {"paper": "ppo", "base": [{"env": "SPARS-LiverCT-v0"}], "grid": {"settings.horizon": [4, 8]}},
+        "settings.horizon is a part of settings, which is one value: give all of it, as settings",
+    ),
     "no values": ({"grid": {"env.threshold": []}}, "grid.env.threshold has no values"),
     "a grid without keys": ({"grid": {}}, "the variants are '': each needs a name of its own"),
     "no list of values": ({"grid": {"env.threshold": 0.5}}, "grid is {'env.threshold': 0.5} but must be"),
