@@ -127,9 +127,9 @@ class Sweep:
 
     def trials(self, folder: Path, command: str) -> "list[Trial]":
         """All trials, the first seed of every variant first."""
+        evaluate = EvaluateOptions(command=command, **asdict(self.evaluation))
         return [
             Trial(self.file.paper, name, replace(one, seed=seed), folder / f"{slug(name)}_seed{seed}", evaluate)
-            for evaluate in [EvaluateOptions(command=command, **asdict(self.evaluation))]
             for seed in self.file.seeds
             for name, one in self.experiments.items()
         ]

@@ -83,7 +83,7 @@ def train_trials(
     for name in ("ray", "ray.tune", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     local = {"num_cpus": at_once * threads, "include_dashboard": False, "object_store_memory": OBJECTS}
-    ray.init(address=address, log_to_driver=False, configure_logging=False, **({} if address else local))
+    ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **({} if address else local))
     try:
         with _stopped_by_signals():
             return _tune(ray, trials, folder, at_once, threads, retries)

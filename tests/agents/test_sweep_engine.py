@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from segarena.agents import sweep_engine
 from segarena.agents.command_line import main
 from segarena.agents.sweep import read_sweep
 from segarena.common.checkpoints import latest_checkpoint
@@ -98,6 +99,24 @@ def test_a_killed_worker_goes_on_and_a_trial_that_dies_too_often_is_named(tmp_pa
         assert ours.step == theirs.step == 1280
         assert ours.weights.keys() == theirs.weights.keys()
         assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
+
+
+class Failing:
+    """A trial that raises."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def run(self, threads):
+        raise self.error
+
+
+def test_what_a_trial_raises_is_told_and_not_repeated():
+    trials = [Failing(ValueError("threshold is 2")), Failing(OSError("disk is full")), Failing(KeyError("a bug"))]
+    told = [sweep_engine._run({"number": number}, trials, 1)["failed"] for number in range(3)]
+    assert told[:2] == ["threshold is 2", "disk is full"]
+    assert told[2].startswith("Traceback")
+    assert "KeyError: 'a bug'" in told[2]
 
 
 def test_a_signal_keeps_what_there_is_and_names_the_command_that_goes_on(tmp_path, monkeypatch, heard_signals):
