@@ -142,23 +142,30 @@ class Sweep:
             except (ValueError, OSError) as error:
                 raise ValueError(f"variant {name!r}: {error}") from error
 
-    def keep(self, folder: Path) -> None:
-        """Write sweep.yaml, unless it is there.
-
-        Raises:
-            ValueError: the folder holds another sweep, or something else.
-        """
-        path, content = folder / FILE, plain(asdict(self.file))
+    def check_folder(self, folder: Path) -> None:
+        """Raises ValueError: the folder holds another sweep, or something else."""
+        path = folder / FILE
         if not path.exists():
             Run.check_new(folder)
-            write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
             return
-        then, now = _flat(read_yaml(path)), _flat(content)
+        then, now = _flat(read_yaml(path)), _flat(self._content)
         if key := differing(then, now):
             raise ValueError(
                 f"out is {str(folder)!r}, which holds another sweep: {key} is {then.get(key, 'absent')!r} there but "
                 f"{now.get(key, 'absent')!r} here; choose another --out, or continue that one with --resume {folder}"
             )
+
+    def keep(self, folder: Path) -> None:
+        """Write sweep.yaml, unless it is there; raises as `check_folder`."""
+        self.check_folder(folder)
+        if not (folder / FILE).exists():
+            write_text(folder / FILE, yaml.safe_dump(self._content, sort_keys=False, allow_unicode=True))
+
+    @property
+    def _content(self) -> dict[str, Any]:
+        """What sweep.yaml holds."""
+        content: dict[str, Any] = plain(asdict(self.file))
+        return content
 
     def write_page(self, folder: Path) -> Path:
         """The page of all finished trials; returns its path."""

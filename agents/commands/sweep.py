@@ -67,6 +67,7 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
     sweep = read_sweep(path, settings_of(options.set))
     folder = Path(options.resume or options.out or f"runs/{slug(sweep.file.name)}")
     trials = sweep.trials(folder.absolute(), command)
+    sweep.check_folder(folder)
     if todo := [trial for trial in trials if not trial.finished]:
         import_ray(options.ray_address)
         sweep.check()

@@ -282,7 +282,6 @@ def test_trials_are_runs_and_a_sweep_without_work_needs_no_ray(here, monkeypatch
 
 
 def test_a_folder_of_another_sweep_is_refused_with_the_difference(here, capsys):
-    pytest.importorskip("ray.tune", reason="Ray Tune is not here: pip install 'segarena[sweep]'")
     read_sweep(kept(GRID), {}).keep(here / "out")
     for change, said in [
         ({"ppo.gamma=0.5"}, "base.ppo.gamma is 0.99 there but 0.5 here"),
