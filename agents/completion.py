@@ -43,7 +43,8 @@ def _add(command: argparse.ArgumentParser, options: Sequence[str], *, takes_valu
     if not takes_value:
         command.add_argument(*options, action="store_true")
         return
-    choices = {"--config": names(), "--paper": list(PAPERS), "--id": list(ENVIRONMENTS)}.get(options[-1])
+    configs = names(sweeps=command.prog.endswith("sweep"))
+    choices = {"--config": configs, "--paper": list(PAPERS), "--id": list(ENVIRONMENTS)}.get(options[-1])
     added = command.add_argument(*options, choices=choices)
     if choices is None:
         added.complete = shtab.FILE  # type: ignore[attr-defined]

@@ -15,6 +15,7 @@ from ..common.reading import parse_yaml, quoted, read_yaml
 from .catalogue import schema
 from .packaged import config_file
 from .papers import PAPERS, paper_named
+from .refusals import one_line
 from .schema import keys, misfit, misfit_at
 
 if TYPE_CHECKING:
@@ -176,6 +177,22 @@ def _dataclasses(kind: Any) -> Iterator[type[Any]]:
             yield from _dataclasses(hint)
     for part in get_args(kind):
         yield from _dataclasses(part)
+
+
+def experiment_of(paper: str, arguments: Sequence[str]) -> Any:
+    """The experiment of the paper that options of `train` describe, `--config FILE` among them; the later wins.
+
+    Raises:
+        ValueError: as `check_given`; a configuration of another paper, or a value that a field refuses.
+    """
+    paper_of(["--paper", paper, *arguments])
+    check_given(arguments, paper, ["--config"])
+    options = _parser_of(paper_named(paper))
+    options.exit_on_error = False
+    try:
+        return experiment_from(paper_named(paper), options.parse_args(list(arguments)))
+    except ArgumentError as error:
+        raise ValueError(one_line(str(error), options._option_string_actions)) from error
 
 
 def read_experiment(run: "Run") -> "tuple[Paper[Any], Any]":

@@ -79,6 +79,8 @@ class EvaluateOptions:
     """Evaluate the last checkpoint of a run whose agent is not trained to its end, and say so in its results."""
     save_masks: bool = False
     """Write the masks of the run's own policy and of the baselines too, as `predict` does."""
+    html: bool = False
+    """Write pictures in 3-D of the first cases too, where the images are volumes."""
 
     @property
     def choice(self) -> str:
@@ -200,6 +202,8 @@ class Paper(Generic[E]):
     """The logged scalars of a run's agent, one dict per logged `step`, which counts environment steps."""
     predictor: Callable[[Run, E, PredictOptions], Predictor] = no_predictor
     """One method of a finished run, loaded once, for images without labels."""
+    volumes: bool = False
+    """Whether its images are volumes, of which `evaluate --html` draws pictures in 3-D."""
     frame_ms: int = 125
     """Time in milliseconds that each frame of an episode is shown."""
     threads: int = 1

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from .metrics import NEEDS_TARGET
 from .results import Case, Result, empty_target, unlabelled
-from .statistics import bootstrap_interval, cluster_means, holm, paired_wilcoxon
+from .statistics import Interval, bootstrap_interval, cluster_means, holm, paired_wilcoxon
 
 Floats = npt.NDArray[np.float64]
 
@@ -81,13 +81,20 @@ def mean_metrics(cases: Sequence[Case], columns: Iterable[Column] = ()) -> dict[
     return {name: sum(found) / len(found) if found else math.nan for name, found in values.items()}
 
 
-def table(results: Sequence[Result], columns: Sequence[Column | str], *, baseline: str | None = None) -> str:
+def table(
+    results: Sequence[Result],
+    columns: Sequence[Column | str],
+    *,
+    baseline: str | None = None,
+    heading: str = "Method",
+) -> str:
     """A Markdown table with one row per method, in the order in which the results name them.
 
     columns: what is shown; a name stands for a column of `STANDARD`. Results of one method that differ in the seed
     become one row. A cell is "mean [low, high]" with the 95 % bootstrap interval over cases (or patients) and seeds;
     "–" where the metric is undefined for one of its cases. With a `baseline` the last column holds the p-value of the
-    first metric against that method. The lines below the table say what the numbers rest on.
+    first metric against that method. heading: of the first column. The lines below the table say what the numbers rest
+    on.
 
     Raises:
         ValueError: no results or no columns, results of different environments, data sets or splits, methods or seeds
@@ -102,7 +109,7 @@ def table(results: Sequence[Result], columns: Sequence[Column | str], *, baselin
     patient_of = _patient_of(cases)
     meant = [list(_by_case(cases, one)) for one in shown]
     empty = [case["case_id"] for case in cases if empty_target(case)]
-    header = ["Method", "Supervision", "Mode", "Seeds", *map(_heading, shown)]
+    header = [heading, "Supervision", "Mode", "Seeds", *map(_heading, shown)]
     if empty:
         header += ["False positive (ml), empty target", "Specificity (%)"]
     if baseline is not None:
@@ -125,6 +132,20 @@ def table(results: Sequence[Result], columns: Sequence[Column | str], *, baselin
             row.append("–" if method == baseline else f"{p_value[method]:.2g}")
         rows.append(row)
     return "\n".join([*markdown(header, rows), "", *_footer(results, len(empty))])
+
+
+def interval(results: Sequence[Result], metric: Column | str) -> Interval:
+    """Mean of one method's metric over cases and seeds with its 95 % bootstrap interval, in the column's unit.
+
+    NaN where the metric is undefined for one of its cases. results: one per seed, on the same cases.
+
+    Raises:
+        ValueError: as `table`.
+    """
+    _by_method(results)
+    one, cases = column(metric), results[0].cases
+    case_ids = list(_by_case(cases, one))
+    return _interval(_values(results, one, case_ids), one, _patients(_patient_of(cases), case_ids))
 
 
 def p_values(results: Sequence[Result], baseline: str, metric: Column | str) -> dict[str, float]:
@@ -212,12 +233,19 @@ def _heading(one: Column) -> str:
     return f"{one.title} ({one.unit})" if one.unit else one.title
 
 
+def _interval(values: Floats, one: Column, patients: Sequence[str] | None) -> Interval:
+    """Mean and interval of the values [seeds, cases]; NaN where one is, or there are none."""
+    if values.size == 0 or np.isnan(values).any():
+        return Interval(math.nan, math.nan, math.nan)
+    return bootstrap_interval(values * one.scale, clusters=patients)
+
+
 def _cell(values: Floats, one: Column, patients: Sequence[str] | None) -> str:
     """ "mean [low, high]" of the values [seeds, cases]; "–" where one is NaN, or there are none."""
-    if values.size == 0 or np.isnan(values).any():
+    mean, low, high = _interval(values, one, patients)
+    if math.isnan(mean):
         return "–"
     digits = one.digits
-    mean, low, high = bootstrap_interval(values * one.scale, clusters=patients)
     return f"{mean:.{digits}f} [–]" if np.isnan(low) else f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 

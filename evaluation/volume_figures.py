@@ -35,6 +35,8 @@ class CaseView:
     heat: Heat
     """Score or painted map in 0..1."""
     spacing_mm: tuple[float, float, float]
+    organ: Mask | None = None
+    """The organ with what is in it, for pictures in 3-D."""
 
     @property
     def slice_k(self) -> int:

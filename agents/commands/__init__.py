@@ -9,11 +9,12 @@ refused at once.
 COMMANDS = {
     "train": "train as a configuration says, or continue a run",
     "evaluate": "results, table and pictures of trained runs",
+    "sweep": "train and evaluate the variants of a sweep file, several at once, and compare them on one page",
     "predict": "segment images of one's own with a trained run",
     "render": "write an episode of a trained policy as a GIF or MP4",
     "plot": "draw learning curves of runs, with intervals over seeds",
     "play": "play reference policies, without any trained run",
-    "list": "environments with spaces and reference policies; papers; packaged configurations",
+    "list": "environments with spaces and reference policies; papers; packaged configurations and sweeps",
     "schema": "JSON Schema of a paper's configurations, for editors",
     "cache": "show what the cache holds, or clear it",
 }

@@ -50,6 +50,12 @@ def parser(paper: str | None) -> ArgumentParser:
         action="store_true",
         help="write masks, maps and pictures of every case too, the files of `predict`, into masks/ beside the results",
     )
+    options.add_argument(
+        "--html",
+        action="store_true",
+        help="write label and mask of each figure's cases in 3-D too, as an HTML file of 5 to 8 MB for each method "
+        "beside it; of volumes (SPARS); needs pip install 'segarena[viz]'",
+    )
     add_threads(options)
     return options
 
@@ -65,6 +71,12 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
     check_choice("on_error", options.on_error, ("stop", "skip"))
     runs = [Run.open(folder) for folder in options.run]
     row, experiments = read_experiments(runs)
+    if options.html:
+        from ...evaluation.volume_html import import_plotly
+
+        if not row.volumes:
+            raise ValueError(f"--html draws volumes, but paper {experiments[0].paper!r} has none; leave it out")
+        import_plotly()
     use_threads(options.threads, default=row.threads)
     chosen = EvaluateOptions(
         command=command,
@@ -75,6 +87,7 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
         out=options.out,
         unfinished=options.unfinished,
         save_masks=options.save_masks,
+        html=options.html,
     )
     results, skipped = row.evaluate(list(zip(runs, experiments, strict=True)), chosen)
     text = "\n\n".join(row.tables(results))
@@ -82,7 +95,7 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
     write_text(folders[0] / "table.md", text + "\n")
     print(f"\n{text}\n")
     for folder in folders:
-        for picture in sorted(folder.glob("*.png")):
+        for picture in sorted([*folder.glob("*.png"), *(folder.glob("*.html") if options.html else [])]):
             print(f"picture    {picture}")
         print(f"results    {folder}")
     print(f"watch      {watch(runs)}")

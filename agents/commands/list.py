@@ -1,4 +1,5 @@
-"""`list`: environments with spaces and reference policies; papers with their baselines; packaged configurations."""
+"""`list`: environments with spaces and reference policies; papers with their baselines; packaged configurations and
+sweeps."""
 
 import sys
 from collections.abc import Iterable
@@ -15,7 +16,9 @@ def parser(paper: str | None) -> ArgumentParser:
     """Its options."""
     options = ArgumentParser(description="Print every environment and paper.")
     options.add_argument(
-        "--configs", action="store_true", help="print the packaged configurations instead, for --config NAME"
+        "--configs",
+        action="store_true",
+        help="print packaged configurations and sweeps, for --config NAME, instead",
     )
     return options
 
@@ -23,10 +26,10 @@ def parser(paper: str | None) -> ArgumentParser:
 def run(options: Namespace, command: str, paper: str | None) -> int:
     """Print what there is; 1 if a row of another package cannot be loaded."""
     if options.configs:
-        configs = packaged()
-        names, papers = (max(len(config[column]) for config in configs) for column in (0, 1))
-        for name, of_paper, about in configs:
-            print(f"{name:{names}}  {of_paper:{papers}}  {about}")
+        configs, sweeps = packaged(), packaged(sweeps=True)
+        names, papers = (max(len(config[column]) for config in [*configs, *sweeps]) for column in (0, 1))
+        for about, rows in (("", configs), ("\nsweeps, for sweep --config NAME\n", sweeps)):
+            print(about + "\n".join(f"{row.name:{names}}  {row.paper:{papers}}  {row.about}" for row in rows))
         return 0
     broken = [*_print_environments(), *_print_papers()]
     for line in broken:

@@ -49,7 +49,7 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
         from ...evaluation.films import check_film
 
         check_film(options.out)
-    settings = _settings(options.set)
+    settings = settings_of(options.set)
 
     from ...evaluation.report import markdown
     from ..papers import POLICIES
@@ -98,8 +98,12 @@ def _write_film(path: Path, options: Namespace, settings: Mapping[str, Any], row
     write_film(path, shots, legend=env.legend(), frame_ms=1000 // env.metadata["render_fps"])
 
 
-def _settings(texts: Sequence[str]) -> dict[str, Any]:
-    """The arguments of an environment from "name=value" texts; values are YAML."""
+def settings_of(texts: Sequence[str]) -> dict[str, Any]:
+    """Values by name from "name=value" texts; values are YAML.
+
+    Raises:
+        ValueError: a text that is something else.
+    """
     settings = {}
     for text in texts:
         name, equals, value = text.partition("=")

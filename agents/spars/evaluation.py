@@ -24,6 +24,7 @@ from ...evaluation.metrics import dice, segmentation_metrics
 from ...evaluation.report import Column, mean_metrics
 from ...evaluation.results import Case, Result, count_origins
 from ...evaluation.volume_figures import CaseView, save_case_figure
+from ...evaluation.volume_html import save_case_html
 from ..experiment import (
     Episode,
     EvaluateOptions,
@@ -100,6 +101,8 @@ def evaluate(runs: Sequence[tuple[Run, SparsExperiment]], options: EvaluateOptio
                 log.info("seed %d: %s is evaluated", experiment.seed, result.method)
                 picture = options.folder(run) / f"{result.id}.png"
                 save_case_figure(picture, views, title=f"{title}, θ = {theta:.3g}", heat_name="map")
+                if options.html:
+                    save_case_html(picture.with_suffix(".html"), views, title=f"{title}, θ = {theta:.3g}")
                 if options.save_masks:
                     save_masks(maps, theta, title, options.folder(run) / "masks" / slug(title))
             thresholds.keep(experiment, run, chosen)
@@ -194,7 +197,8 @@ def _result(
         cases.append({"case_id": case.id, "origin": case.origin, **metrics, **test.facts[number]})
         if len(views) < protocol.pictures:
             heat = test.env.lattice.expand(blocks / blocks.max().clamp(min=1e-9)).float().cpu().numpy()
-            views.append(CaseView(case.id, case.image.numpy(), truth.numpy(), masks[0].numpy(), heat, case.spacing_mm))
+            organ, shown = (case.label > 0).numpy(), (case.image.numpy(), truth.numpy(), masks[0].numpy(), heat)
+            views.append(CaseView(case.id, *shown, case.spacing_mm, organ))
     learned = row.sees_target if row else trained
     seen = {base(case_id) for case_id in _known(experiment, agent=learned)}
     of_scores = "voxel" if experiment.env.score_source == "oracle_fraction" else "window"

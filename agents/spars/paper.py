@@ -17,6 +17,7 @@ PAPER: Paper[SparsExperiment] = Paper(
     columns=evaluation.COLUMNS,
     baseline="score map (mean)",
     baselines=baselines.BASELINES,
+    volumes=True,
     hparams=(
         *("seed", "policy", "env.reward", "env.threshold", "env.n_agents", "env.obs_mode", "env.horizon"),
         *("ppo.total_timesteps", "ppo.learning_rate", "ppo.ent_coef", "ppo.gamma", "self_play.refresh_every"),

@@ -580,6 +580,21 @@ def test_an_evaluation_draws_every_method(evaluated):
         assert pixels.std() > 1
 
 
+def test_an_evaluation_draws_its_cases_in_3d_where_it_is_asked_to(run, capsys, monkeypatch):
+    pytest.importorskip("plotly", reason="plotly is not here: pip install 'segarena[viz]'")
+    assert call("evaluate", "--run", run, "--policies", "--html") == 0
+    printed = re.findall(r"^picture    (\S+\.html)$", capsys.readouterr().out, re.MULTILINE)
+    folder = run / "evaluation" / "test"
+    assert sorted(map(Path, printed)) == sorted(folder / f"{one.id}.html" for one in read_results(folder))
+    for path in map(Path, printed):
+        text = path.read_text(encoding="utf-8")
+        assert [text.count(f'"name":"{name}"') for name in ("label", "prediction", "organ")] == [1, 1, 1]
+        assert "phantom_03000: " in text
+        assert "% (whole volume)" in text
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    assert_refused(call("evaluate", "--run", run, "--html"), capsys, "need plotly: pip install 'segarena[viz]'")
+
+
 def test_an_evaluation_gives_the_same_numbers_again(evaluated, run):
     assert call("evaluate", "--run", run) == 0
     first, second = (read_results(folder / "evaluation" / "test") for folder in (evaluated[0], run))

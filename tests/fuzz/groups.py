@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import camus, checkpoint, configuration, dataset, names, nifti, plane, result, run_files, stage, weights
+from . import camus, checkpoint, configuration, dataset, names, nifti, plane, result, run_files, stage, sweep, weights
 from .harness import Input
 
 GROUPS: dict[str, Callable[[random.Random], Iterator[Input]]] = {
@@ -18,6 +18,7 @@ GROUPS: dict[str, Callable[[random.Random], Iterator[Input]]] = {
     "yaml": configuration.inputs,
     "result": result.inputs,
     "stage": stage.inputs,
+    "sweep": sweep.inputs,
     "names": names.inputs,
 }
 ONCE_FAILED = frozenset((Path(__file__).parent / "once_failed.txt").read_text(encoding="utf-8").splitlines())
