@@ -192,6 +192,29 @@ def test_dice_from_block_counts_is_the_voxel_dice_as_an_integer_ratio(painting, 
         assert from_blocks == from_voxels
 
 
+@untimed
+@given(paintings())
+def test_the_overlap_of_blocks_is_the_overlap_of_voxels(painting):
+    lattice, ids, values, truth = painting
+    blocks = lattice.paint(ids, values) > 0.3
+    common, painted, tumour = lattice.block_overlap(blocks, lattice.block_sums(truth).expand_as(blocks))
+    voxels = lattice.expand(blocks)
+    assert common.tolist() == (voxels & truth).sum(dim=(1, 2, 3)).tolist()
+    assert painted.tolist() == voxels.sum(dim=(1, 2, 3)).tolist()
+    assert tumour.tolist() == [int(truth.sum())] * len(blocks)
+
+
+def test_a_block_that_the_border_cuts_counts_the_voxels_that_it_has():
+    """The phase of the paper's start, (0, 0, 2), leaves two voxels of the first block along z, and two of the last."""
+    lattice = WindowLattice((8, 8, 16), (8, 8, 8), phase=(0, 0, 2))
+    assert lattice.block_shape == (2, 2, 5)
+    inside = torch.zeros(lattice.block_shape, dtype=torch.bool)
+    inside[..., 0] = True
+    truth = torch.ones(lattice.full, dtype=torch.bool)
+    overlap = lattice.block_overlap(inside, lattice.block_sums(truth))
+    assert [int(count) for count in overlap] == [8 * 8 * 2, 8 * 8 * 2, 8 * 8 * 16]
+
+
 def test_the_toy_episode_leaves_the_map_of_the_docs():
     lattice = WindowLattice((32, 32, 24), (8, 8, 8))
     path = torch.tensor([[20, 16, 12], [24, 16, 12], [24, 20, 12], [24, 20, 16]])
