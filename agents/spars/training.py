@@ -31,7 +31,8 @@ from .baselines import BASELINES
 from .callbacks import DuelMetrics, ValidationCallback
 from .config import TRAIN, SparsExperiment
 from .policies import policy_arguments
-from .self_play import SELF_PLAY_NOTE, SelfPlay, Snapshot
+from .pool import Snapshot
+from .self_play import SELF_PLAY_NOTE, SelfPlay
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +193,7 @@ def _fresh(experiment: SparsExperiment, run: Run) -> _Training:
     )
     self_play = None
     if env.config.n_agents == 2 and env.config.opponent == "snapshot":
-        self_play = SelfPlay(env, experiment.self_play.refresh_every, experiment.self_play.initial_opponent)
+        self_play = SelfPlay(env, experiment.self_play)
     return _Training(model, env, self_play, Best())
 
 
@@ -260,7 +261,8 @@ def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple
     checkpoint = run.checkpoint()
     with restoring(checkpoint):
         weights = checkpoint.state["best"]["weights"] if experiment.evaluation.best else checkpoint.weights
-        opponent = checkpoint.state.get("self_play", {"weights": {}})["weights"]
+        snapshots = checkpoint.state.get("self_play", {"snapshots": []})["snapshots"]
+        opponent = snapshots[-1]["weights"] if snapshots else None
     if not weights:
         raise ValueError(f"evaluation.best is True but {str(run.folder)!r} has not looked at labelled validation cases")
     arguments = _policy_arguments(experiment, env.single_observation_space)

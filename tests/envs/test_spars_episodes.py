@@ -1,4 +1,4 @@
-"""Ends of an episode of SPARS: rounds for two agents, and masks where there is no tumour (docs/spars.md, 3 and 5)."""
+"""Ends of an episode: rounds for two agents, masks without a tumour (docs/spars.md, Method 3 and 5)."""
 
 import pytest
 import torch

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from segarena.agents.predictor import POLICY
 from segarena.agents.ppo import PPOConfig
+from segarena.agents.predictor import POLICY
 from segarena.agents.spars.config import EvaluationConfig, SparsExperiment
 from segarena.agents.spars.methods import Cases, Methods
 from segarena.agents.spars.training import _fresh

@@ -1,4 +1,4 @@
-"""Facts of the episodes of an evaluation: whose find ended them, and whether it holds tumour (docs/spars.md, 13)."""
+"""Episodes of an evaluation: whose find ended them, and whether it holds tumour (docs/spars.md, Method 13)."""
 
 import pytest
 import torch

@@ -1,6 +1,7 @@
 """The window lattice: where a window may stand, and that blocks know what voxels know."""
 
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
 import pytest
@@ -164,10 +165,26 @@ def test_dice_of_a_ball_and_the_window_around_it(diameter, window, dice):
     [(4, 0.118), (6, 0.420), (8, 0.707), (12, 0.708), (16, 0.845), (24, 0.879), (32, 0.919), (48, 0.944)],
 )
 def test_best_dice_that_blocks_can_reach_on_a_ball(diameter, dice):
+    """docs/spars.md, Method 5."""
     lattice = WindowLattice((64, 64, 64), (8, 8, 8))
-    covered, _ = lattice.block_sums(ball(64, diameter)).flatten().sort(descending=True)
-    voxels = 64 * torch.arange(1, len(covered) + 1)
-    assert float((2 * covered.cumsum(0) / (voxels + covered.sum())).max()) == pytest.approx(dice, abs=5e-4)
+    assert lattice.best_block_dice(lattice.block_sums(ball(64, diameter))) == pytest.approx(dice, abs=5e-4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_union_of_blocks_is_better_than_the_best_one(seed):
+    """Every one of the 256 unions of eight blocks, of which the border cuts some."""
+    lattice = WindowLattice((8, 7, 6), (4, 4, 4), phase=(0, 0, 0))
+    truth = torch.rand(lattice.full, generator=torch.Generator().manual_seed(seed)) < 0.4
+    truth[:4, :4] &= seed > 2
+    hits = lattice.block_sums(truth)
+    unions = torch.tensor(list(product((False, True), repeat=8))).view(-1, *lattice.block_shape)
+    common, painted, tumour = lattice.block_overlap(unions, hits.expand(len(unions), -1, -1, -1))
+    assert lattice.best_block_dice(hits) == pytest.approx((2 * common / (painted + tumour)).max().item(), abs=1e-6)
+
+
+def test_nothing_to_find_is_found_by_no_block():
+    lattice = WindowLattice((8, 8, 8), (4, 4, 4))
+    assert lattice.best_block_dice(torch.zeros(lattice.block_shape, dtype=torch.int64)) == 1.0
 
 
 @untimed
