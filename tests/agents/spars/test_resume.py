@@ -268,8 +268,7 @@ def test_a_pool_of_opponents_survives_a_kill(tmp_path, tmp_path_factory):
     assert go_on(tmp_path) == 0, (tmp_path / "said.txt").read_text()
     assert_ends_like(tmp_path / "run", expected)
     kept = Run(expected).checkpoint().state["self_play"]
-    assert sum(one["episodes"] > 0 for one in kept["snapshots"]) > 1
-    assert len(kept["snapshots"]) == 3 < kept["taken"], "one was dropped"
+    assert sum(one["episodes"] > 0 for one in kept["snapshots"]) > 1 < len(kept["snapshots"]) < kept["taken"]
 
 
 def test_a_run_may_be_killed_twice(tmp_path, agent_only):
