@@ -2,7 +2,6 @@
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ...common.device import forked_rng
 from ...common.runs import Run
@@ -10,7 +9,7 @@ from ...datasets.liver.lesions import TUMOUR
 from ...envs.spars import SparsEnv
 from ...evaluation.volume_pictures import orthogonal_slices
 from ..callbacks import Best
-from ..policy import TrainedPolicy
+from ..policy import ActorCritic, TrainedPolicy
 from .pool import Snapshot
 from .rollouts import roll_out
 from .self_play import SelfPlay
@@ -106,7 +105,7 @@ class ValidationCallback(BaseCallback):
                 self._validate(step)
 
     def _validate(self, step: int) -> None:
-        assert isinstance(self.model.policy, ActorCriticPolicy)
+        assert isinstance(self.model.policy, ActorCritic)
         self.learner = self.learner or Snapshot(self.model.policy)
         self.learner.refresh(self.model.policy)
         if self.self_play:

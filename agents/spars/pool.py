@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from stable_baselines3.common.policies import ActorCriticPolicy
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from torch import Tensor
 
 from ...common.checkpoints import check_like, load_into
 from ...envs.core import Obs
+from ..policy import ActorCritic
 
 PoolName = Literal["latest", "uniform", "gaussian", "prioritised"]
 MEMORY = 100
@@ -22,13 +23,14 @@ MEMORY = 100
 class Snapshot:
     """θ̄: a frozen copy of a policy θ, on the same device."""
 
-    def __init__(self, policy: ActorCriticPolicy, born: int = 0) -> None:
+    def __init__(self, policy: ActorCritic, born: int = 0) -> None:
         self.policy = type(policy)(**policy._get_constructor_parameters()).to(policy.device)
+        self.masked = isinstance(policy, MaskableActorCriticPolicy)
         self.policy.set_training_mode(False)
         self.policy.requires_grad_(False)
         self.refresh(policy, born)
 
-    def refresh(self, policy: ActorCriticPolicy, born: int = 0) -> None:
+    def refresh(self, policy: ActorCritic, born: int = 0) -> None:
         """θ̄ ← copy(θ), which has met nobody yet; born: environment step."""
         self.policy.load_state_dict(policy.state_dict())
         self.born, self.episodes, self.win_rate = born, 0, 0.5
@@ -38,10 +40,13 @@ class Snapshot:
         self.episodes += 1
         self.win_rate += ((1 + win) / 2 - self.win_rate) / (1 + min(self.episodes, MEMORY))  # begins with half a win
 
-    def act(self, obs: Obs, deterministic: bool) -> Tensor:
-        """Actions int64 [N] for observations [N, ...]; drawn from PyTorch's global generator unless deterministic."""
+    def act(self, obs: Obs, deterministic: bool, **masks: Any) -> Tensor:
+        """Actions int64 [N] for observations [N, ...]; drawn from PyTorch's global generator unless deterministic.
+
+        Where it is `masked`, action_masks bool [N, A] are given too.
+        """
         with torch.no_grad():
-            return self.policy.get_distribution(obs).get_actions(deterministic=deterministic)
+            return self.policy.get_distribution(obs, **masks).get_actions(deterministic=deterministic)
 
     def state(self) -> dict[str, Any]:
         """All that `load_state` needs."""
@@ -93,7 +98,7 @@ class Pool:
         self._rows: list[tuple[Snapshot, Tensor]] = []
         """Each snapshot in use, and the environments int64 [K] where it plays, on its device."""
 
-    def add(self, policy: ActorCriticPolicy, step: int) -> None:
+    def add(self, policy: ActorCritic, step: int) -> None:
         """Take a snapshot; where the pool is full, another is dropped, and its episodes go on against who is drawn."""
         if len(self.snapshots) < self.size:
             self.snapshots.append(Snapshot(policy, step))
@@ -123,11 +128,19 @@ class Pool:
             if (self.opponents == number).any()
         ]
 
-    def act(self, obs: Obs, deterministic: bool) -> Tensor:
+    @property
+    def masked(self) -> bool:
+        """Whether its snapshots take action masks."""
+        return self.snapshots[0].masked
+
+    def act(self, obs: Obs, deterministic: bool, **masks: Tensor) -> Tensor:
         """Actions int64 [N, ...] for observations [N, ...]: one forward for each snapshot in use."""
         if len(self._rows) == 1:
-            return self._rows[0][0].act(obs, deterministic)
-        parts = [one.act(_rows_of(obs, rows), deterministic) for one, rows in self._rows]
+            return self._rows[0][0].act(obs, deterministic, **masks)
+        parts = [
+            one.act(_rows_of(obs, rows), deterministic, **{name: mask[rows] for name, mask in masks.items()})
+            for one, rows in self._rows
+        ]
         actions = torch.cat(parts)
         return torch.empty_like(actions).index_copy_(0, torch.cat([rows for _, rows in self._rows]), actions)
 
@@ -145,7 +158,7 @@ class Pool:
         snapshots = [one.state() for one in self.snapshots]
         return {"taken": self.taken, "opponents": self.opponents.clone(), "snapshots": snapshots}
 
-    def load_state(self, state: Mapping[str, Any], policy: ActorCriticPolicy) -> None:
+    def load_state(self, state: Mapping[str, Any], policy: ActorCritic) -> None:
         """Continue where `state` was read; `policy` tells the architecture.
 
         Raises:

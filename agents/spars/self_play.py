@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from ...common.checkpoints import check_like
@@ -15,6 +14,7 @@ from ...envs.core import Obs
 from ...envs.spars import SparsEnv
 from ...envs.spars_rules import RULES
 from ...evaluation.matrix_pictures import win_rate_picture
+from ..policy import ActorCritic
 from .pool import Pool, PoolName, Snapshot
 
 InitialOpponent = Literal["self_snapshot", "constant0", "random"]
@@ -92,7 +92,7 @@ class SelfPlay(BaseCallback):
 
     def refresh(self) -> None:
         """Take a snapshot of the learner now."""
-        assert isinstance(self.model.policy, ActorCriticPolicy)
+        assert isinstance(self.model.policy, ActorCritic)
         self.pool.add(self.model.policy, self.model.num_timesteps)
         self.join(self.env)
 
@@ -117,7 +117,7 @@ class SelfPlay(BaseCallback):
         """The pool and the win rates so far, for a checkpoint."""
         return {**self.pool.state(), "matrix": list(self.matrix)}
 
-    def load_state(self, state: dict[str, Any], policy: ActorCriticPolicy) -> None:
+    def load_state(self, state: dict[str, Any], policy: ActorCritic) -> None:
         """Continue with the opponents of a checkpoint; `policy` tells their architecture."""
         self.pool.load_state(state, policy)
         check_like(state, {"matrix": []}, "self_play")

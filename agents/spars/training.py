@@ -9,7 +9,6 @@ from typing import Any
 
 import gymnasium as gym
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ...classifiers.presence import CELL, DensePresenceNet
 from ...classifiers.train_presence import train_presence
@@ -26,7 +25,8 @@ from ...envs.spars_config import SparsConfig
 from ...evaluation.metrics import classification_metrics
 from ..callbacks import Best
 from ..experiment import baselines_of, check_names, reached
-from ..ppo import Learner, learn, restore
+from ..policy import ActorCritic
+from ..ppo import LEARNERS, Learner, MaskableLearner, learn, restore
 from .baselines import BASELINES
 from .callbacks import DuelMetrics, ValidationCallback
 from .config import TRAIN, SparsExperiment
@@ -162,7 +162,7 @@ def _policy_arguments(experiment: SparsExperiment, space: gym.Space[Any]) -> dic
 class _Training:
     """What learns, and what belongs to it: environment, opponent, best weights."""
 
-    model: Learner
+    model: Learner | MaskableLearner
     env: SparsEnv
     self_play: SelfPlay | None
     best: Best
@@ -184,7 +184,7 @@ def _fresh(experiment: SparsExperiment, run: Run) -> _Training:
     """The learner as it is at the start."""
     ppo = experiment.ppo
     env = env_of(experiment, run, num_envs=ppo.num_envs, eval_dice=False)
-    model = Learner(
+    model = LEARNERS[ppo.algorithm](
         env=ppo.wrap(LearnerEnv(env)),
         seed=experiment.seed,
         device=env.device,
@@ -203,7 +203,7 @@ def check_export(experiment: SparsExperiment) -> None:
         raise ValueError("export_sb3 needs an agent, but this run trains none: ppo.total_timesteps is 0")
 
 
-def learner(experiment: SparsExperiment, run: Run) -> Learner:
+def learner(experiment: SparsExperiment, run: Run) -> Learner | MaskableLearner:
     """The trained agent as a learner of Stable-Baselines3."""
     training = _fresh(experiment, run)
     training.restore(run.checkpoint())
@@ -266,7 +266,8 @@ def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple
     if not weights:
         raise ValueError(f"evaluation.best is True but {str(run.folder)!r} has not looked at labelled validation cases")
     arguments = _policy_arguments(experiment, env.single_observation_space)
-    kind: type[ActorCriticPolicy] = Learner.policy_aliases[arguments["policy"]]  # type: ignore[assignment]
+    kinds = LEARNERS[experiment.ppo.algorithm].policy_aliases
+    kind: type[ActorCritic] = kinds[arguments["policy"]]  # type: ignore[assignment]
     policy = kind(
         env.single_observation_space, env.single_action_space, lambda _: 0.0, **arguments["policy_kwargs"]
     ).to(env.device)
