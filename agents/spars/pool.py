@@ -123,7 +123,7 @@ class Pool:
             drawn = torch.multinomial(chances(self.name, rates, self.power), len(env_ids), replacement=True)
             self.opponents[env_ids] = drawn
         self._rows = [
-            (one, (self.opponents == number).nonzero().flatten().to(one.policy.device))
+            (one, (self.opponents == number).nonzero().flatten().to(one.policy.device, non_blocking=True))
             for number, one in enumerate(self.snapshots)
             if (self.opponents == number).any()
         ]

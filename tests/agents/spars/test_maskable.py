@@ -24,7 +24,9 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 MASKABLE = SparsExperiment(
     device="cpu",
-    env=SparsConfig(score_source="oracle_fraction", cases=["phantom_02000"], grid_shape=(32, 32, 24), threshold=1.0),
+    env=SparsConfig(
+        score_source="oracle_fraction", cases=["phantom_02000"], grid_shape=(32, 32, 24), threshold=1.0, horizon=8
+    ),
     validation=CaseChoice(cases=["phantom_01000"]),
     test=CaseChoice(cases=["phantom_03000"]),
     policy="flatten_mlp",

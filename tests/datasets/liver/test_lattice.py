@@ -182,6 +182,11 @@ def test_no_union_of_blocks_is_better_than_the_best_one(seed):
     assert lattice.best_block_dice(hits) == pytest.approx((2 * common / (painted + tumour)).max().item(), abs=1e-6)
 
 
+def test_a_small_block_full_of_tumour_comes_before_a_large_one_with_more_of_it():
+    lattice = WindowLattice((5, 4, 4), (4, 4, 4))
+    assert lattice.best_block_dice(torch.tensor([17, 16]).view(2, 1, 1)) == pytest.approx(2 * 16 / (16 + 33))
+
+
 def test_nothing_to_find_is_found_by_no_block():
     lattice = WindowLattice((8, 8, 8), (4, 4, 4))
     assert lattice.best_block_dice(torch.zeros(lattice.block_shape, dtype=torch.int64)) == 1.0
