@@ -6,8 +6,8 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor, nn
 
 from ..common.checkpoints import checkpoints_in
@@ -182,7 +182,7 @@ class ShowProgress(BaseCallback):
 
     def _now(self) -> dict[str, float]:
         """Mean reward and length of the last episodes (up to 100, as SB3 keeps them), and steps per second."""
-        assert isinstance(self.model, PPO)
+        assert isinstance(self.model, OnPolicyAlgorithm)
         episodes = list(self.model.ep_info_buffer or ())
         means = {"reward": "r", "length": "l"} if episodes else {}
         found = {name: sum(episode[key] for episode in episodes) / len(episodes) for name, key in means.items()}

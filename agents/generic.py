@@ -35,7 +35,7 @@ from .experiment import (
 )
 from .papers import POLICIES
 from .policy import Episodes, Policy, TrainedPolicy, make_env, play, play_and_draw, reference
-from .ppo import Learner, PPOConfig, learn, restore
+from .ppo import LEARNERS, Learner, MaskableLearner, PPOConfig, learn, restore
 
 COLUMNS = ("return", "steps")
 """Metrics of the table of results."""
@@ -84,6 +84,8 @@ def check(experiment: PPOExperiment) -> None:
     env = env_of(experiment, 1)
     experiment.ppo.check_memory(env)
     experiment.ppo.wrap(LearnerEnv(env))
+    if experiment.ppo.algorithm == "maskable":
+        env.action_masks()
     env.reset()
 
 
@@ -96,9 +98,9 @@ def check_export(experiment: PPOExperiment) -> None:
         )
 
 
-def _fresh(experiment: PPOExperiment) -> Learner:
+def _fresh(experiment: PPOExperiment) -> Learner | MaskableLearner:
     env, ppo = env_of(experiment, experiment.ppo.num_envs), experiment.ppo
-    return Learner(
+    return LEARNERS[ppo.algorithm](
         "MultiInputPolicy" if isinstance(env.single_observation_space, spaces.Dict) else "MlpPolicy",
         ppo.wrap(LearnerEnv(env)),
         policy_kwargs=ppo.policy_kwargs(),
@@ -125,14 +127,14 @@ def train(experiment: PPOExperiment, run: Run) -> None:
     )
 
 
-def learner(experiment: PPOExperiment, run: Run) -> Learner:
+def learner(experiment: PPOExperiment, run: Run) -> Learner | MaskableLearner:
     """The trained policy as a learner of Stable-Baselines3."""
     model = _fresh(experiment)
     restore(model, run.checkpoint())
     return model
 
 
-def _policy(model: Learner) -> TrainedPolicy:
+def _policy(model: Learner | MaskableLearner) -> TrainedPolicy:
     return TrainedPolicy(model.policy, normalize=model.get_vec_normalize_env())
 
 

@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from gymnasium import spaces
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
@@ -22,6 +23,8 @@ from ..envs.core import BatchedEnv
 from ..evaluation.films import Shot
 
 Env = TypeVar("Env", bound=BatchedEnv)
+ActorCritic = ActorCriticPolicy | MaskableActorCriticPolicy
+"""Network of a learner of Stable-Baselines3; the second takes masks of the actions."""
 AnyEnv = TypeVar("AnyEnv", bound=BatchedEnv, contravariant=True)
 
 
@@ -51,7 +54,7 @@ class TrainedPolicy:
     Draws from PyTorch's global generator unless deterministic.
     """
 
-    policy: ActorCriticPolicy
+    policy: ActorCritic
     deterministic: bool = False
     """Take the likeliest action instead of a drawn one."""
     normalize: VecNormalize | None = None
@@ -67,7 +70,9 @@ class TrainedPolicy:
         self.policy.set_training_mode(False)
         space = self.policy.action_space
         assert space.shape is not None
-        actions = self.policy.get_distribution(obs).get_actions(deterministic=self.deterministic)
+        masked = isinstance(self.policy, MaskableActorCriticPolicy)
+        masks: dict[str, Any] = {"action_masks": env.action_masks()} if masked else {}
+        actions = self.policy.get_distribution(obs, **masks).get_actions(deterministic=self.deterministic)
         actions = actions.reshape(-1, *space.shape)
         if not isinstance(space, spaces.Box):
             return actions

@@ -9,9 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from gymnasium import spaces
+from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import (
     VecCheckNan,
@@ -44,12 +46,15 @@ from .callbacks import UNDEFINED, KeepCheckpoints, RewardTerms, ShowProgress, St
 SAMPLE_BYTES = 32
 """Memory of a sample in SB3's rollout buffer beside its observation, at least."""
 ScheduleName = Literal["constant", "linear"]
+AlgorithmName = Literal["ppo", "maskable"]
 
 
 @dataclass(frozen=True)
 class PPOConfig:
     """Hyper-parameters of PPO (Schulman et al., 2017) as in Stable-Baselines3."""
 
+    algorithm: AlgorithmName = "ppo"
+    """Learner. ppo; maskable: MaskablePPO of sb3-contrib, which never takes an action that the environment masks."""
     total_timesteps: int = 320_000
     """Environment steps, summed over the environments; 0 trains no agent."""
     num_envs: int = 64
@@ -121,7 +126,8 @@ class PPOConfig:
     def policy_kwargs(self, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Keyword arguments of an SB3 policy: `given`, with this configuration's widths and log_std_init."""
         widths = {} if self.net_arch is None else {"net_arch": {"pi": self.net_arch, "vf": self.net_arch}}
-        return {**(given or {}), **widths, "log_std_init": self.log_std_init}
+        deviation = {"log_std_init": self.log_std_init} if self.algorithm == "ppo" else {}
+        return {**(given or {}), **widths, **deviation}
 
     def check_memory(self, env: BatchedEnv) -> None:
         """Check that a rollout fits into this machine's memory; `env`: one environment or more, for its spaces.
@@ -171,8 +177,8 @@ def _linear(start: float, remaining: float) -> float:
     return start * max(remaining, 0.0)  # the last rollout may go beyond the end of training
 
 
-class Learner(PPO):
-    """SB3's PPO that leaves process-wide cuDNN flags unchanged on CUDA and never recommends the CPU.
+class _Seeded(OnPolicyAlgorithm):
+    """Leaves process-wide cuDNN flags unchanged on CUDA and never recommends the CPU.
 
     The device and cuDNN's algorithms are the experiment's choice, for all of its networks.
     """
@@ -190,8 +196,19 @@ class Learner(PPO):
         """Recommend nothing."""
 
 
+class Learner(_Seeded, PPO):
+    """SB3's PPO, but for process-wide settings."""
+
+
+class MaskableLearner(_Seeded, MaskablePPO):
+    """MaskablePPO of sb3-contrib, but for process-wide settings; masks are `action_masks` of the environment."""
+
+
+LEARNERS: dict[AlgorithmName, type[Learner] | type[MaskableLearner]] = {"ppo": Learner, "maskable": MaskableLearner}
+
+
 def learn(
-    model: PPO,
+    model: OnPolicyAlgorithm,
     run: Run,
     total_timesteps: int,
     callbacks: list[BaseCallback],
@@ -245,7 +262,7 @@ def learn(
 # -- state -------------------------------------------------------------------------------------------------------------
 
 
-def state_of(model: PPO) -> dict[str, Any]:
+def state_of(model: OnPolicyAlgorithm) -> dict[str, Any]:
     """The learner's state at the start of a rollout, without its weights and the state of its callbacks."""
     assert model.ep_info_buffer is not None
     return {
@@ -258,7 +275,7 @@ def state_of(model: PPO) -> dict[str, Any]:
     }
 
 
-def _fixed_state(model: PPO) -> dict[str, Any]:
+def _fixed_state(model: OnPolicyAlgorithm) -> dict[str, Any]:
     """The part of a learner's state whose structure is the same in every checkpoint of its training."""
     return {
         "n_updates": model._n_updates,
@@ -267,7 +284,7 @@ def _fixed_state(model: PPO) -> dict[str, Any]:
     }
 
 
-def restore(model: PPO, checkpoint: Checkpoint) -> None:
+def restore(model: OnPolicyAlgorithm, checkpoint: Checkpoint) -> None:
     """Put the learner, its environment and wrappers where `checkpoint` found them; `learn` does so with the rest.
 
     Raises:
@@ -291,7 +308,7 @@ def restore(model: PPO, checkpoint: Checkpoint) -> None:
         model.ep_info_buffer.extend({"r": float(one["r"]), "l": int(one["l"])} for one in state["episodes"])
 
 
-def learner_env(model: PPO) -> LearnerEnv:
+def learner_env(model: OnPolicyAlgorithm) -> LearnerEnv:
     """The environment of the learner, without wrappers.
 
     Raises:
@@ -305,7 +322,7 @@ def learner_env(model: PPO) -> LearnerEnv:
     return env
 
 
-def _wrappers(model: PPO) -> Iterator[VecEnvWrapper]:
+def _wrappers(model: OnPolicyAlgorithm) -> Iterator[VecEnvWrapper]:
     """SB3's wrappers around the environment, from the outermost on."""
     env = model.env
     while isinstance(env, VecEnvWrapper):

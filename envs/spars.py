@@ -277,7 +277,8 @@ class SparsEnv(BatchedEnv):
 
     def _competitor(self) -> Tensor:
         if self._opponent is not None:
-            return self._flat(self._opponent.act(self.observe(player=1), deterministic=False))
+            masks = {"action_masks": self.action_masks(player=1)} if getattr(self._opponent, "masked", False) else {}
+            return self._flat(self._opponent.act(self.observe(player=1), deterministic=False, **masks))
         return RULES.get(self.config.opponent, random_move)(self, 1)
 
     def set_opponent(self, policy: Competitor | Model | None) -> None:

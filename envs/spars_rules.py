@@ -7,6 +7,7 @@ competitor) as the environment stands now.
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 
 class Competitor(Protocol):
-    """Gives the competitor's actions for its own (mirrored) observations."""
+    """Gives the competitor's actions for its own (mirrored) observations.
+
+    One that has `masked = True` is also given action_masks, bool [N, A]: `SparsEnv.action_masks` of the competitor.
+    """
 
     def act(self, obs: Obs, deterministic: bool) -> Tensor:
         """Actions int64 [N] ([N, 3] for multidiscrete3), on any device."""
@@ -37,14 +41,15 @@ class Model(Protocol):
 
 
 class ModelCompetitor:
-    """A trained model of Stable-Baselines3 as competitor: the actions of its `predict`, without memory or masks."""
+    """A trained model of Stable-Baselines3 as competitor: the actions of its `predict`, without memory."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        self.masked = "action_masks" in signature(model.predict).parameters
 
-    def act(self, obs: Obs, deterministic: bool) -> Tensor:
-        """Actions [N, ...] for the observations [N, ...]."""
-        actions, _ = self.model.predict(to_numpy(obs), deterministic=deterministic)
+    def act(self, obs: Obs, deterministic: bool, **masks: Tensor) -> Tensor:
+        """Actions [N, ...] for the observations [N, ...]; action_masks of those that take them."""
+        actions, _ = self.model.predict(to_numpy(obs), deterministic=deterministic, **to_numpy(masks))
         return torch.as_tensor(actions)
 
 

@@ -2,7 +2,6 @@
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ...common.device import forked_rng
 from ...common.runs import Run
@@ -10,9 +9,10 @@ from ...datasets.liver.lesions import TUMOUR
 from ...envs.spars import SparsEnv
 from ...evaluation.volume_pictures import orthogonal_slices
 from ..callbacks import Best
-from ..policy import TrainedPolicy
+from ..policy import ActorCritic, TrainedPolicy
+from .pool import Snapshot
 from .rollouts import roll_out
-from .self_play import SelfPlay, Snapshot
+from .self_play import SelfPlay
 
 
 class DuelMetrics(BaseCallback):
@@ -20,7 +20,8 @@ class DuelMetrics(BaseCallback):
 
     spars/win_rate: share of steps with s1 > s2. spars/score_self, spars/score_opp: mean s1, s2. spars/terminated_frac:
     share of episodes that τ ended. spars/terminal_score: mean s1 at their end. spars/opponent_age: environment steps
-    since the opponent was refreshed. spars/distinct_windows: share of the rollout's window positions that differ.
+    since the opponent was copied, mean over the environments. spars/pool_size: snapshots in the pool of opponents.
+    spars/distinct_windows: share of the rollout's window positions that differ.
     spars/cache_hit: share of scores that were looked up, not computed.
     """
 
@@ -54,7 +55,9 @@ class DuelMetrics(BaseCallback):
             self.logger.record("spars/terminated_frac", sum(by_score for by_score, _ in self._ends) / len(self._ends))
             self.logger.record("spars/terminal_score", sum(score for _, score in self._ends) / len(self._ends))
         if self.self_play:
-            self.logger.record("spars/opponent_age", self.num_timesteps - self.self_play.refreshed_at)
+            pool = self.self_play.pool
+            self.logger.record("spars/opponent_age", self.num_timesteps - float(pool.births.double().mean()))
+            self.logger.record("spars/pool_size", len(pool.snapshots))
 
 
 class ValidationCallback(BaseCallback):
@@ -102,11 +105,12 @@ class ValidationCallback(BaseCallback):
                 self._validate(step)
 
     def _validate(self, step: int) -> None:
-        assert isinstance(self.model.policy, ActorCriticPolicy)
+        assert isinstance(self.model.policy, ActorCritic)
         self.learner = self.learner or Snapshot(self.model.policy)
         self.learner.refresh(self.model.policy)
         if self.self_play:
             self.self_play.join(self.env)
+            self.self_play.examine(self.run, step)
         learner, theta = self.learner, self.env.config.mask_threshold
         torch.manual_seed(0)  # not before: to build the snapshot, the first time, draws numbers too
         policy = TrainedPolicy(learner.policy, self.deterministic)

@@ -9,7 +9,7 @@ from ...envs.spars_config import SparsConfig
 from ..experiment import Experiment
 from ..ppo import PPOConfig
 from .policies import PolicyName
-from .self_play import InitialOpponent
+from .self_play import SelfPlayConfig
 
 TRAIN = "train"
 """Value of `env.classifier`: train one in the run before the agent."""
@@ -27,19 +27,6 @@ class CaseChoice:
     def of(self, env: SparsConfig) -> SparsConfig:
         """The environment's configuration with these cases."""
         return replace(env, split=self.split, cases=self.cases)
-
-
-@dataclass(frozen=True)
-class SelfPlayConfig:
-    """Opponent of self-play training (docs/spars.md, Method 10)."""
-
-    refresh_every: int = 1
-    """Rollouts, of ppo.n_steps each, between two updates of the opponent to the learner's weights."""
-    initial_opponent: InitialOpponent = "self_snapshot"
-    """Opponent before the first update. self_snapshot: the untrained learner; constant0: always +z (paper); random."""
-
-    def __post_init__(self) -> None:
-        check(self, "self_play.", refresh_every=AT_LEAST_1)
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ METRICS = {
         Column("dice_at_0.5", "Dice, θ = 0.5", "%", 100, 1, needs_target=True),
         Column("success", "Tumour touched", "%", 100, 1, needs_target=True),
         Column("terminal_hit", "Episodes ended on tumour", "%", 100, 1, needs_target=True),
+        Column("best_block_dice", "Best Dice of blocks", "%", 100, 1, needs_target=True),
         Column("steps", "Steps", "", 1, 1),
     )
 }
@@ -193,6 +194,7 @@ def _result(
         truth = case.label == TUMOUR
         metrics = segmentation_metrics(masks[0], truth, case.spacing_mm, tolerance_mm=protocol.tolerance_mm)
         metrics["dice_at_0.5"] = dice(masks[1], truth)
+        metrics["best_block_dice"] = test.env.lattice.best_block_dice(test.env.painting.tumour_blocks(number))
         metrics["success"] = float(bool((masks[0] & truth).any()))
         cases.append({"case_id": case.id, "origin": case.origin, **metrics, **test.facts[number]})
         if len(views) < protocol.pictures:

@@ -17,9 +17,9 @@ from ..policy import TrainedPolicy
 from ..predictor import POLICY
 from .baselines import BASELINES
 from .config import SparsExperiment
+from .pool import Snapshot
 from .rollouts import Maps, roll_out, roll_out_apart
 from .rules import POLICIES
-from .self_play import Snapshot
 from .training import env_of, load_policies
 
 

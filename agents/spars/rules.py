@@ -1,7 +1,8 @@
 """Reference policies of SPARS: rules that play the same environment (docs/spars.md, Method 12).
 
 `random`, `constant0` and `greedy` are the functions (env, player) -> actions that the environment knows by name as
-opponents; here they play the learner. Beside them stand the scan of the whole volume and the shortest path to τ.
+opponents; here they play the learner. Beside them stand the scan of the whole volume, the shortest path to τ, and the
+policy of the highest return (values.py).
 """
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from ...envs.spars import SparsEnv
 from ...envs.spars_rules import RULES
 from ..policy import Reference
+from .values import ValueIteration
 
 
 def sweep_path(shape: tuple[int, int, int]) -> Tensor:
@@ -83,5 +85,8 @@ POLICIES: dict[str, Reference[SparsEnv]] = {
     "greedy": _opponent("greedy", "The move to the neighbour with the highest score."),
     "sweep": Reference("The scan of the volume, from the start on, line by line.", lambda env, seed: Sweep(env)),
     "bfs_to_tau": Reference("The shortest path to a window with a score above τ.", lambda env, seed: BfsToTau(env)),
+    "value_iteration": Reference(
+        "The highest discounted return of an agent that searches alone.", lambda env, seed: ValueIteration(env)
+    ),
 }
 """Reference policies of SPARS-LiverCT-v0 by name."""

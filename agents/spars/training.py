@@ -9,7 +9,6 @@ from typing import Any
 
 import gymnasium as gym
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ...classifiers.presence import CELL, DensePresenceNet
 from ...classifiers.train_presence import train_presence
@@ -26,12 +25,14 @@ from ...envs.spars_config import SparsConfig
 from ...evaluation.metrics import classification_metrics
 from ..callbacks import Best
 from ..experiment import baselines_of, check_names, reached
-from ..ppo import Learner, learn, restore
+from ..policy import ActorCritic
+from ..ppo import LEARNERS, Learner, MaskableLearner, learn, restore
 from .baselines import BASELINES
 from .callbacks import DuelMetrics, ValidationCallback
 from .config import TRAIN, SparsExperiment
 from .policies import policy_arguments
-from .self_play import SELF_PLAY_NOTE, SelfPlay, Snapshot
+from .pool import Snapshot
+from .self_play import SELF_PLAY_NOTE, SelfPlay
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ def _policy_arguments(experiment: SparsExperiment, space: gym.Space[Any]) -> dic
 class _Training:
     """What learns, and what belongs to it: environment, opponent, best weights."""
 
-    model: Learner
+    model: Learner | MaskableLearner
     env: SparsEnv
     self_play: SelfPlay | None
     best: Best
@@ -183,7 +184,7 @@ def _fresh(experiment: SparsExperiment, run: Run) -> _Training:
     """The learner as it is at the start."""
     ppo = experiment.ppo
     env = env_of(experiment, run, num_envs=ppo.num_envs, eval_dice=False)
-    model = Learner(
+    model = LEARNERS[ppo.algorithm](
         env=ppo.wrap(LearnerEnv(env)),
         seed=experiment.seed,
         device=env.device,
@@ -192,7 +193,7 @@ def _fresh(experiment: SparsExperiment, run: Run) -> _Training:
     )
     self_play = None
     if env.config.n_agents == 2 and env.config.opponent == "snapshot":
-        self_play = SelfPlay(env, experiment.self_play.refresh_every, experiment.self_play.initial_opponent)
+        self_play = SelfPlay(env, experiment.self_play)
     return _Training(model, env, self_play, Best())
 
 
@@ -202,7 +203,7 @@ def check_export(experiment: SparsExperiment) -> None:
         raise ValueError("export_sb3 needs an agent, but this run trains none: ppo.total_timesteps is 0")
 
 
-def learner(experiment: SparsExperiment, run: Run) -> Learner:
+def learner(experiment: SparsExperiment, run: Run) -> Learner | MaskableLearner:
     """The trained agent as a learner of Stable-Baselines3."""
     training = _fresh(experiment, run)
     training.restore(run.checkpoint())
@@ -260,11 +261,13 @@ def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple
     checkpoint = run.checkpoint()
     with restoring(checkpoint):
         weights = checkpoint.state["best"]["weights"] if experiment.evaluation.best else checkpoint.weights
-        opponent = checkpoint.state.get("self_play", {"weights": {}})["weights"]
+        snapshots = checkpoint.state.get("self_play", {"snapshots": []})["snapshots"]
+        opponent = snapshots[-1]["weights"] if snapshots else None
     if not weights:
         raise ValueError(f"evaluation.best is True but {str(run.folder)!r} has not looked at labelled validation cases")
     arguments = _policy_arguments(experiment, env.single_observation_space)
-    kind: type[ActorCriticPolicy] = Learner.policy_aliases[arguments["policy"]]  # type: ignore[assignment]
+    kinds = LEARNERS[experiment.ppo.algorithm].policy_aliases
+    kind: type[ActorCritic] = kinds[arguments["policy"]]  # type: ignore[assignment]
     policy = kind(
         env.single_observation_space, env.single_action_space, lambda _: 0.0, **arguments["policy_kwargs"]
     ).to(env.device)

@@ -164,6 +164,21 @@ class WindowLattice:
         common, mask = ((counts * inside).sum(dim=(-3, -2, -1)) for counts in (target_blocks, sizes))
         return common, mask, target_blocks.sum(dim=(-3, -2, -1))
 
+    def best_block_dice(self, target_blocks: Tensor) -> float:
+        """Highest Dice that a union of blocks can have with the target, in [0, 1]; 1 for an empty target.
+
+        The best union of m blocks has the m highest shares g_b / n_b, so that one pass over the sorted blocks finds it.
+
+        Args:
+            target_blocks: g_b, int64 [Bx, By, Bz].
+        """
+        hits, total = target_blocks.flatten().double(), int(target_blocks.sum())
+        if not total:
+            return 1.0
+        sizes = self.block_sizes.to(hits.device).flatten().double()
+        order = (hits / sizes).argsort(descending=True)
+        return float((2 * hits[order].cumsum(0) / (sizes[order].cumsum(0) + total)).max())
+
     def expand(self, blocks: Tensor) -> Tensor:
         """Voxel map [..., X, Y, Z] in which every voxel carries the value of its block; blocks [..., Bx, By, Bz]."""
         for axis, widths in enumerate(self.block_widths):

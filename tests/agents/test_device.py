@@ -11,6 +11,7 @@ from segarena.agents.dense_ppo.ppo import DensePPO, DensePPOConfig
 from segarena.agents.ppo import Learner, PPOConfig
 from segarena.agents.rl4seg import stages
 from segarena.agents.spars.policies import policy_arguments
+from segarena.agents.spars.pool import Pool
 from segarena.agents.spars.self_play import SelfPlay
 from segarena.common.runs import Run
 from segarena.datasets.echo.images import EchoDataConfig, PhantomPatients, load_echo
@@ -114,3 +115,28 @@ def test_ppo_waits_a_stated_number_of_times_per_step_and_minibatch_and_leaves_cu
     assert not police.errors, police.errors
     assert rollout.total <= 13 * 16 + 3, rollout.report()
     assert gradients.total <= 13 * 4 + 1, gradients.report()
+
+
+def test_a_pool_of_opponents_adds_no_wait_to_those_of_its_networks(police):
+    env = SparsEnv(
+        num_envs=16, device="cuda", obs_mode="features", cases=["phantom_02000"], grid_shape=(32, 32, 24), threshold=1.0
+    )
+    arguments = policy_arguments("feature_mlp", env.single_observation_space)
+    model = Learner(env=LearnerEnv(env), seed=0, n_steps=16, device="cuda", **arguments)
+    pool = Pool("uniform", 16)
+    for step in range(4):
+        pool.add(model.policy, step)
+    pool.draw(torch.arange(16))
+    assert len(pool.births.unique()) > 1
+    env.set_opponent(pool)
+    env.seed(range(16))
+    env.reset()
+    obs = env.observe(player=1)
+    for one in (pool, pool.snapshots[0]):
+        one.act(obs, deterministic=True)
+    with police.count() as of_one:
+        pool.snapshots[0].act(obs, deterministic=True)
+    with police.count() as of_four:
+        pool.act(obs, deterministic=True)
+    assert of_four.total == 4 * of_one.total == 4, of_four.report()  # PyTorch's check of a distribution
+    env.step(torch.zeros(16, dtype=torch.int64, device="cuda"))

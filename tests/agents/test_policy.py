@@ -161,7 +161,7 @@ SET = ["cases=[phantom_02000]", "score_source=oracle_fraction", "horizon=12"]
 def test_reference_policies_are_played_without_a_run(capsys):
     assert main([*PLAY, *SET]) == 0
     played = rows_of(capsys.readouterr().out)
-    assert list(played) == ["random", "constant0", "greedy", "sweep", "bfs_to_tau"]
+    assert list(played) == ["random", "constant0", "greedy", "sweep", "bfs_to_tau", "value_iteration"]
     assert {"return", "steps", "terminated", "dice", "precision", "recall"} <= played["greedy"].keys()
     assert main([*PLAY, *SET, "threshold=1", "--policy", "greedy", "--seed", "3"]) == 0
     assert rows_of(capsys.readouterr().out)["greedy"]["steps"] == "12 [12, 12]"

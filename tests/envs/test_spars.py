@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sb3_contrib import MaskablePPO
 from segarena.datasets.liver import cases as liver_ct
 from segarena.datasets.liver.lattice import WindowLattice
 from segarena.datasets.liver.lesions import LesionConfig
@@ -933,12 +934,11 @@ def test_where_no_move_leads_anywhere_all_are_left():
     "settings", [{"obs_mode": "features"}, {"obs_mode": "features", "action_set": "multidiscrete3"}]
 )
 def test_maskable_ppo_learns_on_both_faces_and_wastes_no_move(settings):
-    maskable = pytest.importorskip("sb3_contrib").MaskablePPO
     settings = {**ONE, **settings, "horizon": 12, "threshold": 1.0, "start": "random_lattice"}
     single = gym.make("SPARS-LiverCT-v0", **settings)
     learner = LearnerEnv(SparsEnv(num_envs=4, **settings))
-    model = maskable("MlpPolicy", single, n_steps=32, batch_size=32, n_epochs=1, device="cpu", seed=0).learn(64)
-    maskable("MlpPolicy", learner, n_steps=16, batch_size=32, n_epochs=1, device="cpu", seed=0).learn(128)
+    model = MaskablePPO("MlpPolicy", single, n_steps=32, batch_size=32, n_epochs=1, device="cpu", seed=0).learn(64)
+    MaskablePPO("MlpPolicy", learner, n_steps=16, batch_size=32, n_epochs=1, device="cpu", seed=0).learn(128)
     corner = {"start": [0, 0, 0], "start_opponent": [48, 48, 40]}
     obs, info = single.reset(seed=1, options=corner)
     for _ in range(11):

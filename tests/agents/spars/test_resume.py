@@ -67,6 +67,12 @@ AGENT_ONLY = {
     "checkpoint_every": 64,
 }
 """An opponent that is older than the last rollout, and at first a rule; rounds in an episode; an odd end."""
+POOL = AGENT_ONLY | {
+    "self_play": {"pool": "prioritised", "pool_size": 3, "snapshot_every": 2, "initial_opponent": "constant0"},
+    "evaluation": {"rollouts": 2},
+    "examine_every": 128,
+}
+"""Opponents of many ages, some of them dropped; win rates that decide who is met; looks at validation cases."""
 LAZY_FEATURES = {
     "paper": "spars",
     "device": "cpu",
@@ -254,6 +260,15 @@ def test_an_old_opponent_and_unfinished_rounds_survive_a_kill(tmp_path, agent_on
     assert start(AGENT_ONLY, tmp_path, moment) == -signal.SIGKILL
     assert go_on(tmp_path) == 0, (tmp_path / "said.txt").read_text()
     assert_ends_like(tmp_path / "run", agent_only)
+
+
+def test_a_pool_of_opponents_survives_a_kill(tmp_path, tmp_path_factory):
+    expected = whole(POOL, tmp_path_factory)
+    assert start(POOL, tmp_path, replace(STEP, number=167)) == -signal.SIGKILL
+    assert go_on(tmp_path) == 0, (tmp_path / "said.txt").read_text()
+    assert_ends_like(tmp_path / "run", expected)
+    kept = Run(expected).checkpoint().state["self_play"]
+    assert sum(one["episodes"] > 0 for one in kept["snapshots"]) > 1 < len(kept["snapshots"]) < kept["taken"]
 
 
 def test_a_run_may_be_killed_twice(tmp_path, agent_only):

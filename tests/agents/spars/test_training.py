@@ -13,9 +13,10 @@ from segarena.agents.spars.baselines import BASELINES, score_map
 from segarena.agents.spars.config import CaseChoice, EvaluationConfig, SparsExperiment
 from segarena.agents.spars.evaluation import _result
 from segarena.agents.spars.policies import policy_arguments
+from segarena.agents.spars.pool import Snapshot
 from segarena.agents.spars.rollouts import Maps, choose_threshold, roll_out, seed_of
 from segarena.agents.spars.rules import POLICIES, BfsToTau, Sweep, sweep_path
-from segarena.agents.spars.self_play import SelfPlay, Snapshot
+from segarena.agents.spars.self_play import SelfPlay, SelfPlayConfig
 from segarena.agents.spars.training import env_of, load_policies
 from segarena.envs.learner_env import LearnerEnv
 from segarena.envs.spars import SparsEnv
@@ -73,27 +74,27 @@ def test_the_opponent_stays_frozen_until_it_is_refreshed_and_then_equals_the_lea
 def test_one_learn_refreshes_the_opponent_every_k_rollouts(refresh_every, expected):
     env = SparsEnv(**ONE, obs_mode="features", num_envs=2)
     model, seen = model_on(env), []
-    play = SelfPlay(env, refresh_every)
+    play = SelfPlay(env, SelfPlayConfig(refresh_every=refresh_every))
 
     class Look(Silent):
         def _on_rollout_start(self):
             fresh = same(play.snapshot.policy, model.policy)
-            assert fresh is (play.refreshed_at == model.num_timesteps), "only a refresh copies"
-            seen.append(play.refreshed_at)
+            assert fresh is (play.snapshot.born == model.num_timesteps), "only a refresh copies"
+            seen.append(play.snapshot.born)
 
         def _on_rollout_end(self):
-            assert same(env._opponent.policy, play.snapshot.policy)
+            assert env._opponent is play.pool
+            assert play.pool.snapshots == [play.snapshot]
 
     model.learn(128, callback=CallbackList([play, Look()]))
     assert seen == expected
-    assert env._opponent is play.snapshot
 
 
 @pytest.mark.parametrize("initial", ["constant0", "random"])
 def test_before_the_first_refresh_the_named_rule_competes(initial):
     env = SparsEnv(**ONE, obs_mode="features", num_envs=2, threshold=1.0)
     model, moves = model_on(env), []
-    play = SelfPlay(env, 1, initial)
+    play = SelfPlay(env, SelfPlayConfig(initial_opponent=initial))
 
     class Look(Silent):
         def _on_step(self):

@@ -1,6 +1,7 @@
 """The window lattice: where a window may stand, and that blocks know what voxels know."""
 
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
 import pytest
@@ -164,10 +165,31 @@ def test_dice_of_a_ball_and_the_window_around_it(diameter, window, dice):
     [(4, 0.118), (6, 0.420), (8, 0.707), (12, 0.708), (16, 0.845), (24, 0.879), (32, 0.919), (48, 0.944)],
 )
 def test_best_dice_that_blocks_can_reach_on_a_ball(diameter, dice):
+    """docs/spars.md, Method 5."""
     lattice = WindowLattice((64, 64, 64), (8, 8, 8))
-    covered, _ = lattice.block_sums(ball(64, diameter)).flatten().sort(descending=True)
-    voxels = 64 * torch.arange(1, len(covered) + 1)
-    assert float((2 * covered.cumsum(0) / (voxels + covered.sum())).max()) == pytest.approx(dice, abs=5e-4)
+    assert lattice.best_block_dice(lattice.block_sums(ball(64, diameter))) == pytest.approx(dice, abs=5e-4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_union_of_blocks_is_better_than_the_best_one(seed):
+    """Every one of the 256 unions of eight blocks, of which the border cuts some."""
+    lattice = WindowLattice((8, 7, 6), (4, 4, 4), phase=(0, 0, 0))
+    truth = torch.rand(lattice.full, generator=torch.Generator().manual_seed(seed)) < 0.4
+    truth[:4, :4] &= seed > 2
+    hits = lattice.block_sums(truth)
+    unions = torch.tensor(list(product((False, True), repeat=8))).view(-1, *lattice.block_shape)
+    common, painted, tumour = lattice.block_overlap(unions, hits.expand(len(unions), -1, -1, -1))
+    assert lattice.best_block_dice(hits) == pytest.approx((2 * common / (painted + tumour)).max().item(), abs=1e-6)
+
+
+def test_a_small_block_full_of_tumour_comes_before_a_large_one_with_more_of_it():
+    lattice = WindowLattice((5, 4, 4), (4, 4, 4))
+    assert lattice.best_block_dice(torch.tensor([17, 16]).view(2, 1, 1)) == pytest.approx(2 * 16 / (16 + 33))
+
+
+def test_nothing_to_find_is_found_by_no_block():
+    lattice = WindowLattice((8, 8, 8), (4, 4, 4))
+    assert lattice.best_block_dice(torch.zeros(lattice.block_shape, dtype=torch.int64)) == 1.0
 
 
 @untimed
@@ -190,6 +212,29 @@ def test_dice_from_block_counts_is_the_voxel_dice_as_an_integer_ratio(painting, 
         from_blocks = (2 * int(hits[mask].sum()), int(sizes[mask].sum() + hits.sum()))
         from_voxels = (2 * int((painted & truth).sum()), int(painted.sum() + truth.sum()))
         assert from_blocks == from_voxels
+
+
+@untimed
+@given(paintings())
+def test_the_overlap_of_blocks_is_the_overlap_of_voxels(painting):
+    lattice, ids, values, truth = painting
+    blocks = lattice.paint(ids, values) > 0.3
+    common, painted, tumour = lattice.block_overlap(blocks, lattice.block_sums(truth).expand_as(blocks))
+    voxels = lattice.expand(blocks)
+    assert common.tolist() == (voxels & truth).sum(dim=(1, 2, 3)).tolist()
+    assert painted.tolist() == voxels.sum(dim=(1, 2, 3)).tolist()
+    assert tumour.tolist() == [int(truth.sum())] * len(blocks)
+
+
+def test_a_block_that_the_border_cuts_counts_the_voxels_that_it_has():
+    """The phase of the paper's start, (0, 0, 2), leaves two voxels of the first block along z, and two of the last."""
+    lattice = WindowLattice((8, 8, 16), (8, 8, 8), phase=(0, 0, 2))
+    assert lattice.block_shape == (2, 2, 5)
+    inside = torch.zeros(lattice.block_shape, dtype=torch.bool)
+    inside[..., 0] = True
+    truth = torch.ones(lattice.full, dtype=torch.bool)
+    overlap = lattice.block_overlap(inside, lattice.block_sums(truth))
+    assert [int(count) for count in overlap] == [8 * 8 * 2, 8 * 8 * 2, 8 * 8 * 16]
 
 
 def test_the_toy_episode_leaves_the_map_of_the_docs():
