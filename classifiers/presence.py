@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..common.checkpoints import load_weights
 from ..common.checks import check_range
 from ..common.device import bfloat16_on_cuda
 from ..common.networks import Network, load_network
+from ..common.reading import parse_json
 from ..datasets.liver.lattice import Triple, WindowLattice, nearest_index
 
 HALO = 9
@@ -115,14 +117,19 @@ class PresenceNet(Network, ABC):
         return self.slide(volume, lattice)
 
 
+def _conv(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv3d:
+    """Conv3d 3x3x3, unpadded, with its weights in the order that makes it 1.5 to 2.5 times as fast on a CPU."""
+    conv = nn.Conv3d(channels_in, channels_out, 3, stride)
+    conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last_3d)
+    return conv
+
+
 class _ConvNorm(nn.Module):
     """BatchNorm(Conv3d 3x3x3, unpadded); in eval mode folded into one convolution, which saves a pass over memory."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
-        self.conv, self.norm = nn.Conv3d(channels_in, channels_out, 3), nn.BatchNorm3d(channels_out)
-        weight = self.conv.weight
-        weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)  # 1.5 times as fast on a CPU
+        self.conv, self.norm = _conv(channels_in, channels_out), nn.BatchNorm3d(channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
         conv, norm = self.conv, self.norm
@@ -268,14 +275,13 @@ class PaperPresenceNet(PresenceNet):
         super().__init__(hu_window, window_size)
         check_input_size("input_size", input_size)
         self.input_size = input_size
-        self.conv1, self.bn1 = nn.Conv3d(1, 8, 3), nn.BatchNorm3d(8)
-        self.conv2, self.bn2 = nn.Conv3d(8, 16, 3, stride=2), nn.BatchNorm3d(16)
-        self.conv3, self.bn3 = nn.Conv3d(16, 32, 3, stride=2), nn.BatchNorm3d(32)
-        self.conv4, self.bn4 = nn.Conv3d(32, 64, 3, stride=2), nn.BatchNorm3d(64)
+        self.conv1, self.bn1 = _conv(1, 8), nn.BatchNorm3d(8)
+        self.conv2, self.bn2 = _conv(8, 16, stride=2), nn.BatchNorm3d(16)
+        self.conv3, self.bn3 = _conv(16, 32, stride=2), nn.BatchNorm3d(32)
+        self.conv4, self.bn4 = _conv(32, 64, stride=2), nn.BatchNorm3d(64)
         self.fc1 = nn.Linear(64 * prod(_cells_left(n) for n in input_size), 1600)
         self.fc2, self.fc3 = nn.Linear(1600, 800), nn.Linear(800, 400)
         self.fc4, self.fc5 = nn.Linear(400, self.num_features), nn.Linear(self.num_features, 2)
-        self.to(memory_format=torch.channels_last_3d)  # 2.5 times as fast on a CPU
 
     def forward(self, crops: Tensor) -> Tensor:
         logits: Tensor = self.fc5(self._hidden(self._trunk(crops)))
@@ -358,6 +364,18 @@ def gather_crops(volumes: Tensor, case: Tensor, corners: Tensor, window: Triple,
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
+
+
+def supervision_of(checkpoint: str | Path = "packaged") -> str:
+    """Labels that the classifier in the file `checkpoint` learned from: window, slab or patient; "unknown" where the
+    file does not say.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or no safetensors file.
+    """
+    metadata = load_weights(PACKAGED if checkpoint == "packaged" else checkpoint)[1]
+    training = parse_json(metadata.get("training", "{}"), "training")
+    return str(training.get("supervision", "unknown"))
 
 
 def load_presence(checkpoint: str | Path = "packaged") -> PresenceNet:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from segarena.agents.dense_ppo.ppo import DensePPOConfig
 from segarena.agents.spars.config import SparsExperiment
-from segarena.classifiers.train_presence import PresenceTrainingConfig
+from segarena.classifiers.presence_config import PresenceTrainingConfig
 from segarena.datasets.echo.images import EchoDataConfig, PhantomPatients, load_echo
 from segarena.envs.spars_config import SparsConfig
 from segarena.rewards.reward_net import RewardNet
