@@ -375,7 +375,8 @@ def supervision_of(checkpoint: str | Path = "packaged") -> str:
     """
     metadata = load_weights(PACKAGED if checkpoint == "packaged" else checkpoint)[1]
     training = parse_json(metadata.get("training", "{}"), "training")
-    return str(training.get("supervision", "unknown"))
+    level = training.get("supervision") if isinstance(training, dict) else None
+    return level if isinstance(level, str) else "unknown"
 
 
 def load_presence(checkpoint: str | Path = "packaged") -> PresenceNet:

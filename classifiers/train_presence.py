@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR
 
 from ..common.device import forked_rng
 from ..common.fitting import Scalars, descend, fit
@@ -37,6 +37,7 @@ Metrics = Callable[[Tensor, Tensor], Mapping[str, float]]
 SHORT = {
     "accuracy": "acc",
     "auroc": "auc",
+    "auroc_lattice": "auc_lattice",
     "sensitivity": "sens",
     "specificity": "spec",
 }
@@ -160,9 +161,11 @@ def train_presence(
         torch.manual_seed(seed)
         net = build_presence(config, hu_window, window_size).to(device)
     optimizer = AdamW(net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule: CosineAnnealingLR | LambdaLR = LambdaLR(optimizer, lambda _: 1.0)
+    schedule: CosineAnnealingLR | ConstantLR
     if config.schedule == "cosine":
         schedule = CosineAnnealingLR(optimizer, T_max=config.epochs * config.batches_per_epoch)
+    else:
+        schedule = ConstantLR(optimizer, factor=1.0)
     level, lattice = config.supervision, WindowLattice(train.full, window_size, step)
     if level != "window":
         of_train, of_val = (bag_labels(pool.tumours, lattice, config).flatten() for pool in (train, val))
@@ -188,7 +191,7 @@ def train_presence(
         scalars = {SHORT.get(name, name): value for name, value in judged.items()}
         if net.has_dense(lattice):  # else it would take hours
             auroc = metrics(*lattice_scores(net, val, step))["auroc"]
-            scalars |= {} if math.isnan(auroc) else {"auc_lattice": auroc}  # nan: windows of one class only
+            scalars |= {} if math.isnan(auroc) else {SHORT["auroc_lattice"]: auroc}  # nan: windows of one class only
         if level == "window":
             return judged["auroc"], scalars
         logits = torch.cat([_bag_logits(net, image[None, None].float() / 255, lattice, config) for image in val.images])

@@ -10,6 +10,7 @@ from segarena.classifiers import bags
 from segarena.classifiers.presence import DensePresenceNet, supervision_of
 from segarena.classifiers.presence_config import PresenceTrainingConfig
 from segarena.classifiers.train_presence import WindowPool, bag_batch, lattice_scores, train_presence
+from segarena.common.networks import save_network
 from segarena.common.runs import Run
 from segarena.datasets.liver.cases import LiverCase
 from segarena.datasets.liver.lattice import WindowLattice
@@ -172,6 +173,19 @@ def test_the_level_is_logged_and_stands_in_the_file(tmp_path):
     assert supervision_of() == "window"
 
 
+@pytest.mark.parametrize(("config", "axes"), [(PATIENT, (0, 1, 2)), (SLAB, (0, 1))])
+def test_where_in_its_bag_a_tumour_lies_reaches_neither_the_weights_nor_the_choice_of_them(tmp_path, config, axes):
+    digests = []
+    for name, moved in (("as it is", ()), ("moved", axes)):
+        cases, val = (
+            [dataclasses.replace(case, label=case.label.flip(moved) if moved else case.label) for case in toys]
+            for toys in (toy_cases(6), toy_cases(6, 100))
+        )
+        still = dataclasses.replace(config, flip_probability=0.0)  # flips would move the slabs' tumours along z
+        digests.append(train(tmp_path / name, still, cases, val).digest())
+    assert digests[0] == digests[1]
+
+
 def test_the_best_epoch_is_that_with_the_lowest_loss_of_the_validation_bags(tmp_path):
     net = train(tmp_path, dataclasses.replace(PATIENT, epochs=4))
     losses = [line["classifier/loss_patient"] for line in Run(tmp_path).metrics()]
@@ -182,6 +196,12 @@ def test_the_best_epoch_is_that_with_the_lowest_loss_of_the_validation_bags(tmp_
     z = bags.bag_logits(logits[..., 1] - logits[..., 0], PATIENT)
     labels = bags.bag_labels(pool.tumours, lattice, PATIENT)
     assert float(bags.bag_loss(z, labels, torch.tensor(1.0))) == pytest.approx(min(losses), abs=1e-5)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"training": []}, {"training": {"supervision": ["window"]}}])
+def test_a_file_that_does_not_name_its_level_is_of_an_unknown_one(tmp_path, metadata):
+    save_network(tmp_path / "net.safetensors", DensePresenceNet(HU_WINDOW, WINDOW), metadata)
+    assert supervision_of(tmp_path / "net.safetensors") == "unknown"
 
 
 @pytest.mark.parametrize("purpose", ["training", "validation"])

@@ -349,10 +349,18 @@ def killed_in(method, epoch):
     return DyingRun
 
 
-@pytest.mark.parametrize("batch", ["windows", "dense"])
+KINDS = {
+    "windows": {"batch": "windows"},
+    "dense": {},
+    "paper's batches": {"batch": "windows", "patients_per_batch": 2, "schedule": "constant"},
+    "slabs, all augmentations": {"supervision": "slab", "gamma": 0.3, "bias_hu": 10.0, "noise_hu": 5.0},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("method", "epoch"), [("log", 1), ("save", 1), ("log", 3), ("save", 3)])
-def test_a_run_killed_at_any_moment_and_resumed_ends_with_the_same_weights(tmp_path, kept_often, batch, method, epoch):
-    config = dataclasses.replace(TINY, batch=batch)
+def test_a_run_killed_at_any_moment_and_resumed_ends_with_the_same_weights(tmp_path, kept_often, kind, method, epoch):
+    config = dataclasses.replace(TINY, **KINDS[kind])
     whole = train(tmp_path / "whole", config)
     with pytest.raises(KilledError):
         train(tmp_path / "killed", config, run_type=killed_in(method, epoch))
