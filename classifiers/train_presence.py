@@ -4,22 +4,21 @@ A window's label is 1 when it contains at least `min_tumour_voxels` tumour voxel
 table. Starts are uniform over all valid ones whose window has the wanted label, at any voxel: the reference drew a
 tumour voxel as the corner, which shifts every score by up to half a window.
 
-Integrity: the labels are window-level presence, but they, and the stratified sampling, come from voxel masks. That is
-weaker supervision than voxels and stronger than image-level labels.
+Integrity: with supervision=window the labels are window-level presence, but they, and the stratified sampling, come
+from voxel masks. That is weaker supervision than voxels and stronger than image-level labels. With slab and patient the
+loss reads one label of each slab or volume (`bags.py`), and so does the choice of the best epoch.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR
 
-from ..common.checks import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, SHARE, check
 from ..common.device import forked_rng
 from ..common.fitting import Scalars, descend, fit
 from ..common.networks import save_network
@@ -28,7 +27,10 @@ from ..common.workers import ONE_PROCESS, Workers
 from ..datasets.liver.cases import HU_WINDOW, LiverCase
 from ..datasets.liver.lattice import Triple, WindowLattice
 from ..datasets.liver.lesions import TUMOUR
-from .presence import DensePresenceNet, gather_crops
+from .augmentation import draw_flips, flip_axes, jitter_intensity
+from .bags import bag_labels, bag_logits, bag_loss, positive_weight
+from .presence import DensePresenceNet, PaperPresenceNet, PresenceNet, gather_crops
+from .presence_config import PresenceTrainingConfig
 
 Metrics = Callable[[Tensor, Tensor], Mapping[str, float]]
 """Validation metrics by name, of scores in [0, 1] and bool labels; "auroc" must be one of them."""
@@ -42,49 +44,6 @@ SHORT = {
 """Names of the curves of some metrics; the others keep theirs."""
 VALIDATION_SEED = 0
 """The validation windows are the same whatever the seed of the training is, so that trainings can be compared."""
-
-
-@dataclass(frozen=True)
-class PresenceTrainingConfig:
-    """Training of the presence classifier; the defaults are ours (docs/spars.md, Method 7).
-
-    Raises:
-        ValueError: a value outside its range.
-    """
-
-    batch: Literal["windows", "dense"] = "dense"
-    """windows: crops at random voxels, half of them with tumour. dense: all lattice windows of whole volumes, at a
-    random phase, the two classes weighted to one half each."""
-    windows_per_batch: int = 64
-    """Windows per optimiser step with batch=windows (paper's program: 40)."""
-    volumes_per_batch: int = 4
-    """Volumes per optimiser step with batch=dense; with one, BatchNorm learns statistics that no other volume has."""
-    batches_per_epoch: int = 64
-    """Optimiser steps per epoch (paper's program: 6)."""
-    epochs: int = 32
-    """Number of epochs (paper's program: 32); each ends with a validation."""
-    learning_rate: float = 1e-3
-    """AdamW learning rate at the start; falls to 0 along a cosine (paper's program: Adam, constant 1e-3)."""
-    weight_decay: float = 1e-4
-    """AdamW weight decay (paper's program: 0)."""
-    min_tumour_voxels: int = 1
-    """Fewest tumour voxels that make a window positive."""
-    flip_probability: float = 0.5
-    """Probability of a flip along each axis, 0 to 1 (paper's program: no flips)."""
-    hu_shift: float = 10.0
-    """Largest random shift of the intensities, in HU, to both sides (paper's program: 0)."""
-    hu_scale: float = 0.05
-    """Largest random relative change of the intensities, to both sides (paper's program: 0)."""
-    validation_windows: int = 512
-    """Windows of the fixed validation set, half of them with tumour (paper's program: 160, drawn anew
-    each epoch)."""
-
-    def __post_init__(self) -> None:
-        least_two = (2, math.inf)  # one window of each label
-        check(self, "presence.", windows_per_batch=least_two, validation_windows=least_two)
-        check(self, "presence.", volumes_per_batch=AT_LEAST_1, batches_per_epoch=AT_LEAST_1, epochs=AT_LEAST_1)
-        check(self, "presence.", learning_rate=POSITIVE, weight_decay=AT_LEAST_0, min_tumour_voxels=AT_LEAST_1)
-        check(self, "presence.", flip_probability=SHARE, hu_shift=AT_LEAST_0, hu_scale=(0, BELOW_1))
 
 
 class WindowPool:
@@ -131,14 +90,22 @@ class WindowPool:
         """Presence, bool [L], in the windows of `lattice` on a tumour mask [X, Y, Z]."""
         return lattice.window_sums(tumour) >= self.minimum
 
-    def draw(self, number: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, number: int, generator: Generator, patients: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Case int64 [N], corner int64 [N, 3] and label bool [N] of N windows, the second half of them positive.
 
         First a case with such windows, then one of its windows, both uniform: large tumours count no more than small.
+
+        patients: first so many cases, with replacement, then N / patients windows of each, half of them positive; of a
+            case that has windows of one label only, all of that label.
         """
         labels = torch.arange(number) >= number // 2
         share = torch.rand(2, number, dtype=torch.float64, generator=generator)
         case = torch.where(labels, _pick(self._cases[1], share[0]), _pick(self._cases[0], share[0]))
+        if patients is not None:
+            each = number // patients
+            case = torch.randint(len(self.images), (patients,), generator=generator).repeat_interleave(each)
+            half = torch.arange(number) % each >= each // 2
+            labels = half & (self._number[case] > 0) | (self._number[case] == self.starts.size)
         positives = self._number[case]
         rank = (share[1] * torch.where(labels, positives, self.starts.size - positives)).long()  # k, within the class
         # the k-th negative is k plus the positives before it: those with at most k negatives before them
@@ -163,8 +130,11 @@ def train_presence(
     metrics: Metrics,
     hu_window: tuple[float, float] = HU_WINDOW,
     workers: Workers = ONE_PROCESS,
-) -> DensePresenceNet:
-    """The classifier with the best validation AUC, frozen; also written to presence.safetensors in the run's folder.
+) -> PresenceNet:
+    """The classifier with the best validation, frozen; also written to presence.safetensors in the run's folder.
+
+    The best is that with the highest AUC of the validation windows, or, with supervision by slab or patient, with the
+    lowest loss of the validation bags: an AUC of a few patients is often 1.
 
     A run that was interrupted is continued; on a CPU it ends with the same weights, bit for bit.
 
@@ -189,28 +159,44 @@ def train_presence(
     val_windows = val.draw(config.validation_windows, Generator().manual_seed(VALIDATION_SEED))
     with forked_rng(device):
         torch.manual_seed(seed)
-        net = DensePresenceNet(hu_window, window_size).to(device)
+        net = build_presence(config, hu_window, window_size).to(device)
     optimizer = AdamW(net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = CosineAnnealingLR(optimizer, T_max=config.epochs * config.batches_per_epoch)
+    schedule: CosineAnnealingLR | ConstantLR
+    if config.schedule == "cosine":
+        schedule = CosineAnnealingLR(optimizer, T_max=config.epochs * config.batches_per_epoch)
+    else:
+        schedule = ConstantLR(optimizer, factor=1.0)
+    level, lattice = config.supervision, WindowLattice(train.full, window_size, step)
+    if level != "window":
+        of_train, of_val = (bag_labels(pool.tumours, lattice, config).flatten() for pool in (train, val))
+        weight = positive_weight(of_train, "training", level)
+        positive_weight(of_val, "validation", level)
 
-    def train_epoch(net: DensePresenceNet, generator: Generator) -> Scalars:
+    def train_epoch(net: PresenceNet, generator: Generator) -> Scalars:
         total = torch.zeros((), device=device)
         for _ in range(config.batches_per_epoch):
             if config.batch == "windows":
-                logits, labels = windows_batch(net, train, config, generator)
+                loss = balanced_cross_entropy(*windows_batch(net, train, config, generator))
+            elif level == "window":
+                loss = balanced_cross_entropy(*dense_batch(net, train, step, config, generator))
             else:
-                logits, labels = dense_batch(net, train, step, config, generator)
-            loss = balanced_cross_entropy(logits, labels)
+                loss = bag_loss(*bag_batch(net, train, step, config, generator), weight)
             descend(optimizer, loss, workers)
             schedule.step()
             total += loss.detach() / (config.batches_per_epoch * workers.world_size)
         return {"loss": total}
 
-    def validate(net: DensePresenceNet) -> tuple[float, Scalars]:
+    def validate(net: PresenceNet) -> tuple[float, Scalars]:
         judged = dict(metrics(*window_scores(net, val, val_windows)))
-        if not math.isnan(auroc := metrics(*lattice_scores(net, val, step))["auroc"]):  # nan: windows of one class only
-            judged["auroc_lattice"] = auroc
-        return judged["auroc"], {SHORT.get(name, name): value for name, value in judged.items()}
+        scalars = {SHORT.get(name, name): value for name, value in judged.items()}
+        if net.has_dense(lattice):  # else it would take hours
+            auroc = metrics(*lattice_scores(net, val, step))["auroc"]
+            scalars |= {} if math.isnan(auroc) else {SHORT["auroc_lattice"]: auroc}  # nan: windows of one class only
+        if level == "window":
+            return judged["auroc"], scalars
+        logits = torch.cat([_bag_logits(net, image[None, None].float() / 255, lattice, config) for image in val.images])
+        of_bags = {"loss": float(bag_loss(logits, of_val, weight)), **metrics(logits.sigmoid(), of_val)}
+        return -of_bags["loss"], scalars | {f"{SHORT.get(name, name)}_{level}": v for name, v in of_bags.items()}
 
     best = fit(
         run,
@@ -226,7 +212,7 @@ def train_presence(
     )
     long = {short: name for name, short in SHORT.items()}
     summary = {
-        "supervision": "window",
+        "supervision": level,
         "cases": len(train_cases),
         "origins": sorted({case.origin for case in train_cases}),
         "seed": seed,
@@ -238,32 +224,67 @@ def train_presence(
     return net.requires_grad_(False)
 
 
+def build_presence(config: PresenceTrainingConfig, hu_window: tuple[float, float], window_size: Triple) -> PresenceNet:
+    """The untrained network that the configuration names."""
+    if config.network == "paper":
+        return PaperPresenceNet(hu_window, window_size, config.input_size)
+    return DensePresenceNet(hu_window, window_size)
+
+
 # -- one batch -----------------------------------------------------------------------------------------------------
 
 
 def windows_batch(
-    net: DensePresenceNet, pool: WindowPool, config: PresenceTrainingConfig, generator: Generator
+    net: PresenceNet, pool: WindowPool, config: PresenceTrainingConfig, generator: Generator
 ) -> tuple[Tensor, Tensor]:
     """Logits [N, 2] and labels bool [N] of N windows of any cases."""
-    case, corners, labels = pool.draw(config.windows_per_batch, generator)
-    crops = gather_crops(pool.images, case, corners, pool.window)
-    crops = flip_axes(crops, _draw_flips(len(crops), config, generator).to(crops.device))
+    case, corners, labels = pool.draw(config.windows_per_batch, generator, config.patients_per_batch)
+    crops = gather_crops(pool.images, case, corners, pool.window, net.halo)
+    crops = flip_axes(crops, draw_flips(len(crops), config, generator).to(crops.device))
     return net(jitter_intensity(crops, net.hu_window, config, generator)), labels
 
 
 def dense_batch(
-    net: DensePresenceNet, pool: WindowPool, step: int, config: PresenceTrainingConfig, generator: Generator
+    net: PresenceNet, pool: WindowPool, step: int, config: PresenceTrainingConfig, generator: Generator
 ) -> tuple[Tensor, Tensor]:
     """Logits [B·L, 2] and labels bool [B·L] of all windows of B cases on the lattice of a random phase."""
+    volumes, tumours, lattice = _draw_volumes(net, pool, step, config, generator)
+    logits = _dense(net).dense_logits(volumes, lattice)
+    return logits.flatten(0, 3), torch.cat([pool.labels(tumour, lattice) for tumour in tumours])
+
+
+def bag_batch(
+    net: PresenceNet, pool: WindowPool, step: int, config: PresenceTrainingConfig, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Logits Z [N] and labels bool [N] of the bags of B cases on the lattice of a random phase."""
+    volumes, tumours, lattice = _draw_volumes(net, pool, step, config, generator)
+    return _bag_logits(net, volumes, lattice, config), bag_labels(tumours, lattice, config).flatten()
+
+
+def _bag_logits(net: PresenceNet, volumes: Tensor, lattice: WindowLattice, config: PresenceTrainingConfig) -> Tensor:
+    """Logits Z [N] of all bags of volumes [B, 1, X, Y, Z] in [0, 1]."""
+    logits = _dense(net).dense_logits(volumes, lattice)
+    return bag_logits(logits[..., 1] - logits[..., 0], config).flatten()
+
+
+def _draw_volumes(
+    net: PresenceNet, pool: WindowPool, step: int, config: PresenceTrainingConfig, generator: Generator
+) -> tuple[Tensor, Tensor, WindowLattice]:
+    """Augmented volumes [B, 1, X, Y, Z] in [0, 1], their tumours bool [B, X, Y, Z], and a lattice of a random phase."""
     case = torch.randint(len(pool.images), (config.volumes_per_batch,), generator=generator).to(pool.images.device)
     free = [min(step, full - w + 1) for full, w in zip(pool.full, pool.window, strict=True)]
     x, y, z = (int(torch.randint(n, (), generator=generator)) for n in free)
     lattice = WindowLattice(pool.full, pool.window, step, (x, y, z))
-    flips = _draw_flips(len(case), config, generator).to(case.device)
-    volumes = flip_axes(pool.images[case][:, None], flips).float() / 255  # [B, 1, X, Y, Z]
+    flips = draw_flips(len(case), config, generator).to(case.device)
+    volumes = flip_axes(pool.images[case][:, None], flips).float() / 255
     tumours = flip_axes(pool.tumours[case][:, None], flips)[:, 0]
-    logits = net.dense_logits(jitter_intensity(volumes, net.hu_window, config, generator), lattice)
-    return logits.flatten(0, 3), torch.cat([pool.labels(tumour, lattice) for tumour in tumours])
+    return jitter_intensity(volumes, net.hu_window, config, generator), tumours, lattice
+
+
+def _dense(net: PresenceNet) -> DensePresenceNet:
+    """The network, which the checks of the configuration made one with a dense forward."""
+    assert isinstance(net, DensePresenceNet)
+    return net
 
 
 def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -277,43 +298,16 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return 0.5 * (nll * (weights[0] + weights[1])).sum()
 
 
-def flip_axes(x: Tensor, flips: Tensor) -> Tensor:
-    """x [B, C, X, Y, Z] with the axes of each sample reversed where flips, bool [B, 3], says so."""
-    for axis in range(3):
-        x = torch.where(flips[:, axis].view(-1, 1, 1, 1, 1), x.flip(axis + 2), x)
-    return x
-
-
-def jitter_intensity(
-    x: Tensor, hu_window: tuple[float, float], config: PresenceTrainingConfig, generator: Generator
-) -> Tensor:
-    """Images in [0, 1] as of a scanner that reads a·HU + b, a in 1 ± hu_scale and b in ± hu_shift; x [B, 1, X, Y, Z].
-
-    Air stays 0: it lies far below the window, and the halo outside the volume is 0 when the classifier is used.
-    """
-    low, high = hu_window
-    a, b = (2 * torch.rand(2, len(x), 1, 1, 1, 1, generator=generator) - 1).to(x.device)
-    a, b = 1 + config.hu_scale * a, config.hu_shift * b
-    shift = ((a - 1) * low + b) / (high - low)  # of the scaled intensity (HU - low) / (high - low)
-    return torch.where(x > 0, a * x + shift, 0).clamp(0, 1)
-
-
-def _draw_flips(number: int, config: PresenceTrainingConfig, generator: Generator) -> Tensor:
-    return torch.rand(number, 3, generator=generator) < config.flip_probability
-
-
 # -- validation ----------------------------------------------------------------------------------------------------
 
 
-def window_scores(
-    net: DensePresenceNet, pool: WindowPool, windows: tuple[Tensor, Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
+def window_scores(net: PresenceNet, pool: WindowPool, windows: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Scores float32 [N] and labels bool [N] of windows that `pool` has drawn; the network in eval mode."""
     case, corners, labels = windows
     return net.score_windows(pool.images, case, corners, pool.window)[0], labels
 
 
-def lattice_scores(net: DensePresenceNet, pool: WindowPool, step: int) -> tuple[Tensor, Tensor]:
+def lattice_scores(net: PresenceNet, pool: WindowPool, step: int) -> tuple[Tensor, Tensor]:
     """Scores float32 [C·L] and labels bool [C·L] of every window of every case at phase 0."""
     lattice = WindowLattice(pool.full, pool.window, step)
     scores = [net.score_lattice(image, lattice)[0] for image in pool.images]

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,18 +35,20 @@ def save_network(path: Path, net: Network, metadata: Mapping[str, Any] | None = 
     save_weights(path, net.state_dict(), {name: json.dumps(value) for name, value in described.items()})
 
 
-def load_network(path: str | Path, kind: type[N], **needed: object) -> N:
+def load_network(path: str | Path, kind: type[N] | Sequence[type[N]], **needed: object) -> N:
     """The network that `save_network` wrote, in eval mode, on the CPU; its parameters want gradients.
 
     Args:
         path: the file.
-        kind: the class that it must have.
+        kind: the class that it must have, or several of which it must have one.
         needed: arguments of the constructor that it must have been built with, such as out_channels=3.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or holds another kind of network, or one that was built with other arguments.
     """
+    kinds = {one.__name__: one for one in (kind if isinstance(kind, Sequence) else [kind])}
+    wanted = " or ".join(kinds)
     weights, metadata = load_weights(path)
     source = f"checkpoint {str(path)!r}"
     try:
@@ -55,15 +57,15 @@ def load_network(path: str | Path, kind: type[N], **needed: object) -> N:
         described = {name: _as_tuple(value) for name, value in description.items()}
     except (KeyError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{source} does not say which network it holds (metadata: {quoted(metadata)}) but a {kind.__name__} "
-            f"is needed; name a file that save_network wrote"
+            f"{source} does not say which network it holds (metadata: {quoted(metadata)}) but a {wanted} is needed; "
+            f"name a file that save_network wrote"
         ) from error
-    if stored != kind.__name__:
-        raise ValueError(f"{source} holds a {str(stored)[:50]} but a {kind.__name__} is needed")
+    if not isinstance(stored, str) or stored not in kinds:
+        raise ValueError(f"{source} holds a {str(stored)[:50]} but a {wanted} is needed")
     try:
-        check_arguments(kind, described)
+        check_arguments(kinds[stored], described)
         with torch.device("meta"):  # without memory: a description may name sizes that no machine has
-            outline = kind(**described)
+            outline = kinds[stored](**described)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         what = quoted(error)
         raise ValueError(f"{source} describes a {stored} that cannot be built ({what}); train it again") from error
@@ -72,7 +74,7 @@ def load_network(path: str | Path, kind: type[N], **needed: object) -> N:
             has = quoted(described.get(name))
             raise ValueError(f"{source} holds a {stored} with {name} = {has} but {value!r} is needed")
     check_weights(outline, weights, source)
-    net = kind(**described)
+    net = kinds[stored](**described)
     net.load_state_dict(weights)
     return net.eval()
 

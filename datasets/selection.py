@@ -33,6 +33,10 @@ def setting(option: str, field: str, value: object) -> str:
     return f"{option}{field} {value}" if isinstance(value, str) else f"{option}{field} '{text}'"
 
 
+_PART = re.compile(r"(?P<name>[^\[\]+]+)(?:\[(?P<low>\d{0,9}):(?P<high>\d{0,9})\])?")
+"""A split, or a part of it: train, train[:8], train[8:24]."""
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """Ids, groups and splits of a data set, for a choice among them."""
@@ -72,15 +76,16 @@ class Catalogue:
     def in_split(self, split: str) -> list[str]:
         """The ids of a split, in the order of its groups.
 
+        split: its name; a part of it, "train[:8]" or "train[8:24]", counted in groups as a list of Python is; or
+            several, "train[12:]+val[:4]".
+
         Raises:
             SelectionError: an unknown split, or one of which nothing is there.
         """
         if split == "all":
             return list(self.groups)
-        if split not in self.splits:
-            known = ", ".join([*self.splits, "all"])
-            raise SelectionError(f"split is {split!r} but {self.data!r} has {known}", self.hint)
-        place = {group: n for n, group in enumerate(self.splits[split])}
+        groups = [group for part in split.split("+") for group in self._part(part, split)]
+        place = {group: n for n, group in enumerate(groups)}
         chosen = [i for i, group in self.groups.items() if group in place]
         if not chosen:
             raise SelectionError(
@@ -89,6 +94,15 @@ class Catalogue:
                 self.hint,
             )
         return sorted(chosen, key=lambda i: place[self.groups[i]])
+
+    def _part(self, part: str, split: str) -> Sequence[str]:
+        """The groups of one summand of the split."""
+        match = _PART.fullmatch(part)
+        if match is None or match["name"] not in self.splits:
+            known = ", ".join([*self.splits, "all"])
+            raise SelectionError(f"split is {split!r} but {self.data!r} has {known}", self.hint)
+        low, high = (int(match[end]) if match[end] else None for end in ("low", "high"))
+        return self.splits[match["name"]][low:high]
 
     def listed(self, names: Iterable[str]) -> str:
         """The names, or the first and the last of many."""

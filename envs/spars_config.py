@@ -68,9 +68,10 @@ class SparsConfig(LiverDataConfig):
     classifier: str | None = None
     """Weights (.safetensors) of the presence classifier, or "packaged": those made for phantoms. null: packaged for
     phantoms; an experiment on files then trains its own."""
-    score_engine: Literal["auto", "dense", "lazy"] = "auto"
-    """dense: all windows when the case is loaded; lazy: a window when it is first visited; auto: dense where one
-    forward serves all windows, else lazy."""
+    score_engine: Literal["auto", "dense", "sliding", "lazy"] = "auto"
+    """dense: all windows when the case is loaded, by one forward where the classifier has one; sliding: the same window
+    by window, in batches; lazy: a window when it is first visited; auto: dense where one forward serves all windows,
+    else lazy."""
     threshold: float = 0.3
     """τ in [0, 1]: a score above it ends the episode; 1 never does."""
     horizon: int | None = None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..classifiers.presence import PresenceNet, load_presence
 from ..datasets.liver.cases import HU_WINDOW, LiverCase
-from ..datasets.liver.lattice import Triple, WindowLattice, centred_start
+from ..datasets.liver.lattice import Triple, WindowLattice, centred_start, nearest_index
 from ..rewards.presence import ScoreFunction, ScoreTable
 from .spars_config import MOVES, SparsConfig
 
@@ -134,12 +134,6 @@ class Windows:
         for axis, index in enumerate(self._resize):
             crops = crops.index_select(axis + 2, index)
         return crops
-
-
-def nearest_index(size: int, out: int) -> Tensor:
-    """Source index of each of `out` samples of an axis of `size` voxels: ⌊i·size/out⌋, int64 [out]
-    (docs/spars.md, Method 4)."""
-    return torch.arange(out) * size // out
 
 
 def spaces_of(cfg: SparsConfig, lattice: WindowLattice, n_features: int) -> tuple[spaces.Space[Any], spaces.Space[Any]]:

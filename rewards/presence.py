@@ -21,7 +21,7 @@ from ..datasets.liver.lesions import TUMOUR
 
 log = logging.getLogger(__name__)
 
-Engine = Literal["auto", "dense", "lazy"]
+Engine = Literal["auto", "dense", "sliding", "lazy"]
 ScoreFunction = Callable[[LiverCase, Tensor], Tensor]
 """Scores float32 [N] in [0, 1] of the windows of a case with lower corners int64 [N, 3]."""
 FORMAT = 2
@@ -36,12 +36,14 @@ class ScoreTable:
         lattice: window, step and phase.
         scorer: a frozen classifier (it is moved to `device`); "oracle_fraction", the share of the case's tumour inside
             the window, which uses the labels; or a function.
-        engine: dense scores every position before it is asked for. lazy scores the positions that are asked for, all
-            new ones of a lookup in one batch, and keeps them. auto is dense for the oracle and for a classifier that
-            has a dense forward on this lattice, else lazy.
+        engine: dense scores every position before it is asked for, by one forward of the volume if the classifier has
+            one on this lattice. sliding does so window by window, in batches, whatever the classifier has. lazy scores
+            the positions that are asked for, all new ones of a lookup in one batch, and keeps them. auto is dense for
+            the oracle and for a classifier that has a dense forward on this lattice, else lazy.
         features: keep the classifier's pooled features too (float16; 256 bytes a position for DensePresenceNet).
         device: where the table lives and the classifier runs.
-        cache_dir: where the dense scores of a classifier are kept between runs; default as in `datasets.cache`.
+        cache_dir: where the dense or sliding scores of a classifier are kept between runs; default as in
+            `datasets.cache`.
 
     Raises:
         ValueError: no cases, a case on another grid, a classifier in training mode, features without a classifier,
@@ -71,6 +73,7 @@ class ScoreTable:
             shares_work = scorer == "oracle_fraction"
             self._function = _function(scorer, lattice)
         check_choice("score_engine", engine, get_args(Engine))
+        self._slides = engine == "sliding"
         self._lazy = engine == "lazy" or (engine == "auto" and not shares_work)
         self._asked = self._evaluated = 0
 
@@ -112,7 +115,7 @@ class ScoreTable:
 
     @property
     def cache_hit(self) -> float:
-        """Share of the lookups so far that needed no forward: 1 in a dense table."""
+        """Share of the lookups so far that needed no forward: 1 unless the table is lazy."""
         return 1 - self._evaluated / self._asked if self._asked else 1.0
 
     def state(self) -> dict[str, Any]:
@@ -153,7 +156,8 @@ class ScoreTable:
         features = self._features.shape[1] > 0
 
         def build() -> dict[str, Tensor]:
-            scores, pooled = net.score_lattice(case.image.to(self.device), self.lattice)
+            score = net.slide if self._slides else net.score_lattice
+            scores, pooled = score(case.image.to(self.device), self.lattice)
             tensors = {"scores": scores.cpu()}
             return tensors | {"features": pooled.half().cpu()} if features else tensors
 
@@ -164,6 +168,7 @@ class ScoreTable:
             "numerics": "float32, convolutions in TF32" if self.device.type == "cuda" else "float32",
             "lattice": [self.lattice.full, self.lattice.window, self.lattice.step, self.lattice.phase],
             "features": features,
+            "engine": "sliding" if self._slides else "dense",
         }
         tensors = cached("presence_scores", key, build, cache_dir)
         self._store(rows, tensors["scores"], tensors.get("features"))

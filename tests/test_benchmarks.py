@@ -13,8 +13,9 @@ import pytest
 import torch
 from segarena.agents.dense_ppo.ppo import DensePPOConfig
 from segarena.agents.spars.config import SparsExperiment
-from segarena.classifiers.train_presence import PresenceTrainingConfig
+from segarena.classifiers.presence_config import PresenceTrainingConfig
 from segarena.datasets.echo.images import EchoDataConfig, PhantomPatients, load_echo
+from segarena.datasets.liver import phantom
 from segarena.envs.spars_config import SparsConfig
 from segarena.rewards.reward_net import RewardNet
 
@@ -44,6 +45,37 @@ def measured(name, tmp_path):
 def named(figures, start):
     (figure,) = (figure for figure in figures if figure["what"].startswith(start))
     return figure
+
+
+def test_the_classifiers_of_one_phase_are_judged_on_all_and_the_phases_are_those_of_the_phantoms(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    phases = importlib.import_module("presence_phases")
+    drawn = []
+
+    class Seen(dict):
+        def __getitem__(self, name):
+            drawn.append(name)
+            return super().__getitem__(name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(phantom, "PHASES", Seen(phantom.PHASES))
+        for number in (0, 5, 1000, 3007):
+            phantom.liver_phantom(number)
+    assert drawn == [phases.phase_of(number) for number in (0, 5, 1000, 3007)]
+    out = tmp_path / "phases.json"
+    monkeypatch.setattr(sys, "argv", ["presence_phases.py", "--quick", "--out", str(out)])
+    phases.main()
+    rows = json.loads(out.read_text())["figures"]
+    assert [(row["cohort"], row["augmentation"]) for row in rows] == [
+        (cohort, name) for cohort in ("portal", "mixed") for name in ("none", "default", "wide")
+    ]
+    assert [any(row["intensities"].values()) for row in rows] == [False, True, True] * 2
+    for row in rows:
+        assert set(row["auc"]) == set(phantom.PHASES)
+        assert all(0 <= auc <= 1 for of_phase in row["auc"].values() for auc in of_phase)
+    assert capsys.readouterr().out.count("\n") == len(rows) + 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the benchmark reads its memory from /proc")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ...classifiers.train_presence import PresenceTrainingConfig
+from ...classifiers.presence_config import PresenceTrainingConfig
 from ...common.checks import AT_LEAST_0, AT_LEAST_1, check, whole_path
 from ...envs.spars_config import SparsConfig
 from ..experiment import Experiment
@@ -20,13 +20,16 @@ class CaseChoice:
     """Some cases of `env.data`, for one purpose."""
 
     split: str = "test"
-    """classifier_train, classifier_val, rl_pool, test or all."""
+    """classifier_train, classifier_val, rl_pool, test or all; a part of one, such as classifier_train[:8], or several,
+    such as classifier_train[12:]+classifier_val[:4]."""
     cases: list[str] | None = None
     """Case ids (* and ? stand for any text), which win over the split."""
+    tumour_free: float = 0.0
+    """Share of the phantoms, evenly among them, whose tumours are left out."""
 
     def of(self, env: SparsConfig) -> SparsConfig:
         """The environment's configuration with these cases."""
-        return replace(env, split=self.split, cases=self.cases)
+        return replace(env, split=self.split, cases=self.cases, tumour_free=self.tumour_free)
 
 
 @dataclass(frozen=True)

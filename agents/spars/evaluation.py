@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ...classifiers.presence import supervision_of
 from ...common.device import forked_rng, resolve_device
 from ...common.names import slug
 from ...common.runs import Run, plain
@@ -203,7 +204,10 @@ def _result(
             views.append(CaseView(case.id, *shown, case.spacing_mm, organ))
     learned = row.sees_target if row else trained
     seen = {base(case_id) for case_id in _known(experiment, agent=learned)}
-    of_scores = "voxel" if experiment.env.score_source == "oracle_fraction" else "window"
+    classifier = test.env.config.classifier
+    of_scores = (
+        "voxel" if experiment.env.score_source == "oracle_fraction" else supervision_of(classifier or "packaged")
+    )
     total = experiment.ppo.total_timesteps
     result = Result(
         id=f"{slug(method)}_seed{experiment.seed}",

@@ -10,8 +10,8 @@ from typing import Any
 import gymnasium as gym
 from stable_baselines3.common.callbacks import BaseCallback
 
-from ...classifiers.presence import CELL, DensePresenceNet
-from ...classifiers.train_presence import train_presence
+from ...classifiers.presence import CELL
+from ...classifiers.train_presence import build_presence, train_presence
 from ...common.checkpoints import Checkpoint, load_into, restoring
 from ...common.device import resolve_device
 from ...common.networks import save_network
@@ -29,7 +29,7 @@ from ..policy import ActorCritic
 from ..ppo import LEARNERS, Learner, MaskableLearner, learn, restore
 from .baselines import BASELINES
 from .callbacks import DuelMetrics, ValidationCallback
-from .config import TRAIN, SparsExperiment
+from .config import TRAIN, CaseChoice, SparsExperiment
 from .policies import policy_arguments
 from .pool import Snapshot
 from .self_play import SELF_PLAY_NOTE, SelfPlay
@@ -38,9 +38,11 @@ log = logging.getLogger(__name__)
 
 CLASSIFIER = "presence.safetensors"
 """File of the classifier in its stage."""
+CHOICE = tuple(field.name for field in fields(CaseChoice))
+"""Fields of the environment that each purpose has its own of."""
 CLASSIFIER_KEYS = (
     *("seed", "presence", "classifier_train", "validation", "env.window_size", "env.step"),
-    *(f"env.{field.name}" for field in fields(LiverDataConfig) if field.name not in ("split", "cases", "cache_dir")),
+    *(f"env.{field.name}" for field in fields(LiverDataConfig) if field.name not in (*CHOICE, "cache_dir")),
 )
 """Keys of the configuration that the classifier's training depends on."""
 AGENT_KEYS = (
@@ -78,7 +80,7 @@ def check(experiment: SparsExperiment) -> None:
         trial = Run(folder)
         if is_trained:  # an untrained one has the same shapes
             assert settings.window_size is not None
-            net = DensePresenceNet(settings.hu_window or HU_WINDOW, settings.window_size)
+            net = build_presence(experiment.presence, settings.hu_window or HU_WINDOW, settings.window_size)
             save_network(trained_classifier(experiment, trial), net)
         if settings.score_source == "classifier":
             settings = replace(settings, score_engine="lazy")  # scores a few windows only

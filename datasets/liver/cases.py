@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ...common.checks import AT_LEAST_1, POSITIVE, check, check_choice
+from ...common.checks import AT_LEAST_1, POSITIVE, SHARE, check, check_choice
 from ...common.files import file_digest
 from ..cache import cached
 from ..folders import log_once
@@ -72,7 +72,8 @@ class LiverDataConfig:
     """"phantom" (procedural, no files) or a folder: Task03_Liver, the folder above it, LiTS, or your own with NIfTI
     files in images/ and, of the same names, in labels/."""
     split: str = "rl_pool"
-    """classifier_train, classifier_val, rl_pool or test (disjoint; see split_ratios), or all."""
+    """classifier_train, classifier_val, rl_pool or test (disjoint; see split_ratios), or all; a part of one, such as
+    classifier_train[:8], or several, such as classifier_train[12:]+classifier_val[:4]."""
     cases: list[str] | None = None
     """Case ids, which win over the split; * and ? stand for any text, e.g. '[liver_5, "phantom_0200?"]'."""
     split_ratios: dict[str, float] | None = None
@@ -99,11 +100,13 @@ class LiverDataConfig:
     copies: int = 1
     """Number of versions of each CT with different implanted lesions: liver_0#0, liver_0#1, ...; more than 1 needs
     implant_lesions."""
+    tumour_free: float = 0.0
+    """Share of the phantoms, evenly among those chosen, whose tumours are left out: phantom_00001#healthy."""
     cache_dir: str | None = None
     """Folder for prepared volumes; null: $SEGARENA_CACHE, else ~/.cache/segarena."""
 
     def __post_init__(self) -> None:
-        check(self, grid_shape=SIDE, spacing_mm=POSITIVE, copies=AT_LEAST_1)
+        check(self, grid_shape=SIDE, spacing_mm=POSITIVE, copies=AT_LEAST_1, tumour_free=SHARE)
         check_ratios(self.split_ratios, list(SPLIT_RATIOS))
         check_pattern(self.patient_pattern)
         if math.prod(self.working_grid) > MOST_VOXELS:
@@ -114,6 +117,8 @@ class LiverDataConfig:
             raise ValueError(f"copies is {self.copies} but needs implant_lesions, by which copies differ")
         if self.data == "phantom" and self.implant_lesions is not None:
             raise ValueError("implant_lesions needs CTs: give data a folder, or leave it out, as phantoms have tumours")
+        if self.data != "phantom" and self.tumour_free:
+            raise ValueError(f"tumour_free is {self.tumour_free} but data is {self.data!r}, no phantoms; leave it 0")
 
     @property
     def working_grid(self) -> Triple:
@@ -228,15 +233,15 @@ def case_of(sample: Sample, file: Frame, config: LiverDataConfig) -> LiverCase:
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a case comes from: a phantom's number or files, and the seed of the lesions to put in."""
+    """Where a case comes from: a phantom's number or files, and the seed of the lesions to put in, or "healthy"."""
 
     base: str
     origin: int | CaseFiles
-    seed: int | None
+    version: int | Literal["healthy"] | None
 
     @property
     def id(self) -> str:
-        return self.base if self.seed is None else f"{self.base}#{self.seed}"
+        return self.base if self.version is None else f"{self.base}#{self.version}"
 
 
 def _sources(config: LiverDataConfig, option: str = "") -> list[_Source]:
@@ -269,9 +274,11 @@ def _sources(config: LiverDataConfig, option: str = "") -> list[_Source]:
             f"name some, such as {setting(option, 'cases', [next(iter(sources))])}, or leave it out to use a split",
         )
     else:
-        check_choice(f"{option}split", config.split, [*PHANTOM_SPLITS, "all"])  # not used, but a slip all the same
+        for part in config.split.split("+"):  # not used, but a slip all the same
+            check_choice(f"{option}split", part.partition("[")[0], [*PHANTOM_SPLITS, "all"])
         chosen = catalogue.named(patterns)
-    return [sources[i] for i in chosen]
+    free = [int((n + 1) * config.tumour_free) > int(n * config.tumour_free) for n in range(len(chosen))]
+    return [replace(sources[i], version="healthy") if f else sources[i] for i, f in zip(chosen, free, strict=True)]
 
 
 def _splits(config: LiverDataConfig, origins: Sequence[int | CaseFiles], hint: str) -> dict[str, list[str]]:
@@ -311,9 +318,9 @@ def _load(source: _Source, config: LiverDataConfig, read: Callable[[CaseFiles], 
     origin: Origin
     if isinstance(files, int):
         origin, file = "phantom", Frame(SHAPE, AFFINE)
-        tensors = _phantom_on_grid(files, config)
+        tensors = _phantom_on_grid(files, source.version != "healthy", config)
     else:
-        origin, file = "real" if source.seed is None else "implanted", read_frame(files.image)
+        origin, file = "real" if source.version is None else "implanted", read_frame(files.image)
         key = {
             "preparation": PREPARATION,
             "id": source.id,  # the lesions depend on it
@@ -325,8 +332,8 @@ def _load(source: _Source, config: LiverDataConfig, read: Callable[[CaseFiles], 
 
         def build() -> dict[str, Tensor]:
             sample = read(files)
-            if config.implant_lesions is not None and source.seed is not None:
-                sample = implant_lesions(sample, config.implant_lesions, source.seed)
+            if config.implant_lesions is not None and isinstance(source.version, int):
+                sample = implant_lesions(sample, config.implant_lesions, source.version)
             return _to_grid(sample, file, config)
 
         tensors = cached("liver_ct", key, build, config.cache_dir)
@@ -348,23 +355,18 @@ def _case(case_id: str, origin: Origin, tensors: dict[str, Tensor], file: Frame)
     )
 
 
-def _phantom_on_grid(number: int, config: LiverDataConfig) -> dict[str, Tensor]:
+def _phantom_on_grid(number: int, tumours: bool, config: LiverDataConfig) -> dict[str, Tensor]:
     """`_to_grid` of a phantom; kept in this process where the grid is the phantom's own, of half a megabyte."""
     if config.working_grid != SHAPE:
-        return _to_grid(_drawn_phantom(number), Frame(SHAPE, AFFINE), config)
-    kept = _kept_phantom(number, config.grid, config.spacing_mm, config.hu_window)
+        return _to_grid(_drawn_phantom(number, tumours), Frame(SHAPE, AFFINE), config)
+    own = LiverDataConfig(grid=config.grid, spacing_mm=config.spacing_mm, hu_window=config.hu_window)
+    kept = _kept_phantom(number, tumours, own)
     return {name: tensor.clone() for name, tensor in kept.items()}  # each case is its owner's
 
 
 @functools.lru_cache(maxsize=64)
-def _kept_phantom(
-    number: int,
-    grid: Literal["fixed_shape", "spacing"],
-    spacing_mm: tuple[float, float, float],
-    hu_window: tuple[float, float] | None,
-) -> dict[str, Tensor]:
-    config = LiverDataConfig(grid=grid, spacing_mm=spacing_mm, hu_window=hu_window)
-    return _to_grid(_drawn_phantom(number), Frame(SHAPE, AFFINE), config)
+def _kept_phantom(number: int, tumours: bool, config: LiverDataConfig) -> dict[str, Tensor]:
+    return _to_grid(_drawn_phantom(number, tumours), Frame(SHAPE, AFFINE), config)
 
 
 def _to_grid(sample: Sample, file: Frame, config: LiverDataConfig) -> dict[str, Tensor]:

@@ -248,3 +248,9 @@ def centred_start(full: Sequence[int], window: Sequence[int], step: int) -> Trip
     """Lower corner, in voxels, of the window nearest the middle of the grid on the lattice of phase 0."""
     x, y, z = (step * ((f - w) // (2 * step)) for f, w in zip(full, window, strict=True))
     return x, y, z
+
+
+def nearest_index(size: int, out: int, device: torch.device | None = None) -> Tensor:
+    """Source index of each of `out` samples of an axis of `size` voxels: ⌊i·size/out⌋, int64 [out]
+    (docs/spars.md, Method 4)."""
+    return torch.arange(out, device=device) * size // out

@@ -52,7 +52,7 @@ PHASES = {
 }
 
 
-def liver_phantom(index: int) -> Sample:
+def liver_phantom(index: int, tumours: bool = True) -> Sample:
     """Volume number `index` (0 or more): image float32 [1, 64, 64, 48] in HU at 4 mm, label uint8 0/1/2.
 
     1 to 3 tumours (2) of radius 3 to 8 voxels lie in the liver (1). What makes them hard to find, as in patients:
@@ -64,6 +64,8 @@ def liver_phantom(index: int) -> Sample:
     - cysts: near water, round, sharp and smooth, labelled liver; the gallbladder looks like one beside the liver;
     - neighbours of overlapping attenuation: stomach and bowel (fluid, gas, food), spleen, kidneys, muscle, fat;
     - the scanner: noise, beam hardening (a dark or bright middle), streaks from metal, partial volume.
+
+    tumours: False leaves them out, of the same patient.
 
     Raises:
         ValueError: a negative index.
@@ -80,11 +82,13 @@ def liver_phantom(index: int) -> Sample:
     # one area near the front is fatter than the rest, with no border to speak of
     hu -= liver * rng.uniform(0, 15) * np.exp(-(space.radius(rng.normal((20, 35, 10), 10), (25, 20, 25)) ** 2))
 
-    tumours, tumour_mask = lesion_field(liver, SPACING_MM, TUMOURS, rng)
+    lesions, tumour_mask = lesion_field(liver, SPACING_MM, TUMOURS, rng)
+    if not tumours:
+        lesions, tumour_mask = np.zeros_like(lesions), np.zeros_like(tumour_mask)
     free = liver & ~ndimage.binary_dilation(tumour_mask)
     cysts, cyst_mask = _cysts(free, level, rng)
     _vessels(hu, free & ~cyst_mask, phase, space, rng)
-    image = _scan(hu + tumours + cysts, space, rng)
+    image = _scan(hu + lesions + cysts, space, rng)
 
     label = np.where(liver, LIVER, 0).astype(np.uint8)
     label[tumour_mask] = TUMOUR

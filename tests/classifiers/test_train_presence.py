@@ -5,9 +5,11 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from segarena.classifiers import augmentation
 from segarena.classifiers import train_presence as training
 from segarena.classifiers.presence import DensePresenceNet, load_presence
-from segarena.classifiers.train_presence import PresenceTrainingConfig, WindowPool, train_presence
+from segarena.classifiers.presence_config import PresenceTrainingConfig
+from segarena.classifiers.train_presence import WindowPool, train_presence
 from segarena.common import fitting
 from segarena.common.checkpoints import latest_checkpoint, load_weights
 from segarena.common.runs import Run
@@ -130,6 +132,23 @@ def test_a_case_without_tumour_gives_negatives_only_and_a_full_one_positives_onl
     assert torch.equal(case.bool(), labels)
 
 
+def test_the_papers_batch_takes_a_few_patients_with_as_many_windows_of_each_label():
+    everywhere = case_of(torch.zeros(FULL, dtype=torch.uint8), torch.full(FULL, 2, dtype=torch.uint8))
+    pool = pool_of(label_case((4, 4, 4)), label_case((19, 15, 15)), label_case(), everywhere)
+    expected = {0: 5, 1: 5, 2: 0, 3: 10}  # positive windows of ten; the third has none, the fourth no others
+    truth = torch.stack([pool.labels(tumour, pool.starts) for tumour in pool.tumours])
+    seen = set()
+    for seed in range(20):
+        case, corners, labels = pool.draw(40, generator(seed), patients=4)
+        assert torch.equal(truth[case, pool.starts.ids(corners)], labels)
+        for ten, of_ten in zip(case.view(4, 10), labels.view(4, 10), strict=True):
+            assert len(ten.unique()) == 1
+            assert int(of_ten.sum()) == expected[int(ten[0])]
+        seen.add(tuple(case.view(4, 10)[:, 0].tolist()))
+    assert any(len(set(patients)) < 4 for patients in seen)  # with replacement
+    assert {patient for patients in seen for patient in patients} == {0, 1, 2, 3}
+
+
 def test_cases_that_teach_nothing_are_refused():
     everywhere = case_of(torch.zeros(FULL, dtype=torch.uint8), torch.full(FULL, 2, dtype=torch.uint8))
     with pytest.raises(ValueError, match="the classifier needs cases with tumours"):
@@ -191,7 +210,7 @@ def test_each_window_of_each_label_has_a_gradient():
 def test_flips_turn_the_axes_of_their_own_sample():
     x = torch.rand(2, 1, 3, 4, 5, generator=generator())
     flips = torch.tensor([[True, False, True], [False, False, False]])
-    y = training.flip_axes(x, flips)
+    y = augmentation.flip_axes(x, flips)
     assert torch.equal(y[0], x[0].flip(1, 3))
     assert torch.equal(y[1], x[1])
 
@@ -199,7 +218,7 @@ def test_flips_turn_the_axes_of_their_own_sample():
 @pytest.mark.parametrize(("probability", "share"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
 def test_flips_are_as_frequent_as_configured(probability, share):
     config = dataclasses.replace(TINY, flip_probability=probability)
-    flips = training._draw_flips(4000, config, generator())
+    flips = augmentation.draw_flips(4000, config, generator())
     assert float(flips.float().mean()) == pytest.approx(share, abs=0.02)
 
 
@@ -209,7 +228,7 @@ def test_intensities_change_like_those_of_another_scanner(shift, scale):
     hu = torch.tensor([-1000.0, 30.0, 60.0, 110.0, 150.0])
     x = ((hu - low) / (high - low)).clamp(0, 1).view(1, 1, 1, 1, -1).expand(500, -1, -1, -1, -1)
     config = dataclasses.replace(TINY, hu_shift=shift, hu_scale=scale)
-    y = training.jitter_intensity(x, HU_WINDOW, config, generator()).flatten(1)
+    y = augmentation.jitter_intensity(x, HU_WINDOW, config, generator()).flatten(1)
     assert not y[:, 0].any()  # air stays air
     read = y[:, 1:] * (high - low) + low
     a = (read[:, 3] - read[:, 0]) / (hu[4] - hu[1])
@@ -219,10 +238,67 @@ def test_intensities_change_like_those_of_another_scanner(shift, scale):
     torch.testing.assert_close(read, a[:, None] * hu[1:] + b[:, None], rtol=0, atol=1e-2)
 
 
+def changed(x, **settings):
+    config = dataclasses.replace(TINY, **{"hu_shift": 0.0, "hu_scale": 0.0, **settings})
+    return augmentation.jitter_intensity(x, HU_WINDOW, config, generator())
+
+
+def test_without_settings_for_it_no_intensity_changes():
+    x = torch.rand(3, 1, 6, 6, 6, generator=generator())
+    torch.testing.assert_close(changed(x), x)
+
+
+def test_grey_values_are_bent_in_their_order_and_by_the_same_power_everywhere():
+    x = torch.linspace(0, 1, 21).view(1, 1, 1, 1, -1).expand(500, -1, -1, -1, -1)
+    y = changed(x, gamma=0.5).flatten(1)
+    assert bool((y.diff(dim=1) > 0).all())
+    powers = y[:, 1:-1].log() / x.flatten(1)[:, 1:-1].log()
+    torch.testing.assert_close(powers, powers[:, :1].expand_as(powers), rtol=1e-3, atol=1e-3)
+    assert float(powers.min()) == pytest.approx(1 / 1.5, rel=0.02)
+    assert float(powers.max()) == pytest.approx(1.5, rel=0.02)
+    assert float(powers.log().mean()) == pytest.approx(0, abs=0.05)
+
+
+def test_shading_is_smooth_and_within_its_bound():
+    x = torch.full((50, 1, 16, 16, 16), 0.5)
+    shading = (changed(x, bias_hu=30.0) - x) * (HU_WINDOW[1] - HU_WINDOW[0])
+    assert 20 < float(shading.abs().max()) <= 30
+    assert float(shading.mean()) == pytest.approx(0, abs=1)
+    steps = max(float(shading.diff(dim=axis).abs().max()) for axis in (2, 3, 4))
+    assert steps <= 60 / 5 + 1e-3  # from one knot to the next, five voxels on
+    assert float(shading.flatten(1).std(dim=1).min()) > 3  # another in each place
+
+
+def test_noise_is_as_strong_as_configured_and_differs_from_voxel_to_voxel():
+    x = torch.full((200, 1, 12, 12, 12), 0.5)
+    noise = (changed(x, noise_hu=20.0) - x).flatten(1) * (HU_WINDOW[1] - HU_WINDOW[0])
+    strength = noise.std(dim=1)
+    assert float(strength.max()) == pytest.approx(20, rel=0.1)
+    assert float(strength.mean()) == pytest.approx(10, rel=0.1)
+    assert float((noise[:, 1:] * noise[:, :-1]).mean()) == pytest.approx(0, abs=3)
+    assert not torch.equal(noise[0], noise[1])
+
+
+@pytest.mark.parametrize("settings", [{"gamma": 0.5}, {"bias_hu": 30.0}, {"noise_hu": 20.0}])
+def test_air_stays_air_and_no_value_leaves_the_range(settings):
+    x = torch.rand(20, 1, 8, 8, 8, generator=generator()).round(decimals=1)
+    y = changed(x, **settings)
+    assert not y[x == 0].any()
+    assert 0 <= float(y.min()) <= float(y.max()) <= 1
+
+
 # -- training ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{"batch": "windows", "batches_per_epoch": 25}, {"batches_per_epoch": 60}])
+LEARNERS = [
+    {"batch": "windows", "batches_per_epoch": 25},
+    {"batch": "windows", "batches_per_epoch": 25, "patients_per_batch": 4, "schedule": "constant"},
+    {"batches_per_epoch": 60},
+    {"batches_per_epoch": 60, "gamma": 0.3, "bias_hu": 10.0, "noise_hu": 5.0},
+]
+
+
+@pytest.mark.parametrize("settings", LEARNERS)
 def test_the_classifier_learns_where_the_tumour_is(tmp_path, settings):
     fast = PresenceTrainingConfig(
         windows_per_batch=16, volumes_per_batch=4, epochs=2, learning_rate=3e-3, validation_windows=64
@@ -273,10 +349,18 @@ def killed_in(method, epoch):
     return DyingRun
 
 
-@pytest.mark.parametrize("batch", ["windows", "dense"])
+KINDS = {
+    "windows": {"batch": "windows"},
+    "dense": {},
+    "paper's batches": {"batch": "windows", "patients_per_batch": 2, "schedule": "constant"},
+    "slabs, all augmentations": {"supervision": "slab", "gamma": 0.3, "bias_hu": 10.0, "noise_hu": 5.0},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("method", "epoch"), [("log", 1), ("save", 1), ("log", 3), ("save", 3)])
-def test_a_run_killed_at_any_moment_and_resumed_ends_with_the_same_weights(tmp_path, kept_often, batch, method, epoch):
-    config = dataclasses.replace(TINY, batch=batch)
+def test_a_run_killed_at_any_moment_and_resumed_ends_with_the_same_weights(tmp_path, kept_often, kind, method, epoch):
+    config = dataclasses.replace(TINY, **KINDS[kind])
     whole = train(tmp_path / "whole", config)
     with pytest.raises(KilledError):
         train(tmp_path / "killed", config, run_type=killed_in(method, epoch))
@@ -293,6 +377,13 @@ def test_the_seed_decides_and_nothing_else_does(tmp_path):
     digests = [train(tmp_path / str(number), seed=seed).digest() for number, seed in enumerate((0, 0, 1))]
     assert digests[0] == digests[1] != digests[2]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_learning_rate_falls_along_a_cosine_or_stays(tmp_path, kept_often):
+    for schedule, expected in (("cosine", 0.0), ("constant", TINY.learning_rate)):
+        train(tmp_path / schedule, dataclasses.replace(TINY, schedule=schedule))
+        kept = latest_checkpoint(tmp_path / schedule / "checkpoints").state["optimizer"]
+        assert kept["param_groups"][0]["lr"] == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
@@ -313,6 +404,11 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
         ("hu_scale", 1.0),
         ("learning_rate", float("nan")),
         ("weight_decay", -1.0),
+        ("gamma", -0.1),
+        ("bias_hu", -1.0),
+        ("noise_hu", float("inf")),
+        ("patients_per_batch", 0),
+        ("schedule", "step"),
     ],
 )
 def test_bad_settings_are_refused_by_name(field, value):

@@ -25,6 +25,33 @@ def test_a_split_is_in_the_order_of_its_groups_and_all_in_that_of_the_data():
     assert CATALOGUE.in_split("all") == list(GROUPS)
 
 
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("train[:1]", ["ct1#0", "ct1#1"]),
+        ("train[1:2]", []),  # ct3 is not there, and counts
+        ("train[1:]", ["ct2#0", "ct2#1"]),
+        ("train[2:99]", ["ct2#0", "ct2#1"]),
+        ("train[:]", ["ct1#0", "ct1#1", "ct2#0", "ct2#1"]),
+        ("more+train[:1]", ["ct9#0", "ct1#0", "ct1#1"]),
+        ("train[:1]+more[:1]", ["ct1#0", "ct1#1", "ct9#0"]),
+    ],
+)
+def test_parts_of_splits_are_counted_in_groups_and_joined(split, expected):
+    catalogue = replace(CATALOGUE, splits={**CATALOGUE.splits, "more": ["ct9"]})
+    if expected:
+        assert catalogue.in_split(split) == expected
+    else:
+        with pytest.raises(ValueError, match="has no CT that is there"):
+            catalogue.in_split(split)
+
+
+@pytest.mark.parametrize("split", ["train[", "train[1]", "train[-1:]", "train[:1]+", "", "+", "val[:1]", "train[:a]"])
+def test_a_part_of_a_split_that_cannot_be_read_is_refused(split):
+    with pytest.raises(ValueError, match="has train, test, all; name cases"):
+        CATALOGUE.in_split(split)
+
+
 def test_patterns_fit_ids_and_groups_and_take_each_id_once():
     assert CATALOGUE.named(["ct1#1", "ct?#1", "ct9"]) == ["ct1#1", "ct2#1", "ct9#0"]
     assert CATALOGUE.named(["*"]) == list(GROUPS)

@@ -12,14 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sb3_contrib import MaskablePPO
 from segarena.datasets.liver import cases as liver_ct
-from segarena.datasets.liver.lattice import WindowLattice
+from segarena.datasets.liver.lattice import WindowLattice, nearest_index
 from segarena.datasets.liver.lesions import LesionConfig
 from segarena.envs import core, spars
 from segarena.envs.learner_env import LearnerEnv
 from segarena.envs.spars import SparsEnv
 from segarena.envs.spars_config import MOVES, SparsConfig
 from segarena.envs.spars_rules import RULES
-from segarena.envs.spars_tables import nearest_index
 from stable_baselines3 import PPO
 
 ONE = {"cases": ["phantom_02000"], "device": "cpu"}

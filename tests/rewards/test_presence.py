@@ -89,6 +89,21 @@ def test_a_lazy_table_equals_a_dense_one(tmp_path):
     assert torch.equal(rows, pooled.half())
 
 
+def test_a_sliding_table_equals_a_dense_one_and_a_lazy_one_and_is_kept_apart(tmp_path):
+    dense = ScoreTable(CASES, LATTICE, toy_net(), engine="dense", features=True, cache_dir=tmp_path)
+    net = Counted()
+    sliding = ScoreTable(CASES, LATTICE, net, engine="sliding", features=True, cache_dir=tmp_path)
+    assert (net.volumes, net.batches) == (0, [LATTICE.size] * len(CASES))
+    torch.testing.assert_close(sliding.scores, dense.scores, rtol=0, atol=1e-5)
+    lazy = ScoreTable(CASES, LATTICE, toy_net(), engine="lazy", features=True)
+    assert torch.equal(lazy.lookup(*EVERYWHERE), sliding.scores)
+    assert torch.equal(lazy.feature_rows(*EVERYWHERE), sliding.feature_rows(*EVERYWHERE))
+    assert sliding.cache_hit == 1
+    again = ScoreTable(CASES, LATTICE, Counted(), engine="sliding", features=True, cache_dir=tmp_path)
+    assert again._net.batches == []
+    assert torch.equal(again.scores, sliding.scores)
+
+
 def test_a_lazy_lookup_scores_each_new_position_once_and_all_of_them_in_one_batch():
     net = Counted()
     table = ScoreTable(CASES, LATTICE, net, engine="lazy")
@@ -133,7 +148,7 @@ def test_the_oracle_needs_labels():
         ScoreTable([CASES[0], toy_case(1, label=False)], LATTICE, "oracle_fraction")
 
 
-@pytest.mark.parametrize("engine", ["auto", "dense", "lazy"])
+@pytest.mark.parametrize("engine", ["auto", "dense", "sliding", "lazy"])
 def test_a_function_of_case_and_corners_is_a_scorer(engine):
     table = ScoreTable(CASES, LATTICE, plane, engine=engine)
     torch.testing.assert_close(table.lookup(*EVERYWHERE), plane(None, LATTICE.corners()).expand(3, -1))

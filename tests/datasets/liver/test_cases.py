@@ -218,6 +218,33 @@ def test_named_cases_win_over_the_split():
     assert ids == ["phantom_02001", "phantom_02000", *(f"phantom_0200{n}" for n in range(2, 10)), "phantom_77777"]
 
 
+def test_a_share_of_the_phantoms_has_no_tumours_and_says_so():
+    config = LiverDataConfig(split="classifier_val[:5]", tumour_free=0.4)
+    cases = load_liver_cases(config)
+    healthy = [not bool((case.label == 2).any()) for case in cases]
+    assert healthy == [False, False, True, False, True]
+    assert [case.id.endswith("#healthy") for case in cases] == healthy
+    assert [case.id.split("#")[0] for case in cases] == [f"phantom_0100{n}" for n in range(5)]
+    ill = load_liver_cases(LiverDataConfig(split="classifier_val[:5]"))
+    assert [one.digest == other.digest for one, other in zip(cases, ill, strict=True)] == [not h for h in healthy]
+    assert len(load_liver_cases(LiverDataConfig(cases=["phantom_7"], tumour_free=1.0, grid_shape=(8, 8, 8)))) == 1
+    for share in (0.0, 0.5, 1.0):
+        ids = liver_case_ids(LiverDataConfig(split="classifier_train", tumour_free=share))
+        assert sum("healthy" in case for case in ids) == 200 * share
+
+
+def test_only_phantoms_can_do_without_tumours(tmp_path):
+    with pytest.raises(ValueError, match=r"tumour_free is 0.5 but data is .* no phantoms; leave it 0"):
+        config_for(tmp_path, tmp_path, tumour_free=0.5)
+
+
+def test_a_part_of_a_split_may_stand_beside_named_cases():
+    config = LiverDataConfig(split="classifier_train[:8]+classifier_val", cases=["phantom_5"])
+    assert liver_case_ids(config) == ["phantom_00005"]
+    with pytest.raises(ValueError, match=r"split is 'classifier_tran'.*did you mean"):
+        liver_case_ids(LiverDataConfig(split="classifier_tran[:8]", cases=["phantom_5"]))
+
+
 def test_a_folder_is_split_in_the_order_of_the_official_file(tmp_path):
     first, second = official_splits()["classifier_train"][:2]
     for name in (second, first, "liver_3"):

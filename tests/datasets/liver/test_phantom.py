@@ -67,6 +67,18 @@ def voxels(sample):
     return sample.image.numpy().ravel(), sample.label.numpy().ravel() == 2
 
 
+def test_a_phantom_without_its_tumours_is_the_same_patient():
+    for number in range(4):
+        ill, healthy = liver_phantom(number), liver_phantom(number, tumours=False)
+        assert not bool((healthy.label == 2).any())
+        assert torch.equal(healthy.label > 0, ill.label > 0)
+        near = torch.from_numpy(ndimage.binary_dilation((ill.label == 2).numpy(), iterations=3))
+        assert float((healthy.image - ill.image)[0][ill.label == 2].mean()) > 8  # tumours are darker
+        assert (
+            float((healthy.image - ill.image)[0][~near].abs().median()) < 25
+        )  # cysts, vessels and noise are drawn anew
+
+
 def test_a_negative_number_is_refused():
     with pytest.raises(ValueError, match="phantom number -1"):
         liver_phantom(-1)
