@@ -124,10 +124,10 @@ def lesion_field(
                 f"the liver has room for {placed} lesion(s) of at least {config.diameter_mm[0]} mm (the next could be "
                 f"{max(largest, 0):.1f} mm wide) but number asks for {config.number[0]}; lower diameter_mm or number"
             )
-        diameter = rng.uniform(config.diameter_mm[0], min(config.diameter_mm[1], largest))
+        fits = np.flatnonzero(room >= config.diameter_mm[0] / 2 * swelling)
+        centre = np.unravel_index(fits[rng.integers(len(fits))], room.shape)  # first: lesions of any size lie anywhere
+        diameter = max(config.diameter_mm[0], min(rng.uniform(*config.diameter_mm), 2 * room[centre] / swelling))
         reach = diameter / 2 * swelling
-        fits = np.flatnonzero(room >= reach)
-        centre = np.unravel_index(fits[rng.integers(len(fits))], room.shape)
         _add_lesion(field, mask, np.add(centre, origin), diameter / 2, spacing_mm, config, rng)
         room = np.minimum(room, np.sqrt(_squared(_offsets(room.shape, centre, spacing_mm))) - reach - gap)
     return field, mask

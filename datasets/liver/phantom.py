@@ -1,6 +1,7 @@
 """A procedural liver CT with tumours: no files, the same volume from the same number (docs/spars.md, Method 11).
 
-Coordinates are mm from the middle of the volume, RAS+: x to the patient's right, y to the front, z to the head.
+Coordinates are mm in a patient of mean size from the middle of the trunk, RAS+: x to the patient's right, y to the
+front, z to the head. Every patient is of another size, and lies elsewhere in the volume.
 """
 
 from typing import NamedTuple
@@ -21,10 +22,17 @@ AFFINE = np.diag((*SPACING_MM, 1.0))
 """Voxel index to mm, RAS+: the origin is the middle of the volume."""
 AFFINE[:3, 3] = -(np.array(SHAPE) - 1) / 2 * SPACING_MM
 
+SIZE = (0.9, 1.4)
+"""Range of a patient's size, 1 the mean."""
+LIVER_MM = (25.0, 8.0, 10.0)
+"""The middle of the mean patient's liver."""
+PLACE_MM = (80.0, 80.0, 58.0)
+"""Largest distance of the liver's middle from the middle of the volume, along each axis."""
+
 AIR, LUNG, GAS, FAT, MUSCLE, CANAL, BONE = -1000.0, -850.0, -950.0, -100.0, 55.0, 20.0, 320.0
 TUMOURS = LesionConfig(
     number=(1, 3),
-    diameter_mm=(24.0, 64.0),
+    diameter_mm=(32.0, 72.0),
     contrast_hu=(-40.0, -15.0),
     edge_mm=3.5,
     texture_hu=5.0,
@@ -55,7 +63,7 @@ PHASES = {
 def liver_phantom(index: int, tumours: bool = True) -> Sample:
     """Volume number `index` (0 or more): image float32 [1, 64, 64, 48] in HU at 4 mm, label uint8 0/1/2.
 
-    1 to 3 tumours (2) of radius 3 to 8 voxels lie in the liver (1). What makes them hard to find, as in patients:
+    1 to 3 tumours (2) of radius 4 to 9 voxels lie in the liver (1). What makes them hard to find, as in patients:
 
     - contrast phase: plain, arterial, portal or late; the liver lies between 35 and 125 HU, so a tumour of one patient
       has the attenuation of the liver, the muscle or the spleen of another; tumours are only 15 to 40 HU darker;
@@ -63,7 +71,10 @@ def liver_phantom(index: int, tumours: bool = True) -> Sample:
     - vessels: portal and hepatic veins are bright, equal, or (arterial, plain) as dark as a tumour, but thin;
     - cysts: near water, round, sharp and smooth, labelled liver; the gallbladder looks like one beside the liver;
     - neighbours of overlapping attenuation: stomach and bowel (fluid, gas, food), spleen, kidneys, muscle, fat;
-    - the scanner: noise, beam hardening (a dark or bright middle), streaks from metal, partial volume.
+    - the scanner: noise, beam hardening (a dark or bright middle), streaks from metal, partial volume;
+    - place: the field of view is set anywhere about the liver, which may lie in a corner of it, cut off at its border;
+      size and shape of patient and liver vary, and tumours lie anywhere in the liver. The mean tumour map of other
+      phantoms, or the position of a window alone, says little of where a tumour is.
 
     tumours: False leaves them out, of the same patient.
 
@@ -106,7 +117,12 @@ class _Space:
     """Coordinates in mm: `grid` straight, and bent by a smooth field, so that no organ is an ellipsoid."""
 
     def __init__(self, rng: np.random.Generator) -> None:
-        axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(SHAPE, SPACING_MM, strict=True)]
+        self.size = size = rng.uniform(*SIZE)
+        place = rng.uniform(-1, 1, 3) * PLACE_MM  # of the liver's middle in the volume, in mm
+        axes = [
+            ((np.arange(n) - (n - 1) / 2) * s - p) / size + c
+            for n, s, p, c in zip(SHAPE, SPACING_MM, place, LIVER_MM, strict=True)
+        ]
         self.grid = [axis.astype(np.float32) for axis in np.meshgrid(*axes, indexing="ij", sparse=True)]
         self.bent = [axis + _smooth_field(rng, 7.0) for axis in self.grid]
 
@@ -153,7 +169,7 @@ def _organs(hu: FloatArray, cavity: BoolArray, phase: Phase, space: _Space, rng:
     jitter = rng.normal(0, 3, (8, 3))
     size = rng.uniform(0.88, 1.12, 8)
 
-    def inside(number: int, centre: Triple, radii: Triple) -> BoolArray:
+    def inside(number: int, centre: Triple, radii: npt.ArrayLike) -> BoolArray:
         within: BoolArray = space.radius(centre + jitter[number], np.multiply(radii, size[number])) < 1
         return within & cavity
 
@@ -168,7 +184,8 @@ def _organs(hu: FloatArray, cavity: BoolArray, phase: Phase, space: _Space, rng:
         kidney = inside(number, (side * 48, -42, -45), (24, 22, 42))
         hu[kidney] = phase.kidney + rng.normal(0, 8)
     hu[inside(4, (-8, -32, 0), (10, 10, 1000))] = phase.artery
-    liver = inside(5, (38, 4, 5), (60, 58, 62)) | inside(6, (-12, 28, 22), (58, 32, 32))
+    shape = rng.uniform(0.8, 1.15, (2, 3))  # a long right lobe, a small left one, ...
+    liver = inside(5, (38, 4, 5), shape[0] * (60, 58, 62)) | inside(6, (-12, 28, 22), shape[1] * (58, 32, 32))
     gallbladder = inside(7, (28, 26, -44), (12, 16, 24))
     liver &= ~gallbladder & (space.radius((0, -62), (34, 24)) > 1)
     hu[gallbladder] = rng.uniform(0, 20)
@@ -206,7 +223,8 @@ def _vessels(hu: FloatArray, free: BoolArray, phase: Phase, space: _Space, rng: 
         from_start = points[:, None] - starts.astype(np.float32)  # [M, 16, 3]
         along = np.clip((from_start * axis).sum(-1) / (axis**2).sum(-1), 0, 1)
         gap = np.linalg.norm(from_start - along[..., None] * axis, axis=-1) - radii
-        share = np.clip(0.5 - gap.min(axis=1) / SPACING_MM[0], 0, 1)  # part of the voxel that the vessel fills
+        voxels_away = gap.min(axis=1) * space.size / SPACING_MM[0]
+        share = np.clip(0.5 - voxels_away, 0, 1)  # part of the voxel that the vessel fills
         values += share * (level - values)
     hu[voxels] = values
 
