@@ -185,21 +185,36 @@ class WindowLattice:
             blocks = blocks.repeat_interleave(widths.to(blocks.device), dim=axis - 3)
         return blocks
 
+    def interpolate(self, blocks: Tensor) -> Tensor:
+        """Voxel map [..., X, Y, Z], trilinear between the middles of the blocks, constant outside of the outermost.
+
+        blocks: floating point [..., Bx, By, Bz]. A cut block counts as a whole one whose rest lies outside the grid.
+        """
+        x, y, z = (self.step * n for n in self.block_shape)
+        flat = blocks.reshape(1, -1, *self.block_shape)
+        voxels = F.interpolate(flat, size=(x, y, z), mode="trilinear", align_corners=False)[0]
+        for axis, (full, phase) in enumerate(zip(self.full, self.phase, strict=True)):
+            voxels = voxels.narrow(axis + 1, (self.step - phase) % self.step, full)
+        return voxels.reshape(*blocks.shape[:-3], *self.full)
+
     def paint(self, ids: Tensor, values: Tensor, reduce: str = "sum") -> Tensor:
         """Painted maps of overlapping windows, one value per block: float64 [K, Bx, By, Bz].
 
         ids: int64 [K, T], positions; an id of -1 paints nothing. values: [K, T], finite and >= 0.
-        reduce: "sum" of the values that cover a block, their "mean" (sum / number of visits), or their "max". A block
+        reduce: "sum" of the values that cover a block, their "mean" (sum / number of visits), "max" or "min". A block
         that no window covers is 0. Sums are exact for float32 values >= 2^-16 (they are added as 64-bit integers).
         """
         if reduce == "max":
-            return self._paint_max(ids, values)
+            return self._highest(ids, values.double(), 0.0)
+        if reduce == "min":  # the highest of the negative values; -inf where there is none
+            lowest = -self._highest(ids, -values.double(), -torch.inf)
+            return lowest.masked_fill(lowest.isinf(), 0.0)
         total = self._difference_array(ids, (values.double() * FIXED_POINT).round().long()).double() / FIXED_POINT
         if reduce == "mean":
             return total / self._difference_array(ids, torch.ones_like(ids)).clamp(min=1)
         if reduce == "sum":
             return total
-        raise ValueError(f"reduce is {reduce!r} but must be 'sum', 'mean' or 'max'")
+        raise ValueError(f"reduce is {reduce!r} but must be 'sum', 'mean', 'max' or 'min'")
 
     @cached_property
     def _updates_on(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
@@ -231,16 +246,28 @@ class WindowLattice:
         grid = flat.index_add_(0, index.flatten(), changes.flatten()).view(episodes, bx, by, bz)
         return grid.cumsum(1).cumsum(2).cumsum(3)[:, :-1, :-1, :-1]
 
-    def _paint_max(self, ids: Tensor, values: Tensor) -> Tensor:
-        peaks = torch.zeros(len(ids), self.size + 1, dtype=torch.float64, device=ids.device)  # the last cell: id -1
-        peaks.scatter_reduce_(1, torch.where(ids >= 0, ids, self.size), values.double(), "amax")
-        grid = peaks[:, :-1].view(-1, *self.shape)
-        for axis in range(3):  # max over the windows that reach a block, one axis at a time
+    def _highest(self, ids: Tensor, values: Tensor, nothing: float) -> Tensor:
+        """The highest of `values` over the windows that cover each block, and at least `nothing`."""
+        shape = (len(ids), self.size + 1)  # the last cell: id -1
+        peaks = torch.full(shape, nothing, dtype=values.dtype, device=ids.device)
+        peaks.scatter_reduce_(1, torch.where(ids >= 0, ids, self.size), values, "amax")
+        return self._highest_over(peaks[:, :-1], nothing)
+
+    def lowest(self, values: Tensor) -> Tensor:
+        """The lowest of the values of all windows, [K, L], over those that cover each block, 0 where none does:
+        [K, Bx, By, Bz]."""
+        lowest = -self._highest_over(-values, -torch.inf)
+        return lowest.masked_fill(lowest.isinf(), 0.0)
+
+    def _highest_over(self, values: Tensor, nothing: float) -> Tensor:
+        """The highest of the values of all windows, [K, L], over those that cover each block; at least `nothing`."""
+        grid = values.view(-1, *self.shape)
+        for axis in range(3):  # over the windows that reach a block, one axis at a time
             span = self.window[axis] // self.step
             pad = [0] * 6
             lead = span - 1 + int(self.phase[axis] > 0)
             pad[4 - 2 * axis : 6 - 2 * axis] = [lead, self.block_shape[axis] + span - 1 - lead - self.shape[axis]]
-            grid = F.pad(grid, pad).unfold(axis + 1, span, 1).amax(dim=-1)
+            grid = F.pad(grid, pad, value=nothing).unfold(axis + 1, span, 1).amax(dim=-1)
         return grid
 
 

@@ -28,6 +28,7 @@ def window_slices(lattice, corner):
 def plain_painting(lattice, ids, values, reduce):
     """Result of `paint`, computed window by window and voxel by voxel."""
     total, visits, peak = (np.zeros((len(ids), *lattice.full)) for _ in range(3))
+    lowest = np.full(total.shape, np.inf)
     for episode in range(len(ids)):
         for number, value in zip(ids[episode], values[episode], strict=True):
             if number >= 0:
@@ -35,7 +36,9 @@ def plain_painting(lattice, ids, values, reduce):
                 total[at] += float(value)
                 visits[at] += 1
                 peak[at] = np.maximum(peak[at], float(value))
-    return {"sum": total, "mean": total / np.maximum(visits, 1), "max": peak}[reduce]
+                lowest[at] = np.minimum(lowest[at], float(value))
+    lowest[visits == 0] = 0
+    return {"sum": total, "mean": total / np.maximum(visits, 1), "max": peak, "min": lowest}[reduce]
 
 
 @st.composite
@@ -193,7 +196,7 @@ def test_nothing_to_find_is_found_by_no_block():
 
 
 @untimed
-@given(paintings(), st.sampled_from(["sum", "mean", "max"]))
+@given(paintings(), st.sampled_from(["sum", "mean", "max", "min"]))
 def test_painting_blocks_equals_painting_voxels(painting, reduce):
     lattice, ids, values, _ = painting
     voxels = lattice.expand(lattice.paint(ids, values, reduce))
@@ -261,5 +264,25 @@ def test_the_order_of_painting_leaves_no_trace():
 
 
 def test_an_unknown_way_to_paint_is_refused():
-    with pytest.raises(ValueError, match="'median' but must be 'sum', 'mean' or 'max'"):
+    with pytest.raises(ValueError, match="'median' but must be 'sum', 'mean', 'max' or 'min'"):
         WindowLattice((8, 8, 8), (4, 4, 4)).paint(torch.zeros((1, 1), dtype=torch.int64), torch.ones(1, 1), "median")
+
+
+@pytest.mark.parametrize("phase", [(0, 0, 0), (1, 0, 3)])
+def test_between_blocks_voxels_are_interpolated_along_each_axis(phase):
+    """A map that grows linearly with place stays what it is, but for the halves of the outermost blocks."""
+    lattice = WindowLattice((24, 20, 16), (8, 8, 4), phase=phase)
+    voxel = torch.stack(torch.meshgrid(*(torch.arange(n) for n in lattice.full), indexing="ij")).double()
+    starts = [
+        [(p - 4) % 4 - 4 + 4 * i if p else 4 * i for i in range(n)]
+        for p, n in zip(phase, lattice.block_shape, strict=True)
+    ]
+    middles = [torch.tensor(start).double() + 1.5 for start in starts]  # of whole blocks, the first of which may be cut
+    linear = middles[0][:, None, None] + 2 * middles[1][None, :, None] - 3 * middles[2][None, None, :]
+    made = lattice.interpolate(linear)
+    assert made.shape == lattice.full
+    inside = torch.stack([(axis >= m[0]) & (axis <= m[-1]) for axis, m in zip(voxel, middles, strict=True)]).all(dim=0)
+    wanted = voxel[0] + 2 * voxel[1] - 3 * voxel[2]
+    assert inside.float().mean() > 0.4
+    assert torch.allclose(made[inside], wanted[inside])
+    assert float(lattice.interpolate(torch.full(lattice.block_shape, 0.7)).sub(0.7).abs().max()) < 1e-6

@@ -1,0 +1,65 @@
+"""From the scores of windows to a map: plain loops over windows give the same."""
+
+import pytest
+import torch
+from segarena.datasets.liver.lattice import WindowLattice
+from segarena.segmenters.score_prior import ScorePrior
+from segarena.segmenters.window_masks import MaskMaker
+
+LATTICE = WindowLattice((24, 20, 16), (8, 12, 8), phase=(1, 0, 2))
+REDUCE = {"mean": lambda x: sum(x) / len(x), "max": max, "min": min}
+
+
+def plain_map(seen, reduce):
+    """A of every voxel from the windows that hold it, one after the other; 0 where there is none."""
+    over = [[[[] for _ in range(16)] for _ in range(20)] for _ in range(24)]
+    for (x, y, z), score in zip(LATTICE.corners().tolist(), seen.tolist(), strict=True):
+        if score == score:
+            for i in range(x, x + 8):
+                for j in range(y, y + 12):
+                    for k in range(z, z + 8):
+                        over[i][j][k].append(score)
+    return torch.tensor([[[REDUCE[reduce](v) if v else 0.0 for v in line] for line in plane] for plane in over])
+
+
+@pytest.mark.parametrize("reduce", list(REDUCE))
+def test_a_map_of_blocks_is_that_of_plain_loops(reduce):
+    rng = torch.Generator().manual_seed(0)
+    seen = torch.rand(LATTICE.size, generator=rng)
+    seen[torch.rand(LATTICE.size, generator=rng) < 0.7] = torch.nan
+    maker = MaskMaker(LATTICE, reduce, "blocks")
+    assert torch.allclose(maker.voxels(maker.blocks(seen[None]))[0], plain_map(seen, reduce), atol=1e-6)
+
+
+def test_how_often_a_window_was_visited_does_not_matter_but_to_the_sum():
+    at, scores = torch.tensor([[3, 3, 9, -1]]), torch.tensor([[0.5, 0.5, 0.25, 0.9]])
+    once, distinct = torch.tensor([[3, 9]]), torch.tensor([[0.5, 0.25]])
+    for reduce in REDUCE:
+        maker = MaskMaker(LATTICE, reduce, "blocks")
+        assert torch.equal(maker.paint(at, scores), maker.paint(once, distinct))
+    summed = MaskMaker(LATTICE, "sum", "blocks")
+    assert float(summed.paint(at, scores).max()) == 1.25
+    assert float(summed.paint(once, distinct).max()) == 0.75
+
+
+def test_the_minimum_undoes_the_dilation_by_the_window():
+    """Labels of windows, 1 where any tumour voxel is inside: the minimum is the tumour again, the maximum is not."""
+    lattice = WindowLattice((32, 32, 32), (8, 8, 8))
+    tumour = torch.zeros(32, 32, 32, dtype=torch.bool)
+    tumour[12:20, 8:20, 12:16] = True  # whole blocks
+    labels = (lattice.window_sums(tumour) > 0).float()[None]
+    made = {reduce: MaskMaker(lattice, reduce, "blocks") for reduce in ("min", "max")}
+    masks = {reduce: maker.voxels(maker.blocks(labels))[0] > 0.5 for reduce, maker in made.items()}
+    assert torch.equal(masks["min"], tumour)
+    assert masks["max"].sum() > 5 * tumour.sum()
+
+
+def test_windows_that_were_not_seen_are_filled_from_the_prior():
+    prior = ScorePrior(LATTICE.shape)
+    seen = torch.full((1, LATTICE.size), torch.nan)
+    seen[0, LATTICE.size // 2] = 1.0
+    alone = MaskMaker(LATTICE, "min", "blocks").blocks(seen)
+    filled = MaskMaker(LATTICE, "min", "blocks", prior).blocks(seen)
+    assert torch.equal(filled, MaskMaker(LATTICE, "min", "blocks").blocks(prior.fill(seen)))
+    assert (alone > 0).sum() == 2 * 3 * 2, "one window covers its own blocks"
+    assert (filled > 0).sum() > 5 * (alone > 0).sum()
