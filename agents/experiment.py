@@ -279,10 +279,12 @@ class Paper(Generic[E]):
             learner.save(unfinished)
 
     def tables(self, results: Sequence[Result]) -> list[str]:
-        """The tables of these results, in Markdown; without comparison where some cases have no truth."""
+        """The tables of these results, in Markdown; without comparison where some cases have no truth, and without
+        columns that none of them has."""
         judged = all(column(self.columns[0]).name in result.metrics for result in results)
         known = judged and any(result.method == self.baseline for result in results)
-        first = table(results, self.columns, baseline=self.baseline if known else None)
+        columns = [one for one in self.columns if not judged or any(column(one).name in r.metrics for r in results)]
+        first = table(results, columns, baseline=self.baseline if known else None)
         more = [r for r in results if self.more_columns and column(self.more_columns[0]).name in r.metrics]
         return [first, *([table(more, self.more_columns)] if more else [])]
 

@@ -150,7 +150,9 @@ def evaluate(runs: Sequence[tuple[Run, PPOExperiment]], options: EvaluateOptions
     if len({(one.env, repr(one.settings), one.episodes) for one in experiments}) > 1:
         raise ValueError("the runs have different environments, settings or numbers of episodes; evaluate them apart")
     table = POLICIES.get(experiments[0].env, {})
-    names = list(table) if options.policies is None else options.policies
+    example = env_of(experiments[0], 1)
+    fitting = [name for name, row in table.items() if row.fits(example)]
+    names = fitting if options.policies is None else options.policies
     policies = {name: reference(table, name) for name in names}
     check_names(experiments, product(policies, {experiment.seed for experiment in experiments}))
     steps = [reached(run, one.ppo.total_timesteps, unfinished=options.unfinished) for run, one in runs]
@@ -160,7 +162,7 @@ def evaluate(runs: Sequence[tuple[Run, PPOExperiment]], options: EvaluateOptions
         env = env_of(experiment, experiment.episodes)
         players: dict[str, Policy[Any]] = {experiment.name: _policy(model)}
         if experiment.seed not in {result.seed for result in results}:
-            players |= {name: row.make(env, experiment.seed) for name, row in policies.items()}
+            players |= {name: row.policy(env, experiment.seed) for name, row in policies.items()}
         for method, policy in players.items():
             played = _new_episodes(env, policy, experiment.seed)
             supervision = policies[method].supervision if method in policies else "none"

@@ -6,7 +6,7 @@ stand in `papers.POLICIES`, one table per environment id: evaluation and the com
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -42,9 +42,33 @@ class Reference(Generic[Env]):
     about: str
     """Description in one line."""
     make: Callable[[Env, int], Policy[Env]]
-    """The policy for an environment, from a seed; ValueError where it cannot play there."""
+    """Makes the policy for an environment that has what it `needs`, from a seed; ValueError where it cannot play."""
     supervision: str = "none"
     """Labels that it uses: none, or target for one that looks at the truth."""
+    needs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Arguments of the environment without which it cannot play: their names, and the values that will do, of which
+    `play` takes the first where none is given."""
+
+    def fits(self, env: BatchedEnv) -> bool:
+        """Whether the environment has what it needs."""
+        return all(getattr(env.config, name) in values for name, values in self.needs.items())
+
+    def policy(self, env: Env, seed: int) -> Policy[Env]:
+        """The policy for an environment.
+
+        Raises:
+            ValueError: it cannot play there.
+        """
+        if not self.fits(env):
+            wanted = " and ".join(f"{name}={' or '.join(map(repr, values))}" for name, values in self.needs.items())
+            given = ", ".join(repr(getattr(env.config, name)) for name in self.needs)
+            raise ValueError(f"it plays with {wanted}, but these are {given}")
+        return self.make(env, seed)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments of an environment in which it can play."""
+        return {name: values[0] for name, values in self.needs.items()}
 
 
 @dataclass(frozen=True)

@@ -286,7 +286,8 @@ class Bench:
     def dice(self) -> list[Figure]:
         """Dice at an episode's end from blocks and from voxels, of the same windows; greedy play from anywhere."""
         grid, episodes = self.sizes.full, self.sizes.episodes
-        env = self.env(grid, num_envs=episodes, start="random_lattice", threshold=1.0)
+        paint = {"reduce": "sum", "upsample": "blocks"}  # the paper's masks
+        env = self.env(grid, num_envs=episodes, start="random_lattice", threshold=1.0, **paint)
         places, scores = [], []
         over = torch.zeros(episodes, dtype=torch.bool)
         while not over.any():  # a score never exceeds 1: all end together

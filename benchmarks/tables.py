@@ -11,12 +11,18 @@ from segarena.evaluation.report import table
 from segarena.evaluation.results import Result, read_results
 
 RESULTS = Path(__file__).parent / "results"
-SPARS = ("dice", METRICS["dice_at_0.5"], "lesion_recall", METRICS["terminal_hit"], METRICS["steps"])
+SPARS = ("dice", "lesion_recall", *(METRICS[name] for name in ("terminal_hit", "steps", "windows")))
 """Columns of the tables of SPARS in docs/spars.md."""
+SEARCH = ("dice", METRICS["dice_at_0.5"], "hd95_mm", "lesion_recall", METRICS["windows"], METRICS["found"])
+"""Columns of the table of SPARS search."""
 README = {
     "spars_phantom": (
-        ("score map (mean)", "SPARS", "bfs_to_tau"),
+        ("score map (min)", "SPARS", "blind_walk"),
         ("dice", METRICS["terminal_hit"], METRICS["steps"]),
+    ),
+    "spars_search": (
+        ("SPARS search", "search_gp_straddle", "search_random", "search_prior"),
+        ("dice", METRICS["windows"], METRICS["found"]),
     ),
     "rl4seg_phantom": (
         ("source only", "gold and corrected self-training", "RL4Seg"),
@@ -26,8 +32,11 @@ README = {
 """Rows and columns of the tables in README.md, by the folder of their results."""
 ROWS = {
     "SPARS": (
-        *("score map (mean)", "score map (max)", "random", "constant0", "greedy", "SPARS", "SPARS, τ = 0.3"),
-        *("single-agent PPO", "bfs_to_tau"),
+        *("position prior", "score map (min)", "score map (mean)", "score map (max)"),
+        *("blind_walk", "random", "constant0", "greedy", "SPARS", "SPARS, τ = 0.3", "single-agent PPO", "bfs_to_tau"),
+        *(f"search_{name}" for name in ("prior", "random", "sub_lattice", "hill_climb", "best_first")),
+        *(f"search_{name}" for name in ("coarse_to_fine", "atlas_to_fine", "gp_ucb", "gp_straddle", "thompson")),
+        *("SPARS search", "SPARS search, single", "SPARS search, cooperative", "search_clairvoyant"),
     ),
     "RL4Seg": (
         *("source only", "AdaBN", "entropy minimisation", "TI-ST", "UDAS", "corrector", "MC dropout", "ensemble"),
@@ -48,7 +57,9 @@ def tables_of(folder: str) -> list[str]:
     """The tables in docs/ of one folder of results."""
     results = ordered(folder)
     paper = PAPERS[results[0].paper.lower()]
-    return replace(paper, columns=SPARS).tables(results) if results[0].paper == "SPARS" else paper.tables(results)
+    if results[0].paper != "SPARS":
+        return paper.tables(results)
+    return replace(paper, columns=SEARCH if folder == "spars_search" else SPARS).tables(results)
 
 
 def readme_table(folder: str) -> str:

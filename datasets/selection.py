@@ -200,6 +200,10 @@ def one_split_each(splits: Mapping[str, Sequence[str]], where: str) -> None:
                 )
 
 
+MOST_PHANTOMS = 10_000
+"""Phantoms of a range, at most."""
+
+
 class PhantomNames(NamedTuple):
     """Names of phantoms: a prefix and their number. There is a phantom of every number, in a split or not."""
 
@@ -211,8 +215,23 @@ class PhantomNames(NamedTuple):
         return f"{self.prefix}{number:0{self.digits}d}"
 
     def in_full(self, patterns: Iterable[str]) -> list[str]:
-        """The patterns, with all digits where one is the name of a phantom: phantom_00012 for phantom_12."""
-        return [self._pattern.sub(lambda match: self.name(int(match[1])), pattern) for pattern in patterns]
+        """The patterns, with all digits where one is the name of a phantom, phantom_00012 for phantom_12, and each name
+        where one is a range, phantom_12-20.
+
+        Raises:
+            SelectionError: a range that does not ascend, or of more than `MOST_PHANTOMS`.
+        """
+        full = []
+        for pattern in patterns:
+            if match := re.fullmatch(rf"{re.escape(self.prefix)}([0-9]+)-([0-9]+)", pattern):
+                first, last = int(match[1]), int(match[2])
+                if not 0 <= last - first < MOST_PHANTOMS:
+                    reason = f"{pattern!r} must ascend and name at most {MOST_PHANTOMS} phantoms"
+                    raise SelectionError(reason, f"write {self.prefix}{first}-{first + 9} for ten")
+                full += [self.name(number) for number in range(first, last + 1)]
+            else:
+                full.append(self._pattern.sub(lambda match: self.name(int(match[1])), pattern))
+        return full
 
     def numbers(self, patterns: Iterable[str]) -> dict[str, int]:
         """The numbers of the phantoms that the patterns name, by full name: these exist without being listed."""

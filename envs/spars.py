@@ -3,11 +3,12 @@
 Symbols, as in the paper: w = window size, p1 and p2 = lower corners of the learner's and the competitor's window,
 W(p) = the voxels of the window at p, f(p) = presence score of the frozen classifier for W(p), s1 and s2 = the scores of
 the two agents, τ = the score that ends an episode, T = horizon, A = painted map, θ = mask threshold.
-Positions are numbers of the lattice (datasets/liver/lattice.py), so that a move and a score are one gather each.
-Its parts: spars_config.py arguments, spars_tables.py lookups, spars_painting.py maps, spars_rules.py competitors.
+Positions are numbers of the lattice (datasets/liver/lattice.py): a move and a score are one gather each. Beside this
+file: spars_config.py arguments, spars_tables.py lookups, spars_painting.py maps, spars_rules.py competitors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
@@ -18,10 +19,10 @@ from ..evaluation.drawing import Legend
 from ..rewards.presence import ScoreFunction
 from . import spars_pictures
 from .core import BatchedEnv, Frame, Obs, notice_phantom
-from .spars_config import MOVES, SparsConfig, check_options
+from .spars_config import SparsConfig, check_options, fill_for_function, profile_of
 from .spars_painting import Painting
-from .spars_rules import RULES, Competitor, Model, competitor, random_move
-from .spars_tables import Windows, lattice_of, open_moves, score_tables, spaces_of, start_position
+from .spars_rules import RULES, Competitor, Model, asked, competitor, random_move
+from .spars_tables import Windows, lattice_of, mask_maker, open_moves, score_tables, spaces_of, start_position
 
 STATE = ("case", "at", "scores", "duel", "_start_ids", "_terminated", "_found")
 """Tensors that an episode consists of, beside those of the core and the painting."""
@@ -80,7 +81,8 @@ class SparsEnv(BatchedEnv):
     ## Arguments
     The fields of `SparsConfig`, by name; `opponent` may also be a model of Stable-Baselines3 or an object with
     `act(obs, deterministic)`, `score_source` a function `(case, corners int64 [N, 3]) -> float32 [N]` with values in
-    [0, 1]; `volumes` are cases to play on. `eval_dice` is off in gym.make_vec unless it is given, on elsewhere.
+    [0, 1]; `volumes` are cases to play on. `profile="search"` makes a `SearchEnv`, another game. `eval_dice` is off in
+    gym.make_vec unless it is given, on elsewhere.
 
     >>> import gymnasium as gym, segarena
     >>> env = gym.make("SPARS-LiverCT-v0", cases=["phantom_02000"], score_source="oracle_fraction", device="cpu")
@@ -116,21 +118,26 @@ class SparsEnv(BatchedEnv):
         for name, value in (("opponent", opponent), ("score_source", score_source)):
             if isinstance(value, str):
                 settings[name] = value
-        super().__init__(config, **settings)
-        function = None if isinstance(score_source, str) else score_source
+        super().__init__(config, **(fill_for_function(config, settings) if callable(score_source) else settings))
         cfg, self.lattice = self.config, lattice_of(self.config)
         if cfg.data == "phantom" and volumes is None:
             notice_phantom("SPARS-LiverCT-v0", "give data=<Task03_Liver folder> to play on real CT")
         self.cases = load_liver_cases(cfg) if volumes is None else list(volumes)
         self.origin = self.cases[0].origin  # that of all: `data` and `implant_lesions` decide
+        function = None if isinstance(score_source, str) else score_source
         self.table, self._features, n_features = score_tables(cfg, self.cases, self.lattice, function, self.device)
         self._score_tables = list(dict.fromkeys((self.table, self._features)))
+        self.masks = mask_maker(cfg, self.lattice, self.table.digest, self.device)
         self._make_tables()
         self.single_observation_space, self.single_action_space = spaces_of(cfg, self.lattice, n_features)
         self.set_opponent(None if isinstance(opponent, str) else opponent)
-        given = {"duel": cfg.n_agents == 2 and cfg.reward != "score", "score": cfg.reward == "score"}
-        given |= {"potential": cfg.reward == "shaped", "bonus": True}
-        self.reward_weights = {name: 1.0 for name in given if given[name]}
+        self.reward_weights = dict.fromkeys(cfg.terms(), 1.0)
+
+    def __new__(cls, config: SparsConfig | None = None, **settings: Any) -> "SparsEnv":
+        """With profile "search" a `SearchEnv`, another game on the same windows."""
+        if cls is SparsEnv and profile_of(config, settings) == "search":
+            cls = import_module(".spars_search", __package__).SearchEnv
+        return super().__new__(cls)
 
     def _resolved(self, config: SparsConfig) -> SparsConfig:
         return config.resolved()
@@ -138,10 +145,10 @@ class SparsEnv(BatchedEnv):
     def _make_tables(self) -> None:
         """Make everything that is looked up in a step, and the state of the episodes, on the device."""
         cfg, lattice = self.config, self.lattice
-        cells = torch.tensor(MOVES[cfg.action_set])
+        cells = torch.tensor(cfg.moves, dtype=torch.int64).view(-1, 3)
         self.n_moves = len(cells)
         self._next = lattice.move_table(cells).flatten().to(self.device)  # [L·A]
-        self._open = open_moves(self._next.view(-1, self.n_moves).cpu(), cfg.action_set).to(self.device)  # [L, A]
+        self._open = open_moves(self._next.view(lattice.size, -1).cpu(), cfg).to(self.device)  # [L, A]
         self._corners = lattice.corners().to(self.device)  # [L, 3]
         self._voxels = self._corners.int()  # as the infos give them
         self._cells = (self._corners - torch.tensor(lattice.phase, device=self.device)) // cfg.step  # [L, 3]
@@ -149,7 +156,7 @@ class SparsEnv(BatchedEnv):
         self._where = (2.0 * self._corners / free - 1.0).float()  # [L, 3] in [-1, 1]
         self._start = start_position(cfg, lattice)
         self._window = torch.tensor(lattice.window, device=self.device)
-        if cfg.obs_mode != "features":
+        if cfg.obs_mode in ("own_window", "two_window"):
             self._windows = Windows(self.cases, lattice, cfg.obs_size, self.device)
         players, n = cfg.n_agents, self.num_envs
         ranges = [len(self.cases), *[lattice.size] * (TRIES * players)]
@@ -193,7 +200,7 @@ class SparsEnv(BatchedEnv):
             self._found.index_fill_(0, env_ids, -1)
         scores = self.table.lookup(case, at)
         self.scores.index_copy_(1, env_ids, scores)
-        self.duel.index_copy_(1, env_ids, _duel(scores))
+        self.duel.index_copy_(1, env_ids, duel_of(scores))
 
     def begin(self, case: Tensor, jitter_cells: int = 0) -> None:
         """Begin an episode in every environment, on case number `case` int64 [N].
@@ -215,9 +222,9 @@ class SparsEnv(BatchedEnv):
         if cfg.n_agents == 2:
             moves = torch.cat((moves, self._competitor()[None]))  # it acts on the state before the learner's move
         before = self.scores[0]
-        self.at = self._next[self.at * self.n_moves + moves]  # p1, p2 move and are clipped
+        self.at = self._following(self.at, moves)  # p1, p2 move and are clipped
         self.scores = self.scores_at(self.at)  # both at their new positions
-        self.duel = _duel(self.scores)
+        self.duel = duel_of(self.scores)
         own, rival = self.duel.unbind()
         hit = (self.duel > cfg.threshold).any(dim=0)
         self.painting.add(self.at, self.scores)  # on the last step too
@@ -258,6 +265,10 @@ class SparsEnv(BatchedEnv):
             scores = scores.masked_fill(overlap.any(dim=-1), 0.0)
         return scores
 
+    def _following(self, at: Tensor, moves: Tensor) -> Tensor:
+        """Where the moves, numbers in MOVES, lead from the positions `at`: int64 of their shape."""
+        return self._next[at * self.n_moves + moves]
+
     def neighbours(self, at: Tensor) -> Tensor:
         """Where each action leads from the positions `at` int64 [N]: int64 [A, N]."""
         moves = torch.arange(self.n_moves, device=self.device)[:, None]
@@ -277,8 +288,7 @@ class SparsEnv(BatchedEnv):
 
     def _competitor(self) -> Tensor:
         if self._opponent is not None:
-            masks = {"action_masks": self.action_masks(player=1)} if getattr(self._opponent, "masked", False) else {}
-            return self._flat(self._opponent.act(self.observe(player=1), deterministic=False, **masks))
+            return asked(self, self._opponent)
         return RULES.get(self.config.opponent, random_move)(self, 1)
 
     def set_opponent(self, policy: Competitor | Model | None) -> None:
@@ -358,7 +368,7 @@ class SparsEnv(BatchedEnv):
 
     def action_text(self, action: Tensor) -> str:
         """Name of the move: +x, -y+z, or stay."""
-        return spars_pictures.move_name(self.config.action_set, int(self._flat(action[None])))
+        return spars_pictures.move_name(self.config.moves, int(self._flat(action[None])))
 
     # -- options and checkpoints -----------------------------------------------------------------------------------
 
@@ -384,6 +394,6 @@ class SparsEnv(BatchedEnv):
             setattr(self, name, state[name].to(self.device, copy=True))
 
 
-def _duel(scores: Tensor) -> Tensor:
+def duel_of(scores: Tensor) -> Tensor:
     """s1 and s2 of the scores [P, ...]: [2, ...], the scores themselves or, without a competitor, s2 = -1."""
     return scores if len(scores) == 2 else torch.cat((scores, torch.full_like(scores, -1.0)))

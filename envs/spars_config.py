@@ -1,4 +1,4 @@
-"""Arguments of SPARS-LiverCT-v0 and its two profiles (docs/spars.md, Method 1)."""
+"""Arguments of SPARS-LiverCT-v0 and its three profiles (docs/spars.md, Method 1 and 15)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,17 +10,27 @@ import numpy as np
 from ..common.checks import AT_LEAST_0, SHARE, check
 from ..datasets.liver.cases import LiverDataConfig
 from ..datasets.liver.lattice import SIDE, Triple
+from ..datasets.liver.phantom import SHAPE
+from ..segmenters.window_masks import Reduce, Upsample
 
 _STAY = (0, 0, 0)
 _CUBE = [(x, y, z) for x, y, z in product((-1, 0, 1), repeat=3)]
 _AXIS = [(0, 0, 1), (0, 0, -1), (0, 1, 0), (0, -1, 0), (1, 0, 0), (-1, 0, 0)]
+_KING = [cell for cell in _CUBE if cell != _STAY]
+ANYWHERE = "anywhere"
+"""The action set whose actions are the positions themselves."""
 MOVES: dict[str, list[Triple]] = {
     "axis6": _AXIS,
     "axis7": [*_AXIS, _STAY],
-    "king26": [cell for cell in _CUBE if cell != _STAY],
+    "king26": _KING,
     "multidiscrete3": _CUBE,
 }
 """Displacement of each action in lattice cells (x, y, z), one cell = `step` voxels (docs/spars.md, Method 2)."""
+SEARCH_MOVES: dict[str, list[Triple]] = {
+    "leap78": [(leap * x, leap * y, leap * z) for x, y, z in _KING for leap in (1, 2, 4)],
+    ANYWHERE: [],
+}
+"""The same of profile "search" (docs/spars.md, Method 15)."""
 
 RESET_OPTIONS = {"case_id", "start", "start_opponent"}
 """Options of `reset`."""
@@ -28,18 +38,37 @@ REWARDS = (-1e6, 1e6)
 """Range of a reward: float32 keeps sums of such ones."""
 PROFILES: dict[str, dict[str, Any]] = {
     "default": {
+        "action_set": "axis6",
         "obs_mode": "two_window",
         "start": "centre",
         "horizon": 128,
         "tie_reward": 0.0,
         "bonus": 10.0,
+        "accumulate": "learner",
+        "reduce": "min",
+        "upsample": "trilinear",
     },
     "paper": {
+        "action_set": "axis6",
         "obs_mode": "own_window",
         "start": "corner_paper",
         "horizon": 32,
         "tie_reward": 1.0,
         "bonus": 0.0,
+        "accumulate": "learner",
+        "reduce": "sum",
+        "upsample": "blocks",
+    },
+    "search": {
+        "action_set": "leap78",
+        "obs_mode": "memory",
+        "start": "random_lattice",
+        "horizon": 16,
+        "tie_reward": 0.0,
+        "bonus": 0.0,
+        "accumulate": "both",
+        "reduce": "min",
+        "upsample": "trilinear",
     },
 }
 
@@ -48,18 +77,22 @@ PROFILES: dict[str, dict[str, Any]] = {
 class SparsConfig(LiverDataConfig):
     """Constructor arguments of SPARS-LiverCT-v0; null is filled in from profile and data."""
 
-    profile: Literal["default", "paper"] = "default"
-    """Values of the fields that are null. paper: those of the paper's text and program; default: our recommendation."""
+    profile: Literal["default", "paper", "search"] = "default"
+    """The game, and values of the fields that are null. paper: those of the paper's text and program; default: the same
+    game with our values; search: every move looks at one more window, all that was seen makes the mask (see
+    SearchEnv)."""
     window_size: Triple | None = None
     """w in voxels (x, y, z), multiples of `step`. null: (16, 16, 8) for phantoms, else (48, 48, 24)."""
     step: int = 4
     """h: length of a move in voxels."""
-    action_set: Literal["axis6", "axis7", "king26", "multidiscrete3"] = "axis6"
+    action_set: Literal["axis6", "axis7", "king26", "multidiscrete3", "leap78", "anywhere"] | None = None
     """Moves. axis6: one step along ± each axis; axis7: those and stay; king26: to all 26 neighbours; multidiscrete3:
-    -1, 0, +1 along each axis."""
-    obs_mode: Literal["own_window", "two_window", "features"] | None = None
+    -1, 0, +1 along each axis; leap78: 1, 2 or 4 steps in each of 26 directions; anywhere: to any window (profile
+    search). null: axis6; profile search: leap78."""
+    obs_mode: Literal["own_window", "two_window", "features", "memory"] | None = None
     """Observation. own_window: voxels of the own window; two_window: of both windows, and the state; features: the
-    classifier's features of both windows, and the state. null: two_window; profile paper: own_window."""
+    classifier's features of both windows, and the state; memory: what is known of the windows in reach (profile search,
+    always). null: two_window; profile paper: own_window."""
     obs_size: Triple | None = None
     """Size in voxels to which own_window observations are resized (nearest); null: window_size."""
     score_source: Literal["classifier", "oracle_fraction"] = "classifier"
@@ -73,13 +106,14 @@ class SparsConfig(LiverDataConfig):
     by window, in batches; lazy: a window when it is first visited; auto: dense where one forward serves all windows,
     else lazy."""
     threshold: float = 0.3
-    """τ in [0, 1]: a score above it ends the episode; 1 never does."""
+    """τ in [0, 1]: a score above it ends the episode; 1 never does. Profile search has none."""
     horizon: int | None = None
-    """T: steps after which an episode is truncated; null: 128; profile paper: 32."""
-    reward: Literal["sign", "diff", "score", "shaped"] | None = None
+    """T: steps after which an episode is truncated; null: 128; profile paper: 32; profile search: 16, of each agent."""
+    reward: Literal["sign", "diff", "score", "shaped", "discovery", "cooperative"] | None = None
     """sign: ±1 for the higher score; diff: s1 - s2; score: s1; shaped: gamma·f(p') - f(p), added to sign where somebody
-    competes. null: sign; shaped for one agent (sign and diff are then always positive, and score
-    rewards never ending the episode)."""
+    competes. Profile search: sign and diff of what was discovered; discovery: what the learner did; cooperative: what
+    both did. null: sign; for one agent shaped (sign and diff are then always positive, and score rewards never ending
+    the episode), or discovery."""
     gamma: float = 0.99
     """γ: discount of the potential in reward "shaped", 0 to 1; must be that of PPO."""
     tie_reward: float | None = None
@@ -97,10 +131,19 @@ class SparsConfig(LiverDataConfig):
     profile paper: corner_paper."""
     phase: Triple | None = None
     """Offset of the lattice in voxels, each below `step`; null: the start corner modulo step."""
-    accumulate: Literal["learner", "both"] = "learner"
-    """Agents whose windows are painted: the learner alone, or both."""
-    reduce: Literal["sum", "mean", "max"] = "sum"
-    """Combination of the scores of overlapping windows in a voxel: sum (paper), mean per visit, or maximum."""
+    accumulate: Literal["learner", "both"] | None = None
+    """Agents whose windows are painted: the learner alone, or both. null: learner; profile search: both."""
+    reduce: Reduce | None = None
+    """Combination of the scores of overlapping windows in a voxel. sum: over all visits (paper); mean, max, min: of the
+    windows that were visited. null: min; profile paper: sum."""
+    fill: str | None = None
+    """Scores of windows that were not visited, in the map. none: nothing is painted there; stationary: the likely score
+    by the distance to visited ones; packaged: by what was learned from phantoms; or a file that was learned by
+    `train`. null: packaged on phantoms with the packaged classifier and windows of the default size, else none
+    (profile search: stationary)."""
+    upsample: Upsample | None = None
+    """Values of voxels between blocks of step³ voxels. blocks: that of their block; trilinear: between the middles of
+    the blocks. null: trilinear; profile paper: blocks."""
     mask_threshold: float = 0.5
     """θ: a voxel whose painted map A exceeds it belongs to the mask."""
     lesion_rounds: int = 1
@@ -123,7 +166,7 @@ class SparsConfig(LiverDataConfig):
             ValueError: a value outside its range.
         """
         profile = PROFILES[self.profile]
-        phantom = self.data == "phantom"
+        phantom, searches = self.data == "phantom", self.profile == "search"
         done = replace(
             self,
             grid_shape=self.working_grid,
@@ -133,14 +176,93 @@ class SparsConfig(LiverDataConfig):
             horizon=profile["horizon"] if self.horizon is None else self.horizon,
             tie_reward=profile["tie_reward"] if self.tie_reward is None else self.tie_reward,
             terminal_bonus=profile["bonus"] if self.terminal_bonus is None else self.terminal_bonus,
-            reward=self.reward or ("sign" if self.n_agents == 2 else "shaped"),
+            reward=self.reward or ("sign" if self.n_agents == 2 else "discovery" if searches else "shaped"),
+            action_set=self.action_set or profile["action_set"],
             classifier=self.classifier or ("packaged" if phantom else None),
+            accumulate=self.accumulate or profile["accumulate"],
+            reduce=self.reduce or profile["reduce"],
+            upsample=self.upsample or profile["upsample"],
         )
-        if done.n_agents == 1 and done.reward in ("sign", "diff"):
-            raise ValueError(f"reward is {done.reward!r} but nobody competes with n_agents=1; use 'score' or 'shaped'")
+        done = replace(done, fill=self.fill or done.usual_fill())
+        if searches:
+            done = done.for_search()
+        if done.reduce == "sum" and done.fill != "none":
+            raise ValueError(f"fill is {done.fill!r} but reduce 'sum' adds visits, which unseen windows do not have")
+        rewards = {False: (["sign", "diff", "score", "shaped"], ["score", "shaped"])}
+        rewards[True] = (["sign", "diff", "discovery", "cooperative"], ["discovery"])
+        if done.reward not in (known := rewards[searches][done.n_agents == 1]):
+            raise ValueError(
+                f"reward is {done.reward!r} but with profile {done.profile!r} and n_agents={done.n_agents} it must be "
+                f"one of {', '.join(known)}"
+            )
+        for name, own in (("action_set", tuple(SEARCH_MOVES)), ("obs_mode", ("memory",))):
+            value = getattr(done, name)
+            if (value in own) != searches:
+                raise ValueError(
+                    f"{name} is {value!r} but profile {done.profile!r} "
+                    f"{'needs ' + ' or '.join(own) if searches else 'has no such one'}"
+                )
         if done.obs_size is not None and done.obs_mode != "own_window":
             raise ValueError(f"obs_size is {done.obs_size!r} but needs obs_mode='own_window'")
         return done
+
+    def for_search(self) -> "SparsConfig":
+        """The same without what profile "search" does not have; every field is resolved.
+
+        Raises:
+            ValueError: a value that means nothing there.
+        """
+        fixed: dict[str, list[Any]] = {
+            "reduce": ["min"],
+            "accumulate": ["both"],
+            "lesion_rounds": [1],
+            "threshold": [0.3, 1.0],
+        }
+        fixed |= {"tie_reward": [0.0], "terminal_bonus": [0.0], "opponent": ["snapshot", "random", "greedy"]}
+        for name, values in fixed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r} but profile 'search' knows {values[-1]!r} alone; leave it out"
+                    if len(values) < 3
+                    else f"{name} is {getattr(self, name)!r} but with profile 'search' it must be one of {values}"
+                )
+        if self.fill == "none":
+            raise ValueError("fill is 'none' but profile 'search' needs to know what is likely of unseen windows")
+        return replace(self, threshold=1.0)  # there is no τ
+
+    @property
+    def moves(self) -> list[Triple]:
+        """Displacement of each action in cells; none where actions are positions."""
+        return {**MOVES, **SEARCH_MOVES}[self.action_set or PROFILES[self.profile]["action_set"]]
+
+    def terms(self) -> list[str]:
+        """Names of the reward terms; every field is resolved."""
+        if self.profile == "search":
+            return ["duel" if self.reward in ("sign", "diff") else "discovery"]
+        given = {"duel": self.n_agents == 2 and self.reward != "score", "score": self.reward == "score"}
+        given |= {"potential": self.reward == "shaped", "bonus": True}
+        return [name for name in given if given[name]]
+
+    def usual_fill(self) -> str:
+        """The value of `fill` where it is left open; every other field is resolved."""
+        usual = (self.window_size, self.step, self.working_grid) == ((16, 16, 8), 4, SHAPE)
+        usual &= self.phase in (None, (0, 0, 0))
+        packaged = (self.score_source, self.classifier) == ("classifier", "packaged")
+        if usual and packaged and self.reduce != "sum" and self.start != "corner_paper":
+            return "packaged"
+        return "stationary" if self.profile == "search" else "none"
+
+
+def profile_of(config: SparsConfig | None, settings: Mapping[str, Any]) -> Any:
+    """The profile that arguments of the constructor choose."""
+    return settings.get("profile", "default" if config is None else config.profile)
+
+
+def fill_for_function(config: SparsConfig | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, with a `fill` that fits scores of a function, of which nothing was learned."""
+    fill = "stationary" if profile_of(config, settings) == "search" else "none"
+    given = "fill" in settings or (config is not None and config.fill is not None)
+    return dict(settings) if given else {**settings, "fill": fill}
 
 
 def check_options(options: Mapping[str, Any]) -> None:

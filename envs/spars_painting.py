@@ -1,8 +1,9 @@
 """Painted windows of each episode of SPARS, and the maps and masks made from them.
 
 Symbols: A = painted map, θ = mask threshold, T = horizon, P = agents, N = environments, K = environments asked for,
-g_b = tumour voxels in block b. Windows are unions of the lattice's blocks, so that A is one value per block, and
-overlaps are counted in blocks: exact integers, no voxel is touched (docs/spars.md, Method 5).
+g_b = tumour voxels in block b. Windows are unions of the lattice's blocks, so that A is one value per block; where
+voxels have the values of their blocks, overlaps are counted in blocks: exact integers, no voxel is touched
+(docs/spars.md, Method 5).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class Painting:
     """Positions and scores of the last T steps of an environment, and what they paint.
 
-    The configuration says who paints (`accumulate`), what overlapping paint makes (`reduce`) and θ (`mask_threshold`).
+    The configuration says who paints (`accumulate`) and θ (`mask_threshold`); `env.masks` makes maps of it.
     """
 
     def __init__(self, env: SparsEnv) -> None:
@@ -34,6 +35,7 @@ class Painting:
         self._scores = torch.zeros(shape, device=env.device)
         self._steps = 0
         self._tumour: dict[int, Tensor] = {}
+        self._tumour_blocks: dict[int, Tensor] = {}
 
     def add(self, at: Tensor, scores: Tensor) -> None:
         """Keep a step of all environments: positions int64 [P, N] and scores float32 [P, N]."""
@@ -74,7 +76,7 @@ class Painting:
         """
         if steps is not None:
             at, scores = (log[:, : steps * self._painters] for log in (at, scores))
-        return self._env.lattice.paint(at, scores, self._env.config.reduce)
+        return self._env.masks.paint(at, scores)
 
     def block_maps(self, env_ids: Tensor) -> Tensor:
         """A of the environments `env_ids` int64 [K], one value per block: float64 [K, Bx, By, Bz]."""
@@ -86,7 +88,7 @@ class Painting:
 
     def voxel_map(self, env_id: int = 0) -> Tensor:
         """A of one environment, float32 [X, Y, Z]."""
-        return self._env.lattice.expand(self.block_map(env_id)).float()
+        return self._env.masks.voxels(self.block_map(env_id))
 
     @property
     def theta(self) -> float:
@@ -96,10 +98,10 @@ class Painting:
     def mask(self, env_id: int = 0) -> Tensor:
         """M = A > θ of the one episode that an environment plays, at the configured θ: bool [X, Y, Z].
 
-        Not the mask that `evaluate` scores and `predict` writes: that is of the mean A of several episodes, at a θ that
+        Not the mask that `evaluate` scores and `predict` writes: that is of several episodes, at a θ that
         is chosen on validation cases.
         """
-        return self._env.lattice.expand(self.block_map(env_id) > self.theta)
+        return self.voxel_map(env_id) > self.theta
 
     def save_episode_mask(self, path: str | Path, env_id: int = 0) -> None:
         """Write `mask`, of one episode, as NIfTI in the space, shape and orientation of the case's own file.
@@ -117,12 +119,22 @@ class Painting:
         Raises:
             ValueError: the case has no label.
         """
+        if case not in self._tumour_blocks:
+            self._tumour_blocks[case] = self._env.lattice.block_sums(self.tumour(case))
+        return self._tumour_blocks[case]
+
+    def tumour(self, case: int) -> Tensor:
+        """Tumour of case number `case`, bool [X, Y, Z].
+
+        Raises:
+            ValueError: the case has no label.
+        """
         env = self._env
         if case not in self._tumour:
             label = env.cases[case].label
             if label is None:
                 raise ValueError(f"case {env.cases[case].id!r} has no label: dice is not known")
-            self._tumour[case] = env.lattice.block_sums(label == TUMOUR).to(env.device)
+            self._tumour[case] = (label == TUMOUR).to(env.device)
         return self._tumour[case]
 
     def dice(self, env_id: int = 0) -> float:
@@ -141,15 +153,32 @@ class Painting:
         blocks: A, float64 [K, Bx, By, Bz]; cases: K numbers of cases. All three are 1 where mask and tumour are empty,
         and 0 where one of them is.
         """
-        lattice, known = self._env.lattice, [self._env.cases[case].label is not None for case in cases]
-        nothing = torch.zeros(lattice.block_shape, dtype=torch.int64, device=blocks.device)
-        truth = torch.stack([self.tumour_blocks(c) if k else nothing for c, k in zip(cases, known, strict=True)])
+        known = [self._env.cases[case].label is not None for case in cases]
         painted = (blocks > 0).sum(dim=(1, 2, 3))
-        counts = torch.stack((painted, *lattice.block_overlap(blocks > self.theta, truth)), dim=1).tolist()
+        by_block = self._env.masks.upsample == "blocks"
+        overlap = self._block_overlap if by_block else self._voxel_overlap
+        counts = torch.stack((painted, *overlap(blocks, cases, known)), dim=1).tolist()
         return [
             {"n_painted_blocks": n, **(_overlap(common, mask, target) if k else {})}
             for (n, common, mask, target), k in zip(counts, known, strict=True)
         ]
+
+    def _block_overlap(self, blocks: Tensor, cases: Sequence[int], known: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+        """Voxels of mask ∩ tumour, mask and tumour, int64 [K], where voxels have the values of their blocks."""
+        lattice = self._env.lattice
+        nothing = torch.zeros(lattice.block_shape, dtype=torch.int64, device=blocks.device)
+        truth = torch.stack([self.tumour_blocks(c) if k else nothing for c, k in zip(cases, known, strict=True)])
+        return lattice.block_overlap(blocks.float() > self.theta, truth)
+
+    def _voxel_overlap(self, blocks: Tensor, cases: Sequence[int], known: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, counted in voxels, one episode after the other: a map of voxels may be large."""
+        rows = []
+        for a, case, has_label in zip(blocks, cases, known, strict=True):
+            inside = self._env.masks.voxels(a) > self.theta
+            truth = self.tumour(case) if has_label else torch.zeros_like(inside)
+            rows.append(torch.stack(((inside & truth).sum(), inside.sum(), truth.sum())))
+        common, mask, truth = torch.stack(rows, dim=1).unbind()
+        return common, mask, truth
 
     def state(self) -> dict[str, Any]:
         """Tensors and numbers for `load_state`."""

@@ -75,6 +75,8 @@ class SparsParallelEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc] # Pett
     ) -> None:
         self.batched = SparsEnv(config, device=device, render_mode=render_mode, **settings)
         cfg = self.batched.config
+        if cfg.profile == "search":
+            raise ValueError("profile is 'search', in which agents move one after the other; here they move at once")
         if cfg.n_agents != 2:
             raise ValueError(f"n_agents is {cfg.n_agents} but two agents play here; use gym.make for one")
         if cfg.reward not in ("sign", "diff") or cfg.tie_reward:

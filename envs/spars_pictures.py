@@ -9,7 +9,6 @@ from ..datasets.liver.lesions import TUMOUR
 from ..evaluation.drawing import Colour, Legend, heat_colour
 from ..evaluation.volume_pictures import orthogonal_slices
 from .core import Frame
-from .spars_config import MOVES
 
 if TYPE_CHECKING:
     from .spars import SparsEnv
@@ -56,8 +55,10 @@ def picture(env: "SparsEnv", env_id: int, corners: Sequence[Sequence[int]]) -> F
     )
 
 
-def move_name(action_set: str, number: int) -> str:
-    """Name of a move: +x, -y+z, or stay."""
-    signs = {1: "+", -1: "-"}
-    move = zip("xyz", MOVES[action_set][number], strict=True)
-    return "".join(f"{signs[step]}{axis}" for axis, step in move if step) or "stay"
+def move_name(moves: Sequence[Sequence[int]], number: int) -> str:
+    """Name of one of the moves, in cells: +x, -2y+2z, or stay; without moves that of a position."""
+    if not moves:
+        return f"window {number}"
+    move = zip("xyz", moves[number], strict=True)
+    leaps = (f"{'+' if step > 0 else '-'}{abs(step) if abs(step) > 1 else ''}{axis}" for axis, step in move if step)
+    return "".join(leaps) or "stay"

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from .adapters import to_numpy
 from .core import Obs
-from .spars_config import MOVES
 
 if TYPE_CHECKING:
     from .spars import SparsEnv
@@ -76,6 +75,12 @@ def competitor(opponent: Any, space: spaces.Space[Any]) -> Competitor | None:
     return ModelCompetitor(opponent)
 
 
+def asked(env: SparsEnv, opponent: Competitor) -> Tensor:
+    """The competitor's actions, int64 [N], as `opponent` chooses them from what player 1 sees."""
+    masks = {"action_masks": env.action_masks(player=1)} if getattr(opponent, "masked", False) else {}
+    return env._flat(opponent.act(env.observe(player=1), deterministic=False, **masks))
+
+
 def random_move(env: SparsEnv, player: int) -> Tensor:
     """Any action, uniformly: int64 [N]."""
     return (env.streams.tick() * env.n_moves).long()
@@ -83,7 +88,7 @@ def random_move(env: SparsEnv, player: int) -> Tensor:
 
 def constant_move(env: SparsEnv, player: int) -> Tensor:
     """Always +z, the first opponent of the released program: int64 [N]."""
-    up = MOVES[env.config.action_set].index((0, 0, 1))
+    up = env.config.moves.index((0, 0, 1))
     return torch.full((env.num_envs,), up, device=env.device)
 
 

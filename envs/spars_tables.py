@@ -15,7 +15,14 @@ from ..classifiers.presence import PresenceNet, load_presence
 from ..datasets.liver.cases import HU_WINDOW, LiverCase
 from ..datasets.liver.lattice import Triple, WindowLattice, centred_start, nearest_index
 from ..rewards.presence import ScoreFunction, ScoreTable
-from .spars_config import MOVES, SparsConfig
+from ..segmenters.score_prior import ScorePrior, load_prior
+from ..segmenters.window_masks import MaskMaker
+from .spars_config import SparsConfig
+
+CANDIDATE = ("μ", "σ", "seen", "f if seen", "m", "s", "x", "y", "z", "time", "2σ - |μ - θ|", "can be chosen")
+"""What is observed of a candidate in a search (spars_search.py has the symbols)."""
+SEARCH_STATE = ("time", "highest f seen", "mean σ", "predicted share of the volume", "x", "y", "z")
+"""What is observed of the whole."""
 
 
 def lattice_of(config: SparsConfig) -> WindowLattice:
@@ -26,7 +33,7 @@ def lattice_of(config: SparsConfig) -> WindowLattice:
     return WindowLattice(config.grid_shape, config.window_size, config.step, config.phase or (x, y, z))
 
 
-def open_moves(following: Tensor, action_set: str) -> Tensor:
+def open_moves(following: Tensor, config: SparsConfig) -> Tensor:
     """Moves that change the place, or mean to stay, at each of L positions: bool [L, A].
 
     For multidiscrete3 [L, 9], the values 0, 1, 2 of x, y and z: an axis does not depend on the others. Where nothing is
@@ -34,13 +41,13 @@ def open_moves(following: Tensor, action_set: str) -> Tensor:
 
     Args:
         following: where each move leads, int64 [L, A].
-        action_set: a name in MOVES.
+        config: has the moves.
     """
-    stays = torch.tensor([move == (0, 0, 0) for move in MOVES[action_set]])
+    stays = torch.tensor([move == (0, 0, 0) for move in config.moves], dtype=torch.bool)
     is_open = (following != torch.arange(len(following))[:, None]) | stays
-    if action_set == "multidiscrete3":
+    if config.action_set == "multidiscrete3":
         along = [[v - 1 if axis == k else 0 for k in range(3)] for axis in range(3) for v in range(3)]
-        return is_open[:, [MOVES[action_set].index((x, y, z)) for x, y, z in along]]
+        return is_open[:, [config.moves.index((x, y, z)) for x, y, z in along]]
     return is_open | ~is_open.any(dim=1, keepdim=True)
 
 
@@ -103,6 +110,25 @@ def _classifier(config: SparsConfig) -> PresenceNet:
     return net
 
 
+def mask_maker(config: SparsConfig, lattice: WindowLattice, classifier: str | None, device: torch.device) -> MaskMaker:
+    """What makes maps of the scores of windows, with what unseen windows are filled from on the device.
+
+    classifier: `digest` of the one that gives the scores; None where none does.
+
+    Raises:
+        FileNotFoundError, ValueError: `config.fill` is no such file, or of another lattice or classifier.
+    """
+    assert config.fill is not None
+    assert config.reduce is not None
+    assert config.upsample is not None
+    prior = None
+    if config.fill == "stationary":
+        prior = ScorePrior(lattice.shape).to(device)
+    elif config.fill != "none":
+        prior = load_prior(config.fill, lattice, classifier).to(device)
+    return MaskMaker(lattice, config.reduce, config.upsample, prior)
+
+
 class Windows:
     """Grey values under a window at any position of any case, from one copy of the images on the device.
 
@@ -138,7 +164,12 @@ class Windows:
 
 def spaces_of(cfg: SparsConfig, lattice: WindowLattice, n_features: int) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
     """Observation and action space of one environment; n_features: F, of the classifier at one window."""
-    actions: spaces.Space[Any] = spaces.Discrete(len(MOVES[cfg.action_set]))
+    if cfg.profile == "search":
+        number = len(cfg.moves) or lattice.size
+        candidates = spaces.Box(-4.0, 4.0, (number, len(CANDIDATE)), np.float32)
+        state = spaces.Box(-4.0, 4.0, (len(SEARCH_STATE),), np.float32)
+        return spaces.Dict(candidates=candidates, state=state), spaces.Discrete(number)
+    actions: spaces.Space[Any] = spaces.Discrete(len(cfg.moves))
     if cfg.action_set == "multidiscrete3":
         actions = spaces.MultiDiscrete([3, 3, 3])
     players, numbers = cfg.n_agents, 4 * cfg.n_agents + 1

@@ -118,6 +118,11 @@ class ScoreTable:
         """Share of the lookups so far that needed no forward: 1 unless the table is lazy."""
         return 1 - self._evaluated / self._asked if self._asked else 1.0
 
+    @property
+    def digest(self) -> str | None:
+        """`PresenceNet.digest` of the classifier; None where the scores are of something else."""
+        return None if self._net is None else self._net.digest()
+
     def state(self) -> dict[str, Any]:
         """All that `load_state` needs: what a lazy table has scored so far."""
         counts = {"asked": self._asked, "evaluated": self._evaluated}

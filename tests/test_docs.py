@@ -56,6 +56,7 @@ def tables(monkeypatch):
     ("page", "folder", "number"),
     [
         ("spars", "spars_phantom", 1),
+        ("spars", "spars_search", 1),
         ("spars", "spars_implanted", 1),
         ("spars", "spars_implanted_unseen_patient", 1),
         ("rl4seg", "rl4seg_phantom", 2),
@@ -69,7 +70,7 @@ def test_the_tables_of_a_page_are_made_from_the_results(tables, page, folder, nu
     assert [table for table in made if table not in text] == []
 
 
-@pytest.mark.parametrize("folder", ["spars_phantom", "rl4seg_phantom"])
+@pytest.mark.parametrize("folder", ["spars_phantom", "spars_search", "rl4seg_phantom"])
 def test_the_tables_of_the_readme_are_made_from_the_results(tables, folder):
     assert tables.readme_table(folder) in (ROOT / "README.md").read_text(encoding="utf-8")
 

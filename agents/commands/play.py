@@ -21,7 +21,9 @@ def parser(paper: str | None) -> ArgumentParser:
     """Its options."""
     options = ArgumentParser(description="Play reference policies; prints mean [min, max] over the episodes.")
     options.add_argument("--id", type=str, required=True, help="id of the environment; `list` names them")
-    options.add_argument("--policy", type=str, default="all", help="name of a reference policy, or all")
+    options.add_argument(
+        "--policy", type=str, default="all", help="name of a reference policy, or all that play this game"
+    )
     options.add_argument("--episodes", type=int, default=20, help="number of episodes, all played at once")
     options.add_argument("--seed", type=int, default=0, help="seed of the episodes; every policy plays the same ones")
     options.add_argument(
@@ -56,16 +58,22 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
     from ..policy import make_env, play
 
     use_threads(options.threads)
+    if options.policy != "all":
+        settings = {**POLICIES[options.id][options.policy].settings, **settings}
     env = make_env(options.id, settings, num_envs=options.episodes, device=options.device)
     table = POLICIES.get(options.id, {})
     if not table:
         raise ValueError(f"{options.id} has no reference policies to play; add them to POLICIES[{options.id!r}]")
-    chosen = dict(table) if options.policy == "all" else {options.policy: table[options.policy]}
+    fitting = {name: row for name, row in table.items() if row.fits(env)}
+    chosen = fitting if options.policy == "all" else {options.policy: table[options.policy]}
+    if not chosen:
+        needs = "; ".join(f"{name}: {row.settings}" for name, row in table.items())
+        raise ValueError(f"no reference policy of {options.id} plays with these arguments; they need {needs}")
     played: dict[str, Episodes] = {}
     refused: list[str] = []
     for name, row in chosen.items():
         try:
-            policy = row.make(env, options.seed)
+            policy = row.policy(env, options.seed)
             env.seed([options.seed * options.episodes + number for number in range(options.episodes)])
             env.reset()
             played[name] = play(env, policy)
@@ -92,7 +100,7 @@ def _write_film(path: Path, options: Namespace, settings: Mapping[str, Any], row
 
     env = make_env(options.id, settings, num_envs=1, device=options.device, render_mode="rgb_array")
     env.shows_truth = options.truth
-    policy = row.make(env, options.seed)
+    policy = row.policy(env, options.seed)
     env.seed([options.seed * options.episodes])
     shots, _ = play_and_draw(env, policy)
     write_film(path, shots, legend=env.legend(), frame_ms=1000 // env.metadata["render_fps"])

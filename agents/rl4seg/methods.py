@@ -71,7 +71,7 @@ class Methods:
 
         def segment(images: ImagePool) -> list[MethodPrediction]:
             env = _env(images)
-            masks = _masks(env, row.make(env, self.context.experiment.seed))
+            masks = _masks(env, row.policy(env, self.context.experiment.seed))
             return [MethodPrediction(name, masks, supervision=row.supervision, sees_target=False)]
 
         return segment

@@ -7,22 +7,26 @@ from ...common.device import forked_rng
 from ...common.runs import Run
 from ...datasets.liver.lesions import TUMOUR
 from ...envs.spars import SparsEnv
+from ...envs.spars_search import SearchEnv
 from ...evaluation.volume_pictures import orthogonal_slices
 from ..callbacks import Best
 from ..policy import ActorCritic, TrainedPolicy
 from .pool import Snapshot
-from .rollouts import roll_out
+from .rollouts import choose_threshold, roll_out
 from .self_play import SelfPlay
+
+LOGGED = ("terminal_hit", "found")
+"""Means over the validation cases that are logged beside Dice, where the game has them."""
 
 
 class DuelMetrics(BaseCallback):
     """Curves of the duel, per rollout.
 
-    spars/win_rate: share of steps with s1 > s2. spars/score_self, spars/score_opp: mean s1, s2. spars/terminated_frac:
-    share of episodes that τ ended. spars/terminal_score: mean s1 at their end. spars/opponent_age: environment steps
-    since the opponent was copied, mean over the environments. spars/pool_size: snapshots in the pool of opponents.
-    spars/distinct_windows: share of the rollout's window positions that differ.
-    spars/cache_hit: share of scores that were looked up, not computed.
+    spars/win_rate: share of steps with s1 > s2 or, in a search, d1 > d2. spars/score_self, spars/score_opp: mean s1,
+    s2. spars/terminated_frac: share of episodes that τ ended. spars/terminal_score: mean s1 at their end.
+    spars/opponent_age: environment steps since the opponents were refreshed. spars/distinct_windows: share of the
+    rollout's window positions that differ. spars/cache_hit: share of scores that were looked up, not computed.
+    spars/pool_size: snapshots in the pool of opponents.
     """
 
     def __init__(self, env: SparsEnv, self_play: SelfPlay | None) -> None:
@@ -32,12 +36,15 @@ class DuelMetrics(BaseCallback):
     def _on_rollout_start(self) -> None:
         self._scores: list[torch.Tensor] = []
         self._places: list[torch.Tensor] = []
+        self._won: list[torch.Tensor] = []
         self._ends: list[tuple[bool, float]] = []
 
     def _on_step(self) -> bool:
         at, scores = self.env.painting.last_step()
         self._scores.append(scores)
         self._places.append(at[0])
+        duel = self.env.gains if isinstance(self.env, SearchEnv) else scores
+        self._won.append(duel[0] > duel[-1])
         for row in self.locals["dones"].nonzero()[0]:
             info = self.locals["infos"][row]
             self._ends.append((info["reason"] != "time", float(info["score_self"])))
@@ -50,7 +57,7 @@ class DuelMetrics(BaseCallback):
         self.logger.record("spars/cache_hit", self.env.table.cache_hit)
         if len(scores) == 2:
             self.logger.record("spars/score_opp", float(scores[1].mean()))
-            self.logger.record("spars/win_rate", float((scores[0] > scores[1]).float().mean()))
+            self.logger.record("spars/win_rate", float(torch.stack(self._won).float().mean()))
         if self._ends:
             self.logger.record("spars/terminated_frac", sum(by_score for by_score, _ in self._ends) / len(self._ends))
             self.logger.record("spars/terminal_score", sum(score for _, score in self._ends) / len(self._ends))
@@ -61,7 +68,7 @@ class DuelMetrics(BaseCallback):
 
 
 class ValidationCallback(BaseCallback):
-    """Segmentation of the validation cases, periodic and at the end: spars/dice_eval (at the configured θ),
+    """Segmentation of the validation cases, periodic and at the end: spars/dice_eval (at the best θ),
     spars/terminal_hit, a picture.
 
     The weights with the highest mean Dice go to `best`. It draws from generators of its own, so that it changes nothing
@@ -111,15 +118,17 @@ class ValidationCallback(BaseCallback):
         if self.self_play:
             self.self_play.join(self.env)
             self.self_play.examine(self.run, step)
-        learner, theta = self.learner, self.env.config.mask_threshold
+        learner = self.learner
         torch.manual_seed(0)  # not before: to build the snapshot, the first time, draws numbers too
         policy = TrainedPolicy(learner.policy, self.deterministic)
         maps = roll_out(self.env, policy, jitter_cells=self.jitter_cells, seed=0)
-        hits = [of_case["terminal_hit"] for of_case in maps.facts]
-        dice = maps.mean_dice(theta)
+        known = {name: [facts[name] for facts in maps.facts] for name in LOGGED if name in maps.facts[0]}
+        theta = choose_threshold(maps)
+        dice = float(maps.mean_dice([theta]))
         self.best.consider(dice, step, self.model.policy)
-        self.run.log(step, {"spars/dice_eval": dice, "spars/terminal_hit": sum(hits) / len(hits)})
-        case, heat = self.env.cases[0], self.env.lattice.expand(maps.blocks[0]).float().cpu()
+        means = {f"spars/{name}": sum(values) / len(values) for name, values in known.items()}
+        self.run.log(step, {"spars/dice_eval": dice, **means})
+        case, heat = self.env.cases[0], maps.values(0)
         truth = torch.zeros_like(case.image) if case.label is None else case.label
         tumour = truth == TUMOUR
         centre = (tumour.nonzero().float().mean(dim=0) if tumour.any() else torch.tensor(case.image.shape) / 2).int()

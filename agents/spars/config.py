@@ -12,7 +12,7 @@ from .policies import PolicyName
 from .self_play import SelfPlayConfig
 
 TRAIN = "train"
-"""Value of `env.classifier`: train one in the run before the agent."""
+"""Value of `env.classifier` and of `env.fill`: make one in the run before the agent."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class EvaluationConfig:
     """Protocol by which a trained policy segments unseen cases (docs/spars.md, Method 13)."""
 
     rollouts: int = 8
-    """K: episodes per case whose maps are averaged."""
+    """K: episodes per case, which make one map (with env.reduce=sum the mean of their maps)."""
     jitter_cells: int = 2
     """Largest random shift of the start positions, in lattice cells along each axis."""
     deterministic: bool = False
@@ -69,11 +69,14 @@ class SparsExperiment(Experiment):
     """Cases from which the classifier learns."""
     validation: CaseChoice = field(default_factory=lambda: CaseChoice(split="classifier_val"))
     """Cases that choose the classifier's best epoch and every mask threshold."""
+    prior_train: CaseChoice = field(default_factory=lambda: CaseChoice(split="rl_pool"))
+    """Cases from whose scores, without labels, env.fill=train learns what is likely of windows that were not seen."""
     test: CaseChoice = field(default_factory=CaseChoice)
     """Cases of the results: nothing was trained or chosen on them."""
     policy: PolicyName = "window_cnn"
     """Network of the policy. window_cnn: convolutions on the windows; feature_mlp: on the classifier's features, needs
-    env.obs_mode=features; flatten_mlp: MLP on the voxels (paper)."""
+    env.obs_mode=features; flatten_mlp: MLP on the voxels (paper); candidates: one network for every window in reach,
+    for env.profile=search."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """Settings of PPO."""
     self_play: SelfPlayConfig = field(default_factory=SelfPlayConfig)
@@ -105,12 +108,32 @@ class SparsExperiment(Experiment):
             raise ValueError("evaluation.best is True but examine_every is 0: no look could find the best weights")
         needed = self.env.score_source == "classifier" or self.env.obs_mode == "features"
         classifier = self.env.classifier or ("packaged" if self.env.data == "phantom" else TRAIN if needed else None)
-        if self.ppo.total_timesteps == 0 and classifier != TRAIN:
-            raise ValueError("nothing to train: ppo.total_timesteps is 0 and env.classifier is not 'train'")
+        if self.ppo.total_timesteps == 0 and TRAIN not in (classifier, self.env.fill):
+            raise ValueError(
+                "nothing to train: ppo.total_timesteps is 0, and neither env.classifier nor env.fill is 'train'"
+            )
         if classifier not in (None, "packaged", TRAIN):
             classifier = whole_path("env.classifier", classifier)  # the run can then be continued from anywhere
+        if self.env.profile == "search" and self.self_play.initial_opponent != "self_snapshot":
+            raise ValueError(
+                f"self_play.initial_opponent is {self.self_play.initial_opponent!r} but with env.profile 'search' it "
+                f"must be 'self_snapshot'"
+            )
+        if self.policy == "candidates" and (self.ppo.algorithm != "ppo" or self.ppo.net_arch):
+            raise ValueError(
+                f"ppo.algorithm is {self.ppo.algorithm!r} and ppo.net_arch {self.ppo.net_arch}, but policy "
+                f"'candidates' has layers and masks of its own; leave them out"
+            )
+        if self.env.fill == TRAIN and self.env.score_source != "classifier":
+            raise ValueError(
+                f"env.fill is 'train' but env.score_source is {self.env.score_source!r}; only the scores of a "
+                f"classifier can be learned from"
+            )
+        fill = self.env.fill
+        if fill not in (None, "none", "stationary", "packaged", TRAIN):
+            fill = whole_path("env.fill", fill)
         data = self.env.data if self.env.data == "phantom" else whole_path("env.data", self.env.data)
-        env = replace(self.env, classifier=classifier, data=data).resolved()
+        env = replace(self.env, classifier=classifier, data=data, fill=fill).resolved()
         if env.reward == "shaped" and env.gamma != self.ppo.gamma:
             raise ValueError(
                 f"env.gamma is {env.gamma} but ppo.gamma is {self.ppo.gamma}; with reward 'shaped' they must be equal, "

@@ -44,6 +44,7 @@ from .methods import Cases, Methods
 from .prediction import save_masks
 from .rollouts import PAPER_THRESHOLD, Maps
 from .rules import POLICIES
+from .search_rules import SEARCH_POLICIES
 from .thresholds import Threshold
 from .training import env_of, load_policies, trained_steps
 
@@ -56,13 +57,19 @@ METRICS = {
         Column("terminal_hit", "Episodes ended on tumour", "%", 100, 1, needs_target=True),
         Column("best_block_dice", "Best Dice of blocks", "%", 100, 1, needs_target=True),
         Column("steps", "Steps", "", 1, 1),
+        Column("windows", "Windows", "", 1, 0),
+        Column("found", "Map found", "%", 100, 1),
     )
 }
 """Columns of the metrics that `report.STANDARD` lacks, by name."""
-COLUMNS = ("dice", METRICS["dice_at_0.5"], "hd95_mm", "lesion_recall", METRICS["terminal_hit"], METRICS["steps"])
-"""The table of results."""
-POLICIES_SHOWN = ("random", "constant0", "greedy", "bfs_to_tau")
-"""Reference policies that `evaluate` plays by default."""
+COLUMNS: tuple[Column | str, ...] = (
+    *("dice", METRICS["dice_at_0.5"], "hd95_mm", "lesion_recall"),
+    *(METRICS[name] for name in ("terminal_hit", "steps", "windows", "found")),
+)
+"""The table of results; a game that lacks a metric leaves it out."""
+GAME, SEARCH = ("random", "constant0", "greedy", "blind_walk", "bfs_to_tau"), tuple(SEARCH_POLICIES)
+POLICIES_SHOWN = {"default": GAME, "paper": GAME, "search": SEARCH}
+"""Reference policies that `evaluate` plays by default, by profile."""
 
 
 def evaluate(runs: Sequence[tuple[Run, SparsExperiment]], options: EvaluateOptions) -> tuple[list[Result], list[str]]:
@@ -74,7 +81,8 @@ def evaluate(runs: Sequence[tuple[Run, SparsExperiment]], options: EvaluateOptio
         ValueError: a case, split or policy that there is not, or runs that do not go together.
     """
     choice = CaseChoice(options.split or "test", options.cases) if options.split or options.cases else None
-    policies = POLICIES_SHOWN if options.policies is None else options.policies
+    profile = runs[0][1].env.profile
+    policies = POLICIES_SHOWN[profile] if options.policies is None else options.policies
     _check_together([experiment for _, experiment in runs], policies)
     steps = [trained_steps(experiment, run, unfinished=options.unfinished) for run, experiment in runs]
     results: list[Result] = []
@@ -119,6 +127,8 @@ def _check_together(experiments: Sequence[SparsExperiment], policies: Sequence[s
     taken = [(name, e.seed) for e in experiments for name in policies]
     taken += [(row.title, e.seed) for e in experiments for row in baselines_of(BASELINES, (), e).values()]
     check_names([e for e in experiments if e.ppo.total_timesteps], taken)
+    if len(profiles := {experiment.env.profile for experiment in experiments}) > 1:
+        raise ValueError(f"the runs play different games, profiles {', '.join(sorted(profiles))}; evaluate them apart")
     if len(data := {experiment.env.data for experiment in experiments}) > 1:
         raise ValueError(f"the runs have different data, {', '.join(sorted(data))}; evaluate them apart")
 
@@ -148,6 +158,13 @@ def _known(experiment: SparsExperiment, *, agent: bool) -> set[str]:
     if agent:
         configs.append(experiment.env)
     return {case_id for config in configs for case_id in liver_case_ids(config)}
+
+
+def _of_prior(experiment: SparsExperiment) -> list[str]:
+    """Cases from whose scores, without labels, is known what is likely of unseen windows."""
+    choices = {TRAIN: experiment.prior_train, "packaged": CaseChoice(cases=["phantom_20000-20255"])}
+    choice = choices.get(str(experiment.env.fill))
+    return liver_case_ids(choice.of(experiment.env)) if choice else []
 
 
 def _warn_of_known_cases(experiment: SparsExperiment, test: SparsConfig) -> None:
@@ -190,8 +207,8 @@ def _result(
         if case.label is None:
             log.warning("%s has no label and is left out of the metrics", case.id)
             continue
-        blocks = test.blocks[number]
-        masks = [test.inside(number, level) for level in (theta, PAPER_THRESHOLD)]
+        values = test.values(number)
+        masks = [values > level for level in (theta, PAPER_THRESHOLD)]
         truth = case.label == TUMOUR
         metrics = segmentation_metrics(masks[0], truth, case.spacing_mm, tolerance_mm=protocol.tolerance_mm)
         metrics["dice_at_0.5"] = dice(masks[1], truth)
@@ -199,11 +216,11 @@ def _result(
         metrics["success"] = float(bool((masks[0] & truth).any()))
         cases.append({"case_id": case.id, "origin": case.origin, **metrics, **test.facts[number]})
         if len(views) < protocol.pictures:
-            heat = test.env.lattice.expand(blocks / blocks.max().clamp(min=1e-9)).float().cpu().numpy()
+            heat = (values / values.max().clamp(min=1e-9)).numpy()
             organ, shown = (case.label > 0).numpy(), (case.image.numpy(), truth.numpy(), masks[0].numpy(), heat)
             views.append(CaseView(case.id, *shown, case.spacing_mm, organ))
     learned = row.sees_target if row else trained
-    seen = {base(case_id) for case_id in _known(experiment, agent=learned)}
+    seen = {base(case_id) for case_id in [*_known(experiment, agent=learned), *_of_prior(experiment)]}
     classifier = test.env.config.classifier
     of_scores = (
         "voxel" if experiment.env.score_source == "oracle_fraction" else supervision_of(classifier or "packaged")

@@ -11,7 +11,7 @@ from typing import Any
 from ...common.runs import Run
 from ...datasets.liver.cases import LiverCase, load_liver_cases
 from ...envs.spars import SparsEnv
-from ...envs.spars_config import SparsConfig
+from ...envs.spars_config import ANYWHERE, SparsConfig
 from ..experiment import baselines_of
 from ..policy import TrainedPolicy
 from ..predictor import POLICY
@@ -47,6 +47,10 @@ class Cases:
     def alone(self) -> SparsEnv:
         """K environments per case in which nobody competes, so that nobody else ends an episode."""
         number = self.experiment.evaluation.rollouts * len(self.cases)
+        if self.config.profile == "search":  # as many windows as two agents look at, chosen anywhere
+            assert self.config.horizon is not None
+            horizon = self.config.horizon * self.config.n_agents
+            return self._env(number, n_agents=1, reward=None, action_set=ANYWHERE, horizon=horizon)
         return self._env(number, n_agents=1, reward=None, obs_mode="own_window")
 
     def _env(self, num_envs: int, **changes: Any) -> SparsEnv:
@@ -78,7 +82,7 @@ class Methods:
         if name in BASELINES:
             return BASELINES[name].maps(cases.alone)
         if name in POLICIES:  # counted random numbers and no network: all cases at once give what each alone gives
-            policy = POLICIES[name].make(cases.alone, seed)
+            policy = POLICIES[name].policy(cases.alone, seed)
             return roll_out(cases.alone, policy, jitter_cells=protocol.jitter_cells, seed=seed)
         env = cases.duel
         self._trained = self._trained or load_policies(self.experiment, self.run, env)

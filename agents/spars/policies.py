@@ -11,7 +11,9 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-PolicyName = Literal["window_cnn", "feature_mlp", "flatten_mlp"]
+from .search_policy import CandidatePolicy
+
+PolicyName = Literal["window_cnn", "feature_mlp", "flatten_mlp", "candidates"]
 
 
 class WindowCnn(BaseFeaturesExtractor):
@@ -81,6 +83,14 @@ def policy_arguments(name: PolicyName, observation_space: gym.Space[Any]) -> dic
     Raises:
         ValueError: a policy that cannot read these observations.
     """
+    searches = isinstance(observation_space, spaces.Dict) and "candidates" in observation_space.spaces
+    if (name == "candidates") != searches:
+        raise ValueError(
+            f"policy is {name!r} but observations are {observation_space}; 'candidates' is for env.profile='search', "
+            f"and for nothing else"
+        )
+    if searches:
+        return {"policy": CandidatePolicy, "policy_kwargs": {}}
     flat = isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1
     if name == "feature_mlp" and not flat:
         raise ValueError(f"policy 'feature_mlp' needs env.obs_mode='features', not observations {observation_space}")

@@ -28,8 +28,8 @@ from .thresholds import thresholds_of
 from .training import trained_steps
 
 log = logging.getLogger(__name__)
-ADVISED = "score_map_mean"
-"""The method with the best masks in every evaluation of SPARS that is published here."""
+ADVISED = "score_map_min"
+"""The method that segments where a run has no agent, and with which the agent is compared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ class SparsPredictor:
             "title": methods.titles[method],
             "threshold": threshold,
             "threshold_from": origin,
-            "map": "score map" if method.startswith("score_map") else "painted map",
+            "map": "score map" if method.startswith("score_map") else "map of what was seen",
             "trained_steps": steps,
             "seed": experiment.seed,
         }
@@ -115,7 +115,8 @@ def save_case(maps: Maps, number: int, theta: float, title: str, folder: Path) -
     space of the case's file. <id>_slices.png, three slices with both.
     """
     case: LiverCase = maps.env.cases[number]
-    values, inside = maps.values(number), maps.inside(number, theta)
+    values = maps.values(number)
+    inside = values > theta
     path = {
         "mask": folder / f"{case.id}_mask.nii.gz",
         "score": folder / f"{case.id}_score.nii.gz",

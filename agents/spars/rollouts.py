@@ -7,7 +7,6 @@ depend on its voxels and the seed alone, so that its map is the same alone, amon
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isnan
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from ...common.device import forked_rng
 from ...datasets.liver.cases import LiverCase
 from ...datasets.liver.lesions import TUMOUR
 from ...envs.spars import SparsEnv
+from ...envs.spars_search import SearchEnv
 from ..policy import Policy, play
 from .rules import BfsToTau
 
@@ -34,7 +34,9 @@ class Maps:
     blocks: Tensor
     """A (or B) per case, float64 [C, Bx, By, Bz]."""
     facts: list[dict[str, float]]
-    """Further metrics of each case, means over its episodes: steps; ended_by_self and truncated (shares);
+    """Further metrics of each case. windows: how many the map is made of, of all its episodes (not with reduce "sum").
+    Means over its episodes: found (D of a search, in [0, 1]); of the other games steps; ended_by_self and truncated
+    (shares);
     terminal_hit (share that τ ended on a window with tumour, whoever's); steps_over_optimal (steps / fewest possible,
     of the episodes that the learner ended; NaN without any)."""
 
@@ -45,22 +47,42 @@ class Maps:
 
     def values(self, number: int) -> Tensor:
         """A (or B) of case `number`, float32 [X, Y, Z], on the CPU."""
-        return self.env.lattice.expand(self.blocks[number].float()).cpu()
+        return self.env.masks.voxels(self.blocks[number]).cpu()
 
     def inside(self, number: int, theta: float) -> Tensor:
-        """The mask A > θ of case `number`, in the precision of `values`: bool [X, Y, Z], on the CPU."""
-        return self.env.lattice.expand(self.above(theta)[number]).cpu()
+        """The mask A > θ of case `number`, bool [X, Y, Z], on the CPU; compared as float32, so that a map that was
+        written gives the same."""
+        return self.values(number) > theta
 
-    def above(self, theta: float) -> Tensor:
-        """Where A > θ, bool [C, Bx, By, Bz]; compared as float32, so that a map that was written gives the same."""
-        return self.blocks.float() > theta
+    def mean_dice(self, thetas: Sequence[float]) -> Tensor:
+        """Mean Dice of the masks A > θ over the cases with tumour, for each of some ascending θ: float64 [θ].
 
-    def mean_dice(self, theta: float) -> float:
-        """Mean Dice of the masks A > θ over the cases with tumour, from block counts; NaN where there is none."""
-        tumour_blocks = self.env.painting.tumour_blocks
-        tumour = torch.stack([tumour_blocks(number) for number in range(len(self.env.cases))])  # g_b [C, ...]
-        common, painted, truth = self.env.lattice.block_overlap(self.above(theta), tumour)
-        return float((2 * common / (painted + truth))[truth > 0].mean())
+        Raises:
+            ValueError: no case has a tumour.
+        """
+        levels = torch.tensor(thetas, dtype=torch.float32, device=self.env.device)
+        dice = []
+        for number in range(len(self.env.cases)):
+            values, sizes, tumour = self._counted(number)
+            place = torch.bucketize(values, levels)  # as many levels lie below the value
+            painted, common = (
+                torch.bincount(place, weights, minlength=len(levels) + 1).flip(0).cumsum(0).flip(0)[1:]
+                for weights in (sizes, tumour)
+            )
+            if total := float(tumour.sum()):
+                dice.append(2 * common / (painted + total))
+        if not dice:
+            raise ValueError("no case has a tumour")
+        return torch.stack(dice).mean(dim=0)
+
+    def _counted(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Values of A float32, and of each how many voxels, and tumour voxels, have it, float64: [M] each."""
+        env, blocks = self.env, self.blocks[number]
+        if env.masks.upsample == "blocks":
+            sizes, tumour = env.lattice.block_sizes.to(env.device), env.painting.tumour_blocks(number)
+            return blocks.float().flatten(), sizes.double().flatten(), tumour.double().flatten()
+        values, tumour = env.masks.voxels(blocks).flatten(), env.painting.tumour(number).flatten().double()
+        return values, torch.ones_like(tumour), tumour
 
 
 def seed_of(case: LiverCase, seed: int) -> int:
@@ -69,21 +91,22 @@ def seed_of(case: LiverCase, seed: int) -> int:
 
 
 def roll_out(env: SparsEnv, policy: Policy[SparsEnv], *, jitter_cells: int, seed: int) -> Maps:
-    """Mean map of K episodes per case, K = environments / cases, all at once.
+    """The map of K episodes per case, K = environments / cases, all at once: of all windows that they looked at, or,
+    with reduce "sum", the mean of their maps.
 
     Random starts are taken as they are drawn; fixed ones are moved by up to `jitter_cells` lattice cells along each
     axis, both agents alike.
     """
-    return _roll_out(env, policy, range(len(env.cases)), BfsToTau(env), jitter_cells, seed)
+    return _roll_out(env, policy, range(len(env.cases)), _shortest(env), jitter_cells, seed)
 
 
 def roll_out_apart(env: SparsEnv, policy: Policy[SparsEnv], *, jitter_cells: int, seed: int) -> Maps:
-    """Mean map of K = environments episodes per case, one case after the other.
+    """As `roll_out`, but K = environments, one case after the other.
 
     For a policy that draws from PyTorch's generator, or whose network rounds otherwise in another batch: the map of a
     case is then the same to the last bit, whatever other cases there are.
     """
-    shortest, parts = BfsToTau(env), list[Maps]()
+    shortest, parts = _shortest(env), list[Maps]()
     with forked_rng(env.device):
         for number, case in enumerate(env.cases):
             torch.manual_seed(seed_of(case, seed))
@@ -91,8 +114,18 @@ def roll_out_apart(env: SparsEnv, policy: Policy[SparsEnv], *, jitter_cells: int
     return Maps.join(env, parts)
 
 
+def _shortest(env: SparsEnv) -> BfsToTau | None:
+    """The fewest steps to τ; None in a search, which has no τ."""
+    return None if isinstance(env, SearchEnv) else BfsToTau(env)
+
+
 def _roll_out(
-    env: SparsEnv, policy: Policy[SparsEnv], numbers: Sequence[int], shortest: BfsToTau, jitter_cells: int, seed: int
+    env: SparsEnv,
+    policy: Policy[SparsEnv],
+    numbers: Sequence[int],
+    shortest: BfsToTau | None,
+    jitter_cells: int,
+    seed: int,
 ) -> Maps:
     """The maps of the cases `numbers`, from environments / len(numbers) episodes each."""
     n, cases = env.num_envs, len(numbers)
@@ -101,35 +134,52 @@ def _roll_out(
     env.seed([one + k for one in first for k in range(rollouts)])
     case = torch.tensor(numbers, device=env.device).repeat_interleave(rollouts)
     env.begin(case, jitter_cells)
-    optimal = shortest.optimal_steps(env)
+    optimal = shortest.optimal_steps(env) if shortest else None
 
-    blocks = torch.zeros(n, *env.lattice.block_shape, dtype=torch.float64, device=env.device)
-    last, duel = torch.zeros_like(env.at), torch.zeros_like(env.duel)
+    summed = env.masks.reduce == "sum"
+    shape = env.lattice.block_shape if summed else (env.lattice.size,)
+    painted = torch.zeros(n, *shape, dtype=torch.float64 if summed else torch.float32, device=env.device)
+    last, duel, found = torch.zeros_like(env.at), torch.zeros_like(env.duel), torch.zeros(n, device=env.device)
 
     def keep(env_ids: Tensor) -> None:
-        blocks[env_ids] = env.painting.block_maps(env_ids)
+        strokes = env.painting.strokes(env_ids)
+        painted[env_ids] = env.masks.paint(*strokes) if summed else env.masks.seen(*strokes)
         last[:, env_ids], duel[:, env_ids] = env.at[:, env_ids], env.duel[:, env_ids]
+        if isinstance(env, SearchEnv):
+            found[env_ids] = env.found[env_ids]
 
     played = play(env, policy, on_end=keep)
     steps, by_score = played.lengths, played.terminated
     ended_by = (duel[1] > duel[0]).long() if len(last) == 2 else torch.zeros_like(steps)  # whose score ended it
     window = last.gather(0, ended_by[None])[0]
-    found = by_score & (ended_by == 0)
+    by_self = by_score & (ended_by == 0)
     facts = []
     for number in numbers:
         mine = case == number
+        looked_at = {} if summed else {"windows": float((~painted[mine].isnan()).any(dim=0).sum())}
+        if optimal is None:
+            facts.append({**looked_at, "found": float(found[mine].mean())})
+            continue
         of_case = {
+            **looked_at,
             "steps": float(steps[mine].double().mean()),
-            "ended_by_self": float(found[mine].double().mean()),
+            "ended_by_self": float(by_self[mine].double().mean()),
             "truncated": float((~by_score[mine]).double().mean()),
-            "steps_over_optimal": float((steps / optimal)[mine & found].mean()),
+            "steps_over_optimal": float((steps / optimal)[mine & by_self].mean()),
         }
         label = env.cases[number].label
         if label is not None:
             holds = env.lattice.window_sums(label == TUMOUR).to(env.device) > 0
             of_case["terminal_hit"] = float((holds[window[mine]] & by_score[mine]).double().mean())
         facts.append(of_case)
-    return Maps(env, blocks.view(cases, rollouts, *env.lattice.block_shape).mean(dim=1), facts)
+    of_cases = painted.view(cases, rollouts, *shape)
+    return Maps(env, of_cases.mean(dim=1) if summed else env.masks.blocks(_highest(of_cases)), facts)
+
+
+def _highest(seen: Tensor) -> Tensor:
+    """The score of every window that was seen in any rollout, NaN for the others: [C, L] of [C, K, L]."""
+    best = seen.nan_to_num(nan=-1.0).amax(dim=1)
+    return best.masked_fill(best < 0, torch.nan)
 
 
 def choose_threshold(maps: Maps) -> float:
@@ -141,8 +191,8 @@ def choose_threshold(maps: Maps) -> float:
     painted = maps.blocks[maps.blocks > 0].cpu().numpy()
     tail = np.geomspace(1e-6, 1.0, CANDIDATES)  # tumours are small: most candidates leave little of the volume
     levels = np.unique(np.quantile(painted, 1.0 - tail).astype(np.float32)) if len(painted) else [PAPER_THRESHOLD]
-    candidates = [0.0, *(float(level) for level in levels)]
-    scores = [maps.mean_dice(theta) for theta in candidates]
-    if any(map(isnan, scores)):
-        raise ValueError("no validation case has a tumour, so no mask threshold can be chosen")
-    return candidates[int(np.argmax(scores))]
+    candidates = sorted({0.0, *(float(level) for level in levels)})
+    try:
+        return candidates[int(maps.mean_dice(candidates).argmax())]
+    except ValueError as error:
+        raise ValueError("no validation case has a tumour, so no mask threshold can be chosen") from error

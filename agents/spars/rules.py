@@ -5,6 +5,8 @@ opponents; here they play the learner. Beside them stand the scan of the whole v
 policy of the highest return (values.py).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from scipy.ndimage import distance_transform_cdt
@@ -12,7 +14,8 @@ from torch import Tensor
 
 from ...envs.spars import SparsEnv
 from ...envs.spars_rules import RULES
-from ..policy import Reference
+from ..policy import Policy, Reference
+from .search_rules import SEARCH_POLICIES
 from .values import ValueIteration
 
 
@@ -50,18 +53,17 @@ class Sweep:
         return torch.where((env.t == 0) & (at == 0), 1, self.action[at])
 
 
-class BfsToTau:
-    """The shortest lattice path to a window with f > τ; by scores alone, no labels.
+class ShortestPath:
+    """The shortest lattice path to one of the `goals` of each case, bool [C, sx, sy, sz].
 
-    `distance` [C, L] is the number of moves from each position of each case, infinite where no window exceeds τ.
+    `distance` [C, L] is the number of moves from each position of each case, infinite where a case has no goal.
     """
 
-    def __init__(self, env: SparsEnv) -> None:
+    def __init__(self, env: SparsEnv, goals: Tensor) -> None:
         metric = "taxicab" if env.config.action_set in ("axis6", "axis7") else "chessboard"
         distances = []
-        for case in env.cases:
-            above = (env.score_volume(case.id) > env.config.threshold).cpu().numpy()
-            steps = distance_transform_cdt(~above, metric=metric) if above.any() else np.full(above.shape, np.inf)
+        for goal in goals.cpu().numpy():
+            steps = distance_transform_cdt(~goal, metric=metric) if goal.any() else np.full(goal.shape, np.inf)
             distances.append(torch.as_tensor(steps, dtype=torch.float32).flatten())
         self.distance = torch.stack(distances).to(env.device)
 
@@ -69,24 +71,51 @@ class BfsToTau:
         there = env.neighbours(env.at[0])  # [A, N]
         return self.distance[env.case, there].argmin(dim=0)
 
+
+class BlindWalk(ShortestPath):
+    """The way to one place, the same for every image: where scores are highest on average over other cases (the middle,
+    where nothing is known of others). A policy that is no better does not look."""
+
+    def __init__(self, env: SparsEnv) -> None:
+        prior = env.masks.prior
+        place = [n // 2 for n in env.lattice.shape]
+        if prior is not None and prior.patterns:
+            place = [int(i) for i in torch.unravel_index(prior.mean.argmax(), env.lattice.shape)]
+        goal = torch.zeros(1, *env.lattice.shape, dtype=torch.bool)
+        goal[0, place[0], place[1], place[2]] = True
+        super().__init__(env, goal.expand(len(env.cases), -1, -1, -1))
+
+
+class BfsToTau(ShortestPath):
+    """The shortest lattice path to a window with f > τ; by scores alone, no labels."""
+
+    def __init__(self, env: SparsEnv) -> None:
+        scores = torch.stack([env.score_volume(case.id) for case in env.cases])
+        super().__init__(env, scores > env.config.threshold)
+
     def optimal_steps(self, env: SparsEnv) -> Tensor:
         """Moves to τ from where player 0 stands, float32 [N], at least 1 (τ is looked at after a move)."""
         return self.distance[env.case, env.at[0]].clamp(min=1)
 
 
+def _row(about: str, make: Callable[[SparsEnv], Policy[SparsEnv]]) -> Reference[SparsEnv]:
+    """A rule of the paper's game."""
+    return Reference(about, lambda env, seed: make(env), needs={"profile": ("default", "paper")})
+
+
 def _opponent(name: str, about: str) -> Reference[SparsEnv]:
     rule = RULES[name]
-    return Reference(about, lambda env, seed: lambda env: rule(env, 0))
+    return _row(about, lambda env: lambda env: rule(env, 0))
 
 
 POLICIES: dict[str, Reference[SparsEnv]] = {
     "random": _opponent("random", "Any move, uniformly."),
     "constant0": _opponent("constant0", "Always +z, the first opponent of the released program."),
     "greedy": _opponent("greedy", "The move to the neighbour with the highest score."),
-    "sweep": Reference("The scan of the volume, from the start on, line by line.", lambda env, seed: Sweep(env)),
-    "bfs_to_tau": Reference("The shortest path to a window with a score above τ.", lambda env, seed: BfsToTau(env)),
-    "value_iteration": Reference(
-        "The highest discounted return of an agent that searches alone.", lambda env, seed: ValueIteration(env)
-    ),
+    "sweep": _row("The scan of the volume, from the start on, line by line.", Sweep),
+    "blind_walk": _row("To one place, the same for every image.", BlindWalk),
+    "bfs_to_tau": _row("The shortest path to a window with a score above τ.", BfsToTau),
+    "value_iteration": _row("The highest discounted return of an agent that searches alone.", ValueIteration),
+    **SEARCH_POLICIES,
 }
 """Reference policies of SPARS-LiverCT-v0 by name."""

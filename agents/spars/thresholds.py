@@ -39,7 +39,7 @@ class Threshold:
             ValueError: no case has a tumour.
         """
         theta = choose_threshold(validation)
-        return cls(theta, validation.mean_dice(theta))
+        return cls(theta, float(validation.mean_dice([theta])))
 
 
 def basis_of(experiment: SparsExperiment, run: Run) -> dict[str, Any]:

@@ -8,7 +8,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import gymnasium as gym
+import torch
 from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+from tqdm import tqdm
 
 from ...classifiers.presence import CELL
 from ...classifiers.train_presence import build_presence, train_presence
@@ -22,10 +25,11 @@ from ...datasets.selection import SelectionError
 from ...envs.learner_env import LearnerEnv
 from ...envs.spars import SparsEnv
 from ...envs.spars_config import SparsConfig
+from ...envs.spars_tables import lattice_of, score_tables
 from ...evaluation.metrics import classification_metrics
+from ...segmenters.score_prior import ScorePrior
 from ..callbacks import Best
 from ..experiment import baselines_of, check_names, reached
-from ..policy import ActorCritic
 from ..ppo import LEARNERS, Learner, MaskableLearner, learn, restore
 from .baselines import BASELINES
 from .callbacks import DuelMetrics, ValidationCallback
@@ -38,6 +42,8 @@ log = logging.getLogger(__name__)
 
 CLASSIFIER = "presence.safetensors"
 """File of the classifier in its stage."""
+SCORE_PRIOR = "score_prior.safetensors"
+"""File of the prior in its stage."""
 CHOICE = tuple(field.name for field in fields(CaseChoice))
 """Fields of the environment that each purpose has its own of."""
 CLASSIFIER_KEYS = (
@@ -45,6 +51,11 @@ CLASSIFIER_KEYS = (
     *(f"env.{field.name}" for field in fields(LiverDataConfig) if field.name not in (*CHOICE, "cache_dir")),
 )
 """Keys of the configuration that the classifier's training depends on."""
+SCORE_PRIOR_KEYS = (
+    *("prior_train", "env.classifier", "env.window_size", "env.step", "env.phase", "env.start"),
+    *(f"env.{field.name}" for field in fields(LiverDataConfig) if field.name not in ("split", "cases", "cache_dir")),
+)
+"""Keys of the configuration that the prior depends on, beside those of the classifier."""
 AGENT_KEYS = (
     *("seed", "policy", "ppo", "self_play", "validation", "examine_every"),
     *("evaluation.rollouts", "evaluation.jitter_cells", "evaluation.deterministic"),
@@ -54,6 +65,8 @@ AGENT_KEYS = (
 best weights."""
 
 
+STEPS_PER_CASE = 3000
+"""Steps of the agent's training that take about as long as to score a case: for the time left."""
 STEPS_PER_BATCH = 100
 """Steps of the agent's training that take about as long as a batch of the classifier's: for the time left."""
 
@@ -82,8 +95,10 @@ def check(experiment: SparsExperiment) -> None:
             assert settings.window_size is not None
             net = build_presence(experiment.presence, settings.hu_window or HU_WINDOW, settings.window_size)
             save_network(trained_classifier(experiment, trial), net)
-        if settings.score_source == "classifier":
-            settings = replace(settings, score_engine="lazy")  # scores a few windows only
+        if settings.fill == TRAIN:
+            settings = replace(settings, fill="stationary")
+        if settings.score_source == "classifier" and settings.profile != "search":
+            settings = replace(settings, score_engine="lazy")  # scores a few windows only; a search needs all
         env = env_of(experiment, trial, settings)
         experiment.ppo.check_memory(env)
         env.reset()
@@ -95,6 +110,8 @@ def _purposes(experiment: SparsExperiment) -> dict[str, SparsConfig]:
     choices = {"validation": experiment.validation, "test": experiment.test}
     if experiment.env.classifier == TRAIN:
         choices["classifier_train"] = experiment.classifier_train
+    if experiment.env.fill == TRAIN:
+        choices["prior_train"] = experiment.prior_train
     return {"env": experiment.env} | {key: choice.of(experiment.env) for key, choice in choices.items()}
 
 
@@ -111,13 +128,23 @@ def _check_cases(experiment: SparsExperiment) -> None:
 
 
 def train(experiment: SparsExperiment, run: Run) -> None:
-    """Train what is not finished: the classifier, then the agent."""
+    """Train what is not finished: the classifier, the prior of its scores, then the agent."""
     steps = float(experiment.ppo.total_timesteps)
+    work: dict[str, float] = {}
     if experiment.env.classifier == TRAIN:
-        batches = float(experiment.presence.epochs * experiment.presence.batches_per_epoch)
-        run.progress = Progress({"classifier": STEPS_PER_BATCH * batches, **({"agent": steps} if steps else {})})
+        work["classifier"] = float(STEPS_PER_BATCH * experiment.presence.epochs * experiment.presence.batches_per_epoch)
+    if experiment.env.fill == TRAIN:
+        cases = len(liver_case_ids(experiment.prior_train.of(experiment.env)))
+        work["score_prior"] = float(STEPS_PER_CASE * cases)
+    if work:
+        run.progress = Progress({**work, **({"agent": steps} if steps else {})})
+    if "classifier" in work:
         settings = chosen(asdict(experiment), CLASSIFIER_KEYS)
         run.stage("classifier").complete(settings, partial(_train_classifier, experiment))
+    if "score_prior" in work:
+        settings = chosen(asdict(experiment), SCORE_PRIOR_KEYS)
+        stages = [run.stage("classifier").folder] if "classifier" in work else []
+        run.stage("score_prior").complete(settings, partial(_train_prior, experiment, run), after=stages)
     if steps:
         with run.progress.stage("agent"):
             _train_agent(experiment, run)
@@ -146,11 +173,32 @@ def _train_classifier(experiment: SparsExperiment, stage: Run) -> list[str]:
     return [CLASSIFIER]
 
 
-def env_of(experiment: SparsExperiment, run: Run, config: SparsConfig | None = None, **settings: Any) -> SparsEnv:
-    """The environment of a run, with its own classifier; `config` and `settings` change what is played."""
-    config = config or experiment.env
+def _train_prior(experiment: SparsExperiment, run: Run, stage: Run) -> list[str]:
+    """Learn mean and covariance of the classifier's scores, without labels, case by case."""
+    config = _with_stages(experiment, run, experiment.prior_train.of(experiment.env))
+    lattice, device, volumes, digest = lattice_of(config), resolve_device(experiment.device), list[Tensor](), None
+    for case in tqdm(iter_liver_cases(config), desc="score volumes", unit="case", disable=None):
+        table, _, _ = score_tables(replace(config, obs_mode="own_window"), [case], lattice, None, device)
+        volumes.append(table.volume(0).flatten().cpu())
+        digest = table.digest
+    assert digest is not None
+    save_network(stage.folder / SCORE_PRIOR, ScorePrior.fit(torch.stack(volumes), lattice, digest))
+    stage.log(len(volumes), {"score_prior/cases": float(len(volumes))})
+    return [SCORE_PRIOR]
+
+
+def _with_stages(experiment: SparsExperiment, run: Run, config: SparsConfig) -> SparsConfig:
+    """`config` with the files of the run's own classifier and prior."""
     if config.classifier == TRAIN:
         config = replace(config, classifier=str(trained_classifier(experiment, run)))
+    if config.fill == TRAIN:
+        config = replace(config, fill=str(run.stage("score_prior").folder / SCORE_PRIOR))
+    return config
+
+
+def env_of(experiment: SparsExperiment, run: Run, config: SparsConfig | None = None, **settings: Any) -> SparsEnv:
+    """The environment of a run, with its own classifier; `config` and `settings` change what is played."""
+    config = _with_stages(experiment, run, config or experiment.env)
     return SparsEnv(config, device=experiment.device, **settings)
 
 
@@ -214,7 +262,9 @@ def learner(experiment: SparsExperiment, run: Run) -> Learner | MaskableLearner:
 
 def _train_agent(experiment: SparsExperiment, run: Run) -> None:
     training = _fresh(experiment, run)
-    trained = [trained_classifier(experiment, run).parent] if experiment.env.classifier == TRAIN else []
+    settings = experiment.env
+    stages = {"classifier": settings.classifier, "score_prior": settings.fill}
+    trained = [run.stage(name).folder for name, source in stages.items() if source == TRAIN]
     run.depend_on(chosen(asdict(experiment), AGENT_KEYS), after=trained)
     checkpoint = run.resume()
     if checkpoint:
@@ -244,10 +294,11 @@ def trained_steps(experiment: SparsExperiment, run: Run, *, unfinished: bool = F
     Raises:
         ValueError: the classifier is not finished; or the agent is not, and `unfinished` is False.
     """
-    if experiment.env.classifier == TRAIN and not (run.stage("classifier").folder / "manifest.json").is_file():
-        raise ValueError(
-            f"run {str(run.folder)!r} is not finished: it lacks its classifier; train it further with --resume"
-        )
+    for name, source in {"classifier": experiment.env.classifier, "score_prior": experiment.env.fill}.items():
+        if source == TRAIN and not (run.stage(name).folder / "manifest.json").is_file():
+            raise ValueError(
+                f"run {str(run.folder)!r} is not finished: it lacks its {name}; train it further with --resume"
+            )
     total = experiment.ppo.total_timesteps
     return reached(run, total, unfinished=unfinished) if total else 0
 
@@ -268,8 +319,9 @@ def load_policies(experiment: SparsExperiment, run: Run, env: SparsEnv) -> tuple
     if not weights:
         raise ValueError(f"evaluation.best is True but {str(run.folder)!r} has not looked at labelled validation cases")
     arguments = _policy_arguments(experiment, env.single_observation_space)
-    kinds = LEARNERS[experiment.ppo.algorithm].policy_aliases
-    kind: type[ActorCritic] = kinds[arguments["policy"]]  # type: ignore[assignment]
+    kind: Any = arguments["policy"]
+    if isinstance(kind, str):
+        kind = LEARNERS[experiment.ppo.algorithm].policy_aliases[kind]
     policy = kind(
         env.single_observation_space, env.single_action_space, lambda _: 0.0, **arguments["policy_kwargs"]
     ).to(env.device)

@@ -75,7 +75,7 @@ class LiverDataConfig:
     """classifier_train, classifier_val, rl_pool or test (disjoint; see split_ratios), or all; a part of one, such as
     classifier_train[:8], or several, such as classifier_train[12:]+classifier_val[:4]."""
     cases: list[str] | None = None
-    """Case ids, which win over the split; * and ? stand for any text, e.g. '[liver_5, "phantom_0200?"]'."""
+    """Case ids, which win over the split; * and ? stand for any text: '[liver_5, "phantom_0200?", phantom_60-99]'."""
     split_ratios: dict[str, float] | None = None
     """Share of the patients in each split of a folder, e.g. '{classifier_train: 3, classifier_val: 1, rl_pool: 4, test:
     2}', which are also the shares of null; null leaves the Decathlon's cases to splits/spars_v1.json. Cases without

@@ -158,7 +158,7 @@ def test_the_schema_tells_types_defaults_choices_and_help(capsys):
     assert schema == catalogue.schema("spars")
     step = schema["properties"]["env"]["properties"]["step"]
     assert step == {"type": "integer", "description": "h: length of a move in voxels.", "default": 4}
-    assert schema["properties"]["policy"]["enum"] == ["window_cnn", "feature_mlp", "flatten_mlp"]
+    assert schema["properties"]["policy"]["enum"] == ["window_cnn", "feature_mlp", "flatten_mlp", "candidates"]
 
 
 def test_a_configuration_may_name_its_schema(tmp_path, capsys):

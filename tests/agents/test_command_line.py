@@ -32,6 +32,7 @@ from segarena.envs import ENVIRONMENTS
 from segarena.evaluation.results import read_results
 from stable_baselines3 import PPO
 
+MAPS = ("score map (min)", "score map (mean)", "score map (max)")
 TINY = {
     "paper": "spars",
     "name": "Tiny",
@@ -558,7 +559,7 @@ def test_a_trained_run_is_evaluated(evaluated):
     run, out = evaluated
     results = read_results(run / "evaluation" / "test")
     methods = {result.method for result in results}
-    assert {"Tiny", "random", "constant0", "greedy", "bfs_to_tau", "score map (mean)", "score map (max)"} == methods
+    assert {"Tiny", "random", "constant0", "greedy", "blind_walk", "bfs_to_tau", "position prior", *MAPS} == methods
     assert "Dice (%)" in out
     for method in methods:
         assert re.search(rf"^\| {re.escape(method)} ", out, re.MULTILINE)
@@ -621,7 +622,7 @@ def test_every_choice_of_cases_has_results_of_its_own(evaluated, tmp_path):
     assert (first[:20], second[:20], test) == ("cases_phantom_03001_", "cases_phantom_03002_", "test")
     for folder, case in ((run / "evaluation" / first, "phantom_03001"), (Path("elsewhere"), "phantom_03001")):
         results = read_results(folder)
-        assert {result.method for result in results} == {"Tiny", "score map (mean)", "score map (max)"}
+        assert {result.method for result in results} == {"Tiny", "position prior", *MAPS}
         for result in results:
             assert [case["case_id"] for case in result.cases] == [case]
             assert (folder / f"{result.id}.png").is_file()
@@ -676,7 +677,7 @@ def test_a_run_that_is_not_finished_is_evaluated_as_such(run, capsys):
     assert call("evaluate", "--run", unfinished(run), "--unfinished", "--policies") == 0
     name = "Tiny (unfinished, step 128 of 4096)"
     results = {result.method: result for result in read_results(run / "evaluation" / "test")}
-    assert results.keys() == {name, "score map (mean)", "score map (max)"}
+    assert results.keys() == {name, "position prior", *MAPS}
     for result in results.values():
         assert (result.settings["total_timesteps"], result.settings["unfinished"]) == (128, "step 128 of 4096")
     assert f"| {name} |" in capsys.readouterr().out
@@ -700,9 +701,9 @@ def test_names_that_give_one_file_are_refused(run, capsys):
 def test_other_reference_policies_may_be_evaluated(run, capsys):
     assert call("evaluate", "--run", run, "--policies", "sweep", "greedy") == 0
     methods = {result.method for result in read_results(run / "evaluation" / "test")}
-    assert methods == {"Tiny", "sweep", "greedy", "score map (mean)", "score map (max)"}
+    assert methods == {"Tiny", "sweep", "greedy", "position prior", *MAPS}
     capsys.readouterr()
-    said = "policy is 'sweap' but must be one of 'random', 'constant0', 'greedy', 'sweep', 'bfs_to_tau'"
+    said = "policy is 'sweap' but must be one of 'random', 'constant0', 'greedy', 'sweep', 'blind_walk', 'bfs_to_tau'"
     assert_refused(call("evaluate", "--run", run, "--policies", "sweap"), capsys, said, "did you mean 'sweep'?")
 
 
@@ -720,7 +721,7 @@ def test_a_new_baseline_of_spars_is_one_row_and_one_function(run, monkeypatch, c
     monkeypatch.setitem(BASELINES, "toy", row)
     assert call("evaluate", "--run", run, "--policies") == 0
     results = {result.method: result for result in read_results(run / "evaluation" / "test")}
-    assert results.keys() == {"Tiny", "score map (mean)", "score map (max)", "a toy"}
+    assert results.keys() == {"Tiny", "position prior", *MAPS, "a toy"}
     assert (results["a toy"].supervision, results["Tiny"].supervision) == ("none", "voxel")
     assert results["a toy"].metrics["dice"] == 0.0 < results["score map (mean)"].metrics["dice"]
     assert re.search(r"^\| a toy +\| none ", capsys.readouterr().out, re.MULTILINE)

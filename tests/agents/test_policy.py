@@ -69,10 +69,15 @@ def test_an_episode_is_drawn_from_its_start_to_its_end():
 
 @pytest.mark.parametrize(("env_id", "name"), [(env_id, name) for env_id in POLICIES for name in POLICIES[env_id]])
 def test_every_reference_policy_acts_inside_the_action_space(env_id, name):
-    env = begun(make_env(env_id, num_envs=4, device="cpu"))
-    actions = POLICIES[env_id][name].make(env, 0)(env)
-    env.actions_from(actions.cpu().numpy())
-    assert POLICIES[env_id][name].about
+    row = POLICIES[env_id][name]
+    env = begun(make_env(env_id, row.settings, num_envs=4, device="cpu"))
+    assert row.fits(env)
+    policy = row.make(env, 0)
+    for _ in range(3):
+        actions = policy(env)
+        env.actions_from(actions.cpu().numpy())
+        env.advance(actions)
+    assert row.about
 
 
 def test_every_environment_has_reference_policies():
@@ -161,7 +166,7 @@ SET = ["cases=[phantom_02000]", "score_source=oracle_fraction", "horizon=12"]
 def test_reference_policies_are_played_without_a_run(capsys):
     assert main([*PLAY, *SET]) == 0
     played = rows_of(capsys.readouterr().out)
-    assert list(played) == ["random", "constant0", "greedy", "sweep", "bfs_to_tau", "value_iteration"]
+    assert list(played) == ["random", "constant0", "greedy", "sweep", "blind_walk", "bfs_to_tau", "value_iteration"]
     assert {"return", "steps", "terminated", "dice", "precision", "recall"} <= played["greedy"].keys()
     assert main([*PLAY, *SET, "threshold=1", "--policy", "greedy", "--seed", "3"]) == 0
     assert rows_of(capsys.readouterr().out)["greedy"]["steps"] == "12 [12, 12]"

@@ -268,11 +268,11 @@ def test_trials_are_runs_and_a_sweep_without_work_needs_no_ray(here, monkeypatch
     assert "![Recall against env.threshold](recall.png)" in page
     sections = re.findall(r"^## (.*)$", page, re.MULTILINE)
     assert sections[0] == "Tiny"
-    assert set(sections[1:]) == {"score map (mean)", "score map (max)"}
+    assert set(sections[1:]) == {"position prior", "score map (min)", "score map (mean)", "score map (max)"}
     assert [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| thr")] == [
         "threshold 0.25",
         "threshold 0.5",
-    ] * 3
+    ] * 5
 
     monkeypatch.undo()
     monkeypatch.chdir(here)

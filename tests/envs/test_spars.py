@@ -23,6 +23,8 @@ from stable_baselines3 import PPO
 
 ONE = {"cases": ["phantom_02000"], "device": "cpu"}
 ORACLE = {**ONE, "score_source": "oracle_fraction"}
+PAINT = {"reduce": "sum", "upsample": "blocks"}
+"""How the paper's profile makes masks."""
 
 
 def toy(monkeypatch, full, label=None, image=None):
@@ -56,6 +58,7 @@ def toy_env(monkeypatch):
         window_size=(8, 8, 8),
         start="corner_paper",
         score_source=linear_score,
+        **PAINT,
         opponent="constant0",
         threshold=0.11,
         tie_reward=1.0,
@@ -150,6 +153,7 @@ def test_a_painted_value_of_exactly_theta_is_not_in_the_mask(monkeypatch):
         device="cpu",
         action_set="axis7",
         score_source=lambda case, corners: torch.full((len(corners),), 0.25),
+        **PAINT,
     )
     env.seed([0])
     env.reset()
@@ -496,6 +500,7 @@ def test_with_more_rounds_a_found_region_is_blanked_and_the_search_goes_on(monke
         n_agents=1,
         score_source=score,
         reward="score",
+        **PAINT,
         lesion_rounds=2,
         start="centre",
         obs_mode="own_window",
@@ -518,15 +523,17 @@ def test_with_more_rounds_a_found_region_is_blanked_and_the_search_goes_on(monke
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10_000), st.sampled_from(["sum", "mean", "max"]), st.sampled_from(["learner", "both"]))
+@given(st.integers(0, 10_000), st.sampled_from(["sum", "mean", "max", "min"]), st.sampled_from(["learner", "both"]))
 def test_the_event_log_paints_what_direct_painting_paints_and_block_dice_is_voxel_dice(seed, reduce, accumulate):
-    env = SparsEnv(**ORACLE, threshold=1.0, horizon=40, reduce=reduce, accumulate=accumulate, mask_threshold=0.1)
+    painting = {"reduce": reduce, "upsample": "blocks", "accumulate": accumulate, "mask_threshold": 0.1}
+    env = SparsEnv(**ORACLE, threshold=1.0, horizon=40, **painting)
     env.seed([seed])
     generator = torch.Generator().manual_seed(seed)
     env.reset()
     play(env, torch.randint(6, (13,), generator=generator).tolist())  # an unfinished episode that must leave no trace
     env.reset()
-    total, peak, visits = (torch.zeros(64, 64, 48, dtype=torch.float64) for _ in range(3))
+    total, once, peak, windows = (torch.zeros(64, 64, 48, dtype=torch.float64) for _ in range(4))
+    lowest, known = torch.full_like(total, torch.inf), set()
     for action in torch.randint(6, (37,), generator=generator).tolist():
         env.step(torch.tensor([action]))
         info = env.info()
@@ -534,9 +541,14 @@ def test_the_event_log_paints_what_direct_painting_paints_and_block_dice_is_voxe
             (x, y, z), score = info[f"p_{agent}"][0].tolist(), info[f"score_{agent}"].double().item()
             window = (slice(x, x + 16), slice(y, y + 16), slice(z, z + 8))
             total[window] += score
-            visits[window] += 1
-            peak[window] = peak[window].clamp(min=score)
-    direct = {"sum": total, "max": peak, "mean": total / visits.clamp(min=1)}[reduce]
+            if (x, y, z) not in known:
+                known.add((x, y, z))
+                once[window] += score
+                windows[window] += 1
+                peak[window] = peak[window].clamp(min=score)
+                lowest[window] = lowest[window].clamp(max=score)
+    lowest[windows == 0] = 0
+    direct = {"sum": total, "max": peak, "min": lowest, "mean": once / windows.clamp(min=1)}[reduce]
     assert (env.lattice.expand(env.painting.block_map()) - direct).abs().max() < 1e-9
     mask, truth = env.painting.mask(), env.cases[0].label == 2
     voxel_dice = 2 * (mask & truth).sum().item() / (mask.sum().item() + truth.sum().item())
@@ -544,7 +556,7 @@ def test_the_event_log_paints_what_direct_painting_paints_and_block_dice_is_voxe
 
 
 def test_maps_of_several_environments_at_once_are_the_maps_of_each():
-    env = SparsEnv(**ORACLE, threshold=1.0, horizon=30, num_envs=6, start="centre")
+    env = SparsEnv(**ONE, **PAINT, threshold=1.0, horizon=30, num_envs=6)
     env.seed(range(6))
     env.reset()
     generator = torch.Generator().manual_seed(0)
@@ -717,7 +729,10 @@ def test_lazy_and_dense_scores_give_the_same_episodes():
         ({"num_envs": 0}, "num_envs is 0"),
         ({"device": "tpu"}, "device is 'tpu'"),
         ({"mask_threshold": -1.0}, "mask_threshold is -1.0"),
-        ({"n_agents": 1, "reward": "sign"}, "reward is 'sign' but nobody competes with n_agents=1"),
+        (
+            {"n_agents": 1, "reward": "sign"},
+            "reward is 'sign' but with profile 'default' and n_agents=1 it must be one of score, shaped",
+        ),
         ({"lesion_rounds": 0}, "lesion_rounds is 0"),
         ({"phase": (4, 0, 0)}, r"phase \(4, 0, 0\) is 4 along x"),
         ({"profile": "mine"}, "profile is 'mine'"),
@@ -830,7 +845,8 @@ def plain_episode_dice(env, env_id):
     """Dice, precision, recall and painted blocks as counted window by window and voxel by voxel over the whole log."""
     lattice, cfg, case = env.lattice, env.config, int(env.case[env_id])
     painted, visits = torch.zeros(lattice.full, dtype=torch.int64), torch.zeros(lattice.full, dtype=torch.int64)
-    highest = torch.zeros(lattice.full, dtype=torch.float64)
+    once, highest = torch.zeros_like(painted), torch.zeros(lattice.full, dtype=torch.float64)
+    lowest, known = torch.full_like(highest, torch.inf), set()
     place, length = env.painting._steps, int(env.t[env_id])
     for age in range(length):
         for player in range(2 if cfg.accumulate == "both" else 1):
@@ -839,14 +855,20 @@ def plain_episode_dice(env, env_id):
             (x, y, z), (wx, wy, wz) = lattice.corners(at).tolist(), lattice.window
             inside = (slice(x, x + wx), slice(y, y + wy), slice(z, z + wz))
             painted[inside] += int((score * 2.0**40).round())
-            visits[inside] += 1
-            highest[inside] = highest[inside].maximum(score)
-    total = painted.double() / 2.0**40
-    worth = {"sum": total, "mean": total / visits.clamp(min=1), "max": highest}[cfg.reduce]
+            if (x, y, z) not in known:
+                known.add((x, y, z))
+                once[inside] += int((score * 2.0**40).round())
+                visits[inside] += 1
+                highest[inside] = highest[inside].maximum(score)
+                lowest[inside] = lowest[inside].minimum(score)
+    total, mean = painted.double() / 2.0**40, once.double() / 2.0**40 / visits.clamp(min=1)
+    worth = {"sum": total, "mean": mean, "max": highest, "min": lowest.where(visits > 0, 0.0)}[cfg.reduce].float()
+    blocks = worth[::4, ::4, ::4]
+    worth = lattice.interpolate(blocks) if cfg.upsample == "trilinear" else worth
     mask, truth = worth > env.painting.theta, env.cases[case].label == 2
     common, n_mask, n_truth = (int(part.sum()) for part in (mask & truth, mask, truth))
     return {
-        "n_painted_blocks": int((lattice.block_sums((worth > 0).long()) > 0).sum()),
+        "n_painted_blocks": int((blocks > 0).sum()),
         "dice": 2 * common / (n_mask + n_truth) if n_mask + n_truth else 1.0,
         "precision": common / n_mask if n_mask else float(n_truth == 0),
         "recall": common / n_truth if n_truth else float(n_mask == 0),
@@ -855,9 +877,12 @@ def plain_episode_dice(env, env_id):
 
 @pytest.mark.parametrize("accumulate", ["learner", "both"])
 @pytest.mark.parametrize("reduce", ["sum", "mean", "max"])
-def test_dice_of_many_ended_episodes_is_the_plain_one_digit_for_digit(reduce, accumulate):
+@pytest.mark.parametrize("upsample", ["blocks", "trilinear"])
+def test_dice_of_many_ended_episodes_is_the_plain_one_digit_for_digit(reduce, accumulate, upsample):
     settings = {"cases": ["phantom_02000", "phantom_02001"], "horizon": 25, "threshold": 0.5, "mask_threshold": 0.2}
-    env = SparsEnv(device="cpu", num_envs=16, reduce=reduce, accumulate=accumulate, **settings)
+    settings["fill"] = "none"
+    settings |= {"reduce": reduce, "accumulate": accumulate, "upsample": upsample}
+    env = SparsEnv(device="cpu", num_envs=16, **settings)
     env.seed(range(16))
     env.reset()
     env.single_action_space.seed(1)

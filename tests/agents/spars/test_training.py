@@ -294,8 +294,8 @@ def test_where_tau_is_out_of_reach_the_distance_is_infinite():
 
 def test_rollouts_average_the_maps_of_their_episodes_case_by_case():
     settings = {"cases": ["phantom_02000", "phantom_02001"], "score_source": "oracle_fraction", "device": "cpu"}
-    settings |= {"n_agents": 1, "horizon": 12, "threshold": 0.4, "start": "centre"}
-    env = SparsEnv(**settings, num_envs=6)
+    settings |= {"n_agents": 1, "horizon": 12, "threshold": 0.1, "start": "centre"}
+    env = SparsEnv(**settings, num_envs=6, reduce="sum")
     greedy = POLICIES["greedy"].make(env, 0)
     maps = roll_out(env, greedy, jitter_cells=2, seed=1)
     assert torch.equal(maps.blocks, roll_out(env, greedy, jitter_cells=2, seed=1).blocks)
@@ -314,28 +314,46 @@ def test_rollouts_average_the_maps_of_their_episodes_case_by_case():
         torch.testing.assert_close(maps.blocks[number], sum(painted[3 * number : 3 * number + 3]) / 3)
 
 
-def test_the_chosen_threshold_is_the_best_and_its_dice_is_the_voxel_dice():
-    env = SparsEnv(cases=["phantom_02000", "phantom_02003"], score_source="oracle_fraction", device="cpu", n_agents=1)
+@pytest.mark.parametrize("fill", ["none", "stationary"])
+def test_rollouts_of_other_masks_are_one_map_of_all_windows_that_they_looked_at(fill):
+    settings = {"cases": ["phantom_02000", "phantom_02001"], "score_source": "oracle_fraction", "device": "cpu"}
+    env = SparsEnv(**settings, num_envs=6, n_agents=1, horizon=12, threshold=1.0, fill=fill)
+    random = POLICIES["random"].make(env, 0)
+    maps = roll_out(env, random, jitter_cells=0, seed=1)
+    env.seed([seed_of(case, 1) + k for case in env.cases for k in range(3)])
+    env.begin(torch.tensor([0, 0, 0, 1, 1, 1]))
+    seen = torch.full((2, env.lattice.size), torch.nan)
+    for _ in range(12):
+        env.step(random(env))
+        seen[env.case, env.at[0]] = env.scores[0]
+    assert torch.equal(maps.blocks, env.masks.blocks(seen))
+    assert (~seen.isnan()).sum(dim=1).min() > 12, "more than one rollout sees"
+
+
+@pytest.mark.parametrize("upsample", ["blocks", "trilinear"])
+def test_the_chosen_threshold_is_the_best_and_its_dice_is_the_voxel_dice(upsample):
+    settings = {"score_source": "oracle_fraction", "device": "cpu", "n_agents": 1, "upsample": upsample}
+    env = SparsEnv(cases=["phantom_02000", "phantom_02003"], **settings)
     maps = score_map(env, "mean")
     theta = choose_threshold(maps)
     voxel = []
     for number, case in enumerate(env.cases):
         mask, truth = maps.inside(number, theta), case.label == 2
         voxel.append(2 * (mask & truth).sum().item() / (mask.sum().item() + truth.sum().item()))
-    assert maps.mean_dice(theta) == pytest.approx(np.mean(voxel))
-    assert maps.mean_dice(theta) >= max(maps.mean_dice(t) for t in (0.05, 0.1, 0.2, 0.5))
+    assert float(maps.mean_dice([theta])) == pytest.approx(np.mean(voxel))
+    assert float(maps.mean_dice([theta])) >= float(maps.mean_dice([0.05, 0.1, 0.2, 0.5]).max())
 
 
 def test_a_threshold_can_leave_a_very_small_mask():
     """A tumour of one block in a map that is positive everywhere: coarse quantiles could not single it out."""
-    env = SparsEnv(**ONE, n_agents=1)
+    env = SparsEnv(**ONE, n_agents=1, upsample="blocks")
     label = torch.zeros_like(env.cases[0].label)
     label[20:24, 24:28, 16:20] = 2
     env.cases = [replace(env.cases[0], label=label)]
     blocks = torch.rand(1, *env.lattice.block_shape, dtype=torch.float64) * 0.5 + 0.1
     blocks[0, 5, 6, 4] = 0.7
     maps = Maps(env, blocks, [{}])
-    assert maps.mean_dice(choose_threshold(maps)) == 1.0
+    assert float(maps.mean_dice([choose_threshold(maps)])) == 1.0
 
 
 def test_no_threshold_is_chosen_without_a_tumour():
@@ -364,7 +382,7 @@ def test_theta_is_chosen_on_the_validation_cases_and_the_mode_names_shared_anato
     got = result(test, True)
     theta = got.settings["mask_threshold"]
     assert theta == choose_threshold(validation)
-    assert got.metrics["dice"] == pytest.approx(test.mean_dice(theta))
+    assert got.metrics["dice"] == pytest.approx(float(test.mean_dice([theta])))
     assert got.mode == "inductive"
     assert got.supervision == "voxel"
     assert result(validation, False).mode == "transductive"

@@ -1,0 +1,89 @@
+"""The actor-critic of SPARS search: one small network for every window in reach (docs/spars.md, Method 15).
+
+A = candidates, F = numbers of each, S = numbers of the whole.
+"""
+
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.type_aliases import Schedule
+from torch import Tensor, nn
+
+HIDDEN = 32
+CLOSED = -1e8
+"""Added to the logit of an action that cannot be chosen: its probability is 0."""
+
+
+class _Candidates(nn.Module):
+    """Logits [N, A] by the same network for each candidate, and what the value is read from, [N, HIDDEN].
+
+    Observations come flat, [N, A·F + S]. The last of the F numbers says whether the candidate can be chosen.
+    """
+
+    def __init__(self, number: int, width: int, state: int) -> None:
+        super().__init__()
+        self.number, self.width = number, width
+        self.latent_dim_pi, self.latent_dim_vf = number, HIDDEN
+        self.actor = nn.Sequential(nn.Linear(width + state, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh())
+        self.logit = nn.Linear(HIDDEN, 1)
+        nn.init.zeros_(self.logit.weight)  # at first every candidate is as likely
+        nn.init.zeros_(self.logit.bias)
+        self.critic = nn.Sequential(nn.Linear(state + width, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh())
+
+    def _parts(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        candidates = flat[:, : self.number * self.width].view(len(flat), self.number, self.width)
+        return candidates, flat[:, self.number * self.width :]
+
+    def forward(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and value features."""
+        return self.forward_actor(flat), self.forward_critic(flat)
+
+    def forward_actor(self, flat: Tensor) -> Tensor:
+        """Logits [N, A]."""
+        candidates, state = self._parts(flat)
+        both = torch.cat((candidates, state[:, None].expand(-1, self.number, -1)), dim=2)
+        logits: Tensor = self.logit(self.actor(both))[..., 0]
+        return logits + CLOSED * (candidates[..., -1] == 0)
+
+    def forward_critic(self, flat: Tensor) -> Tensor:
+        """What the value is read from, [N, HIDDEN]: the whole, and the best of each number of the candidates."""
+        candidates, state = self._parts(flat)
+        features: Tensor = self.critic(torch.cat((state, candidates.amax(dim=1)), dim=1))
+        return features
+
+
+class CandidatePolicy(ActorCriticPolicy):
+    """Chooses among the windows in reach; one that was seen is not chosen while another was not."""
+
+    def __init__(
+        self, observation_space: spaces.Dict, action_space: spaces.Space[Any], lr_schedule: Schedule, **kwargs: Any
+    ) -> None:
+        kwargs = {**kwargs, "features_extractor_class": _Flatten, "ortho_init": False}
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    def _build_mlp_extractor(self) -> None:
+        assert isinstance(self.observation_space, spaces.Dict)
+        candidates, state = (self.observation_space[name].shape for name in ("candidates", "state"))
+        assert candidates is not None
+        assert state is not None
+        self.mlp_extractor = _Candidates(*candidates, *state)  # type: ignore[assignment]
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        self.action_net = nn.Identity()  # the logits are the actor's
+        settings: dict[str, Any] = {"lr": lr_schedule(1), **self.optimizer_kwargs}
+        self.optimizer = self.optimizer_class(self.parameters(), **settings)
+
+
+class _Flatten(FlattenExtractor):
+    """Candidates and state in one row."""
+
+    def __init__(self, observation_space: spaces.Dict) -> None:
+        super().__init__(observation_space)
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
+        """[N, A·F + S]."""
+        return torch.cat((observations["candidates"].flatten(1), observations["state"]), dim=1)

@@ -1,0 +1,255 @@
+"""SPARS search: two windows look for tumour on one shared map, window after window (ours; docs/spars.md, Method 15).
+
+Symbols: L = positions of the lattice; f = presence score; m, s = mean and deviation of f on other cases; μ, σ = the
+same, given the windows that were seen; A = candidates, the windows that one move leads to; θ = level of the mask;
+M(v) = lowest f of the windows over a voxel; D = soft Dice of the map so far with the map of all scores.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..segmenters.score_prior import Posterior, ScorePrior
+from .core import Obs
+from .spars import SparsEnv, duel_of
+from .spars_config import ANYWHERE, SparsConfig
+from .spars_rules import asked
+
+SOFTNESS = 0.08
+"""Width of the step from 0 to 1 around θ that makes a soft mask of a map."""
+SCALE = 10.0
+"""Reward of discovering all: D rises from 0 to 1 at most."""
+
+
+class SearchEnv(SparsEnv):
+    """SPARS search: windows that were not seen are looked at, one in each move, and all that was seen makes the mask.
+
+    ## Description
+    `gym.make("SPARS-LiverCT-v0", profile="search")`. There is no τ: an episode is T moves of each agent, and each move
+    looks at one more window of the CT. Both agents know what either has seen: the scores f, and what is likely of all
+    other windows (a Gaussian process, `fill`). The map M is the lowest f, seen or likely, of the windows over a voxel.
+    Who discovers more wins the round; labels enter neither observation nor reward.
+
+    ## Action Space
+    | action_set | space | move |
+    |---|---|---|
+    | leap78 | Discrete(78) | 1, 2 or 4 cells in each of 26 directions, clipped at the border; 3·direction + leap |
+    | anywhere | Discrete(L) | to the window of that number |
+
+    A move to a window that was seen discovers nothing. `action_masks()` leaves out such moves, unless all are such.
+
+    ## Observation Space
+    Dict(candidates: Box(-4, 4, (A, 12), float32), state: Box(-4, 4, (7,), float32)): of each window that a move leads
+    to μ, σ, whether it was seen, f if it was, m, s, its place (3), time, 2σ - |μ - θ|, whether it can be chosen; time,
+    highest f seen, mean σ, predicted share of the volume, own place (3).
+
+    ## Rewards
+    d = 10·(D after the window was seen - D before), with D the soft Dice of σ((M - θ) / 0.08) and the same of the map
+    of all scores of the frozen classifier.
+
+    | reward | term | value |
+    |---|---|---|
+    | sign (two agents) | duel | +1 if the learner's d of this round exceeds the competitor's, -1 if below, else 0 |
+    | diff (two agents) | duel | the learner's d less the competitor's |
+    | discovery (one agent) | discovery | the learner's d |
+    | cooperative (two agents) | discovery | the sum of both |
+
+    ## Starting State
+    One case, drawn uniformly; each agent anywhere on the lattice; nothing seen. With two agents a coin says who moves
+    first in every round; the other then knows what was seen.
+
+    ## Episode End
+    Truncated after `horizon` moves of the learner; never terminated.
+
+    ## Arguments
+    The fields of `SparsConfig`; θ is `mask_threshold`.
+
+    ## Version History
+    v0: first version.
+    """
+
+    def _resolved(self, config: SparsConfig) -> SparsConfig:
+        done = super()._resolved(config)
+        if done.profile != "search":
+            raise ValueError(f"profile is {done.profile!r} but this is the game of 'search'; give it, or use SparsEnv")
+        return done
+
+    def _make_tables(self) -> None:
+        super()._make_tables()
+        assert self.masks.prior is not None
+        self.prior: ScorePrior = self.masks.prior
+        n, size = self.num_envs, self.lattice.size
+        self.posterior = Posterior(self.prior, n, self.horizon * self.config.n_agents)
+        self._full = torch.stack([self._soft(self.table.volume(number).flatten()) for number in range(len(self.cases))])
+        self._amount = self._full.sum(dim=1)  # [C]
+        self.found = torch.zeros(n, device=self.device)
+        """D of the map so far, in [0, 1]."""
+        self._second = torch.zeros(n, dtype=torch.bool, device=self.device)  # the learner moves after the competitor
+        self._pending = torch.zeros(n, device=self.device)  # d of the competitor's move that was made before
+        self._pending_at = torch.zeros(n, dtype=torch.int64, device=self.device)  # its window
+        self.gains = torch.zeros(2, n, device=self.device)
+        """d of the learner's and of the competitor's move of the last round."""
+        self.total = torch.zeros(2, n, device=self.device)
+        """The same of all rounds of the episode so far."""
+        self._ids = torch.arange(size, device=self.device)
+        self._deviation = self.prior.variance.sqrt()
+
+    # -- the map -----------------------------------------------------------------------------------------------------
+
+    def scores_known(self) -> Tensor:
+        """f of the windows that were seen, and what is likely of the others, float32 [N, L] in [0, 1]."""
+        everywhere = self._ids.expand(self.num_envs, -1)
+        scores = self.table.lookup(self.case[:, None].expand_as(everywhere), everywhere)
+        return torch.where(self.posterior.seen, scores, self.posterior.mean.clamp(0, 1))
+
+    def _soft(self, scores: Tensor) -> Tensor:
+        """The soft mask of scores of all windows, [..., L]: float32 [..., blocks]."""
+        lowest = self.lattice.lowest(scores.view(-1, self.lattice.size)).flatten(1)
+        return torch.sigmoid((lowest - self.config.mask_threshold) / SOFTNESS).view(*scores.shape[:-1], -1)
+
+    def likeness(self, scores: Tensor) -> Tensor:
+        """D of the map of `scores`, float32 [N, L], with the map of all scores of each environment's case: [N]."""
+        soft = self._soft(scores)
+        return 2 * (soft * self._full[self.case]).sum(dim=1) / (soft.sum(dim=1) + self._amount[self.case])
+
+    def foresee(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """D if every environment saw the window `ids` int64 [N], unseen, with `scores` float32 [N]: [N]."""
+        likely = self.posterior.mean_if(ids, scores).clamp(0, 1)
+        known = torch.where(self.posterior.seen, self.scores_known(), likely)
+        return self.likeness(known.scatter(1, ids[:, None], scores[:, None]))
+
+    # -- dynamics ----------------------------------------------------------------------------------------------------
+
+    def _place(self, env_ids: Tensor, case: Tensor, at: Tensor) -> None:
+        super()._place(env_ids, case, at)
+        self.posterior.reset(env_ids)
+        self.total = self.total.index_fill(1, env_ids, 0.0)
+        self.found.index_copy_(0, env_ids, self.likeness(self.scores_known()).index_select(0, env_ids))
+        if self.config.n_agents == 2:
+            second = self.streams.uniform(1, env_ids)[:, 0] < 0.5
+            self._second.index_copy_(0, env_ids, second)
+            moves = torch.zeros_like(self._second).index_copy_(0, env_ids, second)
+            self._pending = torch.where(moves, self._look(1, self._answer(env_ids), moves), self._pending)
+            self._pending_at = torch.where(moves, self.at[1], self._pending_at)
+
+    def _look(self, player: int, actions: Tensor, moves: Tensor) -> Tensor:
+        """Let `player` look at the windows that `actions` lead to where `moves`, bool [N]: d, float32 [N], 0
+        elsewhere."""
+        there = torch.where(moves, self._following(self.at[player], actions), self.at[player])
+        self.at = torch.cat((self.at[:player], there[None], self.at[player + 1 :]))
+        scores = self.table.lookup(self.case, there)
+        self.posterior.see(there, scores, moves)
+        after = torch.where(moves, self.likeness(self.scores_known()), self.found)
+        gain, self.found = SCALE * (after - self.found), after
+        return gain
+
+    def _step(self, actions: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        everywhere = torch.ones_like(self._second)
+        mine = self._look(0, self._flat(actions), everywhere)
+        theirs, looked = torch.zeros_like(mine), self.at  # d of the competitor, and all windows, of this round
+        if self.config.n_agents == 2:
+            follows = ~self._second | (self.t + 1 < self.horizon)  # one who is first makes no move after the last round
+            answer = self._look(1, self._answer(), follows)
+            theirs, self._pending = torch.where(self._second, self._pending, answer), answer
+            looked = torch.stack((self.at[0], torch.where(self._second, self._pending_at, self.at[1])))
+            self._pending_at = self.at[1]
+        self.scores = self.table.lookup(self.case, self.at)
+        self.gains = torch.stack((mine, theirs))
+        self.total = self.total + self.gains
+        self.duel = duel_of(self.scores)
+        self.painting.add(looked, self.table.lookup(self.case, looked))
+        terms = {
+            "sign": {"duel": torch.sign(mine - theirs)},
+            "diff": {"duel": mine - theirs},
+            "discovery": {"discovery": mine},
+            "cooperative": {"discovery": mine + theirs},
+        }
+        assert self.config.reward is not None
+        self._terminated = torch.zeros_like(self._second)
+        return terms[self.config.reward], self._terminated
+
+    def _following(self, at: Tensor, moves: Tensor) -> Tensor:
+        return moves if self.config.action_set == ANYWHERE else super()._following(at, moves)
+
+    def candidates(self, player: int = 0) -> Tensor:
+        """Where each action leads `player`, int64 [N, A]."""
+        if self.config.action_set == ANYWHERE:
+            return self._ids.expand(self.num_envs, -1)
+        return self.neighbours(self.at[player]).T
+
+    def action_masks(self, player: int = 0) -> Tensor:
+        """Actions of `player` that lead to a window that was not seen, bool [N, A]; all where there is none."""
+        unseen = ~self.posterior.seen.gather(1, self.candidates(player))
+        return unseen | ~unseen.any(dim=1, keepdim=True)
+
+    # -- observation -------------------------------------------------------------------------------------------------
+
+    def observe(self, env_ids: Tensor | None = None, player: int = 0) -> Obs:
+        """Observation of `player` (0 learner, 1 competitor), [N, ...], or of the environments `env_ids` only."""
+        there = self.candidates(player)
+        mean, sigma = (x.gather(1, there) for x in (self.posterior.mean, self.posterior.variance.sqrt()))
+        seen = self.posterior.seen.gather(1, there)
+        f = torch.where(seen, self.table.lookup(self.case[:, None].expand_as(there), there), 0.0)
+        time = (self.t * (2.0 / self.horizon) - 1.0)[:, None].expand_as(mean)
+        columns = (
+            *(mean, sigma, seen.float(), f, self.prior.mean[there], self._deviation[there]),
+            *self._where[there].unbind(dim=-1),
+            *(time, 2 * sigma - (mean - self.config.mask_threshold).abs(), self.action_masks(player).float()),
+        )
+        candidates = torch.stack(columns, dim=-1).clamp(-4, 4)
+        known = self.scores_known()
+        highest = torch.where(self.posterior.seen, known, 0.0).amax(dim=1)
+        numbers = (time[:, 0], highest, self.posterior.variance.sqrt().mean(dim=1), self._soft(known).mean(dim=1))
+        state = torch.cat((torch.stack(numbers, dim=1), self._where[self.at[player]]), dim=1).clamp(-4, 4)
+        chosen = slice(None) if env_ids is None else env_ids
+        return {"candidates": candidates[chosen], "state": state[chosen]}
+
+    def _answer(self, env_ids: Tensor | None = None) -> Tensor:
+        """The competitor's actions, int64 [N]; only those of `env_ids` are drawn and matter, if it is given."""
+        if self._opponent is not None:
+            return asked(self, self._opponent)
+        masks = self.action_masks(player=1)
+        if self.config.opponent == "greedy":  # the candidate that is likeliest to hold tumour
+            worth = 1.0 + self.posterior.mean.gather(1, self.candidates(1)).double().clamp(0, 1)
+        else:
+            drawn = 1.0 + self.streams.uniform(masks.shape[1], env_ids)
+            chosen = self._all if env_ids is None else env_ids
+            worth = torch.ones(masks.shape, dtype=torch.float64, device=self.device).index_copy_(0, chosen, drawn)
+        return (worth * masks).argmax(dim=1)
+
+    # -- info and checkpoints ----------------------------------------------------------------------------------------
+
+    def _info(self) -> dict[str, Tensor]:
+        mine, theirs = self.gains
+        own = {"found": self.found, "windows": self.posterior.seen.sum(dim=1), "gain_self": mine, "gain_opp": theirs}
+        return {**super()._info(), **own, "win": torch.sign(self.total[0] - self.total[1]).int()}
+
+    def _episode_info(self, env_ids: Tensor) -> Callable[[], list[dict[str, Any]]]:
+        make = super()._episode_info(env_ids)
+        found = self.found.index_select(0, env_ids)
+
+        def made() -> list[dict[str, Any]]:
+            return [info | {"found": value} for info, value in zip(make(), found.tolist(), strict=True)]
+
+        return made
+
+    def caption(self, env_id: int) -> str:
+        """What was seen, and how much of the map was found."""
+        windows, found = int(self.posterior.seen[env_id].sum()), float(self.found[env_id])
+        return f"{self.cases[int(self.case[env_id])].id}: {windows} windows seen, {100 * found:.0f} % of the map found"
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and numbers for `load_state`; without the competitor."""
+        search = {"found": self.found, "second": self._second, "pending": self._pending, "gains": self.gains}
+        search |= {"pending_at": self._pending_at, "total": self.total}
+        return {**super().state(), "search": search, "posterior": self.posterior.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state` was read."""
+        super().load_state(state)
+        self.posterior.load_state(state["posterior"])
+        kept = {name: value.to(self.device, copy=True) for name, value in state["search"].items()}
+        self.found, self._second, self._pending = kept["found"], kept["second"], kept["pending"]
+        self.gains, self.total, self._pending_at = kept["gains"], kept["total"], kept["pending_at"]

@@ -1,0 +1,228 @@
+"""SPARS search: new windows on one shared map, rounds, discovery, memory (docs/spars.md, Method 15)."""
+
+from dataclasses import replace
+
+import gymnasium as gym
+import pytest
+import torch
+from segarena.datasets.liver.cases import LiverDataConfig, load_liver_cases
+from segarena.envs.spars import SparsEnv
+from segarena.envs.spars_search import SCALE, SearchEnv
+from segarena.envs.spars_tables import CANDIDATE, SEARCH_STATE
+
+FULL = (32, 28, 24)
+
+
+def ball_score(case, corners):
+    """High near one place: a tumour that windows feel from afar."""
+    away = (corners - torch.tensor([16, 12, 8])).double().norm(dim=-1)
+    return torch.exp(-((away / 8) ** 2)).float()
+
+
+def search(num_envs=6, **settings):
+    sample = load_liver_cases(LiverDataConfig(cases=["phantom_02000"]))[0]
+    label = torch.zeros(FULL, dtype=torch.uint8)
+    label[14:22, 12:18, 8:14] = 2
+    case = replace(sample, id="toy", image=torch.zeros(FULL, dtype=torch.uint8), label=label)
+    chosen = {"grid_shape": FULL, "window_size": (8, 8, 8), "score_source": ball_score, "mask_threshold": 0.5}
+    chosen |= {"volumes": [case], "device": "cpu", "num_envs": num_envs, "horizon": 8, **settings}
+    env = SparsEnv(profile="search", **chosen)
+    env.seed(range(num_envs))
+    env.reset()
+    return env
+
+
+def some_action(env, generator):
+    """An action that can be chosen, for each environment."""
+    masks = env.action_masks()
+    return (torch.rand(masks.shape, generator=generator) * masks).argmax(dim=1)
+
+
+def test_the_profile_makes_the_game():
+    env = search()
+    assert isinstance(env, SearchEnv)
+    assert env.single_action_space.n == 78
+    assert env.single_observation_space["candidates"].shape == (78, len(CANDIDATE))
+    assert env.single_observation_space["state"].shape == (len(SEARCH_STATE),)
+    assert type(SparsEnv(cases=["phantom_02000"], score_source="oracle_fraction", device="cpu")) is SparsEnv
+    made = gym.make("SPARS-LiverCT-v0", profile="search", cases=["phantom_02000"], score_source="oracle_fraction")
+    assert isinstance(made.unwrapped.batched, SearchEnv)
+
+
+@pytest.mark.parametrize("n_agents", [1, 2])
+def test_every_move_looks_at_a_new_window_and_the_map_is_of_all_of_them(n_agents):
+    env, generator = search(n_agents=n_agents), torch.Generator().manual_seed(0)
+    for step in range(8):
+        _, terminated, truncated = env.step(some_action(env, generator))
+        assert not terminated.any()
+        assert bool(truncated.all()) == (step == 7)
+    windows = env.info()["windows"]
+    assert (windows == 8 * n_agents).all(), "of each agent one in each round, none of them twice"
+    painted = env.masks.seen(*env.painting.strokes(torch.arange(6)))
+    assert torch.equal(~painted.isnan(), env.posterior.seen)
+    scores = ball_score(None, env.lattice.corners())
+    assert torch.equal(painted[env.posterior.seen], scores.expand(6, -1)[env.posterior.seen])
+    assert torch.allclose(env.prior.fill(painted), env.scores_known(), atol=1e-5), "as if all had been seen at once"
+    assert {info["reason"] for info in env.episode_info(torch.arange(6))} == {"time"}
+
+
+@pytest.mark.parametrize("reward", ["sign", "diff", "cooperative"])
+def test_the_reward_is_what_either_discovered(reward):
+    env, generator = search(reward=reward), torch.Generator().manual_seed(1)
+    start = env.found.clone()
+    start[env._second] -= env._pending[env._second] / SCALE  # what the competitor found before the first round
+    total = torch.zeros(6)
+    for _ in range(8):
+        paid, _, _ = env.step(some_action(env, generator))
+        mine, theirs = env.gains
+        expected = {"sign": torch.sign(mine - theirs), "diff": mine - theirs, "cooperative": mine + theirs}[reward]
+        assert torch.equal(paid, expected)
+        total += mine + theirs
+    assert torch.allclose(total, SCALE * (env.found - start), atol=1e-4), "what was discovered adds up"
+    assert torch.allclose(env.total.sum(0), total, atol=1e-5)
+    assert (env.info()["win"] == torch.sign(env.total[0] - env.total[1])).all(), "who discovered more in the episode"
+
+
+def test_discovery_is_the_rise_of_the_soft_dice_with_the_map_of_all_scores():
+    env = search(n_agents=1, num_envs=1, action_set="anywhere", fill="stationary")
+    scores = ball_score(None, env.lattice.corners())
+
+    def likeness(known):
+        lowest = env.lattice.lowest(known[None])[0]
+        full = env.lattice.lowest(scores[None])[0]
+        p, q = (torch.sigmoid((x - 0.5) / 0.08) for x in (lowest, full))
+        return 2 * float((p * q).sum()) / float(p.sum() + q.sum())
+
+    seen = torch.full((1, env.lattice.size), torch.nan)
+    before = likeness(env.prior.fill(seen)[0])
+    for window in (int(scores.argmax()), 0, 40):
+        seen[0, window] = scores[window]
+        reward, _, _ = env.step(torch.tensor([window]))
+        after = likeness(env.prior.fill(seen)[0])
+        assert float(reward) == pytest.approx(SCALE * (after - before), abs=1e-3)
+        before = after
+    for window in range(env.lattice.size):
+        env.posterior.see(torch.tensor([window]), scores[None, window]) if window not in (0, 40) else None
+    assert float(env.likeness(scores[None])) == pytest.approx(1 - _unsoft(env, scores), abs=1e-6)
+
+
+def _unsoft(env, scores):
+    """By how much a soft mask differs from itself: D of a map with itself is Σp² / Σp, not 1."""
+    soft = torch.sigmoid((env.lattice.lowest(scores[None]).flatten() - 0.5) / 0.08)
+    return 1 - float(soft.square().sum() / soft.sum())
+
+
+@pytest.mark.parametrize("changes", [{"phase": (2, 1, 3)}, {"grid_shape": (31, 28, 22)}])
+def test_blocks_that_no_window_covers_are_no_tumour(changes):
+    """Nor in the map of all scores, nor in the map so far: else D would be high before anything is seen."""
+    shape = changes.get("grid_shape", FULL)
+    sample = load_liver_cases(LiverDataConfig(cases=["phantom_02000"]))[0]
+    case = replace(sample, id="toy", image=torch.zeros(shape, dtype=torch.uint8), label=None)
+    env = search(num_envs=2, volumes=[case], score_source=lambda case, corners: torch.zeros(len(corners)), **changes)
+    assert env._full.max() < 0.01
+    assert env._soft(env.scores_known()).max() < 0.1
+
+
+def test_labels_change_nothing_but_what_is_measured():
+    plays = []
+    for shuffled in (False, True):
+        env, generator = search(opponent="random"), torch.Generator().manual_seed(2)
+        if shuffled:
+            case = env.cases[0]
+            order = torch.randperm(case.label.numel(), generator=torch.Generator().manual_seed(0))
+            env.cases[0] = replace(case, label=case.label.flatten()[order].view(FULL))
+        seen = []
+        for _ in range(8):
+            reward, _, _ = env.step(some_action(env, generator))
+            seen += [reward, *env.observe().values()]
+        plays.append(seen)
+    assert all(torch.equal(one, other) for one, other in zip(*plays, strict=True))
+
+
+def test_the_observation_is_what_is_known_of_the_windows_in_reach():
+    env, generator = search(), torch.Generator().manual_seed(3)
+    for _ in range(3):
+        env.step(some_action(env, generator))
+    for player in (0, 1):
+        obs = env.observe(player=player)
+        assert env.single_observation_space["candidates"].contains(obs["candidates"][0].numpy())
+        column = dict(zip(CANDIDATE, obs["candidates"].unbind(-1), strict=True))
+        there = env.candidates(player)
+        assert torch.equal(there, env.neighbours(env.at[player]).T)
+        assert torch.equal(column["μ"], env.posterior.mean.gather(1, there).clamp(-4, 4))
+        assert torch.equal(column["σ"], env.posterior.variance.sqrt().gather(1, there))
+        assert torch.equal(column["seen"] > 0, env.posterior.seen.gather(1, there))
+        assert torch.equal(column["can be chosen"] > 0, env.action_masks(player))
+        scores = ball_score(None, env.lattice.corners())[there]
+        assert torch.equal(column["f if seen"], torch.where(column["seen"] > 0, scores, 0.0))
+        straddle = 2 * column["σ"] - (env.posterior.mean.gather(1, there) - 0.5).abs()
+        assert torch.allclose(column["2σ - |μ - θ|"], straddle.clamp(-4, 4))
+        free = torch.tensor(FULL) - 8
+        corners = env.lattice.corners(there)
+        assert torch.allclose(torch.stack([column[axis] for axis in "xyz"], -1), 2.0 * corners / free - 1)
+        state = dict(zip(SEARCH_STATE, obs["state"].unbind(-1), strict=True))
+        assert torch.allclose(state["time"], torch.full((6,), 2 * 3 / 8 - 1))
+        highest = torch.where(env.posterior.seen, ball_score(None, env.lattice.corners()), 0.0).amax(1)
+        assert torch.equal(state["highest f seen"], highest)
+        some = env.observe(torch.tensor([4, 1]), player=player)
+        assert all(torch.equal(some[name], obs[name][[4, 1]]) for name in obs)
+
+
+def test_masks_leave_seen_windows_out_unless_all_are_seen():
+    env = search(n_agents=1, num_envs=1)
+    env.posterior.seen[0, env.candidates()[0][:3]] = True
+    masks = env.action_masks()[0]
+    assert torch.equal(masks, ~env.posterior.seen[0, env.candidates()[0]])
+    env.posterior.seen[:] = True
+    assert env.action_masks().all(), "at least one action is always left"
+
+
+def test_a_coin_says_who_moves_first_and_each_side_is_as_good():
+    """The same rule on both sides: the mean reward is 0 within its interval, over episodes and over rounds."""
+    env, generator = search(num_envs=256, opponent="random"), torch.Generator().manual_seed(4)
+    assert 0.4 < env._second.float().mean() < 0.6
+    rewards = torch.stack([env.step(some_action(env, generator))[0] for _ in range(8)])
+    of_episode = rewards.mean(dim=0)
+    assert of_episode.abs().sum() > 0
+    assert abs(float(of_episode.mean())) < 3 * float(of_episode.std()) / 256**0.5
+
+
+def test_an_episode_is_the_same_alone_and_among_others_and_after_a_checkpoint():
+    def play(env, steps, generator):
+        return [env.advance(some_action(env, generator) * 0 + step).obs["state"] for step in range(steps)]
+
+    together, alone = search(num_envs=3, opponent="random"), search(num_envs=1, opponent="random")
+    alone.seed([2])
+    alone.reset()
+    both = [play(env, 20, torch.Generator()) for env in (together, alone)]
+    for one, other in zip(*both, strict=True):
+        assert torch.allclose(one[2], other[0], atol=1e-6)
+    again = search(num_envs=3, opponent="random")
+    again.load_state(together.state())
+    for one, other in zip(play(together, 12, None), play(again, 12, None), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"action_set": "king26"}, "action_set is 'king26' but profile 'search' needs leap78 or anywhere"),
+        ({"obs_mode": "features"}, "obs_mode is 'features' but profile 'search' needs memory"),
+        (
+            {"reward": "score"},
+            "reward is 'score' but with profile 'search' and n_agents=2 it must be one of sign,",
+        ),
+        ({"reward": "sign", "n_agents": 1}, "with profile 'search' and n_agents=1 it must be one of discovery"),
+        ({"reduce": "max"}, "reduce is 'max' but profile 'search' knows 'min' alone"),
+        ({"accumulate": "learner"}, "accumulate is 'learner' but profile 'search' knows 'both' alone"),
+        ({"lesion_rounds": 2}, "lesion_rounds is 2 but profile 'search' knows 1 alone"),
+        ({"threshold": 0.5}, "threshold is 0.5 but profile 'search' knows 1.0 alone"),
+        ({"opponent": "constant0"}, "opponent is 'constant0' but with profile 'search' it must be one of"),
+        ({"fill": "none"}, "fill is 'none' but profile 'search' needs to know what is likely"),
+        ({"profile": "paper", "action_set": "leap78"}, "action_set is 'leap78' but profile 'paper' has no such one"),
+        ({"profile": "default", "obs_mode": "memory"}, "obs_mode is 'memory' but profile 'default' has no such one"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(bad, said):
+    with pytest.raises(ValueError, match=said):
+        SparsEnv(**{"profile": "search", "cases": ["phantom_02000"], "score_source": "oracle_fraction", **bad})
