@@ -19,6 +19,7 @@ from ...common.names import slug
 from ...common.runs import Run, plain
 from ...datasets.liver.cases import iter_liver_cases, liver_case_ids
 from ...datasets.liver.lesions import TUMOUR
+from ...datasets.selection import patient_of
 from ...envs.spars_config import SparsConfig
 from ...evaluation.films import Shot
 from ...evaluation.metrics import dice, segmentation_metrics
@@ -200,7 +201,8 @@ def _result(
     options: EvaluateOptions,
 ) -> tuple[Result, list[CaseView]]:
     """The result of one method, and its pictures. trained: it is the run's policy, of environment step `step`."""
-    protocol = experiment.evaluation
+    protocol, pattern = experiment.evaluation, experiment.env.patient_pattern
+    of_patients = pattern is not None or experiment.env.implant_lesions is not None  # copies of a CT are alike
     cases: list[Case] = []
     views: list[CaseView] = []
     for number, case in enumerate(tqdm(test.env.cases, desc=method, unit="case", disable=None)):
@@ -214,7 +216,8 @@ def _result(
         metrics["dice_at_0.5"] = dice(masks[1], truth)
         metrics["best_block_dice"] = test.env.lattice.best_block_dice(test.env.painting.tumour_blocks(number))
         metrics["success"] = float(bool((masks[0] & truth).any()))
-        cases.append({"case_id": case.id, "origin": case.origin, **metrics, **test.facts[number]})
+        patient = {"patient": patient_of(base(case.id), pattern)} if of_patients else {}
+        cases.append({"case_id": case.id, "origin": case.origin, **patient, **metrics, **test.facts[number]})
         if len(views) < protocol.pictures:
             heat = (values / values.max().clamp(min=1e-9)).numpy()
             organ, shown = (case.label > 0).numpy(), (case.image.numpy(), truth.numpy(), masks[0].numpy(), heat)

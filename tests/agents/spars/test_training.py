@@ -380,6 +380,9 @@ def test_theta_is_chosen_on_the_validation_cases_and_the_mode_names_shared_anato
         return made
 
     got = result(test, True)
+    assert all("patient" not in case for case in got.cases)
+    experiment = replace(experiment, env=replace(experiment.env, patient_pattern="^(phantom_[0-9]{3})"))
+    assert {case["patient"] for case in result(test, True).cases} == {"phantom_030"}, "intervals are over patients"
     theta = got.settings["mask_threshold"]
     assert theta == choose_threshold(validation)
     assert got.metrics["dice"] == pytest.approx(float(test.mean_dice([theta])))
