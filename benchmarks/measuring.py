@@ -77,6 +77,12 @@ def rates(run: Callable[[], object], steps: int, repeats: int, device: torch.dev
     return [steps / seconds(run, device) for _ in range(repeats)]
 
 
+def repeated(run: Callable[[], object], repeats: int, device: torch.device = CPU) -> list[float]:
+    """Seconds of each of some runs, after one to warm up."""
+    seconds(run, device)
+    return [seconds(run, device) for _ in range(repeats)]
+
+
 def alternately(
     sides: Mapping[str, Callable[[], object]], repeats: int, device: torch.device = CPU
 ) -> dict[str, list[float]]:

@@ -32,11 +32,13 @@ from measuring import (
     parsed,
     rates,
     ratios,
+    repeated,
     seconds,
 )
 from segarena.agents.ppo import PPOConfig
 from segarena.agents.spars.policies import PolicyName, policy_arguments
 from segarena.agents.spars.self_play import SelfPlay
+from segarena.agents.spars.values import ValueIteration
 from segarena.classifiers.presence import PACKAGED, DensePresenceNet, load_presence
 from segarena.common.networks import save_network
 from segarena.datasets.liver.cases import HU_WINDOW, LiverDataConfig, load_liver_cases
@@ -49,6 +51,7 @@ from segarena.envs.spars import SparsEnv
 from segarena.envs.spars_painting import Painting
 from segarena.envs.spars_rules import RULES
 from segarena.rewards.presence import ScoreTable
+from segarena.segmenters.score_prior import Posterior, ScorePrior
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
@@ -60,7 +63,7 @@ RUN = 320_000
 N = 64
 ITEMS = [
     *("make_vec", "raw_steps", "observed_steps", "single_steps", "ppo_ratio", "score_volume", "memory_of_training"),
-    *("dice", "second_environment", "preparation", "cuda"),
+    *("dice", "second_environment", "preparation", "search", "values", "engines", "cuda"),
 ]
 
 
@@ -271,6 +274,57 @@ class Bench:
         ]
 
     # -- scores and masks ------------------------------------------------------------------------------------------
+
+    def search(self) -> list[Figure]:
+        """SPARS search, N=64: moves with observations, and the update of what is likely, window after window."""
+        figures, moves = [], max(8, self.sizes.moves // 20)
+        for n_agents in (1, 2):
+            settings = {"profile": "search", "fill": "stationary", "opponent": "random", "horizon": 16}
+            env = self.env(PHANTOM, n_agents=n_agents, **settings)
+            actions = torch.randint(78, (moves, N))
+
+            def play(env: SparsEnv = env, actions: torch.Tensor = actions) -> None:
+                for action in actions:
+                    env.advance(action)
+
+            what = f"search steps, N={N}, {n_agents} agent{'s'[: n_agents - 1]}, 16 windows each"
+            figures.append(Figure(what, "steps/s", rates(play, moves * N, self.sizes.repeats)))
+        prior = ScorePrior(env.lattice.shape)
+        posterior, ids = Posterior(prior, N, 32), torch.randint(prior.size, (32, N))
+
+        def see() -> None:
+            posterior.reset(torch.arange(N))
+            for window in ids:
+                posterior.see(window, torch.full((N,), 0.5))
+
+        spent = [1e6 * value / (32 * N) for value in repeated(see, self.sizes.repeats)]
+        return [*figures, Figure("Gaussian process: a window, mean of 32, 1,859 positions", "µs per env", spent)]
+
+    def values(self) -> list[Figure]:
+        """Exact values of one agent on one phantom, by value iteration."""
+        env = self.env(PHANTOM, num_envs=1, n_agents=1, cases=["phantom_02000"], threshold=0.5, reward="score")
+        spent = repeated(lambda: ValueIteration(env), self.sizes.repeats)
+        return [Figure("value iteration, 1,859 positions, six moves", "s", spent)]
+
+    def engines(self) -> list[Figure]:
+        """All windows of a phantom by one forward, and window by window."""
+        net = DensePresenceNet(HU_WINDOW, PHANTOM.window).eval()
+        volume = torch.randint(256, PHANTOM.shape, dtype=torch.uint8)
+        lattice = WindowLattice(PHANTOM.shape, PHANTOM.window)
+        repeats = min(3, self.sizes.repeats)
+        with torch.no_grad():
+            spent = alternately(
+                {
+                    "dense": lambda: net.score_lattice(volume, lattice),
+                    "sliding": lambda: net.slide(volume, lattice),
+                },
+                repeats,
+            )
+        return [
+            Figure("scores of 1,859 windows, dense", "s", spent["dense"]),
+            Figure("scores of 1,859 windows, sliding", "s", spent["sliding"]),
+            Figure("ratio of the two", "x", ratios(spent["sliding"], spent["dense"])),
+        ]
 
     def score_volume(self) -> list[Figure]:
         """All windows of one volume, scored by the dense engine in a fresh process each time."""

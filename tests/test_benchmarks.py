@@ -83,7 +83,7 @@ def test_the_speed_of_spars_is_measured_and_written(tmp_path):
     figures = measured("spars_speed", tmp_path)
     assert set(figures) == {
         *("raw_steps", "observed_steps", "single_steps", "ppo_ratio", "score_volume", "memory_of_training", "dice"),
-        *("make_vec", "second_environment", "preparation"),
+        *("make_vec", "second_environment", "preparation", "search", "values", "engines"),
     }
     rows = [row for row in figures["make_vec"] if row["what"].startswith("gym.make_vec")]
     timed = [row for row in rows if not row["what"].endswith("per CPU second")]
