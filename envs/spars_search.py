@@ -82,7 +82,9 @@ class SearchEnv(SparsEnv):
         self.prior: ScorePrior = self.masks.prior
         n, size = self.num_envs, self.lattice.size
         self.posterior = Posterior(self.prior, n, self.horizon * self.config.n_agents)
-        self._full = torch.stack([self._soft(self.table.volume(number).flatten()) for number in range(len(self.cases))])
+        self.all_scores = torch.stack([self.table.volume(number).flatten() for number in range(len(self.cases))])
+        """f of all windows of each case, float32 [C, L]."""
+        self._full = self._soft(self.all_scores)
         self._amount = self._full.sum(dim=1)  # [C]
         self.found = torch.zeros(n, device=self.device)
         """D of the map so far, in [0, 1]."""
@@ -100,9 +102,7 @@ class SearchEnv(SparsEnv):
 
     def scores_known(self) -> Tensor:
         """f of the windows that were seen, and what is likely of the others, float32 [N, L] in [0, 1]."""
-        everywhere = self._ids.expand(self.num_envs, -1)
-        scores = self.table.lookup(self.case[:, None].expand_as(everywhere), everywhere)
-        return torch.where(self.posterior.seen, scores, self.posterior.mean.clamp(0, 1))
+        return torch.where(self.posterior.seen, self.all_scores[self.case], self.posterior.mean.clamp(0, 1))
 
     def _soft(self, scores: Tensor) -> Tensor:
         """The soft mask of scores of all windows, [..., L]: float32 [..., blocks]."""
@@ -191,7 +191,7 @@ class SearchEnv(SparsEnv):
         there = self.candidates(player)
         mean, sigma = (x.gather(1, there) for x in (self.posterior.mean, self.posterior.variance.sqrt()))
         seen = self.posterior.seen.gather(1, there)
-        f = torch.where(seen, self.table.lookup(self.case[:, None].expand_as(there), there), 0.0)
+        f = torch.where(seen, self.all_scores[self.case].gather(1, there), 0.0)
         time = (self.t * (2.0 / self.horizon) - 1.0)[:, None].expand_as(mean)
         columns = (
             *(mean, sigma, seen.float(), f, self.prior.mean[there], self._deviation[there]),
