@@ -434,13 +434,11 @@ class Bench:
 class PlainPainting(Painting):
     """Counts the overlap of one episode after the other, each over the whole log."""
 
-    def paint(self, at: torch.Tensor, scores: torch.Tensor, steps: int | None = None) -> torch.Tensor:
-        alone = super().paint
-        return torch.cat([alone(a[None], s[None]) for a, s in zip(at, scores, strict=True)])
-
-    def overlaps(self, blocks: torch.Tensor, cases: Sequence[int]) -> list[dict[str, float]]:
+    def overlaps(
+        self, at: torch.Tensor, scores: torch.Tensor, cases: Sequence[int], steps: int | None = None
+    ) -> list[dict[str, float]]:
         alone = super().overlaps
-        return [alone(block[None], [case])[0] for block, case in zip(blocks, cases, strict=True)]
+        return [alone(a[None], s[None], [case])[0] for a, s, case in zip(at, scores, cases, strict=True)]
 
 
 class PlainBatchEnv(BatchEnv):

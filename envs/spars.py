@@ -345,7 +345,7 @@ class SparsEnv(BatchedEnv):
                 for case, own, rival in zip(cases, *ends, strict=True)
             ]
             if strokes is not None:
-                overlaps = self.painting.overlaps(self.painting.paint(*strokes, steps=max(lengths)), cases)
+                overlaps = self.painting.overlaps(*strokes, cases, steps=max(lengths))
                 infos = [info | overlap for info, overlap in zip(infos, overlaps, strict=True)]
             return infos
 

@@ -69,18 +69,9 @@ class Painting:
     def _painters(self) -> int:
         return self._at.shape[1] if self._env.config.accumulate == "both" else 1
 
-    def paint(self, at: Tensor, scores: Tensor, steps: int | None = None) -> Tensor:
-        """A of `strokes`, one value per block: float64 [K, Bx, By, Bz].
-
-        steps: length of the longest of the episodes, where it is known; what lies before their starts is not read then.
-        """
-        if steps is not None:
-            at, scores = (log[:, : steps * self._painters] for log in (at, scores))
-        return self._env.masks.paint(at, scores)
-
     def block_maps(self, env_ids: Tensor) -> Tensor:
         """A of the environments `env_ids` int64 [K], one value per block: float64 [K, Bx, By, Bz]."""
-        return self.paint(*self.strokes(env_ids))
+        return self._env.masks.paint(*self.strokes(env_ids))
 
     def block_map(self, env_id: int = 0) -> Tensor:
         """A of one environment, one value per block: float64 [Bx, By, Bz]."""
@@ -145,16 +136,28 @@ class Painting:
         """
         case = int(self._env.case[env_id])
         self.tumour_blocks(case)
-        return self.overlaps(self.block_map(env_id)[None], [case])[0]["dice"]
+        return self.overlaps(*self.strokes(torch.tensor([env_id], device=self._env.device)), [case])[0]["dice"]
 
-    def overlaps(self, blocks: Tensor, cases: Sequence[int]) -> list[dict[str, float]]:
+    def overlaps(
+        self, at: Tensor, scores: Tensor, cases: Sequence[int], steps: int | None = None
+    ) -> list[dict[str, float]]:
         """n_painted_blocks and, where the case has a label, dice, precision and recall of K masks; waits once for all.
 
-        blocks: A, float64 [K, Bx, By, Bz]; cases: K numbers of cases. All three are 1 where mask and tumour are empty,
-        and 0 where one of them is.
+        n_painted_blocks counts the blocks under the painted windows, whatever their scores are and unseen windows are
+        filled with. The others are 1 where mask and tumour are empty, and 0 where one of them is.
+
+        Args:
+            at: positions of `strokes`, int64 [K, T or 2T].
+            scores: of the same, float32.
+            cases: K numbers of cases.
+            steps: length of the longest of the episodes, where it is known; what lies before their starts is not read
+                then.
         """
+        if steps is not None:
+            at, scores = (log[:, : steps * self._painters] for log in (at, scores))
         known = [self._env.cases[case].label is not None for case in cases]
-        painted = (blocks > 0).sum(dim=(1, 2, 3))
+        painted = self._env.lattice.covered(at).sum(dim=(1, 2, 3))
+        blocks = self._env.masks.paint(at, scores)
         by_block = self._env.masks.upsample == "blocks"
         overlap = self._block_overlap if by_block else self._voxel_overlap
         counts = torch.stack((painted, *overlap(blocks, cases, known)), dim=1).tolist()

@@ -216,6 +216,10 @@ class WindowLattice:
             return total
         raise ValueError(f"reduce is {reduce!r} but must be 'sum', 'mean', 'max' or 'min'")
 
+    def covered(self, ids: Tensor) -> Tensor:
+        """The blocks that windows cover: bool [K, Bx, By, Bz] of positions int64 [K, T], -1 for none."""
+        return self._difference_array(ids, torch.ones_like(ids)) > 0
+
     @cached_property
     def _updates_on(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
         """`_updates` on each device that asked for them."""

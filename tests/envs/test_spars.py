@@ -688,7 +688,7 @@ def test_it_logs_once_that_it_plays_on_phantoms(caplog):
 
 
 def test_the_paper_profile_is_what_text_and_program_specify():
-    paper = SparsConfig(profile="paper").resolved()
+    paper = SparsConfig(profile="paper", data="CT").resolved()
     assert (paper.obs_mode, paper.start, paper.horizon, paper.tie_reward, paper.terminal_bonus) == (
         "own_window",
         "corner_paper",
@@ -700,6 +700,24 @@ def test_the_paper_profile_is_what_text_and_program_specify():
     env = gym.make("SPARS-LiverCT-v0", **ONE, profile="paper")
     assert isinstance(env.observation_space, spaces.Box)
     assert env.observation_space.shape == (1, 16, 16, 8)
+
+
+def test_the_papers_episodes_on_phantoms_begin_below_tau_and_go_on():
+    """From the paper's corner τ ends two in five of them in their first step."""
+    lengths = {}
+    for start in (None, "corner_paper"):
+        env = SparsEnv(profile="paper", start=start, device="cpu", num_envs=64)
+        env.seed(range(64))
+        env.reset()
+        assert start or float(env.scores.max()) <= 0.3
+        generator = torch.Generator().manual_seed(0)
+        ended = torch.zeros(64, dtype=torch.int64)
+        for step in range(1, 33):
+            _, terminated, truncated = env.step(torch.randint(6, (64,), generator=generator))
+            ended = torch.where((ended == 0) & (terminated | truncated), step, ended)
+        lengths[start] = ended
+    assert (lengths["corner_paper"] == 1).float().mean() > 0.3
+    assert (lengths[None] == 1).float().mean() < 0.15
 
 
 def test_lazy_and_dense_scores_give_the_same_episodes():
@@ -846,6 +864,7 @@ def plain_episode_dice(env, env_id):
     lattice, cfg, case = env.lattice, env.config, int(env.case[env_id])
     painted, visits = torch.zeros(lattice.full, dtype=torch.int64), torch.zeros(lattice.full, dtype=torch.int64)
     once, highest = torch.zeros_like(painted), torch.zeros(lattice.full, dtype=torch.float64)
+    covered = torch.zeros(lattice.full, dtype=torch.bool)
     lowest, known = torch.full_like(highest, torch.inf), set()
     place, length = env.painting._steps, int(env.t[env_id])
     for age in range(length):
@@ -855,6 +874,7 @@ def plain_episode_dice(env, env_id):
             (x, y, z), (wx, wy, wz) = lattice.corners(at).tolist(), lattice.window
             inside = (slice(x, x + wx), slice(y, y + wy), slice(z, z + wz))
             painted[inside] += int((score * 2.0**40).round())
+            covered[inside] = True
             if (x, y, z) not in known:
                 known.add((x, y, z))
                 once[inside] += int((score * 2.0**40).round())
@@ -868,7 +888,7 @@ def plain_episode_dice(env, env_id):
     mask, truth = worth > env.painting.theta, env.cases[case].label == 2
     common, n_mask, n_truth = (int(part.sum()) for part in (mask & truth, mask, truth))
     return {
-        "n_painted_blocks": int((blocks > 0).sum()),
+        "n_painted_blocks": int(covered[::4, ::4, ::4].sum()),
         "dice": 2 * common / (n_mask + n_truth) if n_mask + n_truth else 1.0,
         "precision": common / n_mask if n_mask else float(n_truth == 0),
         "recall": common / n_truth if n_truth else float(n_mask == 0),
@@ -1032,3 +1052,22 @@ def test_wrong_types_are_refused_as_on_the_command_line(bad, match):
 
 def test_a_list_does_where_a_tuple_is_meant():
     assert SparsEnv(**ONE, window_size=[16, 16, 8]).config.window_size == (16, 16, 8)
+
+
+@pytest.mark.parametrize(("reduce", "fill"), [("sum", "none"), ("min", "stationary")])
+def test_painted_blocks_are_those_of_the_windows_that_were_seen(reduce, fill):
+    """Neither what unseen windows are filled with counts, nor that a score is 0. A window has 4 x 4 x 2 blocks; a move
+    along x adds 4 x 2."""
+    env = SparsEnv(
+        **ONE,
+        score_source=lambda case, corners: torch.zeros(len(corners)),
+        reduce=reduce,
+        fill=fill,
+        threshold=1.0,
+        horizon=2,
+    )
+    env.seed([0])
+    env.reset(options={"start": (24, 24, 20)})
+    play(env, [4, 4])
+    (facts,) = env.episode_info(torch.tensor([0]))
+    assert facts["n_painted_blocks"] == 4 * 4 * 2 + 4 * 2
