@@ -62,6 +62,12 @@ class Frame:
         return affine
 
     @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Size of a voxel along the axes of the file."""
+        i, j, k = affines.voxel_sizes(self.affine)
+        return float(i), float(j), float(k)
+
+    @property
     def ras_spacing_mm(self) -> tuple[float, float, float]:
         """Size of a voxel along the axes of the RAS+ order."""
         x, y, z = affines.voxel_sizes(self.ras_affine)

@@ -11,18 +11,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ...classifiers.presence import supervision_of
 from ...common.device import forked_rng, resolve_device
 from ...common.names import slug
 from ...common.runs import Run, plain
-from ...datasets.liver.cases import iter_liver_cases, liver_case_ids
+from ...datasets.liver.cases import LiverCase, iter_liver_cases, liver_case_ids
 from ...datasets.liver.lesions import TUMOUR
 from ...datasets.selection import patient_of
 from ...envs.spars_config import SparsConfig
 from ...evaluation.films import Shot
-from ...evaluation.metrics import dice, segmentation_metrics
+from ...evaluation.metrics import dice, hd95_mm, iou, nsd, segmentation_metrics
 from ...evaluation.report import Column, mean_metrics
 from ...evaluation.results import Case, Result, count_origins
 from ...evaluation.volume_figures import CaseView, save_case_figure
@@ -57,6 +58,10 @@ METRICS = {
         Column("success", "Tumour touched", "%", 100, 1, needs_target=True),
         Column("terminal_hit", "Episodes ended on tumour", "%", 100, 1, needs_target=True),
         Column("best_block_dice", "Best Dice of blocks", "%", 100, 1, needs_target=True),
+        Column("native_dice", "Dice, native", "%", 100, 1, needs_target=True),
+        Column("native_iou", "IoU, native", "%", 100, 1, needs_target=True),
+        Column("native_hd95_mm", "HD95, native", "mm", 1, 1, needs_target=True),
+        Column("native_nsd", "NSD, native", "%", 100, 1, needs_target=True),
         Column("steps", "Steps", "", 1, 1),
         Column("windows", "Windows", "", 1, 0),
         Column("found", "Map found", "%", 100, 1),
@@ -64,7 +69,7 @@ METRICS = {
 }
 """Columns of the metrics that `report.STANDARD` lacks, by name."""
 COLUMNS: tuple[Column | str, ...] = (
-    *("dice", METRICS["dice_at_0.5"], "hd95_mm", "lesion_recall"),
+    *("dice", METRICS["dice_at_0.5"], METRICS["native_dice"], "hd95_mm", "lesion_recall"),
     *(METRICS[name] for name in ("terminal_hit", "steps", "windows", "found")),
 )
 """The table of results; a game that lacks a metric leaves it out."""
@@ -189,6 +194,24 @@ def _maps(
         yield name, methods.maps(name, test), methods.maps(name, validation)
 
 
+def native_metrics(case: LiverCase, mask: Tensor, *, tolerance_mm: float) -> dict[str, float]:
+    """native_dice, native_iou, native_hd95_mm and native_nsd of a mask on the grid, bool [X, Y, Z]: on the voxels of
+    the case's own file, of the mask that `predict` writes there, against the label before it was resampled.
+
+    Nothing where the case has no such label, as a phantom, whose voxels are the grid's.
+    """
+    if case.native_label is None:
+        return {}
+    pred, label = torch.from_numpy(case.to_native(mask)) > 0, torch.from_numpy(case.native_label()) == TUMOUR
+    spacing_mm = case.frame.file.spacing_mm
+    return {
+        "native_dice": dice(pred, label),
+        "native_iou": iou(pred, label),
+        "native_hd95_mm": hd95_mm(pred, label, spacing_mm),
+        "native_nsd": nsd(pred, label, spacing_mm, tolerance_mm=tolerance_mm),
+    }
+
+
 def _result(
     experiment: SparsExperiment,
     method: str,
@@ -216,6 +239,7 @@ def _result(
         metrics["dice_at_0.5"] = dice(masks[1], truth)
         metrics["best_block_dice"] = test.env.lattice.best_block_dice(test.env.painting.tumour_blocks(number))
         metrics["success"] = float(bool((masks[0] & truth).any()))
+        metrics |= native_metrics(case, masks[0], tolerance_mm=protocol.tolerance_mm)
         patient = {"patient": patient_of(base(case.id), pattern)} if of_patients else {}
         cases.append({"case_id": case.id, "origin": case.origin, **patient, **metrics, **test.facts[number]})
         if len(views) < protocol.pictures:

@@ -6,11 +6,9 @@ it came from. Volumes from files are prepared once and cached by content.
 
 import functools
 import hashlib
-import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Literal
 
@@ -22,9 +20,8 @@ from torch import Tensor
 from ...common.checks import AT_LEAST_1, POSITIVE, SHARE, check, check_choice
 from ...common.files import file_digest
 from ..cache import cached
-from ..folders import log_once
 from ..msd import CaseFiles, find_cases, read_sample
-from ..nifti import MOST_VOXELS, Frame, read_frame, write_volume
+from ..nifti import MOST_VOXELS, Frame, read_frame, read_label, write_volume
 from ..sample import BadSample, Origin, Sample, load_each
 from ..selection import (
     Catalogue,
@@ -32,10 +29,9 @@ from ..selection import (
     SelectionError,
     check_pattern,
     check_ratios,
-    patient_of,
     setting,
-    split_by_ratio,
 )
+from .divisions import SPLIT_RATIOS, splits_of
 from .grid import GridFrame, crop_around_body, resample_to_shape, scale_hu
 from .lattice import SIDE, Triple
 from .lesions import LesionConfig, implant_lesions
@@ -51,8 +47,6 @@ PHANTOM_SPLITS = {
     "rl_pool": range(2000, 2016),
     "test": range(3000, 3040),
 }
-SPLIT_RATIOS = {"classifier_train": 0.3, "classifier_val": 0.1, "rl_pool": 0.4, "test": 0.2}
-"""Share of the patients in each split, where no list says who is in which."""
 PHANTOMS = PhantomNames("phantom_", digits=5)
 PREPARATION = 1
 """Part of every cache key: raise it when the same file and settings shall give other tensors."""
@@ -144,6 +138,9 @@ class LiverCase:
     """SHA-256 of image and hu, not of the label: what is computed from the case is cached under it."""
     frame: GridFrame
     """The way back to the file."""
+    native_label: Callable[[], npt.NDArray[np.uint8]] | None = None
+    """Reads the label as it is before it is resampled, in the shape and voxel order of the file: 0, 1, 2. None where no
+    truth is known, or the case comes from no file."""
 
     def to_native(self, mask: Tensor) -> npt.NDArray[np.uint8]:
         """A mask on the grid, [X, Y, Z], as uint8 in the shape and voxel order of the file (nearest; 0 outside).
@@ -266,7 +263,11 @@ def _sources(config: LiverDataConfig, option: str = "") -> list[_Source]:
         key=f"{option}cases",
     )
     if patterns is None:
-        splits = _splits(config, list(origins.values()), catalogue.hint)
+        if config.data == "phantom":
+            splits = {name: [PHANTOMS.name(number) for number in split] for name, split in PHANTOM_SPLITS.items()}
+        else:
+            files = [origin for origin in origins.values() if isinstance(origin, CaseFiles)]
+            splits = splits_of(config, files, catalogue.hint)
         chosen = replace(catalogue, splits=splits).in_split(config.split)
     elif not patterns:
         raise SelectionError(
@@ -281,40 +282,11 @@ def _sources(config: LiverDataConfig, option: str = "") -> list[_Source]:
     return [replace(sources[i], version="healthy") if f else sources[i] for i, f in zip(chosen, free, strict=True)]
 
 
-def _splits(config: LiverDataConfig, origins: Sequence[int | CaseFiles], hint: str) -> dict[str, list[str]]:
-    """CTs of each split: of the phantoms, of the Decathlon's list where it knows the cases, else by ratio."""
-    if config.data == "phantom":
-        return {name: [PHANTOMS.name(number) for number in split] for name, split in PHANTOM_SPLITS.items()}
-    files = [files for files in origins if isinstance(files, CaseFiles)]
-    labelled = [case.id for case in files if case.label is not None]
-    ids = labelled or [case.id for case in files]
-    listed: dict[str, list[str]]
-    listed = json.loads((resources.files(__package__) / "splits" / "spars_v1.json").read_text(encoding="utf-8"))
-    known = {case for cases in listed.values() for case in cases}
-    if config.split_ratios is None and known.issuperset(ids):
-        return listed
-    if config.split == "all":
-        return {}
-    patients = {case: patient_of(case, config.patient_pattern) for case in ids}
-    try:
-        members = split_by_ratio(patients.values(), config.split_ratios or SPLIT_RATIOS, config.split_seed)
-    except ValueError as error:
-        raise SelectionError(f"{config.data!r}: {error}", hint) from error
-    splits = {name: [case for case in ids if patients[case] in set(chosen)] for name, chosen in members.items()}
-    numbers = ", ".join(f"{name} {len(cases)}" for name, cases in splits.items())
-    left = f"; {len(files) - len(ids)} cases without label are in no split" if len(ids) < len(files) else ""
-    log_once(
-        f"{config.data}: {len(ids)} cases of {len(set(patients.values()))} patients were divided by ratio (split_seed "
-        f"{config.split_seed}): {numbers}{left}"
-    )
-    return splits
-
-
 # -- one case ------------------------------------------------------------------------------------------------------
 
 
 def _load(source: _Source, config: LiverDataConfig, read: Callable[[CaseFiles], Sample]) -> LiverCase:
-    files = source.origin
+    files, native_label = source.origin, None
     origin: Origin
     if isinstance(files, int):
         origin, file = "phantom", Frame(SHAPE, AFFINE)
@@ -337,7 +309,22 @@ def _load(source: _Source, config: LiverDataConfig, read: Callable[[CaseFiles], 
             return _to_grid(sample, file, config)
 
         tensors = cached("liver_ct", key, build, config.cache_dir)
-    return _case(source.id, origin, tensors, file)
+        if "label" in tensors:
+            seed = source.version if isinstance(source.version, int) else None
+            native_label = functools.partial(_native_label, files, config.implant_lesions, seed)
+    return replace(_case(source.id, origin, tensors, file), native_label=native_label)
+
+
+def _native_label(files: CaseFiles, lesions: LesionConfig | None, seed: int | None) -> npt.NDArray[np.uint8]:
+    """`LiverCase.native_label`; with a seed that of the lesions that are put in."""
+    assert files.label is not None
+    if lesions is None or seed is None:
+        label, file = read_label(files.label, CLASSES)
+    else:
+        sample, file = implant_lesions(read_sample(files, CLASSES), lesions, seed), read_frame(files.image)
+        assert sample.label is not None
+        label = sample.label.numpy()
+    return np.ascontiguousarray(file.from_ras(label))
 
 
 def _case(case_id: str, origin: Origin, tensors: dict[str, Tensor], file: Frame) -> LiverCase:

@@ -1,13 +1,17 @@
 """Who plays in an evaluation: the trained policy with its trained opponent, rules alone (docs/spars.md, Method 13)."""
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from segarena.agents.ppo import PPOConfig
 from segarena.agents.predictor import POLICY
 from segarena.agents.spars.config import EvaluationConfig, SparsExperiment
+from segarena.agents.spars.evaluation import native_metrics
 from segarena.agents.spars.methods import Cases, Methods
 from segarena.agents.spars.training import _fresh
 from segarena.common.runs import Run
+from segarena.datasets.liver.cases import LiverDataConfig, load_liver_cases
 from segarena.envs.spars_config import SparsConfig
 from spars_toys import LINE, MINUS_X, PLUS_X, case_of
 
@@ -67,3 +71,67 @@ def test_a_rule_is_evaluated_alone(tmp_path):
     facts = facts_of(experiment, Run(tmp_path), "constant0")
     assert (facts["terminal_hit"], facts["truncated"], facts["steps"]) == (0.0, 1.0, 3.0)
     assert facts_of(experiment, Run(tmp_path), "greedy")["terminal_hit"] == 1.0
+
+
+# -- on the voxels of the file ---------------------------------------------------------------------------------------
+
+SHAPE = (40, 32, 24)
+"""Voxels of the file: its axes run to the front (1 mm), to the head (1.5 mm) and to the left (3 mm)."""
+AFFINE = np.array([[0.0, 0, -3, 30], [1, 0, 0, 40], [0, 1.5, 0, -50], [0, 0, 0, 1]])
+
+
+def ct(folder, grid_shape):
+    """A case of a NIfTI file of that shape with a tumour off every axis' middle, and its label, bool, from the file."""
+    label = np.zeros(SHAPE, np.uint8)
+    label[4:36, 4:28, 4:20], label[8:20, 6:14, 12:18] = 1, 2
+    for kind, volume in (("images", np.where(label > 0, 60 * label, -1000).astype(np.int16)), ("labels", label)):
+        (folder / kind).mkdir()
+        nib.save(nib.Nifti1Image(volume, AFFINE), folder / kind / "a.nii.gz")
+    (case,) = load_liver_cases(LiverDataConfig(data=str(folder), split="all", grid_shape=grid_shape))
+    return case, label == 2
+
+
+def test_a_mask_that_is_exact_on_the_grid_is_exact_on_the_file(tmp_path):
+    case, _ = ct(tmp_path, (12, 20, 16))  # half the voxels along each axis, in RAS+ order
+    assert native_metrics(case, case.label == 2, tolerance_mm=0.0) == {
+        "native_dice": 1.0,
+        "native_iou": 1.0,
+        "native_hd95_mm": 0.0,
+        "native_nsd": 1.0,
+    }
+    (phantom,) = load_liver_cases(LiverDataConfig(cases=["phantom_3000"]))
+    assert native_metrics(phantom, phantom.label == 2, tolerance_mm=7.0) == {}
+
+
+@pytest.mark.parametrize(("axis", "mm"), [(0, 6.0), (1, 2.0), (2, 3.0)])
+def test_native_distances_are_in_mm_along_the_right_axis(tmp_path, axis, mm):
+    """One voxel of the grid is two of the file."""
+    case, _ = ct(tmp_path, (12, 20, 16))
+    moved = native_metrics(case, (case.label == 2).roll(1, axis), tolerance_mm=mm)
+    assert moved["native_hd95_mm"] == pytest.approx(mm)
+    assert moved["native_nsd"] == 1.0
+    assert native_metrics(case, (case.label == 2).roll(1, axis), tolerance_mm=0.9 * mm)["native_nsd"] < 1.0
+
+
+def by_coordinates(mask, shift=(0.0, 0.0, 0.0), turn=(0, 1, 2)):
+    """`mask` at each voxel of the file, by where that lies in the patient: nearest. shift: in voxels of the file; turn:
+    order in which the file's axes are taken for those of RAS+."""
+    index = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), axis=-1) + np.array(shift)
+    world = index @ AFFINE[:3, :3].T + AFFINE[:3, 3]
+    extent = np.array([24 * 3.0, 40 * 1.0, 32 * 1.5])  # of the volume along x, y, z, in mm
+    corner = (np.array([[0, 0, 23]]) - [[0.5, 0.5, -0.5]]) @ AFFINE[:3, :3].T + AFFINE[:3, 3]  # its lowest
+    place = np.floor((world - corner) / extent * mask.shape).astype(int)[..., turn]
+    return mask[tuple(np.clip(place[..., axis], 0, mask.shape[axis] - 1) for axis in range(3))]
+
+
+def test_a_mask_comes_to_the_voxels_of_the_file_that_lie_where_it_lies(tmp_path):
+    case, truth = ct(tmp_path, (17, 23, 21))
+    mask = torch.rand(17, 23, 21, generator=torch.Generator().manual_seed(0)) > 0.5
+    there = by_coordinates(mask.numpy())
+    assert np.array_equal(case.to_native(mask), there)
+    for wrong in ({"shift": (0.5, 0, 0)}, {"shift": (0, 0.5, 0)}, {"shift": (0, 0, 0.5)}, {"turn": (1, 0, 2)}):
+        assert np.count_nonzero(there != by_coordinates(mask.numpy(), **wrong)) > 0.05 * there.size
+    common = np.count_nonzero(there & truth)
+    found = native_metrics(case, mask, tolerance_mm=7.0)
+    assert found["native_dice"] == 2 * common / (np.count_nonzero(there) + np.count_nonzero(truth))
+    assert found["native_iou"] == common / np.count_nonzero(there | truth)

@@ -8,11 +8,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import segarena
+import torch
 from segarena.agents.command_line import main
 from segarena.agents.configuration import experiment_from, experiment_parser
 from segarena.agents.papers import PAPERS
 from segarena.agents.spars.training import check
 from segarena.datasets.liver.phantom import AFFINE, liver_phantom
+from segarena.evaluation.metrics import dice
 
 OVERNIGHT = Path(segarena.__file__).parent / "configs" / "spars" / "overnight.yaml"
 
@@ -65,9 +67,13 @@ def test_the_night_begins_and_ends_in_small_on_a_folder_of_ones_own(folder, tmp_
     run = tmp_path / "run"
     assert main(["train", *options(folder), "--out", str(run)]) == 0
     assert (run / "classifier" / "manifest.json").is_file()
-    assert main(["evaluate", "--run", str(run)]) == 0
+    assert main(["evaluate", "--run", str(run), "--save_masks"]) == 0
     (result,) = (run / "evaluation").rglob("SPARS_seed0.json")
     (case,) = json.loads(result.read_text())["cases"]
+    masks = result.parent / "masks" / "SPARS" / f"{case['case_id']}_mask.nii.gz"
+    mask, truth = (nib.load(path).get_fdata() for path in (masks, folder / "labels" / f"{case['case_id']}.nii.gz"))
+    assert mask.shape == (64, 64, 48), "twice the grid"
+    assert case["native_dice"] == dice(torch.from_numpy(mask == 1), torch.from_numpy(truth == 2)) != case["dice"]
     assert case["case_id"] in {f"ct_{number}" for number in range(4)}
     assert case["origin"] == "real"
 

@@ -101,6 +101,17 @@ def test_a_landmark_stays_on_its_label_and_finds_its_way_back(tmp_path, affine, 
     assert dice(np.asarray(written.dataobj) > 0, np.asarray(truth.dataobj) == 2) > 0.85
 
 
+@pytest.mark.parametrize("lesions", [None, LesionConfig(diameter_mm=(5.0, 8.0))])
+def test_the_native_label_is_the_files_own_or_holds_the_lesions_that_were_put_in(tmp_path, lesions):
+    folder = write_case(tmp_path, "liver_0", PERMUTED)
+    (case,) = load_liver_cases(config_for(folder, tmp_path / "cache", implant_lesions=lesions, grid_shape=(20, 40, 30)))
+    native, file = case.native_label(), nib.load(folder / "labelsTr" / "liver_0.nii.gz")
+    assert np.array_equal(native, np.asarray(file.dataobj)) == (lesions is None)
+    ras = torch.from_numpy(np.ascontiguousarray(case.frame.file.to_ras(native)))
+    assert torch.equal(case.frame.label(ras), case.label)
+    assert load_liver_cases(LiverDataConfig(cases=["phantom_3000"]))[0].native_label is None
+
+
 def test_spacing_is_that_of_the_grid(tmp_path):
     folder = write_case(tmp_path, "liver_0")  # 60 x 44 x 30 voxels of 1 x 1.5 x 3 mm
     cache = tmp_path / "cache"
