@@ -160,17 +160,27 @@ def lesion_ious(pred: Tensor, label: Tensor) -> tuple[Floats, Floats]:
         ValueError: a mask that is not bool, or masks of different shapes.
     """
     _check_masks(pred=pred, label=label)
-    structure = np.ones((3,) * pred.ndim, dtype=bool)
-    (parts_pred, n_pred), (parts_label, n_label) = (
-        ndimage.label(mask.cpu().numpy(), structure) for mask in (pred, label)
-    )
-    size_pred, size_label = np.bincount(parts_pred.ravel()), np.bincount(parts_label.ravel())
-    both = (parts_pred > 0) & (parts_label > 0)
+    of_pred, of_label = (components(mask.cpu().numpy()) for mask in (pred, label))
+    return best_ious(of_pred, of_label, np.bincount(of_label.ravel()))
+
+
+def components(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    """Number of the component of each voxel, from 1, 0 outside: connected by faces, edges or corners."""
+    parts: npt.NDArray[np.int32] = ndimage.label(mask, np.ones((3,) * mask.ndim, dtype=bool))[0]
+    return parts
+
+
+def best_ious(
+    pred: npt.NDArray[np.int32], label: npt.NDArray[np.int32], label_sizes: npt.NDArray[np.int64]
+) -> tuple[Floats, Floats]:
+    """`lesion_ious` of `components`; label_sizes: voxels of each, from 0."""
+    pred_sizes, where = np.bincount(pred.ravel()), np.flatnonzero(label)
+    i, j = label.ravel()[where], pred.ravel()[where]
     # the pairs that meet, counted as one number each: a dense table would not fit when both masks are speckled
-    pairs, shared = np.unique(parts_label[both] * np.int64(n_pred + 1) + parts_pred[both], return_counts=True)
-    i, j = np.divmod(pairs, n_pred + 1)
-    overlap = shared / (size_label[i] + size_pred[j] - shared)
-    best_label, best_pred = np.zeros(n_label), np.zeros(n_pred)
+    pairs, shared = np.unique(i[j > 0] * np.int64(len(pred_sizes)) + j[j > 0], return_counts=True)
+    i, j = np.divmod(pairs, len(pred_sizes))
+    overlap = shared / (label_sizes[i] + pred_sizes[j] - shared)
+    best_label, best_pred = np.zeros(len(label_sizes) - 1), np.zeros(len(pred_sizes) - 1)
     np.maximum.at(best_label, i - 1, overlap)
     np.maximum.at(best_pred, j - 1, overlap)
     return best_label, best_pred

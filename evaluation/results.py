@@ -51,7 +51,7 @@ class Result:
     origins: dict[str, int]
     """Number of phantom, implanted and real cases; see `count_origins`."""
     metrics: dict[str, float | None]
-    """Means over the cases; see `report.mean_metrics`."""
+    """Means over the cases (see `report.mean_metrics`), and what is counted over all of them at once."""
     cases: list[Case]
     settings: dict[str, Any]
     """Settings of the evaluation: rollouts, mask_threshold and how it was chosen, tolerance_mm, ..."""

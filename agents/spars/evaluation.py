@@ -23,6 +23,7 @@ from ...datasets.liver.lesions import TUMOUR
 from ...datasets.selection import patient_of
 from ...envs.spars_config import SparsConfig
 from ...evaluation.films import Shot
+from ...evaluation.froc import Candidates, candidates, froc, thresholds_of
 from ...evaluation.metrics import dice, hd95_mm, iou, nsd, segmentation_metrics
 from ...evaluation.report import Column, mean_metrics
 from ...evaluation.results import Case, Result, count_origins
@@ -228,6 +229,8 @@ def _result(
     of_patients = pattern is not None or experiment.env.implant_lesions is not None  # copies of a CT are alike
     cases: list[Case] = []
     views: list[CaseView] = []
+    scans: list[Candidates] = []
+    levels = thresholds_of(test.blocks.cpu().numpy())
     for number, case in enumerate(tqdm(test.env.cases, desc=method, unit="case", disable=None)):
         if case.label is None:
             log.warning("%s has no label and is left out of the metrics", case.id)
@@ -236,6 +239,7 @@ def _result(
         masks = [values > level for level in (theta, PAPER_THRESHOLD)]
         truth = case.label == TUMOUR
         metrics = segmentation_metrics(masks[0], truth, case.spacing_mm, tolerance_mm=protocol.tolerance_mm)
+        scans.append(candidates(values, truth, levels))
         metrics["dice_at_0.5"] = dice(masks[1], truth)
         metrics["best_block_dice"] = test.env.lattice.best_block_dice(test.env.painting.tumour_blocks(number))
         metrics["success"] = float(bool((masks[0] & truth).any()))
@@ -264,7 +268,7 @@ def _result(
         supervision=row.supervision if row and row.supervision else of_scores,
         mode="transductive" if seen & {base(case["case_id"]) for case in cases} else "inductive",
         origins=count_origins(cases),
-        metrics=dict(mean_metrics(cases, METRICS.values())),
+        metrics={**mean_metrics(cases, METRICS.values()), **froc(scans)},
         cases=cases,
         settings={
             "mask_threshold": theta,
