@@ -43,6 +43,7 @@ from ..predictor import POLICY
 from . import thresholds
 from .baselines import BASELINES, MapBaseline
 from .config import TRAIN, CaseChoice, SparsExperiment
+from .cost import ClassifierCost
 from .methods import Cases, Methods
 from .prediction import save_masks
 from .rollouts import PAPER_THRESHOLD, Maps
@@ -77,6 +78,8 @@ COLUMNS: tuple[Column | str, ...] = (
 GAME, SEARCH = ("random", "constant0", "greedy", "blind_walk", "bfs_to_tau"), tuple(SEARCH_POLICIES)
 POLICIES_SHOWN = {"default": GAME, "paper": GAME, "search": SEARCH}
 """Reference policies that `evaluate` plays by default, by profile."""
+SHARE_SEEN = {"position_prior": 0, "score_map_min": 1, "score_map_mean": 1, "score_map_max": 1}
+"""Share of all windows that a method looks at whose maps do not say how many."""
 
 
 def evaluate(runs: Sequence[tuple[Run, SparsExperiment]], options: EvaluateOptions) -> tuple[list[Result], list[str]]:
@@ -105,14 +108,15 @@ def evaluate(runs: Sequence[tuple[Run, SparsExperiment]], options: EvaluateOptio
         with forked_rng(resolve_device(experiment.device)):
             torch.manual_seed(experiment.seed)
             others = None if experiment.seed in seeds else policies
-            methods, chosen = Methods(experiment, run), dict[str, Threshold]()
+            methods, chosen, cost = Methods(experiment, run), dict[str, Threshold](), None
             for name, maps, of_validation in _maps(methods, (test, validation), others):
                 chosen[name], title, trained = Threshold.of(of_validation), methods.titles[name], name == POLICY
                 if trained:
                     title = method_name(experiment, step, experiment.ppo.total_timesteps)
                 theta, row = chosen[name].value, BASELINES.get(name)
+                cost = cost or ClassifierCost.measured(maps.env)
                 result, views = _result(
-                    experiment, title, row, maps, theta, trained=trained, step=step, options=options
+                    experiment, title, row, maps, theta, cost, trained=trained, step=step, options=options
                 )
                 results.append(write_result(options.folder(run), result))
                 log.info("seed %d: %s is evaluated", experiment.seed, result.method)
@@ -192,7 +196,11 @@ def _maps(
     if policies is not None:
         names += [*policies, *baselines_of(BASELINES, (), experiment)]
     for name in names:
-        yield name, methods.maps(name, test), methods.maps(name, validation)
+        maps = methods.maps(name, test)
+        if name in SHARE_SEEN:
+            windows = float(SHARE_SEEN[name] * maps.env.lattice.size)
+            maps = replace(maps, facts=[{**facts, "windows": windows} for facts in maps.facts])
+        yield name, maps, methods.maps(name, validation)
 
 
 def native_metrics(case: LiverCase, mask: Tensor, *, tolerance_mm: float) -> dict[str, float]:
@@ -219,6 +227,7 @@ def _result(
     row: MapBaseline | None,
     test: Maps,
     theta: float,
+    cost: ClassifierCost | None,
     *,
     trained: bool,
     step: int,
@@ -257,6 +266,10 @@ def _result(
         "voxel" if experiment.env.score_source == "oracle_fraction" else supervision_of(classifier or "packaged")
     )
     total = experiment.ppo.total_timesteps
+    means = mean_metrics(cases, METRICS.values())
+    seconds = None
+    if cost and "windows" in means:
+        seconds = cost.of(means["windows"], all_of_them=means["windows"] == test.env.lattice.size)
     result = Result(
         id=f"{slug(method)}_seed{experiment.seed}",
         paper="SPARS",
@@ -268,7 +281,7 @@ def _result(
         supervision=row.supervision if row and row.supervision else of_scores,
         mode="transductive" if seen & {base(case["case_id"]) for case in cases} else "inductive",
         origins=count_origins(cases),
-        metrics={**mean_metrics(cases, METRICS.values()), **froc(scans)},
+        metrics={**means, **froc(scans)},
         cases=cases,
         settings={
             "mask_threshold": theta,
@@ -276,6 +289,7 @@ def _result(
             "protocol": plain(asdict(protocol)),
             "window_size": plain(test.env.config.window_size),
             "threshold": test.env.config.threshold,
+            "classifier_seconds": seconds,
             "total_timesteps": step,
             **({"unfinished": f"step {step} of {total}"} if step < total else {}),
         },

@@ -34,9 +34,8 @@ class Maps:
     blocks: Tensor
     """A (or B) per case, float64 [C, Bx, By, Bz]."""
     facts: list[dict[str, float]]
-    """Further metrics of each case. windows: how many the map is made of, of all its episodes (not with reduce "sum").
-    Means over its episodes: found (D of a search, in [0, 1]); of the other games steps; ended_by_self and truncated
-    (shares);
+    """Further metrics of each case. windows: how many different ones the map is made of, of all its episodes. Means
+    over its episodes: found (D of a search, in [0, 1]); of the other games steps; ended_by_self and truncated (shares);
     terminal_hit (share that τ ended on a window with tumour, whoever's); steps_over_optimal (steps / fewest possible,
     of the episodes that the learner ended; NaN without any)."""
 
@@ -139,11 +138,13 @@ def _roll_out(
     summed = env.masks.reduce == "sum"
     shape = env.lattice.block_shape if summed else (env.lattice.size,)
     painted = torch.zeros(n, *shape, dtype=torch.float64 if summed else torch.float32, device=env.device)
+    looked_at = torch.zeros(n, env.lattice.size, dtype=torch.bool, device=env.device)
     last, duel, found = torch.zeros_like(env.at), torch.zeros_like(env.duel), torch.zeros(n, device=env.device)
 
     def keep(env_ids: Tensor) -> None:
         strokes = env.painting.strokes(env_ids)
-        painted[env_ids] = env.masks.paint(*strokes) if summed else env.masks.seen(*strokes)
+        seen = env.masks.seen(*strokes)
+        painted[env_ids], looked_at[env_ids] = env.masks.paint(*strokes) if summed else seen, ~seen.isnan()
         last[:, env_ids], duel[:, env_ids] = env.at[:, env_ids], env.duel[:, env_ids]
         if isinstance(env, SearchEnv):
             found[env_ids] = env.found[env_ids]
@@ -156,12 +157,12 @@ def _roll_out(
     facts = []
     for number in numbers:
         mine = case == number
-        looked_at = {} if summed else {"windows": float((~painted[mine].isnan()).any(dim=0).sum())}
+        windows = float(looked_at[mine].any(dim=0).sum())
         if optimal is None:
-            facts.append({**looked_at, "found": float(found[mine].mean())})
+            facts.append({"windows": windows, "found": float(found[mine].mean())})
             continue
         of_case = {
-            **looked_at,
+            "windows": windows,
             "steps": float(steps[mine].double().mean()),
             "ended_by_self": float(by_self[mine].double().mean()),
             "truncated": float((~by_score[mine]).double().mean()),

@@ -1,18 +1,25 @@
 """Who plays in an evaluation: the trained policy with its trained opponent, rules alone (docs/spars.md, Method 13)."""
 
+import json
+
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from segarena.agents.command_line import main
 from segarena.agents.ppo import PPOConfig
 from segarena.agents.predictor import POLICY
 from segarena.agents.spars.config import EvaluationConfig, SparsExperiment
+from segarena.agents.spars.cost import ClassifierCost
 from segarena.agents.spars.evaluation import native_metrics
 from segarena.agents.spars.methods import Cases, Methods
 from segarena.agents.spars.training import _fresh
+from segarena.classifiers.presence import DensePresenceNet
 from segarena.common.runs import Run
 from segarena.datasets.liver.cases import LiverDataConfig, load_liver_cases
+from segarena.envs.spars import SparsEnv
 from segarena.envs.spars_config import SparsConfig
+from segarena.evaluation.results import read_results
 from spars_toys import LINE, MINUS_X, PLUS_X, case_of
 
 TUMOUR = (24, 32)
@@ -71,6 +78,56 @@ def test_a_rule_is_evaluated_alone(tmp_path):
     facts = facts_of(experiment, Run(tmp_path), "constant0")
     assert (facts["terminal_hit"], facts["truncated"], facts["steps"]) == (0.0, 1.0, 3.0)
     assert facts_of(experiment, Run(tmp_path), "greedy")["terminal_hit"] == 1.0
+
+
+# -- what looking costs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("all_of_them", [True, False])
+def test_windows_cost_what_each_costs_alone_and_all_of_them_a_dense_forward_too(all_of_them):
+    seconds = ClassifierCost(window=0.5, volume=8.0).of(32.0, all_of_them=all_of_them)
+    assert seconds == {"one_by_one": 16.0, **({"dense": 8.0} if all_of_them else {})}
+
+
+def test_the_cost_is_measured_one_window_at_a_time_and_by_the_dense_forward(monkeypatch):
+    batches, dense = [], []
+    score_windows, score_lattice = DensePresenceNet.score_windows, DensePresenceNet.score_lattice
+    monkeypatch.setattr(
+        DensePresenceNet,
+        "score_windows",
+        lambda self, volumes, case, *rest: batches.append(len(case)) or score_windows(self, volumes, case, *rest),
+    )
+    monkeypatch.setattr(
+        DensePresenceNet, "score_lattice", lambda self, *rest: dense.append(rest) or score_lattice(self, *rest)
+    )
+    env = SparsEnv(cases=["phantom_02000"], device="cpu", score_engine="lazy")
+    cost = ClassifierCost.measured(env)
+    assert set(batches) == {1}
+    assert len(dense) == 3
+    assert (cost.window > 0, cost.volume > 0) == (True, True)
+    other = SparsEnv(cases=["phantom_02000"], device="cpu", score_source="oracle_fraction")
+    assert ClassifierCost.measured(other) is None
+
+
+def test_every_result_says_how_many_windows_were_looked_at_and_what_they_cost(tmp_path):
+    run = tmp_path / "run"
+    settings = {"env.horizon": 4, "ppo.total_timesteps": 32, "ppo.num_envs": 2, "ppo.n_steps": 8, "ppo.batch_size": 8}
+    settings |= {"validation.cases": ["phantom_1000"], "test.cases": ["phantom_3000"], "examine_every": 0}
+    settings |= {"evaluation.rollouts": 2, "evaluation.pictures": 1, "policy": "flatten_mlp"}
+    settings |= {"env.obs_mode": "own_window", "env.cases": ["phantom_2000"], "device": "cpu"}
+    words = [word for key, value in settings.items() for word in (f"--{key}", json.dumps(value).strip('"'))]
+    assert main(["train", "--paper", "spars", *words, "--out", str(run)]) == 0
+    assert main(["evaluate", "--run", str(run)]) == 0
+    results = {result.method: result for result in read_results(run / "evaluation" / "test")}
+    windows = {method: result.metrics["windows"] for method, result in results.items()}
+    assert windows["score map (min)"] == windows["score map (max)"] == 13 * 13 * 11
+    assert windows["position prior"] == 0
+    assert 1 <= windows["SPARS"] <= 2 * 4
+    for method, result in results.items():
+        seconds = result.settings["classifier_seconds"]
+        assert set(seconds) == ({"one_by_one", "dense"} if method.startswith("score map") else {"one_by_one"})
+        assert 0 <= result.metrics["froc_0.125"] <= result.metrics["froc_8"] <= 1
+        assert "native_dice" not in result.metrics
 
 
 # -- on the voxels of the file ---------------------------------------------------------------------------------------

@@ -25,6 +25,14 @@ def test_an_episode_ended_on_tumour_where_the_window_above_tau_holds_tumour_whoe
     assert (facts["truncated"], facts["steps"]) == (0.0, 2.0)
 
 
+@pytest.mark.parametrize("reduce", ["sum", "min"])
+def test_windows_are_the_different_ones_that_were_looked_at(reduce):
+    """Two episodes walk from 16 to 8, 4 and 0, where the second to last step stays; each window counts once."""
+    env = line_env({}, opponent=Always(PLUS_X), threshold=1.0, horizon=5, num_envs=2, reduce=reduce, fill="none")
+    (facts,) = roll_out(env, Always(MINUS_X), jitter_cells=0, seed=0).facts
+    assert facts["windows"] == 4
+
+
 @pytest.mark.parametrize(("own", "rival"), [(0.8, 0.9), (0.9, 0.8)])
 def test_of_two_windows_above_tau_the_higher_score_ended_the_episode(own, rival):
     env = line_env({LEFT[0]: own, RIGHT[0]: rival}, LEFT, opponent=Always(PLUS_X), threshold=0.5)
