@@ -23,7 +23,7 @@ from ..evaluation.curve_figures import Curve
 from ..evaluation.drawing import Legend
 from ..evaluation.films import Shot
 from ..evaluation.machine import describe_machine
-from ..evaluation.report import Column, column, table
+from ..evaluation.report import Column, column, pairs, table
 from ..evaluation.results import Result
 from .predictor import PredictOptions, Predictor, no_predictor
 
@@ -287,6 +287,13 @@ class Paper(Generic[E]):
         first = table(results, columns, baseline=self.baseline if known else None)
         more = [r for r in results if self.more_columns and column(self.more_columns[0]).name in r.metrics]
         return [first, *([table(more, self.more_columns)] if more else [])]
+
+    def pairs(self, results: Sequence[Result]) -> str | None:
+        """Every two methods compared by the first column, in Markdown; None where some cases have no truth, or there is
+        one method only."""
+        one = column(self.columns[0])
+        judged = all(one.name in result.metrics for result in results)
+        return pairs(results, one) if judged and len({result.method for result in results}) > 1 else None
 
 
 def check_names(experiments: Sequence[Experiment], taken: Iterable[tuple[str, int]]) -> None:

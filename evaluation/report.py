@@ -9,6 +9,7 @@ of one patient are not independent.
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 from types import NoneType
 from typing import NamedTuple
 
@@ -157,20 +158,64 @@ def p_values(results: Sequence[Result], baseline: str, metric: Column | str) -> 
     Raises:
         ValueError: as `table`; or a metric that a case lacks, or that has a meaning on none of the cases.
     """
+    values, patients = _paired(results, column(metric))
+    if baseline not in values:
+        raise ValueError(f"baseline is {baseline!r} but the methods are {list(values)}")
+    of_units = {method: _units(of_method, patients) for method, of_method in values.items()}
+    reference = of_units.pop(baseline)
+    return holm({method: paired_wilcoxon(of_method, reference) for method, of_method in of_units.items()})
+
+
+def pairs(results: Sequence[Result], metric: Column | str) -> str:
+    """A Markdown table that compares every method with every other, on the same cases: a row for each pair.
+
+    The difference is that of the means, with the 95 % bootstrap interval of the paired differences, over cases (or
+    patients) and, where both methods have the same ones, seeds. p as in `p_values`, alone and corrected for the number
+    of pairs.
+
+    Raises:
+        ValueError: as `p_values`; or fewer than two methods.
+    """
     one = column(metric)
+    values, patients = _paired(results, one)
+    if len(values) < 2:
+        raise ValueError(f"there are no pairs: the only method is {next(iter(values))!r}")
+    seeds = {method: sorted(run.seed for run in runs) for method, runs in _by_method(results).items()}
+    of_units = {method: _units(of_method, patients) for method, of_method in values.items()}
+    found = {(a, b): paired_wilcoxon(of_units[a], of_units[b]) for a, b in combinations(values, 2)}
+    corrected = holm(found)
+    rows = []
+    for (a, b), p_value in found.items():
+        crossed = seeds[a] == seeds[b]
+        first, second = (of if crossed else of.mean(axis=0, keepdims=True) for of in (values[a], values[b]))
+        cell = _cell(first - second, one, patients)
+        rows.append([a, b, cell, f"{p_value:.2g}", f"{corrected[a, b]:.2g}"])
+    units = "patients" if patients else "cases"
+    lines = [
+        f"Difference: {one.title} of the method less that of the other, mean [95 % bootstrap interval over {units} "
+        "and, where both have the same ones, seeds].",
+        f"p: paired Wilcoxon test over {units}, two-sided, seeds averaged; Holm: corrected for the {len(rows)} pairs.",
+    ]
+    difference = one._replace(title=f"Difference of {one.title}")
+    return "\n".join([*markdown(["Method", "Other", _heading(difference), "p", "p, Holm"], rows), "", *lines])
+
+
+def _paired(results: Sequence[Result], one: Column) -> tuple[dict[str, Floats], list[str] | None]:
+    """The metric [seeds, cases] by method, cases in one order and seeds ascending; the patient of each case."""
     methods = _by_method(results)
-    if baseline not in methods:
-        raise ValueError(f"baseline is {baseline!r} but the methods are {list(methods)}")
     case_ids = list(_by_case(results[0].cases, one))  # one order for all methods, or the pairs would not match
-    per_case = {method: _values(runs, one, case_ids).mean(axis=0) for method, runs in methods.items()}
-    undefined = [method for method, values in per_case.items() if not values.size or np.isnan(values).any()]
+    ascending = {method: sorted(runs, key=lambda run: run.seed) for method, runs in methods.items()}
+    values = {method: _values(runs, one, case_ids) for method, runs in ascending.items()}
+    undefined = [method for method, found in values.items() if not found.size or np.isnan(found).any()]
     if undefined:
         raise ValueError(f"metric {one.name!r} is missing or undefined for cases of {undefined}")
-    patients = _patients(_patient_of(results[0].cases), case_ids)
-    if patients is not None:
-        per_case = {method: cluster_means(values, patients) for method, values in per_case.items()}
-    reference = per_case.pop(baseline)
-    return holm({method: paired_wilcoxon(values, reference) for method, values in per_case.items()})
+    return values, _patients(_patient_of(results[0].cases), case_ids)
+
+
+def _units(values: Floats, patients: Sequence[str] | None) -> Floats:
+    """The values [seeds, cases] averaged over seeds and, where there are, over the cases of each patient."""
+    means: Floats = values.mean(axis=0)
+    return means if patients is None else cluster_means(means, patients)
 
 
 def _by_method(results: Sequence[Result]) -> dict[str, list[Result]]:

@@ -1,13 +1,15 @@
 """Bootstrap intervals of means and p-values of differences, for every report."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
 Floats = npt.NDArray[np.float64]
+Test = TypeVar("Test", bound=Hashable)
+"""Name of a test, such as that of a method."""
 
 
 class Interval(NamedTuple):
@@ -84,13 +86,13 @@ def cluster_means(values: npt.ArrayLike, clusters: Sequence[Hashable]) -> Floats
     return means
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[Test, float]) -> dict[Test, float]:
     """The p-values of several tests, each raised so that all of them together keep the level (Holm, 1979).
 
     The smallest is multiplied by the number of tests, the next one by one less, and so on; none falls below a smaller
     one, none exceeds 1. One test alone stays as it is.
     """
-    corrected, least = dict[str, float](), 0.0
+    corrected, least = dict[Test, float](), 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
         least = max(least, min(1.0, (len(p_values) - rank) * p_values[name]))
         corrected[name] = least

@@ -93,11 +93,15 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
     text = "\n\n".join(row.tables(results))
     folders = list(dict.fromkeys(chosen.folder(run) for run in runs))
     write_text(folders[0] / "table.md", text + "\n")
+    if compared := row.pairs(results):
+        write_text(folders[0] / "pairs.md", compared + "\n")
     print(f"\n{text}\n")
     for folder in folders:
         for picture in sorted([*folder.glob("*.png"), *(folder.glob("*.html") if options.html else [])]):
             print(f"picture    {picture}")
         print(f"results    {folder}")
+    if compared:
+        print(f"pairs      {folders[0] / 'pairs.md'}")
     print(f"watch      {watch(runs)}")
     for line in skipped:
         print(f"skipped    {line}", file=sys.stderr)

@@ -564,6 +564,9 @@ def test_a_trained_run_is_evaluated(evaluated):
     for method in methods:
         assert re.search(rf"^\| {re.escape(method)} ", out, re.MULTILINE)
     assert (run / "evaluation" / "test" / "table.md").read_text().strip() in out
+    compared = (run / "evaluation" / "test" / "pairs.md").read_text()
+    assert compared.count("\n| ") == 1 + len(methods) * (len(methods) - 1) // 2, "a rule, and a line for each pair"
+    assert f"pairs      {run / 'evaluation' / 'test' / 'pairs.md'}" in out
     for result in results:
         assert [case["case_id"] for case in result.cases] == TINY["test"]["cases"]
         assert result.origins == {"phantom": 2}

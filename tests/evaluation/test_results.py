@@ -11,7 +11,7 @@ import pytest
 import torch
 from segarena.evaluation import machine
 from segarena.evaluation.metrics import segmentation_metrics
-from segarena.evaluation.report import Column, mean_metrics, p_values, table
+from segarena.evaluation.report import Column, mean_metrics, p_values, pairs, table
 from segarena.evaluation.results import Result, count_origins, read_results
 from segarena.evaluation.statistics import bootstrap_interval, holm, paired_wilcoxon
 
@@ -304,6 +304,44 @@ def test_methods_are_compared_on_paired_cases_with_seeds_averaged():
     assert found["ppo"] == paired_wilcoxon(gains, np.zeros(8))
     text = table([*ours, theirs], ["dice"], baseline="sweep")
     assert (row(text, "ppo")[-1], row(text, "sweep")[-1]) == ("0.0078", "–")
+
+
+def test_every_two_methods_are_compared_in_a_table_of_pairs():
+    base, gains = np.linspace(0.2, 0.6, 8), np.linspace(0.01, 0.08, 8)
+    cases = {"base": base, "better": base + gains, "worse": base - gains}
+    results = [
+        result(name, seed, [case(i, dice + shift) for i, dice in enumerate(of_name)])
+        for name, of_name in cases.items()
+        for seed, shift in ((1, 0.02), (0, -0.02))[: 1 if name == "worse" else 2]
+    ]
+    header, _, *lines = pairs(results, "dice").splitlines()
+    assert [cell.strip() for cell in header.strip("|").split("|")] == [
+        *("Method", "Other", "Difference of Dice (%)", "p", "p, Holm"),
+    ]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:3]]
+    assert [row[:2] for row in rows] == [["base", "better"], ["base", "worse"], ["better", "worse"]]
+    difference = bootstrap_interval(-100 * np.stack([gains, gains]))  # what the seeds have in common cancels
+    assert rows[0][2] == f"{difference.mean:.1f} [{difference.low:.1f}, {difference.high:.1f}]"
+    assert rows[1][2].startswith("2.5 "), "4.5 less the 2 that seed 1 of the other is above the mean of both"
+    wilcoxon = paired_wilcoxon(base, cases["better"])
+    assert rows[0][3:] == [f"{wilcoxon:.2g}", f"{3 * wilcoxon:.2g}"]
+    assert float(rows[1][3]) == pytest.approx(paired_wilcoxon(base, cases["worse"] + 0.02), rel=0.01)
+    assert "over cases" in lines[4]
+    assert "corrected for the 3 pairs" in lines[5]
+    with pytest.raises(ValueError, match="no pairs: the only method is 'ppo'"):
+        pairs([result()], "dice")
+
+
+def test_pairs_of_patients_are_compared_by_the_patients_means():
+    def of(name, values):
+        patients = [case(i, v) | {"patient": f"p{i // 2}"} for i, v in enumerate(values)]
+        return result(name, cases=patients)
+
+    ours, theirs = np.array([0.5, 0.6, 0.3, 0.35, 0.8, 0.7]), np.array([0.4, 0.4, 0.2, 0.3, 0.9, 0.5])
+    text = pairs([of("ours", ours), of("theirs", theirs)], "dice")
+    means = [values.reshape(3, 2).mean(axis=1) for values in (ours, theirs)]
+    assert row(text, "ours")[3] == f"{paired_wilcoxon(*means):.2g}"
+    assert "over patients" in text
 
 
 def test_the_p_values_of_several_methods_are_corrected_after_holm():
