@@ -11,6 +11,7 @@ from ..ppo import PPOConfig
 from .policies import PolicyName
 from .self_play import SelfPlayConfig
 
+Postprocess = Literal["none", "largest_component"]
 TRAIN = "train"
 """Value of `env.classifier` and of `env.fill`: make one in the run before the agent."""
 
@@ -45,6 +46,9 @@ class EvaluationConfig:
     best: bool = False
     """Evaluate the weights that had the highest mean Dice on the validation cases while training (see examine_every)
     instead of the last ones."""
+    postprocess: Postprocess = "none"
+    """What becomes of a mask above θ. none: it stays; largest_component: only its largest connected part does (26
+    neighbours). θ is chosen before."""
     tolerance_mm: float = 7.0
     """Tolerance of the normalised surface Dice, in mm; 7 is the Decathlon's for the liver."""
     pictures: int = 4

@@ -46,7 +46,7 @@ from .config import TRAIN, CaseChoice, SparsExperiment
 from .cost import ClassifierCost
 from .methods import Cases, Methods
 from .prediction import save_masks
-from .rollouts import PAPER_THRESHOLD, Maps
+from .rollouts import PAPER_THRESHOLD, Maps, mask_of
 from .rules import POLICIES
 from .search_rules import SEARCH_POLICIES
 from .thresholds import Threshold
@@ -125,7 +125,8 @@ def evaluate(runs: Sequence[tuple[Run, SparsExperiment]], options: EvaluateOptio
                 if options.html:
                     save_case_html(picture.with_suffix(".html"), views, title=f"{title}, θ = {theta:.3g}")
                 if options.save_masks:
-                    save_masks(maps, theta, title, options.folder(run) / "masks" / slug(title))
+                    folder, postprocess = options.folder(run) / "masks" / slug(title), experiment.evaluation.postprocess
+                    save_masks(maps, theta, title, folder, postprocess)
             thresholds.keep(experiment, run, chosen)
         seeds.add(experiment.seed)
     return results, skipped
@@ -245,7 +246,7 @@ def _result(
             log.warning("%s has no label and is left out of the metrics", case.id)
             continue
         values = test.values(number)
-        masks = [values > level for level in (theta, PAPER_THRESHOLD)]
+        masks = [mask_of(values, level, protocol.postprocess) for level in (theta, PAPER_THRESHOLD)]
         truth = case.label == TUMOUR
         metrics = segmentation_metrics(masks[0], truth, case.spacing_mm, tolerance_mm=protocol.tolerance_mm)
         scans.append(candidates(values, truth, levels))

@@ -21,9 +21,9 @@ from ...datasets.liver.grid import BODY_HU
 from ...datasets.readers import VOLUMES, ImageFiles, find_images, find_series, read_volume
 from ...evaluation.volume_figures import PredictionView, save_prediction_figure
 from ..predictor import POLICY, Predicted, PredictOptions
-from .config import SparsExperiment
+from .config import Postprocess, SparsExperiment
 from .methods import Cases, Methods
-from .rollouts import Maps
+from .rollouts import Maps, mask_of
 from .thresholds import thresholds_of
 from .training import trained_steps
 
@@ -83,6 +83,7 @@ class SparsPredictor:
             "title": methods.titles[method],
             "threshold": threshold,
             "threshold_from": origin,
+            "postprocess": experiment.evaluation.postprocess,
             "map": "score map" if method.startswith("score_map") else "map of what was seen",
             "trained_steps": steps,
             "seed": experiment.seed,
@@ -105,18 +106,21 @@ class SparsPredictor:
             log.warning("%s has no air (its lowest value is %g): is it a CT in HU?", files.path, lowest)
         case = case_of(sample, file, experiment.env)
         maps = self.methods.maps(self.method, Cases(experiment, run, experiment.env, [case]))
-        return save_case(maps, 0, self.threshold, self.methods.titles[self.method], folder)
+        title, postprocess = self.methods.titles[self.method], experiment.evaluation.postprocess
+        return save_case(maps, 0, self.threshold, title, folder, postprocess)
 
 
-def save_case(maps: Maps, number: int, theta: float, title: str, folder: Path) -> Predicted:
+def save_case(
+    maps: Maps, number: int, theta: float, title: str, folder: Path, postprocess: Postprocess = "none"
+) -> Predicted:
     """Write mask, map and picture of case `number` into `folder`: the files that `predict` and `evaluate` write.
 
-    <id>_mask.nii.gz, uint8 0 or 1; <id>_score.nii.gz, float32, the map of which the mask is what exceeds θ; both in the
-    space of the case's file. <id>_slices.png, three slices with both.
+    <id>_mask.nii.gz, uint8 0 or 1; <id>_score.nii.gz, float32, the map of which the mask is what exceeds θ, or of that
+    what `postprocess` leaves; both in the space of the case's file. <id>_slices.png, three slices with both.
     """
     case: LiverCase = maps.env.cases[number]
     values = maps.values(number)
-    inside = values > theta
+    inside = mask_of(values, theta, postprocess)
     path = {
         "mask": folder / f"{case.id}_mask.nii.gz",
         "score": folder / f"{case.id}_score.nii.gz",
@@ -140,7 +144,7 @@ def save_case(maps: Maps, number: int, theta: float, title: str, folder: Path) -
     return Predicted(path, facts)
 
 
-def save_masks(maps: Maps, theta: float, title: str, folder: Path) -> None:
+def save_masks(maps: Maps, theta: float, title: str, folder: Path, postprocess: Postprocess) -> None:
     """Write the files of `save_case` for every case."""
     for number in range(len(maps.env.cases)):
-        save_case(maps, number, theta, title, folder)
+        save_case(maps, number, theta, title, folder, postprocess)

@@ -17,7 +17,9 @@ from ...datasets.liver.cases import LiverCase
 from ...datasets.liver.lesions import TUMOUR
 from ...envs.spars import SparsEnv
 from ...envs.spars_search import SearchEnv
+from ...evaluation.metrics import components
 from ..policy import Policy, play
+from .config import Postprocess
 from .rules import BfsToTau
 
 PAPER_THRESHOLD = 0.5
@@ -49,9 +51,8 @@ class Maps:
         return self.env.masks.voxels(self.blocks[number]).cpu()
 
     def inside(self, number: int, theta: float) -> Tensor:
-        """The mask A > θ of case `number`, bool [X, Y, Z], on the CPU; compared as float32, so that a map that was
-        written gives the same."""
-        return self.values(number) > theta
+        """The mask A > θ of case `number`, bool [X, Y, Z], on the CPU; see `mask_of`."""
+        return mask_of(self.values(number), theta)
 
     def mean_dice(self, thetas: Sequence[float]) -> Tensor:
         """Mean Dice of the masks A > θ over the cases with tumour, for each of some ascending θ: float64 [θ].
@@ -82,6 +83,18 @@ class Maps:
             return blocks.float().flatten(), sizes.double().flatten(), tumour.double().flatten()
         values, tumour = env.masks.voxels(blocks).flatten(), env.painting.tumour(number).flatten().double()
         return values, torch.ones_like(tumour), tumour
+
+
+def mask_of(values: Tensor, theta: float, postprocess: Postprocess = "none") -> Tensor:
+    """The mask A > θ of a map, float32 [X, Y, Z], or what `postprocess` leaves of it: bool [X, Y, Z], on the CPU.
+
+    Compared as float32, so that a map that was written gives the same. Of parts of one size the first stays.
+    """
+    mask = values.cpu() > theta
+    if postprocess == "none" or not mask.any():
+        return mask
+    parts = components(mask.numpy())
+    return torch.from_numpy(parts == 1 + np.bincount(parts.ravel())[1:].argmax())
 
 
 def seed_of(case: LiverCase, seed: int) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import segarena
 import torch
+from scipy import ndimage
 from segarena.agents.command_line import main
 from segarena.agents.configuration import experiment_from, experiment_parser
 from segarena.agents.papers import PAPERS
@@ -65,7 +66,8 @@ def options(data, **changes):
 
 def test_the_night_begins_and_ends_in_small_on_a_folder_of_ones_own(folder, tmp_path):
     run = tmp_path / "run"
-    assert main(["train", *options(folder), "--out", str(run)]) == 0
+    changes = {"evaluation.postprocess": "largest_component"}
+    assert main(["train", *options(folder, **changes), "--out", str(run)]) == 0
     assert (run / "classifier" / "manifest.json").is_file()
     assert main(["evaluate", "--run", str(run), "--save_masks"]) == 0
     (result,) = (run / "evaluation").rglob("SPARS_seed0.json")
@@ -73,6 +75,7 @@ def test_the_night_begins_and_ends_in_small_on_a_folder_of_ones_own(folder, tmp_
     masks = result.parent / "masks" / "SPARS" / f"{case['case_id']}_mask.nii.gz"
     mask, truth = (nib.load(path).get_fdata() for path in (masks, folder / "labels" / f"{case['case_id']}.nii.gz"))
     assert mask.shape == (64, 64, 48), "twice the grid"
+    assert ndimage.label(mask, np.ones((3, 3, 3)))[1] == 1
     assert case["native_dice"] == dice(torch.from_numpy(mask == 1), torch.from_numpy(truth == 2)) != case["dice"]
     assert case["case_id"] in {f"ct_{number}" for number in range(4)}
     assert case["origin"] == "real"

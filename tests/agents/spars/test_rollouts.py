@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from segarena.agents.spars.rollouts import roll_out
+from segarena.agents.spars.rollouts import mask_of, roll_out
 from segarena.agents.spars.rules import BfsToTau
 from spars_toys import MINUS_X, PLUS_X, Always, line_env
 
@@ -23,6 +23,19 @@ def test_an_episode_ended_on_tumour_where_the_window_above_tau_holds_tumour_whoe
     assert facts["terminal_hit"] == float(tumour == high)
     assert facts["ended_by_self"] == ended_by_self
     assert (facts["truncated"], facts["steps"]) == (0.0, 2.0)
+
+
+def test_of_a_mask_the_largest_part_stays_where_that_is_asked_for():
+    """A part of 3 voxels that meet by corners, one of 2 with the highest value, one of 3 that comes later."""
+    values = torch.zeros(8, 5, 4)
+    values[0, 0, 0] = values[1, 1, 1] = values[2, 2, 2] = 0.6
+    values[4, 0, :2] = 0.9
+    values[6, 0:3, 3] = 0.6
+    whole, largest = (mask_of(values, 0.5, how) for how in ("none", "largest_component"))
+    assert torch.equal(whole, values > 0.5)
+    assert largest.nonzero().tolist() == [[0, 0, 0], [1, 1, 1], [2, 2, 2]]
+    assert mask_of(values, 0.7, "largest_component").nonzero().tolist() == [[4, 0, 0], [4, 0, 1]]
+    assert not mask_of(values, 0.9, "largest_component").any()
 
 
 @pytest.mark.parametrize("reduce", ["sum", "min"])
