@@ -376,7 +376,7 @@ def test_theta_is_chosen_on_the_validation_cases_and_the_mode_names_shared_anato
     def result(maps, learned):
         method, row = (experiment.name, None) if learned else ("score map (mean)", BASELINES["score_map_mean"])
         theta, options = choose_threshold(validation), EvaluateOptions()
-        made, _ = _result(experiment, method, row, maps, theta, trained=learned, step=0, options=options)
+        made, _ = _result(experiment, method, row, maps, theta, None, trained=learned, step=0, options=options)
         return made
 
     got = result(test, True)
