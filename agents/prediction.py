@@ -205,7 +205,7 @@ def _write(out: Path, settings: Mapping[str, Any], predictions: Iterable[Predict
     write_text(out / FILE, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     found = [item for entry in entries for item in entry["facts"].items()]
     facts = list(dict.fromkeys(name for name, value in found if not isinstance(value, dict)))
-    plain = ("method", "threshold")
+    plain = ("method",)
     with replacing(out / "predictions.csv") as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["id", "image", "mask", *plain, *facts, "seconds", "status", "reason"])

@@ -14,7 +14,8 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from segarena.agents.spars.baselines import score_map
-from segarena.agents.spars.rollouts import Maps, choose_threshold, roll_out
+from segarena.agents.spars.rollouts import Maps, roll_out
+from segarena.agents.spars.thresholds import Threshold
 from segarena.agents.spars.search_rules import SEARCH_POLICIES
 from segarena.datasets.liver.cases import LiverDataConfig, load_liver_cases
 from segarena.envs.spars import SparsEnv
@@ -77,9 +78,9 @@ def main() -> None:
             else:
                 policy = SEARCH_POLICIES[name].make(played, given.seed)
                 maps[purpose] = roll_out(played, policy, jitter_cells=0, seed=given.seed)
-        theta = choose_threshold(maps["validation"])
-        values = dice_of(maps["test"], theta)
-        return {"theta": theta, "dice": float(np.mean(values)), "interval": bootstrap_interval(values), "cases": values}
+        threshold = Threshold.of(maps["validation"], "expected_dice")
+        values = dice_of(maps["test"], threshold)
+        return {**threshold.written(), "dice": float(np.mean(values)), "interval": bootstrap_interval(values), "cases": values}
 
     wanted = [(name, n) for name in SEARCH_POLICIES for n in NUMBERS if n <= LEFT_OUT.get(name, n)]
     for name, windows in tqdm([("score_map_min", 1), *wanted], unit="rule"):

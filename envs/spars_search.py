@@ -2,23 +2,26 @@
 
 Symbols: L = positions of the lattice; f = presence score; m, s = mean and deviation of f on other cases; μ, σ = the
 same, given the windows that were seen; A = candidates, the windows that one move leads to; θ = level of the mask;
-M(v) = lowest f of the windows over a voxel; D = soft Dice of the map so far with the map of all scores.
+M = lowest f, seen or likely, of the windows over a block; M* = the same of all scores; p, q = how likely M and M* make
+it that a block is tumour; D = likeness of p and q.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..segmenters.expected_dice import Calibration
 from ..segmenters.score_prior import Posterior, ScorePrior
 from .core import Obs
 from .spars import SparsEnv, duel_of
 from .spars_config import ANYWHERE, SparsConfig
 from .spars_rules import asked
 
-SOFTNESS = 0.08
-"""Width of the step from 0 to 1 around θ that makes a soft mask of a map."""
+OF_SOME, OF_ALL = Calibration(1.7, -3.1), Calibration(0.7, -3.9)
+"""What M of 32 seen windows, and M*, say of tumour: fitted on the validation phantoms (docs/spars.md, Method 15)."""
 SCALE = 10.0
 """Reward of discovering all: D rises from 0 to 1 at most."""
 
@@ -29,7 +32,7 @@ class SearchEnv(SparsEnv):
     ## Description
     `gym.make("SPARS-LiverCT-v0", profile="search")`. There is no τ: an episode is T moves of each agent, and each move
     looks at one more window of the CT. Both agents know what either has seen: the scores f, and what is likely of all
-    other windows (a Gaussian process, `fill`). The map M is the lowest f, seen or likely, of the windows over a voxel.
+    other windows (a Gaussian process, `fill`). The map M is the lowest f, seen or likely, of the windows over a block.
     Who discovers more wins the round; labels enter neither observation nor reward.
 
     ## Action Space
@@ -41,13 +44,14 @@ class SearchEnv(SparsEnv):
     A move to a window that was seen discovers nothing. `action_masks()` leaves out such moves, unless all are such.
 
     ## Observation Space
-    Dict(candidates: Box(-4, 4, (A, 12), float32), state: Box(-4, 4, (7,), float32)): of each window that a move leads
-    to μ, σ, whether it was seen, f if it was, m, s, its place (3), time, 2σ - |μ - θ|, whether it can be chosen; time,
-    highest f seen, mean σ, predicted share of the volume, own place (3).
+    Dict(candidates: Box(-4, 4, (A, 15), float32), state: Box(-4, 4, (7,), float32)): of each window that a move leads
+    to μ, σ, whether it was seen, f if it was, m, s, its place (3), time, highest μ and mean σ of it and its neighbours,
+    mean p of its blocks, 2σ - |μ - θ|, whether it can be chosen; time, highest f seen, mean σ, predicted share of the
+    volume, own place (3).
 
     ## Rewards
-    d = 10·(D after the window was seen - D before), with D the soft Dice of σ((M - θ) / 0.08) and the same of the map
-    of all scores of the frozen classifier.
+    d = 10·(D after the window was seen - D before), with D = 2 Σ p q / (Σ p² + Σ q²) over blocks, p = sigmoid(1.7 logit M
+    - 3.1) and q = sigmoid(0.7 logit M* - 3.9).
 
     | reward | term | value |
     |---|---|---|
@@ -84,8 +88,9 @@ class SearchEnv(SparsEnv):
         self.posterior = Posterior(self.prior, n, self.horizon * self.config.n_agents)
         self.all_scores = torch.stack([self.table.volume(number).flatten() for number in range(len(self.cases))])
         """f of all windows of each case, float32 [C, L]."""
-        self._full = self._soft(self.all_scores)
-        self._amount = self._full.sum(dim=1)  # [C]
+        self._full = self._likely(self.all_scores, OF_ALL)  # q of each case, [C, blocks]
+        self._amount = self._full.square().sum(dim=1)  # [C]
+        self._p = torch.zeros(n, self._full.shape[1], device=self.device)
         self.found = torch.zeros(n, device=self.device)
         """D of the map so far, in [0, 1]."""
         self._second = torch.zeros(n, dtype=torch.bool, device=self.device)  # the learner moves after the competitor
@@ -104,21 +109,24 @@ class SearchEnv(SparsEnv):
         """f of the windows that were seen, and what is likely of the others, float32 [N, L] in [0, 1]."""
         return torch.where(self.posterior.seen, self.all_scores[self.case], self.posterior.mean.clamp(0, 1))
 
-    def _soft(self, scores: Tensor) -> Tensor:
-        """The soft mask of scores of all windows, [..., L]: float32 [..., blocks]."""
-        lowest = self.lattice.lowest(scores.view(-1, self.lattice.size)).flatten(1)
-        return torch.sigmoid((lowest - self.config.mask_threshold) / SOFTNESS).view(*scores.shape[:-1], -1)
+    def _likely(self, scores: Tensor, calibration: Calibration) -> Tensor:
+        """How likely each block is tumour, by the scores of all windows, float32 [K, L]: [K, blocks]."""
+        return calibration.probability(self.lattice.lowest(scores).flatten(1))
 
-    def likeness(self, scores: Tensor) -> Tensor:
-        """D of the map of `scores`, float32 [N, L], with the map of all scores of each environment's case: [N]."""
-        soft = self._soft(scores)
-        return 2 * (soft * self._full[self.case]).sum(dim=1) / (soft.sum(dim=1) + self._amount[self.case])
+    def _likeness(self, p: Tensor) -> Tensor:
+        """D of p, float32 [N, blocks], with q of each environment's case: [N]."""
+        return 2 * (p * self._full[self.case]).sum(dim=1) / (p.square().sum(dim=1) + self._amount[self.case])
+
+    def _found(self) -> Tensor:
+        """D of the map so far, [N]; keeps its p."""
+        self._p = self._likely(self.scores_known(), OF_SOME)
+        return self._likeness(self._p)
 
     def foresee(self, ids: Tensor, scores: Tensor) -> Tensor:
         """D if every environment saw the window `ids` int64 [N], unseen, with `scores` float32 [N]: [N]."""
         likely = self.posterior.mean_if(ids, scores).clamp(0, 1)
         known = torch.where(self.posterior.seen, self.scores_known(), likely)
-        return self.likeness(known.scatter(1, ids[:, None], scores[:, None]))
+        return self._likeness(self._likely(known.scatter(1, ids[:, None], scores[:, None]), OF_SOME))
 
     # -- dynamics ----------------------------------------------------------------------------------------------------
 
@@ -126,7 +134,7 @@ class SearchEnv(SparsEnv):
         super()._place(env_ids, case, at)
         self.posterior.reset(env_ids)
         self.total = self.total.index_fill(1, env_ids, 0.0)
-        self.found.index_copy_(0, env_ids, self.likeness(self.scores_known()).index_select(0, env_ids))
+        self.found.index_copy_(0, env_ids, self._found().index_select(0, env_ids))
         if self.config.n_agents == 2:
             second = self.streams.uniform(1, env_ids)[:, 0] < 0.5
             self._second.index_copy_(0, env_ids, second)
@@ -141,7 +149,7 @@ class SearchEnv(SparsEnv):
         self.at = torch.cat((self.at[:player], there[None], self.at[player + 1 :]))
         scores = self.table.lookup(self.case, there)
         self.posterior.see(there, scores, moves)
-        after = torch.where(moves, self.likeness(self.scores_known()), self.found)
+        after = torch.where(moves, self._found(), self.found)
         gain, self.found = SCALE * (after - self.found), after
         return gain
 
@@ -196,15 +204,28 @@ class SearchEnv(SparsEnv):
         columns = (
             *(mean, sigma, seen.float(), f, self.prior.mean[there], self._deviation[there]),
             *self._where[there].unbind(dim=-1),
-            *(time, 2 * sigma - (mean - self.config.mask_threshold).abs(), self.action_masks(player).float()),
+            *(time, *(x.gather(1, there) for x in self._around())),
+            *(2 * sigma - (mean - self.config.mask_threshold).abs(), self.action_masks(player).float()),
         )
         candidates = torch.stack(columns, dim=-1).clamp(-4, 4)
-        known = self.scores_known()
-        highest = torch.where(self.posterior.seen, known, 0.0).amax(dim=1)
-        numbers = (time[:, 0], highest, self.posterior.variance.sqrt().mean(dim=1), self._soft(known).mean(dim=1))
+        highest = torch.where(self.posterior.seen, self.all_scores[self.case], 0.0).amax(dim=1)
+        numbers = (time[:, 0], highest, self.posterior.variance.sqrt().mean(dim=1), self._p.mean(dim=1))
         state = torch.cat((torch.stack(numbers, dim=1), self._where[self.at[player]]), dim=1).clamp(-4, 4)
         chosen = slice(None) if env_ids is None else env_ids
         return {"candidates": candidates[chosen], "state": state[chosen]}
+
+    def _around(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Highest μ and mean σ of every window and its neighbours, and mean p of its blocks: float32 [N, L] each."""
+        lattice = self.lattice
+        mean, sigma = (x.view(-1, 1, *lattice.shape) for x in (self.posterior.mean, self.posterior.variance.sqrt()))
+        cells = tuple(width // lattice.step for width in lattice.window)
+        inner = tuple(  # the blocks of the first window come first: a phase leaves a part of one before them
+            slice(int(phase > 0), int(phase > 0) + number + cell - 1)
+            for phase, number, cell in zip(lattice.phase, lattice.shape, cells, strict=True)
+        )
+        p = F.avg_pool3d(self._p.view(-1, *lattice.block_shape)[(slice(None), *inner)][:, None], cells, 1)
+        near = F.avg_pool3d(sigma, 3, 1, 1, count_include_pad=False)
+        return F.max_pool3d(mean, 3, 1, 1).flatten(1), near.flatten(1), p.flatten(1)
 
     def _answer(self, env_ids: Tensor | None = None) -> Tensor:
         """The competitor's actions, int64 [N]; only those of `env_ids` are drawn and matter, if it is given."""
@@ -253,3 +274,4 @@ class SearchEnv(SparsEnv):
         kept = {name: value.to(self.device, copy=True) for name, value in state["search"].items()}
         self.found, self._second, self._pending = kept["found"], kept["second"], kept["pending"]
         self.gains, self.total, self._pending_at = kept["gains"], kept["total"], kept["pending_at"]
+        self._found()

@@ -19,8 +19,12 @@ from ..segmenters.score_prior import ScorePrior, load_prior
 from ..segmenters.window_masks import MaskMaker
 from .spars_config import SparsConfig
 
-CANDIDATE = ("μ", "σ", "seen", "f if seen", "m", "s", "x", "y", "z", "time", "2σ - |μ - θ|", "can be chosen")
-"""What is observed of a candidate in a search (spars_search.py has the symbols)."""
+CANDIDATE = (
+    *("μ", "σ", "seen", "f if seen", "m", "s", "x", "y", "z", "time", "highest μ around", "mean σ around", "mean p"),
+    *("2σ - |μ - θ|", "can be chosen"),
+)
+"""What is observed of a candidate in a search (spars_search.py has the symbols); around: of it and its 26
+neighbours."""
 SEARCH_STATE = ("time", "highest f seen", "mean σ", "predicted share of the volume", "x", "y", "z")
 """What is observed of the whole."""
 

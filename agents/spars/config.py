@@ -12,6 +12,7 @@ from .policies import PolicyName
 from .self_play import SelfPlayConfig
 
 Postprocess = Literal["none", "largest_component"]
+MaskRule = Literal["threshold", "expected_dice"]
 TRAIN = "train"
 """Value of `env.classifier` and of `env.fill`: make one in the run before the agent."""
 
@@ -46,6 +47,11 @@ class EvaluationConfig:
     best: bool = False
     """Evaluate the weights that had the highest mean Dice on the validation cases while training (see examine_every)
     instead of the last ones."""
+    mask: MaskRule | None = None
+    """From a map to its mask. threshold: above one θ, that of the highest mean Dice on the validation cases;
+    expected_dice: for each case the mask of the highest expected Dice, by what the values of the map said on the
+    validation cases, which is never empty: where patients may have no tumour, take threshold. null: expected_dice; with
+    env.reduce=sum, whose maps exceed 1, threshold."""
     postprocess: Postprocess = "none"
     """What becomes of a mask above θ. none: it stays; largest_component: only its largest connected part does (26
     neighbours). θ is chosen before."""
@@ -143,4 +149,10 @@ class SparsExperiment(Experiment):
                 f"env.gamma is {env.gamma} but ppo.gamma is {self.ppo.gamma}; with reward 'shaped' they must be equal, "
                 f"or the potential changes which policy is best"
             )
-        return replace(self, env=env)
+        mask = self.evaluation.mask or ("threshold" if env.reduce == "sum" else "expected_dice")
+        if mask == "expected_dice" and env.reduce == "sum":
+            raise ValueError(
+                "evaluation.mask is 'expected_dice' but env.reduce is 'sum', whose maps exceed 1; take 'threshold', or "
+                "another env.reduce"
+            )
+        return replace(self, env=env, evaluation=replace(self.evaluation, mask=mask))

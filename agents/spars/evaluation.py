@@ -110,10 +110,11 @@ def evaluate(runs: Sequence[tuple[Run, SparsExperiment]], options: EvaluateOptio
             others = None if experiment.seed in seeds else policies
             methods, chosen, cost = Methods(experiment, run), dict[str, Threshold](), None
             for name, maps, of_validation in _maps(methods, (test, validation), others):
-                chosen[name], title, trained = Threshold.of(of_validation), methods.titles[name], name == POLICY
+                rule = thresholds.mask_rule(experiment)
+                chosen[name], title, trained = Threshold.of(of_validation, rule), methods.titles[name], name == POLICY
                 if trained:
                     title = method_name(experiment, step, experiment.ppo.total_timesteps)
-                theta, row = chosen[name].value, BASELINES.get(name)
+                theta, row = chosen[name], BASELINES.get(name)
                 cost = cost or ClassifierCost.measured(maps.env)
                 result, views = _result(
                     experiment, title, row, maps, theta, cost, trained=trained, step=step, options=options
@@ -121,9 +122,9 @@ def evaluate(runs: Sequence[tuple[Run, SparsExperiment]], options: EvaluateOptio
                 results.append(write_result(options.folder(run), result))
                 log.info("seed %d: %s is evaluated", experiment.seed, result.method)
                 picture = options.folder(run) / f"{result.id}.png"
-                save_case_figure(picture, views, title=f"{title}, θ = {theta:.3g}", heat_name="map")
+                save_case_figure(picture, views, title=f"{title}, {theta}", heat_name="map")
                 if options.html:
-                    save_case_html(picture.with_suffix(".html"), views, title=f"{title}, θ = {theta:.3g}")
+                    save_case_html(picture.with_suffix(".html"), views, title=f"{title}, {theta}")
                 if options.save_masks:
                     folder, postprocess = options.folder(run) / "masks" / slug(title), experiment.evaluation.postprocess
                     save_masks(maps, theta, title, folder, postprocess)
@@ -227,7 +228,7 @@ def _result(
     method: str,
     row: MapBaseline | None,
     test: Maps,
-    theta: float,
+    theta: Threshold,
     cost: ClassifierCost | None,
     *,
     trained: bool,
@@ -246,7 +247,7 @@ def _result(
             log.warning("%s has no label and is left out of the metrics", case.id)
             continue
         values = test.values(number)
-        masks = [mask_of(values, level, protocol.postprocess) for level in (theta, PAPER_THRESHOLD)]
+        masks = [mask_of(values, level, protocol.postprocess) for level in (theta.of_case(values), PAPER_THRESHOLD)]
         truth = case.label == TUMOUR
         metrics = segmentation_metrics(masks[0], truth, case.spacing_mm, tolerance_mm=protocol.tolerance_mm)
         scans.append(candidates(values, truth, levels))
@@ -285,8 +286,9 @@ def _result(
         metrics={**means, **froc(scans)},
         cases=cases,
         settings={
-            "mask_threshold": theta,
-            "mask_threshold_from": "validation cases, highest mean Dice",
+            "mask_threshold": theta.value,
+            "mask_threshold_from": thresholds.ORIGIN[thresholds.mask_rule(experiment)],
+            "calibration": theta.written()["calibration"],
             "protocol": plain(asdict(protocol)),
             "window_size": plain(test.env.config.window_size),
             "threshold": test.env.config.threshold,

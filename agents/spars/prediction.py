@@ -24,7 +24,7 @@ from ..predictor import POLICY, Predicted, PredictOptions
 from .config import Postprocess, SparsExperiment
 from .methods import Cases, Methods
 from .rollouts import Maps, mask_of
-from .thresholds import thresholds_of
+from .thresholds import ORIGIN, Threshold, mask_rule, thresholds_of
 from .training import trained_steps
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class SparsPredictor:
 
     methods: Methods
     method: str
-    threshold: float
+    threshold: Threshold
     settings: dict[str, Any]
     notes: Sequence[str]
 
@@ -63,7 +63,7 @@ class SparsPredictor:
         check_choice("method", method, methods.titles)
         if options.threshold is None:
             known = thresholds_of(methods, (method, *([ADVISED] if method == POLICY else [])))
-            threshold, origin = known[method].value, "validation cases, highest mean Dice"
+            threshold, origin = known[method], ORIGIN[mask_rule(experiment)]
             best = max(known, key=lambda name: known[name].dice)
             notes = [f"validation Dice of {method}: {100 * known[method].dice:.1f} %"]
             if known[best].dice > known[method].dice:
@@ -73,7 +73,7 @@ class SparsPredictor:
                 )
         else:
             check_range("threshold", options.threshold, AT_LEAST_0)
-            threshold, origin, notes = float(np.float32(options.threshold)), "given", []
+            threshold, origin, notes = Threshold(float(np.float32(options.threshold)), 0.0), "given", []
         if experiment.env.data == "phantom":
             notes.append("this run was trained on phantoms: on a patient's CT its masks mean nothing")
         settings = {
@@ -81,7 +81,8 @@ class SparsPredictor:
             "config": file_digest(run.folder / "config.yaml"),
             "method": method,
             "title": methods.titles[method],
-            "threshold": threshold,
+            "threshold": threshold.value,
+            "calibration": threshold.written()["calibration"],
             "threshold_from": origin,
             "postprocess": experiment.evaluation.postprocess,
             "map": "score map" if method.startswith("score_map") else "map of what was seen",
@@ -111,7 +112,7 @@ class SparsPredictor:
 
 
 def save_case(
-    maps: Maps, number: int, theta: float, title: str, folder: Path, postprocess: Postprocess = "none"
+    maps: Maps, number: int, threshold: Threshold, title: str, folder: Path, postprocess: Postprocess = "none"
 ) -> Predicted:
     """Write mask, map and picture of case `number` into `folder`: the files that `predict` and `evaluate` write.
 
@@ -120,6 +121,7 @@ def save_case(
     """
     case: LiverCase = maps.env.cases[number]
     values = maps.values(number)
+    theta = threshold.of_case(values)
     inside = mask_of(values, theta, postprocess)
     path = {
         "mask": folder / f"{case.id}_mask.nii.gz",
@@ -135,6 +137,7 @@ def save_case(
     )
     save_prediction_figure(path["picture"], view, title=title)
     facts = {
+        "threshold": theta,
         "volume_ml": volume_ml,
         "mask_voxels": int(native.sum()),
         "mean_score": float(values[inside].mean()) if inside.any() else None,
@@ -144,7 +147,7 @@ def save_case(
     return Predicted(path, facts)
 
 
-def save_masks(maps: Maps, theta: float, title: str, folder: Path, postprocess: Postprocess) -> None:
+def save_masks(maps: Maps, threshold: Threshold, title: str, folder: Path, postprocess: Postprocess) -> None:
     """Write the files of `save_case` for every case."""
     for number in range(len(maps.env.cases)):
-        save_case(maps, number, theta, title, folder, postprocess)
+        save_case(maps, number, threshold, title, folder, postprocess)

@@ -5,7 +5,7 @@ depend on its voxels and the seed alone, so that its map is the same alone, amon
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +18,14 @@ from ...datasets.liver.lesions import TUMOUR
 from ...envs.spars import SparsEnv
 from ...envs.spars_search import SearchEnv
 from ...evaluation.metrics import components
+from ...evaluation.metrics import dice as dice_of
+from ...segmenters.expected_dice import count
 from ..policy import Policy, play
 from .config import Postprocess
 from .rules import BfsToTau
 
 PAPER_THRESHOLD = 0.5
+NO_TUMOUR = "no case has a tumour"
 CANDIDATES = 400
 """Number of mask thresholds that are tried: upper quantiles of the painted values."""
 
@@ -72,8 +75,28 @@ class Maps:
             if total := float(tumour.sum()):
                 dice.append(2 * common / (painted + total))
         if not dice:
-            raise ValueError("no case has a tumour")
+            raise ValueError(NO_TUMOUR)
         return torch.stack(dice).mean(dim=0)
+
+    def counted(self, number: int) -> Tensor:
+        """Voxels, and tumour voxels, of case `number` in every bin of logit A: float64 [2, bins]."""
+        return count(*self._counted(number))
+
+    def dice_at(self, level: Callable[[Tensor], float]) -> float:
+        """Mean Dice over the cases with tumour, each at the θ that `level` gives to its map.
+
+        Raises:
+            ValueError: no case has a tumour.
+        """
+        dice = []
+        for number in range(len(self.env.cases)):
+            truth = self.env.painting.tumour(number).cpu()
+            if truth.any():
+                values = self.values(number)
+                dice.append(dice_of(values > level(values), truth))
+        if not dice:
+            raise ValueError(NO_TUMOUR)
+        return sum(dice) / len(dice)
 
     def _counted(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Values of A float32, and of each how many voxels, and tumour voxels, have it, float64: [M] each."""

@@ -1,45 +1,95 @@
 """Mask thresholds θ of a run's methods, chosen on its validation cases and kept beside it (docs/spars.md, Method 13).
 
-RUN/evaluation/thresholds.json holds θ of each method, with the mean Dice on the validation cases that chose it.
+RUN/evaluation/thresholds.json holds θ of each method, or what gives each case its own θ, with the mean Dice on the
+validation cases that chose it.
 `evaluate` chooses and writes them; `predict` takes what is there, and chooses itself what is not, where the validation
 cases can be read.
 """
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ...common.files import write_text
 from ...common.reading import read_json
 from ...common.runs import Run, plain
-from .config import SparsExperiment
+from ...segmenters.expected_dice import Calibration
+from .config import MaskRule, SparsExperiment
 from .methods import Cases, Methods
-from .rollouts import Maps, choose_threshold
+from .rollouts import NO_TUMOUR, Maps, choose_threshold
 
 log = logging.getLogger(__name__)
 FILE = "evaluation/thresholds.json"
 """Below the run: in a folder into which others may write while it trains, see `resuming.FOR_READERS`."""
 
 
+ORIGIN: dict[MaskRule, str] = {
+    "threshold": "validation cases, highest mean Dice",
+    "expected_dice": "each case's mask of the highest expected Dice, calibrated on the validation cases",
+}
+"""Where θ comes from, in words."""
+
+
 @dataclass(frozen=True)
 class Threshold:
-    """θ of one method."""
+    """θ of one method: one for all cases, or for each the θ of its mask with the highest expected Dice."""
 
-    value: float
+    rule: float | Calibration
+    """θ, or what the values of a map say."""
     dice: float
     """Mean Dice over the validation cases with tumour, in [0, 1]."""
 
     @classmethod
-    def of(cls, validation: Maps) -> "Threshold":
-        """The θ with the highest mean Dice.
+    def of(cls, validation: Maps, rule: MaskRule) -> "Threshold":
+        """The θ with the highest mean Dice, or the calibration of the maps.
 
         Raises:
             ValueError: no case has a tumour.
         """
-        theta = choose_threshold(validation)
-        return cls(theta, float(validation.mean_dice([theta])))
+        if rule == "threshold":
+            theta = choose_threshold(validation)
+            return cls(theta, float(validation.mean_dice([theta])))
+        counts = [counted for counted in map(validation.counted, range(len(validation.env.cases))) if counted[1].any()]
+        if not counts:
+            raise ValueError(NO_TUMOUR)
+        calibration = Calibration.fit(torch.stack(counts).sum(dim=0))
+        return cls(calibration, validation.dice_at(lambda values: calibration.level(values)))
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> "Threshold":
+        """What `written` gave."""
+        curve = content.get("calibration")
+        return cls(Calibration(*map(float, curve)) if curve else float(content["threshold"]), float(content["dice"]))
+
+    def written(self) -> dict[str, Any]:
+        """As JSON: threshold (null where each case has its own), calibration (slope and offset), dice."""
+        fixed = self.value
+        curve = None if isinstance(self.rule, float) else [self.rule.slope, self.rule.offset]
+        return {"threshold": fixed, "calibration": curve, "dice": self.dice}
+
+    @property
+    def value(self) -> float | None:
+        """θ where it is one for all cases."""
+        return self.rule if isinstance(self.rule, float) else None
+
+    def of_case(self, values: Tensor) -> float:
+        """θ of a case with the map `values`, float32 [X, Y, Z]."""
+        return self.rule if isinstance(self.rule, float) else self.rule.level(values)
+
+    def __str__(self) -> str:
+        return f"θ = {self.rule:.3g}" if isinstance(self.rule, float) else "highest expected Dice"
+
+
+def mask_rule(experiment: SparsExperiment) -> MaskRule:
+    """How masks are made of maps; `experiment` is resolved."""
+    rule = experiment.evaluation.mask
+    assert rule is not None
+    return rule
 
 
 def basis_of(experiment: SparsExperiment, run: Run) -> dict[str, Any]:
@@ -52,6 +102,7 @@ def basis_of(experiment: SparsExperiment, run: Run) -> dict[str, Any]:
         "jitter_cells": protocol.jitter_cells,
         "deterministic": protocol.deterministic,
         "best": protocol.best,
+        "mask": mask_rule(experiment),
         "trained_steps": run.checkpoint().step if experiment.ppo.total_timesteps else 0,
     }
 
@@ -62,9 +113,7 @@ def kept(experiment: SparsExperiment, run: Run) -> dict[str, Threshold]:
         content = read_json(run.folder / FILE)
         if content["basis"] != basis_of(experiment, run):
             return {}
-        return {
-            name: Threshold(float(one["threshold"]), float(one["dice"])) for name, one in content["methods"].items()
-        }
+        return {name: Threshold.read(one) for name, one in content["methods"].items()}
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -74,9 +123,7 @@ def kept(experiment: SparsExperiment, run: Run) -> dict[str, Threshold]:
 
 def keep(experiment: SparsExperiment, run: Run, chosen: dict[str, Threshold]) -> None:
     """Add thresholds to those that are kept; a folder that cannot be written is logged."""
-    methods = {
-        name: {"threshold": one.value, "dice": one.dice} for name, one in {**kept(experiment, run), **chosen}.items()
-    }
+    methods = {name: one.written() for name, one in {**kept(experiment, run), **chosen}.items()}
     text = json.dumps({"basis": basis_of(experiment, run), "methods": methods}, indent=1)
     try:
         write_text(run.folder / FILE, text + "\n")
@@ -96,7 +143,8 @@ def thresholds_of(methods: Methods, names: Iterable[str]) -> dict[str, Threshold
         cases = Cases(experiment, run, experiment.validation.of(experiment.env))
         try:
             log.info("choosing the mask threshold of %s on the run's validation cases", ", ".join(missing))
-            known |= {name: Threshold.of(methods.maps(name, cases)) for name in missing}
+            rule = mask_rule(experiment)
+            known |= {name: Threshold.of(methods.maps(name, cases), rule) for name in missing}
         except (FileNotFoundError, ValueError) as error:
             raise ValueError(
                 f"{run.folder / FILE} has no mask threshold of {', '.join(missing)}, and none can be chosen ({error}); "

@@ -1,0 +1,99 @@
+"""The mask of the highest expected Dice, from a map whose values tell how likely a voxel is tumour (docs/spars.md,
+Method 13).
+
+Symbols: A = map, in [0, 1]; p = P(tumour) of a voxel; a, b = slope and offset of p = sigmoid(a logit A + b).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LARGEST_LOGIT = 7.0
+"""|logit A| is at most so large: A is known to lie between 0.001 and 0.999."""
+BINS = 280
+"""Bins of logit A in which voxels are counted, each 0.05 wide."""
+ROUNDS = 100
+
+
+def logit(values: Tensor) -> Tensor:
+    """log(A / (1 - A)) of a map, bounded by `LARGEST_LOGIT`; A outside [0, 1] counts as the nearer end."""
+    return torch.logit(values.clamp(0, 1), eps=1e-12).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+
+
+def count(values: Tensor, sizes: Tensor, tumour: Tensor) -> Tensor:
+    """Voxels, and tumour voxels, in every bin of logit A: float64 [2, BINS].
+
+    Args:
+        values: A, [M].
+        sizes, tumour: voxels, and tumour voxels, that have each of the values, float64 [M].
+    """
+    place = ((logit(values) / LARGEST_LOGIT + 1) * (BINS / 2)).long().clamp(0, BINS - 1)
+    return torch.stack([torch.bincount(place, one, minlength=BINS) for one in (sizes, tumour)])
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the value of a voxel says: p = sigmoid(slope * logit A + offset), rising with A."""
+
+    slope: float
+    offset: float
+
+    @classmethod
+    def fit(cls, counts: Tensor) -> "Calibration":
+        """By logistic regression of the voxels that `count` counted, float64 [2, BINS], as Platt (1999) does it: with
+        targets (N + 1) / (N + 2) and 1 / (N + 2), N voxels of that class, so that a stays finite. Newton's method.
+
+        A map that is lower where there is tumour tells nothing: a is 0, and p the share of tumour.
+
+        Raises:
+            ValueError: no voxel is tumour, or all are.
+        """
+        sizes, tumour = counts.cpu()
+        total, positive = float(sizes.sum()), float(tumour.sum())
+        if not 0 < positive < total:
+            raise ValueError(f"{positive:g} of {total:g} voxels are tumour, so what a value says cannot be learned")
+        tumour = tumour * (positive + 1) / (positive + 2) + (sizes - tumour) / (total - positive + 2)
+        x = ((torch.arange(BINS, dtype=torch.float64) + 0.5) * (2 / BINS) - 1) * LARGEST_LOGIT
+        design = torch.stack((x, torch.ones_like(x)))  # [2, BINS]
+        odds = math.log(positive / (total - positive))
+        weights = torch.tensor([0.0, odds], dtype=torch.float64)
+        loss = _loss(design, weights, sizes, tumour)
+        for _ in range(ROUNDS):
+            p = torch.sigmoid(weights @ design)
+            slope = design @ (tumour - sizes * p)
+            curvature = (design * (sizes * p * (1 - p))) @ design.T + 1e-9 * torch.eye(2, dtype=torch.float64)
+            step, size = torch.linalg.solve(curvature, slope), 1.0
+            while (after := _loss(design, weights + size * step, sizes, tumour)) > loss and size > 1e-6:
+                size /= 2
+            weights, gain, loss = weights + size * step, loss - after, after
+            if gain < 1e-12 * total:
+                break
+        a, b = weights.tolist()
+        return cls(a, b) if a > 0 else cls(0.0, odds)
+
+    def probability(self, values: Tensor) -> Tensor:
+        """p of values of a map, of any shape."""
+        return torch.sigmoid(self.slope * logit(values) + self.offset)
+
+    def level(self, values: Tensor) -> float:
+        """θ of one map: A > θ, strictly, is the mask with the highest expected Dice.
+
+        The expected Dice of the k voxels with the highest p is about 2 Σ_k p / (k + Σ p), with Σ p over all voxels. It
+        is never highest for no voxel: where there may be no tumour at all, take a fixed θ.
+        """
+        ordered = values.flatten().sort(descending=True).values
+        p = self.probability(ordered.double())
+        number = torch.arange(1, len(p) + 1, dtype=torch.float64, device=p.device)
+        expected = p.cumsum(0) / (number + p.sum())
+        last = torch.ones_like(ordered, dtype=torch.bool)  # of those with the same value all are in, or none
+        last[:-1] = ordered[1:] < ordered[:-1]
+        inside = int(expected.masked_fill(~last, -1.0).argmax()) + 1
+        return float(ordered[inside]) if inside < len(ordered) else float(ordered[-1]) - 1.0
+
+
+def _loss(design: Tensor, weights: Tensor, sizes: Tensor, tumour: Tensor) -> Tensor:
+    """-log likelihood of the counted voxels."""
+    z = weights @ design
+    return (sizes * torch.nn.functional.softplus(z) - tumour * z).sum()
