@@ -42,6 +42,7 @@ from . import thresholds
 from .baselines import BASELINES, MapBaseline
 from .config import TRAIN, CaseChoice, SparsExperiment
 from .methods import Cases, Methods
+from .patch_rules import PATCH_POLICIES
 from .prediction import save_masks
 from .rollouts import PAPER_THRESHOLD, Maps
 from .rules import POLICIES
@@ -69,7 +70,7 @@ COLUMNS: tuple[Column | str, ...] = (
 )
 """The table of results; a game that lacks a metric leaves it out."""
 GAME, SEARCH = ("random", "constant0", "greedy", "blind_walk", "bfs_to_tau"), tuple(SEARCH_POLICIES)
-POLICIES_SHOWN = {"default": GAME, "paper": GAME, "search": SEARCH}
+POLICIES_SHOWN = {"default": GAME, "paper": GAME, "search": SEARCH, "patch": tuple(PATCH_POLICIES)}
 """Reference policies that `evaluate` plays by default, by profile."""
 
 
