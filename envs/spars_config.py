@@ -161,7 +161,7 @@ class SparsConfig(LiverDataConfig):
     threshold: float = 0.3
     """τ in [0, 1]: a score above it ends the episode; 1 never does. Profiles search and patch have none."""
     horizon: int | None = None
-    """T: steps after which an episode is truncated; null: 128; profile paper: 32; search and patch: 16, of each agent."""
+    """T: steps after which an episode is truncated; null: 128; profile paper: 32; search, patch: 16, of each agent."""
     reward: RewardName | None = None
     """sign: ±1 for the higher score; diff: s1 - s2; score: s1; shaped: gamma·f(p') - f(p), added to sign where somebody
     competes. Profile search: sign and diff of what was discovered; discovery: what the learner did; cooperative: what

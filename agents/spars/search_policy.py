@@ -86,8 +86,9 @@ class _OverCandidates(_Base):  # type: ignore[misc] # of either of SB3's actor-c
         candidates, state = (self.observation_space[name].shape for name in ("candidates", "state"))
         assert candidates is not None
         assert state is not None
+        (number, width), (whole,) = candidates, state
         ends = int(self.action_space.nvec[1]) if isinstance(self.action_space, spaces.MultiDiscrete) else 0
-        self.mlp_extractor = _Candidates(*candidates, *state, ends)
+        self.mlp_extractor = _Candidates(number, width, whole, ends)
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
@@ -96,11 +97,11 @@ class _OverCandidates(_Base):  # type: ignore[misc] # of either of SB3's actor-c
         self.optimizer = self.optimizer_class(self.parameters(), **settings)
 
 
-class CandidatePolicy(_OverCandidates, ActorCriticPolicy):
+class CandidatePolicy(_OverCandidates, ActorCriticPolicy):  # type: ignore[misc] # its parts are those of the first
     """Chooses among windows; one that was seen is not chosen while another was not."""
 
 
-class MaskableCandidatePolicy(_OverCandidates, MaskableActorCriticPolicy):
+class MaskableCandidatePolicy(_OverCandidates, MaskableActorCriticPolicy):  # type: ignore[misc] # as above
     """The same for MaskablePPO, whose masks say so once more."""
 
 
