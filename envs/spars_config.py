@@ -28,7 +28,6 @@ MOVES: dict[str, list[Triple]] = {
     "axis7": [*_AXIS, _STAY],
     "king26": _KING,
     "multidiscrete3": _CUBE,
-    CONTINUOUS: [],
 }
 """Displacement of each action in lattice cells (x, y, z), one cell = `step` voxels (docs/spars.md, Method 2)."""
 SEARCH_MOVES: dict[str, list[Triple]] = {
@@ -319,7 +318,7 @@ class SparsConfig(LiverDataConfig):
     @property
     def moves(self) -> list[Triple]:
         """Displacement of each action in cells; none where actions are places."""
-        return {**MOVES, **SEARCH_MOVES, PATCHES: []}[self.action_set or PROFILES[self.profile]["action_set"]]
+        return {**MOVES, **SEARCH_MOVES}.get(self.action_set or PROFILES[self.profile]["action_set"], [])
 
     def terms(self) -> list[str]:
         """Names of the reward terms; every field is resolved."""

@@ -105,12 +105,8 @@ def random_place(env: SparsEnv) -> Tensor:
     return env.streams.uniform(3).float()
 
 
-WALKS = tuple(name for name, moves in MOVES.items() if moves)
-"""Action sets of the paper's game by which windows move."""
-
-
 def _row(
-    about: str, make: Callable[[SparsEnv], Policy[SparsEnv]], action_sets: tuple[str, ...] = WALKS
+    about: str, make: Callable[[SparsEnv], Policy[SparsEnv]], action_sets: tuple[str, ...] = tuple(MOVES)
 ) -> Reference[SparsEnv]:
     """A rule of the paper's game."""
     needs = {"profile": ("default", "paper"), "action_set": action_sets}
