@@ -270,7 +270,7 @@ def _train_agent(experiment: SparsExperiment, run: Run) -> None:
     if checkpoint:
         training.restore(checkpoint)
     seen = checkpoint.step if checkpoint else 0
-    if training.self_play and not checkpoint:
+    if training.self_play and not checkpoint and settings.profile != "patch":  # there the learner is always first
         log.info(SELF_PLAY_NOTE)
         run.log_text("spars/self_play", SELF_PLAY_NOTE)
     learn(
