@@ -23,7 +23,7 @@ WORKERS ?= 2
 
 demo: .venv/.installed
 	rm -rf runs/demo
-	$(BIN)/python run_rl.py train --config spars/demo --out runs/demo
+	$(BIN)/python run_rl.py train --config spars/search --config spars/demo --out runs/demo
 	$(BIN)/python run_rl.py evaluate --run runs/demo
 
 .typing:

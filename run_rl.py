@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """The RL driver: train, evaluate, render, play, list, ...
 
-python run_rl.py train --config spars/demo --out runs/demo
+python run_rl.py train --config spars/search --config spars/demo --out runs/demo
 python run_rl.py evaluate --run runs/demo
 """
 

@@ -22,14 +22,15 @@ from .core import BatchedEnv, Frame, Obs, notice_phantom
 from .spars_config import SparsConfig, check_options, fill_for_function, profile_of
 from .spars_painting import Painting
 from .spars_rules import RULES, Competitor, Model, asked, competitor, random_move
-from .spars_tables import Windows, lattice_of, mask_maker, open_moves, score_tables, spaces_of, start_position
+from .spars_starts import Starts
+from .spars_tables import Windows, lattice_of, mask_maker, open_moves, placement, score_tables, spaces_of
 
 STATE = ("case", "at", "scores", "duel", "_start_ids", "_terminated", "_found")
 """Tensors that an episode consists of, beside those of the core and the painting."""
-TRIES = 8
-"""Places that are tried for a random start: the first with a score of at most τ is taken, or else the first of all."""
 REASONS = {(True, True): "tau_both", (True, False): "tau_self", (False, True): "tau_opp", (False, False): "time"}
 """Why an episode ended, by whether s1 and s2 exceed τ."""
+GAMES = {"search": (".spars_search", "SearchEnv"), "patch": (".spars_patch", "PatchEnv")}
+"""Module and class of the other games, by profile."""
 
 
 class SparsEnv(BatchedEnv):
@@ -48,7 +49,8 @@ class SparsEnv(BatchedEnv):
     | move (cells x, y, z) | 0,0,+1 | 0,0,-1 | 0,+1,0 | 0,-1,0 | +1,0,0 | -1,0,0 |
 
     `action_set="axis7"` adds 6 = stay; `"king26"` is `Discrete(26)`, all neighbours in lexicographic order;
-    `"multidiscrete3"` is `MultiDiscrete([3, 3, 3])`, value v moves v - 1 cells along that axis.
+    `"multidiscrete3"` is `MultiDiscrete([3, 3, 3])`, value v moves v - 1 cells along that axis; `"continuous"` is
+    `Box(0, 1, (3,), float32)`: the window's lower corner goes to full·a, clipped and rounded to the lattice.
 
     ## Observation Space
     | obs_mode | space | content |
@@ -81,8 +83,8 @@ class SparsEnv(BatchedEnv):
     ## Arguments
     The fields of `SparsConfig`, by name; `opponent` may also be a model of Stable-Baselines3 or an object with
     `act(obs, deterministic)`, `score_source` a function `(case, corners int64 [N, 3]) -> float32 [N]` with values in
-    [0, 1]; `volumes` are cases to play on. `profile="search"` makes a `SearchEnv`, another game. `eval_dice` is off in
-    gym.make_vec unless it is given, on elsewhere.
+    [0, 1]; `volumes` are cases to play on. `profile="search"` makes a `SearchEnv`, `profile="patch"` a `PatchEnv`,
+    other games. `eval_dice` is off in gym.make_vec unless it is given, on elsewhere.
 
     >>> import gymnasium as gym, segarena
     >>> env = gym.make("SPARS-LiverCT-v0", cases=["phantom_02000"], score_source="oracle_fraction", device="cpu")
@@ -103,6 +105,7 @@ class SparsEnv(BatchedEnv):
     """
 
     config_class = SparsConfig
+    reasons: ClassVar[Mapping[tuple[bool, bool], str]] = REASONS
     vector_defaults: ClassVar[Mapping[str, Any]] = {"eval_dice": False}
     config: SparsConfig
 
@@ -134,9 +137,9 @@ class SparsEnv(BatchedEnv):
         self.reward_weights = dict.fromkeys(cfg.terms(), 1.0)
 
     def __new__(cls, config: SparsConfig | None = None, **settings: Any) -> "SparsEnv":
-        """With profile "search" a `SearchEnv`, another game on the same windows."""
-        if cls is SparsEnv and profile_of(config, settings) == "search":
-            cls = import_module(".spars_search", __package__).SearchEnv
+        """With profile "search" a `SearchEnv`, with "patch" a `PatchEnv`: other games on the same windows."""
+        if cls is SparsEnv and (game := GAMES.get(str(profile_of(config, settings)))):
+            cls = getattr(import_module(game[0], __package__), game[1])
         return super().__new__(cls)
 
     def _resolved(self, config: SparsConfig) -> SparsConfig:
@@ -146,7 +149,7 @@ class SparsEnv(BatchedEnv):
         """Make everything that is looked up in a step, and the state of the episodes, on the device."""
         cfg, lattice = self.config, self.lattice
         cells = torch.tensor(cfg.moves, dtype=torch.int64).view(-1, 3)
-        self.n_moves = len(cells)
+        self.n_moves = len(cells) or lattice.size  # without moves the actions are the positions
         self._next = lattice.move_table(cells).flatten().to(self.device)  # [L·A]
         self._open = open_moves(self._next.view(lattice.size, -1).cpu(), cfg).to(self.device)  # [L, A]
         self._corners = lattice.corners().to(self.device)  # [L, 3]
@@ -154,13 +157,11 @@ class SparsEnv(BatchedEnv):
         self._cells = (self._corners - torch.tensor(lattice.phase, device=self.device)) // cfg.step  # [L, 3]
         free = (torch.tensor(lattice.full) - torch.tensor(lattice.window)).clamp(min=1).to(self.device)
         self._where = (2.0 * self._corners / free - 1.0).float()  # [L, 3] in [-1, 1]
-        self._start = start_position(cfg, lattice)
+        self._starts = Starts(self)
         self._window = torch.tensor(lattice.window, device=self.device)
         if cfg.obs_mode in ("own_window", "two_window"):
             self._windows = Windows(self.cases, lattice, cfg.obs_size, self.device)
         players, n = cfg.n_agents, self.num_envs
-        ranges = [len(self.cases), *[lattice.size] * (TRIES * players)]
-        self._ranges = torch.tensor(ranges, dtype=torch.float64, device=self.device)  # of what a start draws
         self.case = torch.zeros(n, dtype=torch.int64, device=self.device)
         self.at = torch.zeros(players, n, dtype=torch.int64, device=self.device)  # lattice positions of p1 (and p2)
         self._start_ids = torch.zeros_like(self.at)  # where the episode began
@@ -172,24 +173,9 @@ class SparsEnv(BatchedEnv):
 
     # -- the dynamics: docs/spars.md, Method 3 ---------------------------------------------------------------------
 
-    def _reset(self, env_ids: Tensor, options: Mapping[str, Any], case: Tensor | None = None) -> None:
+    def _reset(self, env_ids: Tensor, options: Mapping[str, Any]) -> None:
         check_options(options)
-        players = self.config.n_agents
-        draw = self.streams.uniform(1 + TRIES * players, env_ids)  # case, then candidates for p1 (and p2)
-        drawn = (draw * self._ranges).long()  # [K, 1 + TRIES·P]
-        case = drawn[:, 0] if case is None else case
-        if "case_id" in options:
-            case = torch.full_like(case, self._index_of(options["case_id"]))
-        if self.config.start == "random_lattice":  # the first candidate that τ would not end at once
-            places = drawn[:, 1:].T.view(TRIES, players, -1)
-            calm = self.table.lookup(case.expand_as(places), places) <= self.config.threshold
-            at = places.gather(0, calm.int().argmax(dim=0, keepdim=True))[0]
-        else:
-            at = torch.full((players, len(env_ids)), self._start, device=self.device)
-        for player, name in enumerate(("start", "start_opponent")[:players]):
-            if name in options:
-                at[player] = self.lattice.ids(torch.as_tensor(options[name])).to(self.device)
-        self._place(env_ids, case, at)
+        self._place(env_ids, *self._starts.draw(env_ids, options))
 
     def _place(self, env_ids: Tensor, case: Tensor, at: Tensor) -> None:
         # not by an index: index_copy_ takes half the time, and index_fill_ does not wait for CUDA
@@ -208,13 +194,7 @@ class SparsEnv(BatchedEnv):
         Fixed starts are moved by up to `jitter_cells` lattice cells along each axis, both agents alike.
         """
         self.reset()
-        if self.config.start == "random_lattice":
-            return self._reset(self._all, {}, case)
-        high = torch.tensor(self.lattice.shape, device=self.device) - 1
-        jitter = (self.streams.uniform(3) * (2 * jitter_cells + 1)).long() - jitter_cells
-        cells = (self._cells[self.at[0]] + jitter).clamp(torch.zeros_like(high), high)
-        at = (cells * torch.tensor(self.lattice.strides, device=self.device)).sum(dim=1)
-        return self._place(self._all, case, at.expand(self.config.n_agents, -1))
+        self._place(self._all, *self._starts.moved(case, jitter_cells))
 
     def _step(self, actions: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         cfg = self.config
@@ -266,8 +246,8 @@ class SparsEnv(BatchedEnv):
         return scores
 
     def _following(self, at: Tensor, moves: Tensor) -> Tensor:
-        """Where the moves, numbers in MOVES, lead from the positions `at`: int64 of their shape."""
-        return self._next[at * self.n_moves + moves]
+        """Where the moves, numbers in MOVES or of positions, lead from the positions `at`: int64 of their shape."""
+        return self._next[at * self.n_moves + moves] if self.config.moves else moves
 
     def neighbours(self, at: Tensor) -> Tensor:
         """Where each action leads from the positions `at` int64 [N]: int64 [A, N]."""
@@ -276,12 +256,15 @@ class SparsEnv(BatchedEnv):
 
     def action_masks(self, player: int = 0) -> Tensor:
         """Actions of `player` that lead away from its place or mean to stay, bool [N, A] ([N, 9] for multidiscrete3:
-        the three values of each axis); all where there is none."""
-        return self._open[self.at[player]]
+        the three values of each axis); all where there is none. Continuous ones have no masks: ValueError."""
+        return self._open[self.at[player]] if self.config.moves else super().action_masks()
 
     def _flat(self, actions: Tensor) -> Tensor:
-        """Number in MOVES of each action, int64 [N] on this device."""
-        actions = actions.to(self.device, torch.int64)
+        """Number in MOVES, or of the position, of each action: int64 [N] on this device."""
+        actions = actions.to(self.device)
+        if actions.is_floating_point():  # continuous
+            return placement(actions, self.lattice)
+        actions = actions.long()
         if actions.ndim == 2:  # multidiscrete3
             return (actions[:, 0] * 3 + actions[:, 1]) * 3 + actions[:, 2]
         return actions
@@ -334,14 +317,13 @@ class SparsEnv(BatchedEnv):
 
     def _episode_info(self, env_ids: Tensor) -> Callable[[], list[dict[str, Any]]]:
         """Case and reason of the end of each episode and, with eval_dice, how well its mask fits."""
-        hits = (self.duel > self.config.threshold) & self._terminated
-        facts = torch.cat((self.case[None], self.t[None], hits)).index_select(1, env_ids)  # int64 [4, K]
+        facts = torch.cat((self.case[None], self.t[None], self._enders())).index_select(1, env_ids)  # int64 [4, K]
         strokes = self.painting.strokes(env_ids) if self.config.eval_dice else None
 
         def made() -> list[dict[str, Any]]:
             cases, lengths, *ends = facts.tolist()
             infos: list[dict[str, Any]] = [
-                {"case_id": self.cases[case].id, "reason": REASONS[bool(own), bool(rival)]}
+                {"case_id": self.cases[case].id, "reason": self.reasons[bool(own), bool(rival)]}
                 for case, own, rival in zip(cases, *ends, strict=True)
             ]
             if strokes is not None:
@@ -350,6 +332,10 @@ class SparsEnv(BatchedEnv):
             return infos
 
         return made
+
+    def _enders(self) -> Tensor:
+        """Whose score ended the episode, bool [2, N]."""
+        return (self.duel > self.config.threshold) & self._terminated
 
     def score_volume(self, case_id: str) -> Tensor:
         """f at every lattice position of a case, float32 [sx, sy, sz]; NaN where the lazy engine has not been."""

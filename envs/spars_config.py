@@ -1,8 +1,9 @@
-"""Arguments of SPARS-LiverCT-v0 and its three profiles (docs/spars.md, Method 1 and 15)."""
+"""Arguments of SPARS-LiverCT-v0 and its four profiles (docs/spars.md, Method 1, 15 and 16)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -13,12 +14,15 @@ from ..datasets.liver.lattice import SIDE, Triple
 from ..datasets.liver.phantom import SHAPE
 from ..segmenters.window_masks import Reduce, Upsample
 
+ActionSet = Literal["axis6", "axis7", "king26", "multidiscrete3", "continuous", "leap78", "anywhere", "patches"]
+RewardName = Literal["sign", "diff", "score", "shaped", "discovery", "cooperative"]
+
 _STAY = (0, 0, 0)
 _CUBE = [(x, y, z) for x, y, z in product((-1, 0, 1), repeat=3)]
 _AXIS = [(0, 0, 1), (0, 0, -1), (0, 1, 0), (0, -1, 0), (1, 0, 0), (-1, 0, 0)]
 _KING = [cell for cell in _CUBE if cell != _STAY]
-ANYWHERE = "anywhere"
-"""The action set whose actions are the positions themselves."""
+CONTINUOUS, ANYWHERE, PATCHES = "continuous", "anywhere", "patches"
+"""The action sets that name a place instead of a move: by three numbers, by its number, by that of a patch."""
 MOVES: dict[str, list[Triple]] = {
     "axis6": _AXIS,
     "axis7": [*_AXIS, _STAY],
@@ -31,6 +35,41 @@ SEARCH_MOVES: dict[str, list[Triple]] = {
     ANYWHERE: [],
 }
 """The same of profile "search" (docs/spars.md, Method 15)."""
+OF_GAMES: dict[str, dict[str, tuple[str, ...]]] = {
+    "search": {"action_set": tuple(SEARCH_MOVES), "obs_mode": ("memory",)},
+    "patch": {"action_set": (PATCHES,), "obs_mode": ("patches",)},
+}
+"""What only one profile has, and nothing else of the same kind."""
+FIXED: dict[str, dict[str, list[Any]]] = {
+    "search": {
+        "reduce": ["min"],
+        "accumulate": ["both"],
+        "lesion_rounds": [1],
+        "threshold": [0.3, 1.0],
+        "tie_reward": [0.0],
+        "terminal_bonus": [0.0],
+        "opponent": ["snapshot", "random", "greedy"],
+    },
+    "patch": {
+        "start": ["centre"],
+        "lesion_rounds": [1],
+        "threshold": [0.3, 1.0],
+        "terminal_bonus": [0.0],
+        "opponent": ["snapshot", "random"],
+    },
+}
+"""Values that the fields may have in the games without τ; a threshold of 0.3, the field's default, is not looked at."""
+PAID = {
+    ("search", 1): ["discovery"],
+    ("search", 2): ["sign", "diff", "discovery", "cooperative"],
+    ("patch", 1): ["score"],
+    ("patch", 2): ["sign", "diff"],
+    ("default", 1): ["score", "shaped"],
+    ("default", 2): ["sign", "diff", "score", "shaped"],
+}
+"""Rewards by profile and number of agents; those of paper are those of default."""
+ROUNDS = 16
+"""T of the patch game where it is left open and there are patches enough."""
 
 RESET_OPTIONS = {"case_id", "start", "start_opponent"}
 """Options of `reset`."""
@@ -70,6 +109,17 @@ PROFILES: dict[str, dict[str, Any]] = {
         "reduce": "min",
         "upsample": "trilinear",
     },
+    "patch": {
+        "action_set": PATCHES,
+        "obs_mode": "patches",
+        "start": "centre",
+        "horizon": None,
+        "tie_reward": 0.0,
+        "bonus": 0.0,
+        "accumulate": "both",
+        "reduce": "min",
+        "upsample": "trilinear",
+    },
 }
 
 
@@ -77,22 +127,24 @@ PROFILES: dict[str, dict[str, Any]] = {
 class SparsConfig(LiverDataConfig):
     """Constructor arguments of SPARS-LiverCT-v0; null is filled in from profile and data."""
 
-    profile: Literal["default", "paper", "search"] = "default"
+    profile: Literal["default", "paper", "search", "patch"] = "default"
     """The game, and values of the fields that are null. paper: those of the paper's text and program; default: the same
     game with our values; search: every move looks at one more window, all that was seen makes the mask (see
-    SearchEnv)."""
+    SearchEnv); patch: both choose patches that do not overlap, until one of them ends it (see PatchEnv)."""
     window_size: Triple | None = None
     """w in voxels (x, y, z), multiples of `step`. null: (16, 16, 8) for phantoms, else (48, 48, 24)."""
     step: int = 4
     """h: length of a move in voxels."""
-    action_set: Literal["axis6", "axis7", "king26", "multidiscrete3", "leap78", "anywhere"] | None = None
+    action_set: ActionSet | None = None
     """Moves. axis6: one step along ± each axis; axis7: those and stay; king26: to all 26 neighbours; multidiscrete3:
-    -1, 0, +1 along each axis; leap78: 1, 2 or 4 steps in each of 26 directions; anywhere: to any window (profile
-    search). null: axis6; profile search: leap78."""
-    obs_mode: Literal["own_window", "two_window", "features", "memory"] | None = None
+    -1, 0, +1 along each axis; continuous: to any window, by its lower corner as shares of the volume; leap78: 1, 2 or 4
+    steps in each of 26 directions; anywhere: to any window by its number (both of profile search); patches: to any
+    patch (profile patch). null: axis6; profile search: leap78; profile patch: patches."""
+    obs_mode: Literal["own_window", "two_window", "features", "memory", "patches"] | None = None
     """Observation. own_window: voxels of the own window; two_window: of both windows, and the state; features: the
     classifier's features of both windows, and the state; memory: what is known of the windows in reach (profile search,
-    always). null: two_window; profile paper: own_window."""
+    always); patches: grey values of all patches (profile patch, always). null: two_window; profile paper:
+    own_window."""
     obs_size: Triple | None = None
     """Size in voxels to which own_window observations are resized (nearest); null: window_size."""
     score_source: Literal["classifier", "oracle_fraction"] = "classifier"
@@ -106,14 +158,14 @@ class SparsConfig(LiverDataConfig):
     by window, in batches; lazy: a window when it is first visited; auto: dense where one forward serves all windows,
     else lazy."""
     threshold: float = 0.3
-    """τ in [0, 1]: a score above it ends the episode; 1 never does. Profile search has none."""
+    """τ in [0, 1]: a score above it ends the episode; 1 never does. Profiles search and patch have none."""
     horizon: int | None = None
-    """T: steps after which an episode is truncated; null: 128; profile paper: 32; profile search: 16, of each agent."""
-    reward: Literal["sign", "diff", "score", "shaped", "discovery", "cooperative"] | None = None
+    """T: steps after which an episode is truncated; null: 128; profile paper: 32; search, patch: 16, of each agent."""
+    reward: RewardName | None = None
     """sign: ±1 for the higher score; diff: s1 - s2; score: s1; shaped: gamma·f(p') - f(p), added to sign where somebody
     competes. Profile search: sign and diff of what was discovered; discovery: what the learner did; cooperative: what
     both did. null: sign; for one agent shaped (sign and diff are then always positive, and score rewards never ending
-    the episode), or discovery."""
+    the episode), discovery, or in profile patch score."""
     gamma: float = 0.99
     """γ: discount of the potential in reward "shaped", 0 to 1; must be that of PPO."""
     tie_reward: float | None = None
@@ -132,7 +184,8 @@ class SparsConfig(LiverDataConfig):
     phase: Triple | None = None
     """Offset of the lattice in voxels, each below `step`; null: the start corner modulo step."""
     accumulate: Literal["learner", "both"] | None = None
-    """Agents whose windows are painted: the learner alone, or both. null: learner; profile search: both."""
+    """Agents whose windows are painted: the learner alone, or both. null: learner; profiles
+    search and patch: both."""
     reduce: Reduce | None = None
     """Combination of the scores of overlapping windows in a voxel. sum: over all visits (paper); mean, max, min: of the
     windows that were visited. null: min; profile paper: sum."""
@@ -166,7 +219,8 @@ class SparsConfig(LiverDataConfig):
             ValueError: a value outside its range.
         """
         profile = PROFILES[self.profile]
-        phantom, searches = self.data == "phantom", self.profile == "search"
+        phantom = self.data == "phantom"
+        alone: dict[str, RewardName] = {"search": "discovery", "patch": "score"}
         done = replace(
             self,
             grid_shape=self.working_grid,
@@ -176,7 +230,7 @@ class SparsConfig(LiverDataConfig):
             horizon=profile["horizon"] if self.horizon is None else self.horizon,
             tie_reward=profile["tie_reward"] if self.tie_reward is None else self.tie_reward,
             terminal_bonus=profile["bonus"] if self.terminal_bonus is None else self.terminal_bonus,
-            reward=self.reward or ("sign" if self.n_agents == 2 else "discovery" if searches else "shaped"),
+            reward=self.reward or ("sign" if self.n_agents == 2 else alone.get(self.profile, "shaped")),
             action_set=self.action_set or profile["action_set"],
             classifier=self.classifier or ("packaged" if phantom else None),
             accumulate=self.accumulate or profile["accumulate"],
@@ -184,61 +238,94 @@ class SparsConfig(LiverDataConfig):
             upsample=self.upsample or profile["upsample"],
         )
         done = replace(done, fill=self.fill or done.usual_fill())
-        if searches:
-            done = done.for_search()
+        if self.profile in FIXED:
+            done = done.without_tau()
+        if self.profile == "patch":
+            done = replace(done, horizon=done.rounds())
         if done.reduce == "sum" and done.fill != "none":
             raise ValueError(f"fill is {done.fill!r} but reduce 'sum' adds visits, which unseen windows do not have")
-        rewards = {False: (["sign", "diff", "score", "shaped"], ["score", "shaped"])}
-        rewards[True] = (["sign", "diff", "discovery", "cooperative"], ["discovery"])
-        if done.reward not in (known := rewards[searches][done.n_agents == 1]):
+        paid = PAID["default" if done.profile == "paper" else done.profile, done.n_agents]
+        if done.reward not in paid:
             raise ValueError(
                 f"reward is {done.reward!r} but with profile {done.profile!r} and n_agents={done.n_agents} it must be "
-                f"one of {', '.join(known)}"
+                f"one of {', '.join(paid)}"
             )
-        for name, own in (("action_set", tuple(SEARCH_MOVES)), ("obs_mode", ("memory",))):
-            value = getattr(done, name)
-            if (value in own) != searches:
-                raise ValueError(
-                    f"{name} is {value!r} but profile {done.profile!r} "
-                    f"{'needs ' + ' or '.join(own) if searches else 'has no such one'}"
-                )
+        done.check_game()
         if done.obs_size is not None and done.obs_mode != "own_window":
             raise ValueError(f"obs_size is {done.obs_size!r} but needs obs_mode='own_window'")
         return done
 
-    def for_search(self) -> "SparsConfig":
-        """The same without what profile "search" does not have; every field is resolved.
+    def check_game(self) -> None:
+        """Check that actions, observation and opponent are those of the profile; every field is resolved.
+
+        Raises:
+            ValueError: they are not.
+        """
+        for name in ("action_set", "obs_mode"):
+            value, own = getattr(self, name), OF_GAMES.get(self.profile, {}).get(name)
+            elsewhere = [one for profile, of in OF_GAMES.items() if profile != self.profile for one in of[name]]
+            if value in elsewhere or (own and value not in own):
+                raise ValueError(
+                    f"{name} is {value!r} but profile {self.profile!r} "
+                    f"{'needs ' + ' or '.join(own) if own else 'has no such one'}"
+                )
+        if self.action_set == CONTINUOUS and self.n_agents == 2 and self.opponent in ("constant0", "greedy"):
+            raise ValueError(
+                f"opponent is {self.opponent!r} but action_set 'continuous' has no moves; give 'snapshot' or 'random'"
+            )
+
+    def without_tau(self) -> "SparsConfig":
+        """The same without what games that have no τ lack; every field is resolved.
 
         Raises:
             ValueError: a value that means nothing there.
         """
-        fixed: dict[str, list[Any]] = {
-            "reduce": ["min"],
-            "accumulate": ["both"],
-            "lesion_rounds": [1],
-            "threshold": [0.3, 1.0],
-        }
-        fixed |= {"tie_reward": [0.0], "terminal_bonus": [0.0], "opponent": ["snapshot", "random", "greedy"]}
-        for name, values in fixed.items():
+        for name, values in FIXED[self.profile].items():
             if getattr(self, name) not in values:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)!r} but profile 'search' knows {values[-1]!r} alone; leave it out"
-                    if len(values) < 3
-                    else f"{name} is {getattr(self, name)!r} but with profile 'search' it must be one of {values}"
+                    f"{name} is {getattr(self, name)!r} but with profile {self.profile!r} it must be one of {values}"
+                    if name == "opponent"
+                    else f"{name} is {getattr(self, name)!r} but profile {self.profile!r} knows {values[-1]!r} alone; "
+                    f"leave it out"
                 )
-        if self.fill == "none":
+        if self.profile == "search" and self.fill == "none":
             raise ValueError("fill is 'none' but profile 'search' needs to know what is likely of unseen windows")
-        return replace(self, threshold=1.0)  # there is no τ
+        return replace(self, threshold=1.0)
+
+    @property
+    def patch_shape(self) -> Triple:
+        """Patches along each axis, blocks of the window's size side by side; the grid and the window are resolved."""
+        assert self.grid_shape is not None
+        assert self.window_size is not None
+        phase = self.phase or (0, 0, 0)
+        x, y, z = ((n - p) // w for n, p, w in zip(self.grid_shape, phase, self.window_size, strict=True))
+        return x, y, z
+
+    def rounds(self) -> int:
+        """T of the patch game: as long as every agent finds a patch that is not blanked.
+
+        Raises:
+            ValueError: it is longer.
+        """
+        patches, most = prod(self.patch_shape), prod(self.patch_shape) // self.n_agents
+        if most < 1 or (self.horizon or 0) > most:
+            raise ValueError(
+                f"horizon is {self.horizon} but the {patches} patches of window_size {self.window_size} last for "
+                f"{most} rounds of n_agents={self.n_agents}; lower it, or take a smaller window_size"
+            )
+        return min(ROUNDS, most) if self.horizon is None else self.horizon
 
     @property
     def moves(self) -> list[Triple]:
-        """Displacement of each action in cells; none where actions are positions."""
-        return {**MOVES, **SEARCH_MOVES}[self.action_set or PROFILES[self.profile]["action_set"]]
+        """Displacement of each action in cells; none where actions are places."""
+        return {**MOVES, **SEARCH_MOVES}.get(self.action_set or PROFILES[self.profile]["action_set"], [])
 
     def terms(self) -> list[str]:
         """Names of the reward terms; every field is resolved."""
         if self.profile == "search":
             return ["duel" if self.reward in ("sign", "diff") else "discovery"]
+        if self.profile == "patch":
+            return ["score" if self.reward == "score" else "duel", "end", "early", "late", "blank"]
         given = {"duel": self.n_agents == 2 and self.reward != "score", "score": self.reward == "score"}
         given |= {"potential": self.reward == "shaped", "bonus": True}
         return [name for name in given if given[name]]

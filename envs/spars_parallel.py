@@ -15,7 +15,7 @@ from torch import Tensor
 from .adapters import of_env, to_numpy
 from .core import Frame, Obs
 from .spars import SparsEnv
-from .spars_config import RESET_OPTIONS, SparsConfig
+from .spars_config import CONTINUOUS, RESET_OPTIONS, SparsConfig
 
 try:
     from pettingzoo import ParallelEnv
@@ -75,8 +75,12 @@ class SparsParallelEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc] # Pett
     ) -> None:
         self.batched = SparsEnv(config, device=device, render_mode=render_mode, **settings)
         cfg = self.batched.config
-        if cfg.profile == "search":
-            raise ValueError("profile is 'search', in which agents move one after the other; here they move at once")
+        if cfg.profile in ("search", "patch"):
+            raise ValueError(
+                f"profile is {cfg.profile!r}, in which agents act one after the other; here they move at once"
+            )
+        if cfg.action_set == CONTINUOUS:
+            raise ValueError("action_set is 'continuous', which has no action masks; give one with moves")
         if cfg.n_agents != 2:
             raise ValueError(f"n_agents is {cfg.n_agents} but two agents play here; use gym.make for one")
         if cfg.reward not in ("sign", "diff") or cfg.tie_reward:

@@ -82,7 +82,7 @@ def asked(env: SparsEnv, opponent: Competitor) -> Tensor:
 
 
 def random_move(env: SparsEnv, player: int) -> Tensor:
-    """Any action, uniformly: int64 [N]."""
+    """Any move, or any place where actions are places, uniformly: int64 [N]."""
     return (env.streams.tick() * env.n_moves).long()
 
 

@@ -178,9 +178,6 @@ class SearchEnv(SparsEnv):
         self._terminated = torch.zeros_like(self._second)
         return terms[self.config.reward], self._terminated
 
-    def _following(self, at: Tensor, moves: Tensor) -> Tensor:
-        return moves if self.config.action_set == ANYWHERE else super()._following(at, moves)
-
     def candidates(self, player: int = 0) -> Tensor:
         """Where each action leads `player`, int64 [N, A]."""
         if self.config.action_set == ANYWHERE:

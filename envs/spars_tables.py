@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
 
 from ..classifiers.presence import PresenceNet, load_presence
 from ..datasets.liver.cases import HU_WINDOW, LiverCase
-from ..datasets.liver.lattice import Triple, WindowLattice, centred_start, nearest_index
+from ..datasets.liver.lattice import Triple, WindowLattice, nearest_index
 from ..rewards.presence import ScoreFunction, ScoreTable
 from ..segmenters.score_prior import ScorePrior, load_prior
 from ..segmenters.window_masks import MaskMaker
-from .spars_config import SparsConfig
+from .spars_config import CONTINUOUS, SparsConfig
 
 CANDIDATE = (
     *("μ", "σ", "seen", "f if seen", "m", "s", "x", "y", "z", "time", "highest μ around", "mean σ around", "mean p"),
@@ -27,6 +28,12 @@ CANDIDATE = (
 neighbours."""
 SEARCH_STATE = ("time", "highest f seen", "mean σ", "predicted share of the volume", "x", "y", "z")
 """What is observed of the whole."""
+PATCH_CELLS = (4, 4, 2)
+"""Mean grey values along x, y and z that are observed of a patch."""
+PATCH = (*(f"cell {number}" for number in range(prod(PATCH_CELLS))), "x", "y", "z", "f if seen", "can be chosen")
+"""What is observed of a patch: its grey values and score, place, and whether it is not blanked (spars_patch.py)."""
+PATCH_STATE = ("time", "share blanked", "highest f seen", "own last f", "other's last f")
+"""What is observed of the whole there."""
 
 
 def lattice_of(config: SparsConfig) -> WindowLattice:
@@ -53,17 +60,6 @@ def open_moves(following: Tensor, config: SparsConfig) -> Tensor:
         along = [[v - 1 if axis == k else 0 for k in range(3)] for axis in range(3) for v in range(3)]
         return is_open[:, [config.moves.index((x, y, z)) for x, y, z in along]]
     return is_open | ~is_open.any(dim=1, keepdim=True)
-
-
-def start_position(config: SparsConfig, lattice: WindowLattice) -> int:
-    """Number of the position at which both agents start, unless at random: the window centred, or its lower corner at
-    half the grid, or as near to that as a window can stand."""
-    phase = torch.tensor(lattice.phase)
-    if config.start == "corner_paper":
-        corner = torch.tensor([size // 2 for size in lattice.full])
-        cell = torch.minimum((corner - phase) // config.step, torch.tensor(lattice.shape) - 1)
-        return int(lattice.ids(cell * config.step + phase))
-    return int(lattice.ids(torch.tensor(centred_start(lattice.full, lattice.window, lattice.step)) + phase))
 
 
 def score_tables(
@@ -166,6 +162,31 @@ class Windows:
         return crops
 
 
+def placement(actions: Tensor, lattice: WindowLattice) -> Tensor:
+    """Numbers of the positions nearest to lower corners given as shares of the volume, int64 [N] of float [N, 3].
+
+    The corner is full · a, clipped to where a window can stand (docs/spars.md, Method 2).
+    """
+    axes = zip(actions.unbind(dim=-1), lattice.full, lattice.phase, lattice.shape, lattice.strides, strict=True)
+    cells = [
+        ((share * full - phase) / lattice.step).round().long().clamp(0, number - 1) * stride
+        for share, full, phase, number, stride in axes
+    ]
+    return cells[0] + cells[1] + cells[2]
+
+
+def patch_cells(cases: Sequence[LiverCase], lattice: WindowLattice) -> Tensor:
+    """Mean grey values in [0, 1] of PATCH_CELLS parts of each patch, in the order x, y, z: float32 [C, patches, cells],
+    on the CPU."""
+    cells = []
+    for case in cases:
+        patches = case.image
+        for axis, (w, phase) in enumerate(zip(lattice.window, lattice.phase, strict=True)):
+            patches = patches.narrow(axis, phase, lattice.full[axis] - phase).unfold(axis, w, w)
+        cells.append(F.adaptive_avg_pool3d(patches.flatten(0, 2).float() / 255.0, PATCH_CELLS).flatten(1))
+    return torch.stack(cells)
+
+
 def spaces_of(cfg: SparsConfig, lattice: WindowLattice, n_features: int) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
     """Observation and action space of one environment; n_features: F, of the classifier at one window."""
     if cfg.profile == "search":
@@ -173,7 +194,14 @@ def spaces_of(cfg: SparsConfig, lattice: WindowLattice, n_features: int) -> tupl
         candidates = spaces.Box(-4.0, 4.0, (number, len(CANDIDATE)), np.float32)
         state = spaces.Box(-4.0, 4.0, (len(SEARCH_STATE),), np.float32)
         return spaces.Dict(candidates=candidates, state=state), spaces.Discrete(number)
-    actions: spaces.Space[Any] = spaces.Discrete(len(cfg.moves))
+    if cfg.profile == "patch":
+        number = prod(cfg.patch_shape)
+        candidates = spaces.Box(0.0, 1.0, (number, len(PATCH)), np.float32)
+        state = spaces.Box(-1.0, 1.0, (len(PATCH_STATE),), np.float32)
+        return spaces.Dict(candidates=candidates, state=state), spaces.MultiDiscrete([number, 2])
+    actions: spaces.Space[Any] = spaces.Box(0.0, 1.0, (3,), np.float32)
+    if cfg.action_set != CONTINUOUS:
+        actions = spaces.Discrete(len(cfg.moves))
     if cfg.action_set == "multidiscrete3":
         actions = spaces.MultiDiscrete([3, 3, 3])
     players, numbers = cfg.n_agents, 4 * cfg.n_agents + 1

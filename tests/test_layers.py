@@ -30,7 +30,7 @@ OUTSIDE = {"tests", "benchmarks", "docs", "build"}
 ENVS_OF = {
     "spars": {
         *("spars", "spars_config", "spars_painting", "spars_parallel", "spars_pictures", "spars_rules"),
-        *("spars_search", "spars_tables"),
+        *("spars_patch", "spars_search", "spars_starts", "spars_tables"),
     },
     "rl4seg": {"rl4seg", "rl4seg_config"},
 }

@@ -5,7 +5,7 @@ from typing import Literal
 
 from ...classifiers.presence_config import PresenceTrainingConfig
 from ...common.checks import AT_LEAST_0, AT_LEAST_1, check, whole_path
-from ...envs.spars_config import SparsConfig
+from ...envs.spars_config import CONTINUOUS, SparsConfig
 from ..experiment import Experiment
 from ..ppo import PPOConfig
 from .policies import PolicyName
@@ -85,8 +85,8 @@ class SparsExperiment(Experiment):
     """Cases of the results: nothing was trained or chosen on them."""
     policy: PolicyName = "window_cnn"
     """Network of the policy. window_cnn: convolutions on the windows; feature_mlp: on the classifier's features, needs
-    env.obs_mode=features; flatten_mlp: MLP on the voxels (paper); candidates: one network for every window in reach,
-    for env.profile=search."""
+    env.obs_mode=features; flatten_mlp: MLP on the voxels (paper); candidates: one network for every window that can be
+    chosen, for env.profile=search and patch."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """Settings of PPO."""
     self_play: SelfPlayConfig = field(default_factory=SelfPlayConfig)
@@ -124,15 +124,23 @@ class SparsExperiment(Experiment):
             )
         if classifier not in (None, "packaged", TRAIN):
             classifier = whole_path("env.classifier", classifier)  # the run can then be continued from anywhere
-        if self.env.profile == "search" and self.self_play.initial_opponent != "self_snapshot":
+        if self.env.profile in ("search", "patch") and self.self_play.initial_opponent != "self_snapshot":
             raise ValueError(
-                f"self_play.initial_opponent is {self.self_play.initial_opponent!r} but with env.profile 'search' it "
-                f"must be 'self_snapshot'"
+                f"self_play.initial_opponent is {self.self_play.initial_opponent!r} but with env.profile "
+                f"{self.env.profile!r} it must be 'self_snapshot'"
             )
-        if self.policy == "candidates" and (self.ppo.algorithm != "ppo" or self.ppo.net_arch):
+        if self.env.action_set == CONTINUOUS and self.self_play.initial_opponent == "constant0":
             raise ValueError(
-                f"ppo.algorithm is {self.ppo.algorithm!r} and ppo.net_arch {self.ppo.net_arch}, but policy "
-                f"'candidates' has layers and masks of its own; leave them out"
+                "self_play.initial_opponent is 'constant0' but env.action_set 'continuous' has no moves; give "
+                "'self_snapshot' or 'random'"
+            )
+        if self.env.action_set == CONTINUOUS and self.ppo.algorithm == "maskable":
+            raise ValueError(
+                "ppo.algorithm is 'maskable' but env.action_set 'continuous' has no action masks; give 'ppo'"
+            )
+        if self.policy == "candidates" and self.ppo.net_arch:
+            raise ValueError(
+                f"ppo.net_arch is {self.ppo.net_arch} but policy 'candidates' has layers of its own; leave it out"
             )
         if self.env.fill == TRAIN and self.env.score_source != "classifier":
             raise ValueError(

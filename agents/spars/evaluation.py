@@ -45,6 +45,7 @@ from .baselines import BASELINES, MapBaseline
 from .config import TRAIN, CaseChoice, SparsExperiment
 from .cost import ClassifierCost
 from .methods import Cases, Methods
+from .patch_rules import PATCH_POLICIES
 from .prediction import save_masks
 from .rollouts import PAPER_THRESHOLD, Maps, mask_of
 from .rules import POLICIES
@@ -76,7 +77,7 @@ COLUMNS: tuple[Column | str, ...] = (
 )
 """The table of results; a game that lacks a metric leaves it out."""
 GAME, SEARCH = ("random", "constant0", "greedy", "blind_walk", "bfs_to_tau"), tuple(SEARCH_POLICIES)
-POLICIES_SHOWN = {"default": GAME, "paper": GAME, "search": SEARCH}
+POLICIES_SHOWN = {"default": GAME, "paper": GAME, "search": SEARCH, "patch": tuple(PATCH_POLICIES)}
 """Reference policies that `evaluate` plays by default, by profile."""
 SHARE_SEEN = {"position_prior": 0, "score_map_min": 1, "score_map_mean": 1, "score_map_max": 1}
 """Share of all windows that a method looks at whose maps do not say how many."""

@@ -11,7 +11,7 @@ from typing import Any
 from ...common.runs import Run
 from ...datasets.liver.cases import LiverCase, load_liver_cases
 from ...envs.spars import SparsEnv
-from ...envs.spars_config import ANYWHERE, SparsConfig
+from ...envs.spars_config import ANYWHERE, CONTINUOUS, SparsConfig
 from ..experiment import baselines_of
 from ..policy import TrainedPolicy
 from ..predictor import POLICY
@@ -46,12 +46,20 @@ class Cases:
     @cached_property
     def alone(self) -> SparsEnv:
         """K environments per case in which nobody competes, so that nobody else ends an episode."""
-        number = self.experiment.evaluation.rollouts * len(self.cases)
-        if self.config.profile == "search":  # as many windows as two agents look at, chosen anywhere
+        if self.config.profile in ("search", "patch"):  # as many windows as two agents look at, chosen anywhere
             assert self.config.horizon is not None
             horizon = self.config.horizon * self.config.n_agents
-            return self._env(number, n_agents=1, reward=None, action_set=ANYWHERE, horizon=horizon)
-        return self._env(number, n_agents=1, reward=None, obs_mode="own_window")
+            places = {"search": ANYWHERE}.get(self.config.profile, self.config.action_set)
+            return self._alone(action_set=places, horizon=horizon)
+        return self._alone(obs_mode="own_window", action_set=self.config.action_set if self.config.moves else "axis6")
+
+    @cached_property
+    def placed(self) -> SparsEnv:
+        """The same for rules that place the window anywhere instead of moving it."""
+        return self._alone(obs_mode="own_window", action_set=CONTINUOUS)
+
+    def _alone(self, **changes: Any) -> SparsEnv:
+        return self._env(self.experiment.evaluation.rollouts * len(self.cases), n_agents=1, reward=None, **changes)
 
     def _env(self, num_envs: int, **changes: Any) -> SparsEnv:
         config = replace(self.config, eval_dice=False, **changes)
@@ -82,8 +90,10 @@ class Methods:
         if name in BASELINES:
             return BASELINES[name].maps(cases.alone)
         if name in POLICIES:  # counted random numbers and no network: all cases at once give what each alone gives
-            policy = POLICIES[name].policy(cases.alone, seed)
-            return roll_out(cases.alone, policy, jitter_cells=protocol.jitter_cells, seed=seed)
+            needs, profile = POLICIES[name].needs, self.experiment.env.profile
+            places = CONTINUOUS in needs.get("action_set", ()) and profile in needs["profile"]
+            env = cases.placed if places else cases.alone
+            return roll_out(env, POLICIES[name].policy(env, seed), jitter_cells=protocol.jitter_cells, seed=seed)
         env = cases.duel
         self._trained = self._trained or load_policies(self.experiment, self.run, env)
         learner, opponent = self._trained

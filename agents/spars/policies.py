@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from .search_policy import CandidatePolicy
+from .search_policy import CandidatePolicy, MaskableCandidatePolicy
 
 PolicyName = Literal["window_cnn", "feature_mlp", "flatten_mlp", "candidates"]
 
@@ -74,8 +74,8 @@ class NormalisedFeatures(BaseFeaturesExtractor):
         return normalised
 
 
-def policy_arguments(name: PolicyName, observation_space: gym.Space[Any]) -> dict[str, Any]:
-    """`policy` and `policy_kwargs` of an SB3 learner.
+def policy_arguments(name: PolicyName, observation_space: gym.Space[Any], *, maskable: bool = False) -> dict[str, Any]:
+    """`policy` and `policy_kwargs` of an SB3 learner; maskable: of MaskablePPO.
 
     window_cnn: shared trunk per window, heads 64-64. feature_mlp: LayerNorm, heads 128-64. flatten_mlp (paper): SB3's
     MlpPolicy on voxels in [0, 1], 2·(64n + 64 + 4160) + 390 + 65 parameters for n inputs and six actions.
@@ -83,14 +83,14 @@ def policy_arguments(name: PolicyName, observation_space: gym.Space[Any]) -> dic
     Raises:
         ValueError: a policy that cannot read these observations.
     """
-    searches = isinstance(observation_space, spaces.Dict) and "candidates" in observation_space.spaces
-    if (name == "candidates") != searches:
+    chooses = isinstance(observation_space, spaces.Dict) and "candidates" in observation_space.spaces
+    if (name == "candidates") != chooses:
         raise ValueError(
-            f"policy is {name!r} but observations are {observation_space}; 'candidates' is for env.profile='search', "
-            f"and for nothing else"
+            f"policy is {name!r} but observations are {observation_space}; 'candidates' is for env.profile='search' or "
+            f"'patch', and for nothing else"
         )
-    if searches:
-        return {"policy": CandidatePolicy, "policy_kwargs": {}}
+    if chooses:
+        return {"policy": MaskableCandidatePolicy if maskable else CandidatePolicy, "policy_kwargs": {}}
     flat = isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1
     if name == "feature_mlp" and not flat:
         raise ValueError(f"policy 'feature_mlp' needs env.obs_mode='features', not observations {observation_space}")

@@ -40,9 +40,10 @@ class Maps:
     """A (or B) per case, float64 [C, Bx, By, Bz]."""
     facts: list[dict[str, float]]
     """Further metrics of each case. windows: how many different ones the map is made of, of all its episodes. Means
-    over its episodes: found (D of a search, in [0, 1]); of the other games steps; ended_by_self and truncated (shares);
-    terminal_hit (share that τ ended on a window with tumour, whoever's); steps_over_optimal (steps / fewest possible,
-    of the episodes that the learner ended; NaN without any)."""
+    over its episodes: found (D of a search, in [0, 1]); of the other games steps; ended_by_self (share that was ended
+    with the learner ahead) and truncated (share); terminal_hit (share that τ or an agent ended on a window with tumour,
+    of whoever was ahead); with moves and τ steps_over_optimal (steps / fewest possible, of the episodes that the learner
+    ended; NaN without any)."""
 
     @classmethod
     def join(cls, env: SparsEnv, parts: Sequence["Maps"]) -> "Maps":
@@ -150,8 +151,8 @@ def roll_out_apart(env: SparsEnv, policy: Policy[SparsEnv], *, jitter_cells: int
 
 
 def _shortest(env: SparsEnv) -> BfsToTau | None:
-    """The fewest steps to τ; None in a search, which has no τ."""
-    return None if isinstance(env, SearchEnv) else BfsToTau(env)
+    """The fewest steps to τ; None in a search, which has no τ, and where actions are places."""
+    return None if isinstance(env, SearchEnv) or not env.config.moves else BfsToTau(env)
 
 
 def _roll_out(
@@ -186,28 +187,29 @@ def _roll_out(
             found[env_ids] = env.found[env_ids]
 
     played = play(env, policy, on_end=keep)
-    steps, by_score = played.lengths, played.terminated
-    ended_by = (duel[1] > duel[0]).long() if len(last) == 2 else torch.zeros_like(steps)  # whose score ended it
-    window = last.gather(0, ended_by[None])[0]
-    by_self = by_score & (ended_by == 0)
+    steps, ended = played.lengths, played.terminated
+    ahead = (duel[1] > duel[0]).long() if len(last) == 2 else torch.zeros_like(steps)  # whose score is higher at last
+    window = last.gather(0, ahead[None])[0]
+    by_self = ended & (ahead == 0)
     facts = []
     for number in numbers:
         mine = case == number
         windows = float(looked_at[mine].any(dim=0).sum())
-        if optimal is None:
+        if isinstance(env, SearchEnv):
             facts.append({"windows": windows, "found": float(found[mine].mean())})
             continue
         of_case = {
             "windows": windows,
             "steps": float(steps[mine].double().mean()),
             "ended_by_self": float(by_self[mine].double().mean()),
-            "truncated": float((~by_score[mine]).double().mean()),
-            "steps_over_optimal": float((steps / optimal)[mine & by_self].mean()),
+            "truncated": float((~ended[mine]).double().mean()),
         }
+        if optimal is not None:
+            of_case["steps_over_optimal"] = float((steps / optimal)[mine & by_self].mean())
         label = env.cases[number].label
         if label is not None:
             holds = env.lattice.window_sums(label == TUMOUR).to(env.device) > 0
-            of_case["terminal_hit"] = float((holds[window[mine]] & by_score[mine]).double().mean())
+            of_case["terminal_hit"] = float((holds[window[mine]] & ended[mine]).double().mean())
         facts.append(of_case)
     of_cases = painted.view(cases, rollouts, *shape)
     return Maps(env, of_cases.mean(dim=1) if summed else env.masks.blocks(_highest(of_cases)), facts)

@@ -13,8 +13,10 @@ from scipy.ndimage import distance_transform_cdt
 from torch import Tensor
 
 from ...envs.spars import SparsEnv
+from ...envs.spars_config import CONTINUOUS, MOVES
 from ...envs.spars_rules import RULES
 from ..policy import Policy, Reference
+from .patch_rules import PATCH_POLICIES
 from .search_rules import SEARCH_POLICIES
 from .values import ValueIteration
 
@@ -98,9 +100,17 @@ class BfsToTau(ShortestPath):
         return self.distance[env.case, env.at[0]].clamp(min=1)
 
 
-def _row(about: str, make: Callable[[SparsEnv], Policy[SparsEnv]]) -> Reference[SparsEnv]:
+def random_place(env: SparsEnv) -> Tensor:
+    """Any place, float32 [N, 3] in [0, 1], for continuous actions."""
+    return env.streams.uniform(3).float()
+
+
+def _row(
+    about: str, make: Callable[[SparsEnv], Policy[SparsEnv]], action_sets: tuple[str, ...] = tuple(MOVES)
+) -> Reference[SparsEnv]:
     """A rule of the paper's game."""
-    return Reference(about, lambda env, seed: make(env), needs={"profile": ("default", "paper")})
+    needs = {"profile": ("default", "paper"), "action_set": action_sets}
+    return Reference(about, lambda env, seed: make(env), needs=needs)
 
 
 def _opponent(name: str, about: str) -> Reference[SparsEnv]:
@@ -116,6 +126,8 @@ POLICIES: dict[str, Reference[SparsEnv]] = {
     "blind_walk": _row("To one place, the same for every image.", BlindWalk),
     "bfs_to_tau": _row("The shortest path to a window with a score above τ.", BfsToTau),
     "value_iteration": _row("The highest discounted return of an agent that searches alone.", ValueIteration),
+    "random_place": _row("Any place, uniformly.", lambda env: random_place, (CONTINUOUS,)),
     **SEARCH_POLICIES,
+    **PATCH_POLICIES,
 }
 """Reference policies of SPARS-LiverCT-v0 by name."""

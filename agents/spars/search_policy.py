@@ -1,12 +1,15 @@
-"""The actor-critic of SPARS search: one small network for every window in reach (docs/spars.md, Method 15).
+"""The actor-critic of SPARS search and of the patch game: one small network for every window that can be chosen
+(docs/spars.md, Method 15 and 16).
 
-A = candidates, F = numbers of each, S = numbers of the whole.
+A = candidates, F = numbers of each, S = numbers of the whole, E = answers to whether to end the episode: 2 in the patch
+game, 0 in a search.
 """
 
 from typing import Any
 
 import torch
 from gymnasium import spaces
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import Schedule
@@ -18,19 +21,26 @@ CLOSED = -1e8
 
 
 class _Candidates(nn.Module):
-    """Logits [N, A] by the same network for each candidate, and what the value is read from, [N, HIDDEN].
+    """Logits [N, A + E], the first A by the same network for each candidate, and what the value is read from,
+    [N, HIDDEN].
 
     Observations come flat, [N, A·F + S]. The last of the F numbers says whether the candidate can be chosen.
     """
 
-    def __init__(self, number: int, width: int, state: int) -> None:
+    def __init__(self, number: int, width: int, state: int, ends: int) -> None:
         super().__init__()
         self.number, self.width = number, width
-        self.latent_dim_pi, self.latent_dim_vf = number, HIDDEN
+        self.latent_dim_pi, self.latent_dim_vf = number + ends, HIDDEN
         self.actor = nn.Sequential(nn.Linear(width + state, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh())
         self.logit = nn.Linear(HIDDEN, 1)
         nn.init.zeros_(self.logit.weight)  # at first every candidate is as likely
         nn.init.zeros_(self.logit.bias)
+        self.end: nn.Module | None = None
+        if ends:
+            last = nn.Linear(HIDDEN, ends)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.end = nn.Sequential(nn.Linear(state + width, HIDDEN), nn.Tanh(), last)
         self.critic = nn.Sequential(nn.Linear(state + width, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh())
 
     def _parts(self, flat: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,21 +52,28 @@ class _Candidates(nn.Module):
         return self.forward_actor(flat), self.forward_critic(flat)
 
     def forward_actor(self, flat: Tensor) -> Tensor:
-        """Logits [N, A]."""
+        """Logits [N, A + E]."""
         candidates, state = self._parts(flat)
         both = torch.cat((candidates, state[:, None].expand(-1, self.number, -1)), dim=2)
-        logits: Tensor = self.logit(self.actor(both))[..., 0]
-        return logits + CLOSED * (candidates[..., -1] == 0)
+        logits: Tensor = self.logit(self.actor(both))[..., 0] + CLOSED * (candidates[..., -1] == 0)
+        return logits if self.end is None else torch.cat((logits, self.end(self._whole(flat))), dim=1)
 
     def forward_critic(self, flat: Tensor) -> Tensor:
-        """What the value is read from, [N, HIDDEN]: the whole, and the best of each number of the candidates."""
-        candidates, state = self._parts(flat)
-        features: Tensor = self.critic(torch.cat((state, candidates.amax(dim=1)), dim=1))
+        """What the value is read from, [N, HIDDEN]."""
+        features: Tensor = self.critic(self._whole(flat))
         return features
 
+    def _whole(self, flat: Tensor) -> Tensor:
+        """The numbers of the whole, and the highest of each number of the candidates: [N, S + F]."""
+        candidates, state = self._parts(flat)
+        return torch.cat((state, candidates.amax(dim=1)), dim=1)
 
-class CandidatePolicy(ActorCriticPolicy):
-    """Chooses among the windows in reach; one that was seen is not chosen while another was not."""
+
+_Base: Any = object
+
+
+class _OverCandidates(_Base):  # type: ignore[misc] # of either of SB3's actor-critics
+    """What makes an actor-critic choose among candidates."""
 
     def __init__(
         self, observation_space: spaces.Dict, action_space: spaces.Space[Any], lr_schedule: Schedule, **kwargs: Any
@@ -69,13 +86,23 @@ class CandidatePolicy(ActorCriticPolicy):
         candidates, state = (self.observation_space[name].shape for name in ("candidates", "state"))
         assert candidates is not None
         assert state is not None
-        self.mlp_extractor = _Candidates(*candidates, *state)  # type: ignore[assignment]
+        (number, width), (whole,) = candidates, state
+        ends = int(self.action_space.nvec[1]) if isinstance(self.action_space, spaces.MultiDiscrete) else 0
+        self.mlp_extractor = _Candidates(number, width, whole, ends)
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         self.action_net = nn.Identity()  # the logits are the actor's
         settings: dict[str, Any] = {"lr": lr_schedule(1), **self.optimizer_kwargs}
         self.optimizer = self.optimizer_class(self.parameters(), **settings)
+
+
+class CandidatePolicy(_OverCandidates, ActorCriticPolicy):  # type: ignore[misc] # its parts are those of the first
+    """Chooses among windows; one that was seen is not chosen while another was not."""
+
+
+class MaskableCandidatePolicy(_OverCandidates, MaskableActorCriticPolicy):  # type: ignore[misc] # as above
+    """The same for MaskablePPO, whose masks say so once more."""
 
 
 class _Flatten(FlattenExtractor):

@@ -204,7 +204,7 @@ def env_of(experiment: SparsExperiment, run: Run, config: SparsConfig | None = N
 
 def _policy_arguments(experiment: SparsExperiment, space: gym.Space[Any]) -> dict[str, Any]:
     """`policy` and `policy_kwargs` of the learner, as the experiment says."""
-    arguments = policy_arguments(experiment.policy, space)
+    arguments = policy_arguments(experiment.policy, space, maskable=experiment.ppo.algorithm == "maskable")
     return {**arguments, "policy_kwargs": experiment.ppo.policy_kwargs(arguments["policy_kwargs"])}
 
 
@@ -270,7 +270,7 @@ def _train_agent(experiment: SparsExperiment, run: Run) -> None:
     if checkpoint:
         training.restore(checkpoint)
     seen = checkpoint.step if checkpoint else 0
-    if training.self_play and not checkpoint:
+    if training.self_play and not checkpoint and settings.profile != "patch":  # there the learner is always first
         log.info(SELF_PLAY_NOTE)
         run.log_text("spars/self_play", SELF_PLAY_NOTE)
     learn(

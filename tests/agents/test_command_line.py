@@ -426,7 +426,7 @@ def test_help_shows_units_and_defaults(capsys):
         "--env.window_size WINDOW_SIZE w in voxels (x, y, z), multiples of `step`.",
         "--env.step STEP h: length of a move in voxels. (type: int, default: 4)",
         "--env.spacing_mm [ITEM,...] Size of a voxel of the working grid in mm (x, y, z)",
-        "τ in [0, 1]: a score above it ends the episode; 1 never does. Profile search has none. (type: float, default:",
+        "1 never does. Profiles search and patch have none. (type: float, default:",
         "(type: int, default: 320000)",
         "of the normalised surface Dice, in mm; 7 is the Decathlon's",
     ):

@@ -134,8 +134,15 @@ def test_the_sweeps_of_the_program_have_its_values():
     assert [len(set(one)) for one in cases] == [8, 12, 16, 20, 24]
     assert set(cases[-1]) <= set(liver_case_ids(replace(next(iter(cohorts)).env, split="classifier_train")))
     rewards = read_sweep(FOLDER / "spars/sweeps/rewards.yaml", {}).experiments.values()
-    found = [(one.env.terminal_bonus, one.env.tie_reward, one.env.accumulate) for one in rewards]
-    assert found == [(10, 0, "learner"), (0, 0, "learner"), (10, 1, "learner"), (10, 0, "both")]
+    found = [(one.env.terminal_bonus, one.env.tie_reward, one.env.accumulate, one.env.reward) for one in rewards]
+    assert found == [
+        (10, 0, "learner", "sign"),
+        (0, 0, "learner", "sign"),
+        (10, 1, "learner", "sign"),
+        (10, 0, "both", "sign"),
+        (10, 0, "learner", "diff"),
+        (10, 0, "learner", "shaped"),
+    ]
 
 
 def test_list_shows_sweeps_apart(capsys):

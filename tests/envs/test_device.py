@@ -21,6 +21,8 @@ VARIANTS = [
     (SPARS, {"lesion_rounds": 3, "threshold": 0.3, "accumulate": "both", "reduce": "max", "reward": "shaped"}),
     (SPARS, {"score_engine": "lazy", "action_set": "multidiscrete3", "opponent": "constant0", "reduce": "mean"}),
     (SPARS, {"score_source": "oracle_fraction", "obs_mode": "features", "reward": "diff"}),
+    (SPARS, {"action_set": "continuous", "obs_mode": "features"}),
+    (SPARS, {"profile": "patch", "threshold": 1.0}),
     (ECHO, {"sampler": "shared", "group": 4, "reward": ["dice", "pixel_accuracy"]}),
     (ECHO, {"reward": "anatomical", "compute_validity": True}),
 ]
@@ -117,6 +119,8 @@ def waits_of(police, env_id, num_envs, **changes):
         (SPARS, 1, {"obs_mode": "features"}),
         (SPARS, 1, {"obs_mode": "two_window"}),
         (SPARS, 1, {"obs_mode": "features", "lesion_rounds": 3, "threshold": 0.3}),
+        (SPARS, 1, {"obs_mode": "features", "action_set": "continuous", "threshold": 0.3}),
+        (SPARS, 1, {"profile": "patch", "threshold": 1.0}),
         (ECHO, 0, {"sampler": "shared"}),
         (ECHO, 1, {"sampler": "per_env"}),
     ],

@@ -11,6 +11,7 @@ from segarena.agents.command_line import main
 from segarena.agents.configuration import experiment_from, experiment_parser
 from segarena.agents.papers import PAPERS
 from segarena.agents.spars.training import env_of, trained_classifier
+from segarena.agents.sweep import read_sweep
 from segarena.classifiers.presence import PaperPresenceNet, supervision_of
 from segarena.common.runs import Run
 from segarena.datasets.liver.cases import liver_case_ids
@@ -54,6 +55,11 @@ def experiment_of(arguments):
     return experiment_from(paper, experiment_parser(paper).parse_args(arguments)).resolved()
 
 
+def cohort(number, **changes):
+    """The experiment that learns from the first `number` patients."""
+    return read_sweep(FOLDER / "sweeps" / "cohorts_paper.yaml", changes).experiments[f"{number} patients"]
+
+
 @pytest.fixture(scope="module")
 def decathlon(tmp_path_factory):
     """A folder with the names of the Decathlon's cases, and nothing in them."""
@@ -68,10 +74,10 @@ def decathlon(tmp_path_factory):
 @pytest.mark.parametrize("data", ["phantom", "decathlon"])
 @pytest.mark.parametrize("number", COHORTS)
 def test_a_cohort_is_the_first_patients_and_the_next_sixteen_validate(number, data, decathlon):
-    experiment = experiment_of(["--config", str(FOLDER / f"classifier_n{number}.yaml")])
+    experiment = cohort(number)
     env = experiment.env
     if data == "decathlon":
-        env = experiment_of(["--config", str(FOLDER / f"classifier_n{number}.yaml"), "--env.data", str(decathlon)]).env
+        env = cohort(number, **{"env.data": str(decathlon)}).env
     train, val = (liver_case_ids(choice.of(env)) for choice in (experiment.classifier_train, experiment.validation))
     assert (len(train), len(val)) == (number, 16)
     assert not set(train) & set(val)
@@ -84,7 +90,7 @@ def test_a_cohort_is_the_first_patients_and_the_next_sixteen_validate(number, da
 
 @pytest.mark.parametrize("number", COHORTS)
 def test_the_papers_classifier_is_trained_as_its_program_does(number):
-    presence = experiment_of(["--config", str(FOLDER / f"classifier_n{number}.yaml")]).presence
+    presence = cohort(number).presence
     assert (presence.network, presence.input_size, presence.batch) == ("paper", (256, 256, 180), "windows")
     assert (presence.patients_per_batch, presence.windows_per_batch) == (4, 40)
     assert (presence.batches_per_epoch, presence.epochs) == (number // 4, 32)
@@ -96,7 +102,7 @@ def test_the_papers_classifier_is_trained_as_its_program_does(number):
 def test_the_papers_classifier_is_trained_in_a_run_and_an_agent_plays_against_it(tmp_path):
     small = {"presence.input_size": [108, 108, 108], "presence.windows_per_batch": 8}
     few = {"classifier_train.split": "classifier_train[:2]", "validation.split": "classifier_train[8:10]"}
-    arguments = options("classifier_n8", **small, **few)
+    arguments = options("classifier_paper", **small, **few)
     assert main(["train", *arguments, "--out", str(tmp_path / "run")]) == 0
     experiment, run = experiment_of(arguments), Run(tmp_path / "run")
     assert supervision_of(trained_classifier(experiment, run)) == "window"
