@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from segarena.agents.spars.baselines import score_map
 from segarena.agents.spars.rollouts import Maps, roll_out
-from segarena.agents.spars.thresholds import Threshold
 from segarena.agents.spars.search_rules import SEARCH_POLICIES
+from segarena.agents.spars.thresholds import Threshold
 from segarena.datasets.liver.cases import LiverDataConfig, load_liver_cases
 from segarena.envs.spars import SparsEnv
 from segarena.evaluation.machine import describe_machine
@@ -32,13 +32,13 @@ LEFT_OUT = {"search_clairvoyant": 64}
 """Rules that are slow, and the most windows that they look at here."""
 
 
-def dice_of(maps: Maps, theta: float) -> list[float]:
+def dice_of(maps: Maps, threshold: Threshold) -> list[float]:
     """Dice of each case."""
     return [
         float(2 * (inside & truth).sum() / (inside.sum() + truth.sum()))
         for number, case in enumerate(maps.env.cases)
         if case.label is not None
-        for inside, truth in [(maps.inside(number, theta), case.label == 2)]
+        for inside, truth in [(maps.inside(number, threshold.of_case(maps.values(number))), case.label == 2)]
     ]
 
 
@@ -62,7 +62,7 @@ def main() -> None:
             action_set="anywhere",
             n_agents=1,
             horizon=windows,
-            mask_threshold=0.8,
+            mask_threshold=0.65,
             num_envs=len(cases[purpose]),
             volumes=cases[purpose],
             device="cpu",
@@ -80,7 +80,8 @@ def main() -> None:
                 maps[purpose] = roll_out(played, policy, jitter_cells=0, seed=given.seed)
         threshold = Threshold.of(maps["validation"], "expected_dice")
         values = dice_of(maps["test"], threshold)
-        return {**threshold.written(), "dice": float(np.mean(values)), "interval": bootstrap_interval(values), "cases": values}
+        dice = {"dice": float(np.mean(values)), "interval": bootstrap_interval(values), "cases": values}
+        return {"calibration": threshold.written()["calibration"], **dice}
 
     wanted = [(name, n) for name in SEARCH_POLICIES for n in NUMBERS if n <= LEFT_OUT.get(name, n)]
     for name, windows in tqdm([("score_map_min", 1), *wanted], unit="rule"):

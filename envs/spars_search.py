@@ -50,8 +50,8 @@ class SearchEnv(SparsEnv):
     volume, own place (3).
 
     ## Rewards
-    d = 10·(D after the window was seen - D before), with D = 2 Σ p q / (Σ p² + Σ q²) over blocks, p = sigmoid(1.7 logit M
-    - 3.1) and q = sigmoid(0.7 logit M* - 3.9).
+    d = 10·(D after the window was seen - D before), with D = 2 Σ p q / (Σ p² + Σ q²) over blocks, p = sigmoid(1.7 logit
+    M - 3.1) and q = sigmoid(0.7 logit M* - 3.9).
 
     | reward | term | value |
     |---|---|---|
@@ -117,7 +117,7 @@ class SearchEnv(SparsEnv):
         """D of p, float32 [N, blocks], with q of each environment's case: [N]."""
         return 2 * (p * self._full[self.case]).sum(dim=1) / (p.square().sum(dim=1) + self._amount[self.case])
 
-    def _found(self) -> Tensor:
+    def _so_far(self) -> Tensor:
         """D of the map so far, [N]; keeps its p."""
         self._p = self._likely(self.scores_known(), OF_SOME)
         return self._likeness(self._p)
@@ -134,7 +134,7 @@ class SearchEnv(SparsEnv):
         super()._place(env_ids, case, at)
         self.posterior.reset(env_ids)
         self.total = self.total.index_fill(1, env_ids, 0.0)
-        self.found.index_copy_(0, env_ids, self._found().index_select(0, env_ids))
+        self.found.index_copy_(0, env_ids, self._so_far().index_select(0, env_ids))
         if self.config.n_agents == 2:
             second = self.streams.uniform(1, env_ids)[:, 0] < 0.5
             self._second.index_copy_(0, env_ids, second)
@@ -149,7 +149,7 @@ class SearchEnv(SparsEnv):
         self.at = torch.cat((self.at[:player], there[None], self.at[player + 1 :]))
         scores = self.table.lookup(self.case, there)
         self.posterior.see(there, scores, moves)
-        after = torch.where(moves, self._found(), self.found)
+        after = torch.where(moves, self._so_far(), self.found)
         gain, self.found = SCALE * (after - self.found), after
         return gain
 
@@ -271,4 +271,4 @@ class SearchEnv(SparsEnv):
         kept = {name: value.to(self.device, copy=True) for name, value in state["search"].items()}
         self.found, self._second, self._pending = kept["found"], kept["second"], kept["pending"]
         self.gains, self.total, self._pending_at = kept["gains"], kept["total"], kept["pending_at"]
-        self._found()
+        self._so_far()

@@ -87,6 +87,9 @@ class SparsExperiment(Experiment):
     """Network of the policy. window_cnn: convolutions on the windows; feature_mlp: on the classifier's features, needs
     env.obs_mode=features; flatten_mlp: MLP on the voxels (paper); candidates: one network for every window that can be
     chosen, for env.profile=search and patch."""
+    straddle: float = 10.0
+    """Weight of 2σ - |μ - θ|, the straddle rule, in the logits of a search's policy at the start of training; it is
+    learned further. 0: training starts from equal chances."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """Settings of PPO."""
     self_play: SelfPlayConfig = field(default_factory=SelfPlayConfig)
@@ -101,7 +104,7 @@ class SparsExperiment(Experiment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, checkpoint_every=AT_LEAST_1, examine_every=AT_LEAST_0)
+        check(self, checkpoint_every=AT_LEAST_1, examine_every=AT_LEAST_0, straddle=AT_LEAST_0)
 
     def resolved(self) -> "SparsExperiment":
         """The same with nothing left open.

@@ -42,8 +42,8 @@ class Maps:
     """Further metrics of each case. windows: how many different ones the map is made of, of all its episodes. Means
     over its episodes: found (D of a search, in [0, 1]); of the other games steps; ended_by_self (share that was ended
     with the learner ahead) and truncated (share); terminal_hit (share that τ or an agent ended on a window with tumour,
-    of whoever was ahead); with moves and τ steps_over_optimal (steps / fewest possible, of the episodes that the learner
-    ended; NaN without any)."""
+    of whoever was ahead); with moves and τ steps_over_optimal (steps / fewest possible, of those the learner ended;
+    NaN without any)."""
 
     @classmethod
     def join(cls, env: SparsEnv, parts: Sequence["Maps"]) -> "Maps":

@@ -24,11 +24,16 @@ class _Candidates(nn.Module):
     """Logits [N, A + E], the first A by the same network for each candidate, and what the value is read from,
     [N, HIDDEN].
 
-    Observations come flat, [N, A·F + S]. The last of the F numbers says whether the candidate can be chosen.
+    Observations come flat, [N, A·F + S]. The last of the F numbers says whether the candidate can be chosen; in a
+    search the one before is 2σ - |μ - θ|, the worth of the straddle rule.
+
+    straddle: weight of that number in the logits at the start of training; it is learned further. 0: none.
     """
 
-    def __init__(self, number: int, width: int, state: int, ends: int) -> None:
+    def __init__(self, number: int, width: int, state: int, ends: int, straddle: float = 0.0) -> None:
         super().__init__()
+        self.straddle = nn.Parameter(torch.zeros(())) if straddle else None
+        self.scale = straddle
         self.number, self.width = number, width
         self.latent_dim_pi, self.latent_dim_vf = number + ends, HIDDEN
         self.actor = nn.Sequential(nn.Linear(width + state, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh())
@@ -56,6 +61,8 @@ class _Candidates(nn.Module):
         candidates, state = self._parts(flat)
         both = torch.cat((candidates, state[:, None].expand(-1, self.number, -1)), dim=2)
         logits: Tensor = self.logit(self.actor(both))[..., 0] + CLOSED * (candidates[..., -1] == 0)
+        if self.straddle is not None:
+            logits = logits + self.scale * self.straddle.exp() * candidates[..., -2]
         return logits if self.end is None else torch.cat((logits, self.end(self._whole(flat))), dim=1)
 
     def forward_critic(self, flat: Tensor) -> Tensor:
@@ -76,8 +83,14 @@ class _OverCandidates(_Base):  # type: ignore[misc] # of either of SB3's actor-c
     """What makes an actor-critic choose among candidates."""
 
     def __init__(
-        self, observation_space: spaces.Dict, action_space: spaces.Space[Any], lr_schedule: Schedule, **kwargs: Any
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        straddle: float = 0.0,
+        **kwargs: Any,
     ) -> None:
+        self._straddle = straddle
         kwargs = {**kwargs, "features_extractor_class": _Flatten, "ortho_init": False}
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
@@ -88,7 +101,7 @@ class _OverCandidates(_Base):  # type: ignore[misc] # of either of SB3's actor-c
         assert state is not None
         (number, width), (whole,) = candidates, state
         ends = int(self.action_space.nvec[1]) if isinstance(self.action_space, spaces.MultiDiscrete) else 0
-        self.mlp_extractor = _Candidates(number, width, whole, ends)
+        self.mlp_extractor = _Candidates(number, width, whole, ends, self._straddle)
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)

@@ -205,7 +205,8 @@ def env_of(experiment: SparsExperiment, run: Run, config: SparsConfig | None = N
 def _policy_arguments(experiment: SparsExperiment, space: gym.Space[Any]) -> dict[str, Any]:
     """`policy` and `policy_kwargs` of the learner, as the experiment says."""
     arguments = policy_arguments(experiment.policy, space, maskable=experiment.ppo.algorithm == "maskable")
-    return {**arguments, "policy_kwargs": experiment.ppo.policy_kwargs(arguments["policy_kwargs"])}
+    given = {"straddle": experiment.straddle} if experiment.env.profile == "search" else arguments["policy_kwargs"]
+    return {**arguments, "policy_kwargs": experiment.ppo.policy_kwargs(given)}
 
 
 @dataclass
