@@ -83,15 +83,18 @@ def test_the_reward_is_what_either_discovered(reward):
     assert (env.info()["win"] == torch.sign(env.total[0] - env.total[1])).all(), "who discovered more in the episode"
 
 
-def test_discovery_is_the_rise_of_the_soft_dice_with_the_map_of_all_scores():
+def test_discovery_is_the_rise_of_the_likeness_with_what_all_scores_say():
     env = search(n_agents=1, num_envs=1, action_set="anywhere", fill="stationary")
     scores = ball_score(None, env.lattice.corners())
 
     def likeness(known):
         lowest = env.lattice.lowest(known[None])[0]
         full = env.lattice.lowest(scores[None])[0]
-        p, q = (torch.sigmoid((x - 0.5) / 0.08) for x in (lowest, full))
-        return 2 * float((p * q).sum()) / float(p.sum() + q.sum())
+        p, q = (torch.sigmoid(a * logit(x) + b) for x, a, b in ((lowest, 1.7, -3.1), (full, 0.7, -3.9)))
+        return 2 * float((p * q).sum()) / float((p**2).sum() + (q**2).sum())
+
+    def logit(x):
+        return torch.log(x / (1 - x)).clamp(-7, 7)
 
     seen = torch.full((1, env.lattice.size), torch.nan)
     before = likeness(env.prior.fill(seen)[0])
@@ -101,15 +104,14 @@ def test_discovery_is_the_rise_of_the_soft_dice_with_the_map_of_all_scores():
         after = likeness(env.prior.fill(seen)[0])
         assert float(reward) == pytest.approx(SCALE * (after - before), abs=1e-3)
         before = after
-    for window in range(env.lattice.size):
-        env.posterior.see(torch.tensor([window]), scores[None, window]) if window not in (0, 40) else None
-    assert float(env.likeness(scores[None])) == pytest.approx(1 - _unsoft(env, scores), abs=1e-6)
 
 
-def _unsoft(env, scores):
-    """By how much a soft mask differs from itself: D of a map with itself is Σp² / Σp, not 1."""
-    soft = torch.sigmoid((env.lattice.lowest(scores[None]).flatten() - 0.5) / 0.08)
-    return 1 - float(soft.square().sum() / soft.sum())
+def test_maps_that_say_the_same_are_alike_and_others_less():
+    env = search(n_agents=1, num_envs=1)
+    same = env._full[env.case]
+    assert float(env._likeness(same)) == pytest.approx(1.0)
+    for other in (1.5 * same, 0.5 * same, same.flip(1), torch.zeros_like(same), torch.ones_like(same)):
+        assert float(env._likeness(other)) < 0.95
 
 
 @pytest.mark.parametrize("changes", [{"phase": (2, 1, 3)}, {"grid_shape": (31, 28, 22)}])
@@ -120,7 +122,7 @@ def test_blocks_that_no_window_covers_are_no_tumour(changes):
     case = replace(sample, id="toy", image=torch.zeros(shape, dtype=torch.uint8), label=None)
     env = search(num_envs=2, volumes=[case], score_source=lambda case, corners: torch.zeros(len(corners)), **changes)
     assert env._full.max() < 0.01
-    assert env._soft(env.scores_known()).max() < 0.1
+    assert env._p.max() < 0.1
 
 
 def test_labels_change_nothing_but_what_is_measured():
@@ -155,6 +157,15 @@ def test_the_observation_is_what_is_known_of_the_windows_in_reach():
         assert torch.equal(column["can be chosen"] > 0, env.action_masks(player))
         scores = ball_score(None, env.lattice.corners())[there]
         assert torch.equal(column["f if seen"], torch.where(column["seen"] > 0, scores, 0.0))
+        cells = torch.stack(torch.unravel_index(torch.arange(env.lattice.size), env.lattice.shape), dim=-1)
+        near = (cells[:, None] - cells[None]).abs().amax(-1) <= 1
+        highest = torch.stack([torch.where(near, one, -9.0).amax(1) for one in env.posterior.mean])
+        sigma = env.posterior.variance.sqrt() @ near.float().T / near.sum(1)
+        assert torch.equal(column["highest μ around"], highest.gather(1, there).clamp(-4, 4))
+        assert torch.allclose(column["mean σ around"], sigma.gather(1, there), atol=1e-5)
+        blocks = env._p.view(-1, *env.lattice.block_shape)
+        x, y, z = cells[int(there[2, 5])].tolist()
+        assert float(column["mean p"][2, 5]) == pytest.approx(float(blocks[2, x : x + 2, y : y + 2, z : z + 2].mean()))
         straddle = 2 * column["σ"] - (env.posterior.mean.gather(1, there) - 0.5).abs()
         assert torch.allclose(column["2σ - |μ - θ|"], straddle.clamp(-4, 4))
         free = torch.tensor(FULL) - 8
