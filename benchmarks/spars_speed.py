@@ -35,7 +35,7 @@ from measuring import (
     repeated,
     seconds,
 )
-from segarena.agents.ppo import PPOConfig
+from segarena.agents.ppo import Learner, PPOConfig
 from segarena.agents.spars.policies import PolicyName, policy_arguments
 from segarena.agents.spars.self_play import SelfPlay
 from segarena.agents.spars.values import ValueIteration
@@ -46,6 +46,7 @@ from segarena.datasets.liver.lattice import Triple, WindowLattice
 from segarena.datasets.liver.lesions import TUMOUR
 from segarena.datasets.liver.phantom import liver_phantom
 from segarena.envs.adapters import BatchEnv, of_env
+from segarena.envs.core import BatchedEnv
 from segarena.envs.learner_env import LearnerEnv
 from segarena.envs.spars import SparsEnv
 from segarena.envs.spars_painting import Painting
@@ -54,7 +55,6 @@ from segarena.rewards.presence import ScoreTable
 from segarena.segmenters.score_prior import Posterior, ScorePrior
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnv
 
 RELEASED_STEPS_PER_S = 1 / 7.3
 """The released environment with the paper's classifier: 7.3 s a step, measured on two CPU cores."""
@@ -249,8 +249,8 @@ class Bench:
 
     def ppo_ratio(self) -> list[Figure]:
         """PPO on SPARS, with self-play, against the same PPO on an environment that does nothing."""
-        env = LearnerEnv(self.env(PHANTOM, obs_mode="features"))
-        learners = {"ours": Learner(env, "feature_mlp", CPU), "nothing": Learner(NothingEnv(env), "feature_mlp", CPU)}
+        env = self.env(PHANTOM, obs_mode="features")
+        learners = {"ours": Training(env, "feature_mlp"), "nothing": Training(NothingEnv(env), "feature_mlp")}
         steps = self.sizes.ppo_steps
         sides = {name: lambda play=learner: play(steps) for name, learner in learners.items()}
         spent = alternately(sides, self.sizes.repeats)
@@ -423,7 +423,7 @@ class Bench:
             ("two_window", "window_cnn", self.sizes.cnn_steps, 360),
         ]
         for mode, policy, steps, target in kinds:
-            learner = Learner(LearnerEnv(self.env(full, obs_mode=mode, device=device)), policy, device)
+            learner = Training(self.env(full, obs_mode=mode, device=device), policy)
             speed = rates(lambda play=learner, steps=steps: play(steps), steps, repeats, device)
             what, details = f"{RUN:,} steps of PPO, {mode}, N={N}, cuda", {"extrapolated_from": steps * repeats}
             figures.append(Figure(what, "s", [RUN / value for value in speed], target, True, details))
@@ -458,13 +458,20 @@ class PlainBatchEnv(BatchEnv):
         return infos
 
 
-class Learner:
-    """PPO as `segarena-rl train` sets it up, with self-play where somebody competes; call it with a number of steps."""
+class Training:
+    """PPO as `segarena-rl train` sets it up, with self-play where somebody competes; call it with a number of steps.
 
-    def __init__(self, env: VecEnv, policy: PolicyName, device: torch.device) -> None:
-        arguments = {**policy_arguments(policy, env.observation_space), **PPOConfig().ppo_kwargs()}
-        self.model = PPO(env=env, seed=0, device=device, **arguments)
-        self.callbacks: list[BaseCallback] = [SelfPlay(env.batched)] if isinstance(env, LearnerEnv) else []
+    learner: `PPO` of Stable-Baselines3 keeps its rollouts in NumPy arrays.
+    """
+
+    def __init__(
+        self, env: BatchedEnv, policy: PolicyName, settings: PPOConfig | None = None, learner: type[PPO] = Learner
+    ) -> None:
+        settings = settings or PPOConfig()
+        arguments = policy_arguments(policy, env.single_observation_space)
+        arguments["policy_kwargs"] = settings.policy_kwargs(arguments["policy_kwargs"])
+        self.model = learner(env=LearnerEnv(env), seed=0, device=env.device, **arguments, **settings.ppo_kwargs())
+        self.callbacks: list[BaseCallback] = [SelfPlay(env)] if isinstance(env, SparsEnv) else []
 
     def __call__(self, steps: int, *callbacks: BaseCallback) -> None:
         self.model.learn(steps, callback=[*self.callbacks, *callbacks], reset_num_timesteps=False)
@@ -501,7 +508,7 @@ class _Memory(BaseCallback):
 
 def _train_and_watch(bench: Bench) -> tuple[list[int], list[float]]:
     memory = _Memory(bench.sizes.memory_steps)
-    Learner(LearnerEnv(bench.env(PHANTOM, obs_mode="features")), "feature_mlp", CPU)(bench.sizes.memory_steps, memory)
+    Training(bench.env(PHANTOM, obs_mode="features"), "feature_mlp")(bench.sizes.memory_steps, memory)
     return memory.steps, memory.megabytes
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from gymnasium import spaces
 from segarena.agents.callbacks import Best
-from segarena.agents.ppo import Learner, PPOConfig, learn, restore
+from segarena.agents.learning import learn, restore
+from segarena.agents.ppo import Learner, PPOConfig
 from segarena.common.finite import NotFiniteError
 from segarena.common.resuming import training_in
 from segarena.common.runs import Run
