@@ -110,10 +110,11 @@ class PPOConfig:
         return {**{name: getattr(self, name) for name in same}, **scheduled}
 
     def policy_kwargs(self, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Keyword arguments of an SB3 policy: `given`, with this configuration's widths and log_std_init."""
+        """Keyword arguments of an SB3 policy: `given`, and what this configuration says of widths and log_std_init."""
         widths = {} if self.net_arch is None else {"net_arch": {"pi": self.net_arch, "vf": self.net_arch}}
         deviation = {"log_std_init": self.log_std_init} if self.algorithm == "ppo" else {}
-        return {**(given or {}), **widths, **deviation}
+        adam = {"optimizer_kwargs": {"eps": 1e-5, "fused": True}}  # SB3's, but in one pass over the weights
+        return {**(given or {}), **widths, **deviation, **adam}
 
     def check_memory(self, env: BatchedEnv) -> None:
         """Check that a rollout fits into this machine's memory; `env`: one environment or more, for its spaces.

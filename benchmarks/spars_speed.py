@@ -461,16 +461,16 @@ class PlainBatchEnv(BatchEnv):
 class Training:
     """PPO as `segarena-rl train` sets it up, with self-play where somebody competes; call it with a number of steps.
 
-    learner: `PPO` of Stable-Baselines3 keeps its rollouts in NumPy arrays.
+    plainly: by Stable-Baselines3's own PPO, whose rollouts are NumPy arrays.
     """
 
-    def __init__(
-        self, env: BatchedEnv, policy: PolicyName, settings: PPOConfig | None = None, learner: type[PPO] = Learner
-    ) -> None:
-        settings = settings or PPOConfig()
+    def __init__(self, env: BatchedEnv, policy: PolicyName, *, plainly: bool = False, **settings: Any) -> None:
+        ppo = PPOConfig(num_envs=env.num_envs, **settings)
         arguments = policy_arguments(policy, env.single_observation_space)
-        arguments["policy_kwargs"] = settings.policy_kwargs(arguments["policy_kwargs"])
-        self.model = learner(env=LearnerEnv(env), seed=0, device=env.device, **arguments, **settings.ppo_kwargs())
+        if not plainly:
+            arguments["policy_kwargs"] = ppo.policy_kwargs(arguments["policy_kwargs"])
+        learner = PPO if plainly else Learner
+        self.model = learner(env=LearnerEnv(env), seed=0, device=env.device, **arguments, **ppo.ppo_kwargs())
         self.callbacks: list[BaseCallback] = [SelfPlay(env)] if isinstance(env, SparsEnv) else []
 
     def __call__(self, steps: int, *callbacks: BaseCallback) -> None:
