@@ -97,6 +97,17 @@ def alternately(
     return spent
 
 
+def clocked(run: Callable[[], object], seconds_of: list[float]) -> Callable[[], None]:
+    """`run`, each call of which adds the CPU seconds of this process to the list."""
+
+    def timed() -> None:
+        start = time.process_time()
+        run()
+        seconds_of.append(time.process_time() - start)
+
+    return timed
+
+
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
     """Repeat by repeat, so that what slows down the machine for a while slows down both."""
     return [a / b for a, b in zip(above, below, strict=True)]

@@ -10,8 +10,9 @@ is there. PyTorch chooses its number of threads unless --threads does. Memory is
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from measuring import (
     NothingEnv,
     alternately,
     apart,
+    clocked,
     command_line,
     measure,
     megabytes,
@@ -41,7 +43,7 @@ from segarena.agents.spars.self_play import SelfPlay
 from segarena.agents.spars.values import ValueIteration
 from segarena.classifiers.presence import PACKAGED, DensePresenceNet, load_presence
 from segarena.common.networks import save_network
-from segarena.datasets.liver.cases import HU_WINDOW, LiverDataConfig, load_liver_cases
+from segarena.datasets.liver.cases import HU_WINDOW, LiverDataConfig, liver_case_ids, load_liver_cases
 from segarena.datasets.liver.lattice import Triple, WindowLattice
 from segarena.datasets.liver.lesions import TUMOUR
 from segarena.datasets.liver.phantom import liver_phantom
@@ -49,6 +51,7 @@ from segarena.envs.adapters import BatchEnv, of_env
 from segarena.envs.core import BatchedEnv
 from segarena.envs.learner_env import LearnerEnv
 from segarena.envs.spars import SparsEnv
+from segarena.envs.spars_config import SparsConfig
 from segarena.envs.spars_painting import Painting
 from segarena.envs.spars_rules import RULES
 from segarena.rewards.presence import ScoreTable
@@ -61,9 +64,12 @@ RELEASED_STEPS_PER_S = 1 / 7.3
 RUN = 320_000
 """Environment steps of the paper's training."""
 N = 64
+MANY = 512
+"""Environments of the largest training."""
 ITEMS = [
-    *("make_vec", "raw_steps", "observed_steps", "single_steps", "ppo_ratio", "score_volume", "memory_of_training"),
-    *("dice", "second_environment", "preparation", "search", "values", "engines", "cuda"),
+    *("make_vec", "raw_steps", "observed_steps", "single_steps", "ppo_ratio", "ppo_features", "score_volume"),
+    *("memory_of_training", "lattice_share", "dice", "second_environment", "preparation", "search", "values"),
+    *("engines", "cuda"),
 ]
 
 
@@ -96,9 +102,11 @@ class Sizes:
     memory_steps: int = RUN
     episodes: int = 8
     """Episodes whose Dice is computed twice."""
+    pool: int = 16
+    """Phantoms whose windows are scored when they are visited."""
 
 
-QUICK = Sizes(Grid("small grid", (96, 96, 60), (24, 24, 12)), (96, 96, 60), 2, 50, 100, 2048, 2048, 20_480, 3)
+QUICK = Sizes(Grid("small grid", (96, 96, 60), (24, 24, 12)), (96, 96, 60), 2, 50, 100, 2048, 2048, 20_480, 3, 1)
 
 
 @dataclass(frozen=True)
@@ -112,16 +120,12 @@ class Bench:
 
     def env(self, grid: Grid, **settings: Any) -> SparsEnv:
         """An environment on two phantoms on `grid`, on the CPU unless said otherwise."""
-        weights = Path(self.folder) / f"{grid.name}.safetensors"
-        if not weights.exists():
-            torch.manual_seed(0)
-            save_network(weights, DensePresenceNet(HU_WINDOW, grid.window))
         chosen = {
             "cases": ["phantom_02000", "phantom_02001"],
             "grid_shape": grid.shape,
             "window_size": grid.window,
             "score_source": "oracle_fraction",
-            "classifier": str(weights),
+            "classifier": self.weights(grid),
             "cache_dir": self.folder,
             "num_envs": N,
             "device": CPU,
@@ -131,6 +135,14 @@ class Bench:
         env.seed(range(env.num_envs))
         env.reset()
         return env
+
+    def weights(self, grid: Grid) -> str:
+        """A classifier with random weights."""
+        file = Path(self.folder) / f"{grid.name}.safetensors"
+        if not file.exists():
+            torch.manual_seed(0)
+            save_network(file, DensePresenceNet(HU_WINDOW, grid.window))
+        return str(file)
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
@@ -259,6 +271,70 @@ class Bench:
             Figure(f"PPO with features and self-play, N={N}", "steps/s", speed["ours"]),
             Figure("the same PPO on an environment that does nothing", "steps/s", speed["nothing"]),
             Figure("ratio of the two", "x", ratios(speed["ours"], speed["nothing"]), 0.5),
+        ]
+
+    def ppo_features(self) -> list[Figure]:
+        """PPO with features and self-play, in 64 and in 512 environments.
+
+        The same on an environment that does nothing, and by Stable-Baselines3's own PPO, which keeps its rollouts in
+        NumPy arrays. Ratios are of CPU seconds of this process, since others may use the machine.
+        """
+        figures = []
+        for n in (N, MANY):
+            env, other = (self.env(PHANTOM, obs_mode="features", num_envs=n) for _ in range(2))
+            sides = {
+                "ours": Training(env, "feature_mlp"),
+                "nothing": Training(NothingEnv(env), "feature_mlp"),
+                "plainly": Training(other, "feature_mlp", plainly=True),
+            }
+            rollout = n * PPOConfig().n_steps
+            steps = max(1, self.sizes.ppo_steps // rollout) * rollout
+            work: dict[str, list[float]] = {name: [] for name in sides}
+            gradients: dict[str, list[float]] = {name: [] for name in sides}
+            for name, side in sides.items():
+                side.model.train = clocked(side.model.train, gradients[name])  # type: ignore[method-assign]
+            turns = {name: clocked(partial(side, steps), work[name]) for name, side in sides.items()}
+            spent = alternately(turns, self.sizes.repeats)
+            share = [sum(gradients["ours"]) / sum(work["ours"])]
+            cpu = {name: [1 / value for value in values[1:]] for name, values in work.items()}
+            what, target = f"PPO with features and self-play, N={n}", n == MANY
+            names = {"ours": "", "nothing": ", on an environment that does nothing", "plainly": ", rollouts by SB3"}
+            figures += [
+                Figure(f"{what}{also}", "steps/s", [steps / value for value in spent[name]])
+                for name, also in names.items()
+            ]
+            for name, wanted in (("nothing", 0.6), ("plainly", 1.3)):
+                ratio = ratios(cpu["ours"], cpu[name])
+                figures.append(Figure(f"{what}: ratio to that{names[name]}", "x", ratio, wanted if target else None))
+            figures.append(Figure(f"{what}: share of its gradient steps", "of CPU seconds", share))
+        return figures
+
+    def lattice_share(self) -> list[Figure]:
+        """Windows that a whole training with lazy scores looks at, of all windows of its cases.
+
+        The settings are those of `configs/spars/phantom.yaml`: random starts, whose candidates are scored too, τ = 0.95
+        and self-play.
+        """
+        scores = {} if PACKAGED.exists() else {"score_source": "oracle_fraction", "classifier": self.weights(PHANTOM)}
+        cases = liver_case_ids(SparsConfig())[: self.sizes.pool]
+        env = SparsEnv(
+            num_envs=N,
+            device="cpu",
+            cases=cases,
+            obs_mode="features",
+            threshold=0.95,
+            score_engine="lazy",
+            eval_dice=False,
+            cache_dir=self.folder,
+            **scores,
+        )
+        seen = _Tenths(self.sizes.memory_steps, lambda: float((~env.table.scores.isnan()).float().mean()))
+        Training(env, "feature_mlp")(self.sizes.memory_steps, seen)
+        details = {"steps": seen.steps, "share": seen.values, "windows": env.table.scores.numel(), "cases": len(cases)}
+        what = f"windows looked at in {seen.steps[-1]:,} lazy steps, N={N}, {len(cases)} phantoms"
+        return [
+            Figure(f"{what}: after a tenth", "of all", seen.values[:1]),
+            Figure(f"{what}: at the end", "of all", seen.values[-1:], details=details),
         ]
 
     def memory_of_training(self) -> list[Figure]:
@@ -492,24 +568,24 @@ def _score_volume(bench: Bench) -> tuple[float, float, float]:
     return spent, peak / 1e3, (peak - before) / 1e3
 
 
-class _Memory(BaseCallback):
-    """Megabytes after every tenth of a training."""
+class _Tenths(BaseCallback):
+    """What `look()` says after every tenth of a training."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, look: Callable[[], float]) -> None:
         super().__init__()
-        self.total, self.steps, self.megabytes = total, list[int](), list[float]()
+        self.total, self.look, self.steps, self.values = total, look, list[int](), list[float]()
 
     def _on_step(self) -> bool:
         if self.num_timesteps >= self.total * (len(self.steps) + 1) / 10:
             self.steps.append(self.num_timesteps)
-            self.megabytes.append(megabytes("VmRSS"))
+            self.values.append(self.look())
         return True
 
 
 def _train_and_watch(bench: Bench) -> tuple[list[int], list[float]]:
-    memory = _Memory(bench.sizes.memory_steps)
+    memory = _Tenths(bench.sizes.memory_steps, lambda: megabytes("VmRSS"))
     Training(bench.env(PHANTOM, obs_mode="features"), "feature_mlp")(bench.sizes.memory_steps, memory)
-    return memory.steps, memory.megabytes
+    return memory.steps, memory.values
 
 
 # -- the command ---------------------------------------------------------------------------------------------------
