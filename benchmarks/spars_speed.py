@@ -277,35 +277,31 @@ class Bench:
         """PPO with features and self-play, in 64 and in 512 environments.
 
         The same on an environment that does nothing, and by Stable-Baselines3's own PPO, which keeps its rollouts in
-        NumPy arrays. Ratios are of CPU seconds of this process, since others may use the machine.
+        NumPy arrays. In CPU seconds of this process, since others may use the machine.
         """
         figures = []
         for n in (N, MANY):
             env, other = (self.env(PHANTOM, obs_mode="features", num_envs=n) for _ in range(2))
             sides = {
-                "ours": Training(env, "feature_mlp"),
-                "nothing": Training(NothingEnv(env), "feature_mlp"),
-                "plainly": Training(other, "feature_mlp", plainly=True),
+                "": Training(env, "feature_mlp"),
+                ", on an environment that does nothing": Training(NothingEnv(env), "feature_mlp"),
+                ", rollouts by SB3": Training(other, "feature_mlp", plainly=True),
             }
             rollout = n * PPOConfig().n_steps
             steps = max(1, self.sizes.ppo_steps // rollout) * rollout
-            work: dict[str, list[float]] = {name: [] for name in sides}
-            gradients: dict[str, list[float]] = {name: [] for name in sides}
-            for name, side in sides.items():
-                side.model.train = clocked(side.model.train, gradients[name])  # type: ignore[method-assign]
-            turns = {name: clocked(partial(side, steps), work[name]) for name, side in sides.items()}
-            spent = alternately(turns, self.sizes.repeats)
-            share = [sum(gradients["ours"]) / sum(work["ours"])]
-            cpu = {name: [1 / value for value in values[1:]] for name, values in work.items()}
-            what, target = f"PPO with features and self-play, N={n}", n == MANY
-            names = {"ours": "", "nothing": ", on an environment that does nothing", "plainly": ", rollouts by SB3"}
-            figures += [
-                Figure(f"{what}{also}", "steps/s", [steps / value for value in spent[name]])
-                for name, also in names.items()
-            ]
-            for name, wanted in (("nothing", 0.6), ("plainly", 1.3)):
-                ratio = ratios(cpu["ours"], cpu[name])
-                figures.append(Figure(f"{what}: ratio to that{names[name]}", "x", ratio, wanted if target else None))
+            spent: dict[str, list[float]] = {name: [] for name in sides}
+            gradients: list[float] = []
+            sides[""].model.train = clocked(sides[""].model.train, gradients)  # type: ignore[method-assign]
+            alternately(
+                {name: clocked(partial(side, steps), spent[name]) for name, side in sides.items()}, self.sizes.repeats
+            )
+            speed = {name: [steps / value for value in values[1:]] for name, values in spent.items()}
+            what = f"PPO with features and self-play, N={n}"
+            figures += [Figure(f"{what}{name}: per CPU second", "steps/s", values) for name, values in speed.items()]
+            for name, target in ((", on an environment that does nothing", 0.6), (", rollouts by SB3", 1.3)):
+                ratio = ratios(speed[""], speed[name])
+                figures.append(Figure(f"ratio to that{name}", "x", ratio, target if n == MANY else None))
+            share = [sum(gradients) / sum(spent[""])]
             figures.append(Figure(f"{what}: share of its gradient steps", "of CPU seconds", share))
         return figures
 
