@@ -209,11 +209,17 @@ class _OnDevice(OnPolicyAlgorithm):
             self.rollout_buffer = kind(self.n_steps, self.observation_space, self.action_space, **told)
 
     def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int, *use_masking: bool
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: Any,
+        n_rollout_steps: int,
+        use_masking: bool = True,
     ) -> bool:
-        """Play T steps in every environment; False where a callback stopped it."""
+        """Play T steps in every environment; False where a callback stopped it. use_masking: of MaskablePPO."""
+        masking = (use_masking,) if isinstance(self, MaskablePPO) else ()
         if not isinstance(rollout_buffer, FlatRolloutBuffer):
-            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps, *use_masking)
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps, *masking)
         assert isinstance(env, LearnerEnv)
         assert self._last_obs is not None
         policy, buffer, every = self.policy, rollout_buffer, self.sde_sample_freq
@@ -228,7 +234,7 @@ class _OnDevice(OnPolicyAlgorithm):
             if self.use_sde and every > 0 and n_steps % every == 0:
                 policy.reset_noise(env.num_envs)
             obs_tensor = new_obs  # [N, ...]
-            masks = {"action_masks": env.batched.action_masks()} if any(use_masking) else {}  # bool [N, A]
+            masks = {"action_masks": env.batched.action_masks()} if any(masking) else {}  # bool [N, A]
             with torch.no_grad():
                 actions, values, log_probs = policy(obs_tensor, **masks)  # [N, ...], [N, 1], [N]
                 step, ends = env.advance(played(actions))

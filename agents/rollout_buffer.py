@@ -61,8 +61,12 @@ class TensorBuffer:
         """Begin a new rollout."""
         self.pos = 0
 
+    @torch.no_grad()
     def add(self, **step: Tensor | dict[str, Tensor]) -> None:
-        """Keep one step of all environments: a tensor [N, ...], or a dict of them, for each attribute, by its name."""
+        """Keep one step of all environments: a tensor [N, ...], or a dict of them, for each attribute, by its name.
+
+        An environment's graph stays its own.
+        """
         for name, value in step.items():
             kept = getattr(self, name, None)
             if kept is None:
@@ -114,6 +118,11 @@ class FlatRolloutBuffer(TensorBuffer):
     """Actions that could be chosen, bool [T, N, A]; None: all."""
     advantages: Tensor
     """A, float32 [T, N]."""
+
+    def reset(self) -> None:
+        """Begin a new rollout, perhaps without masks."""
+        super().reset()
+        self.action_masks = None
 
     def compute_advantages(self, last_values: Tensor) -> None:
         """Fill `advantages`; last_values: V of what is observed after the last step, [N]."""

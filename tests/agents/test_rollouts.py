@@ -198,10 +198,22 @@ def test_an_update_on_the_device_is_sb3s_on_the_same_minibatches(monkeypatch, ma
 def test_without_masking_a_masked_learner_takes_every_action():
     env = LearnerEnv(Walk(DISCRETE))
     model = MaskableLearner("MlpPolicy", env, n_steps=STEPS, batch_size=24, seed=5, device="cpu")
-    model.learn(STEPS * ENVS, use_masking=False)
-    assert model.rollout_buffer.action_masks is None
-    model.learn(STEPS * ENVS)
-    assert model.rollout_buffer.action_masks.shape == (STEPS, ENVS, 5)
+    for use_masking in (False, True, False):
+        model.learn(STEPS * ENVS, use_masking=use_masking)
+        masks = model.rollout_buffer.action_masks
+        assert masks is None if not use_masking else masks.shape == (STEPS, ENVS, 5)
+
+
+def test_the_graph_of_an_environment_stays_its_own():
+    class Graph(Walk):
+        def observe(self, env_ids=None):
+            with torch.enable_grad():
+                return super().observe(env_ids) * torch.ones((), requires_grad=True)
+
+    model = Learner("MlpPolicy", LearnerEnv(Graph(BOX)), n_steps=STEPS, batch_size=24, seed=5, device="cpu")
+    model.learn(2 * STEPS * ENVS)
+    assert model.env.batched.observe().requires_grad
+    assert not model.rollout_buffer.observations.requires_grad
 
 
 # -- where the rollouts are SB3's own ----------------------------------------------------------------------------------
