@@ -33,9 +33,10 @@ from .experiment import (
     reached,
     write_result,
 )
+from .learning import learn, restore
 from .papers import POLICIES
 from .policy import Episodes, Policy, TrainedPolicy, make_env, play, play_and_draw, reference
-from .ppo import LEARNERS, Learner, MaskableLearner, PPOConfig, learn, restore
+from .ppo import LEARNERS, Learner, MaskableLearner, PPOConfig
 
 COLUMNS = ("return", "steps")
 """Metrics of the table of results."""

@@ -97,13 +97,18 @@ class TrainedPolicy:
         masked = isinstance(self.policy, MaskableActorCriticPolicy)
         masks: dict[str, Any] = {"action_masks": env.action_masks()} if masked else {}
         actions = self.policy.get_distribution(obs, **masks).get_actions(deterministic=self.deterministic)
-        actions = actions.reshape(-1, *space.shape)
-        if not isinstance(space, spaces.Box):
-            return actions
-        low, high = (torch.as_tensor(bound, device=actions.device) for bound in (space.low, space.high))
-        if self.policy.squash_output:  # a tanh: -1..1 stand for low..high
-            return low + 0.5 * (actions + 1.0) * (high - low)
-        return actions.clamp(low, high)  # a Gaussian has no bounds
+        return within_space(self.policy)(actions.reshape(-1, *space.shape))
+
+
+def within_space(policy: ActorCritic) -> Callable[[Tensor], Tensor]:
+    """A function that makes actions [N, ...] of the space from those that the policy's distribution gives."""
+    space = policy.action_space
+    if not isinstance(space, spaces.Box):
+        return lambda actions: actions.long()  # of MultiBinary they are floats
+    low, high = (torch.as_tensor(bound, device=policy.device) for bound in (space.low, space.high))
+    if policy.squash_output:  # a tanh: -1..1 stand for low..high
+        return lambda actions: low + 0.5 * (actions + 1.0) * (high - low)
+    return lambda actions: actions.clamp(low, high)  # a Gaussian has no bounds
 
 
 def _shapes(space: spaces.Space[Any]) -> Any:

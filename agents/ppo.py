@@ -1,7 +1,7 @@
-"""One `learn()` of an SB3 learner inside a run: logs, progress, checkpoints and exact resume, for every paper."""
+"""SB3's PPO and MaskablePPO with rollouts that stay on the device, and their settings."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -10,39 +10,25 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common import buffers
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import (
-    VecCheckNan,
-    VecEnv,
-    VecEnvWrapper,
-    VecExtractDictObs,
-    VecFrameStack,
-    VecNormalize,
-    VecTransposeImage,
-)
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import obs_as_tensor, set_random_seed
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor
 
-from ..common.checkpoints import (
-    Checkpoint,
-    check_like,
-    load_into,
-    load_optimizer,
-    random_state,
-    restore_random_state,
-    restoring,
-)
 from ..common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, SHARE, check
 from ..common.device import memory_bytes
-from ..common.finite import NotFiniteError, not_finite_tensor
-from ..common.runs import Run
-from ..envs.core import BatchedEnv
+from ..envs.adapters import to_numpy
+from ..envs.core import Advance, BatchedEnv, Ended
 from ..envs.learner_env import LearnerEnv
-from .callbacks import UNDEFINED, KeepCheckpoints, RewardTerms, ShowProgress, StopAtNaN, diverged
+from .policy import within_space
+from .rollout_buffer import FlatRolloutBuffer
 
+SB3_BUFFERS = (buffers.RolloutBuffer, buffers.DictRolloutBuffer, MaskableRolloutBuffer, MaskableDictRolloutBuffer)
 SAMPLE_BYTES = 32
 """Memory of a sample in SB3's rollout buffer beside its observation, at least."""
 ScheduleName = Literal["constant", "linear"]
@@ -124,10 +110,11 @@ class PPOConfig:
         return {**{name: getattr(self, name) for name in same}, **scheduled}
 
     def policy_kwargs(self, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Keyword arguments of an SB3 policy: `given`, with this configuration's widths and log_std_init."""
+        """Keyword arguments of an SB3 policy: `given`, and what this configuration says of widths and log_std_init."""
         widths = {} if self.net_arch is None else {"net_arch": {"pi": self.net_arch, "vf": self.net_arch}}
         deviation = {"log_std_init": self.log_std_init} if self.algorithm == "ppo" else {}
-        return {**(given or {}), **widths, **deviation}
+        adam = {"optimizer_kwargs": {"eps": 1e-5, "fused": True}}  # SB3's, but in one pass over the weights
+        return {**(given or {}), **widths, **deviation, **adam}
 
     def check_memory(self, env: BatchedEnv) -> None:
         """Check that a rollout fits into this machine's memory; `env`: one environment or more, for its spaces.
@@ -177,10 +164,16 @@ def _linear(start: float, remaining: float) -> float:
     return start * max(remaining, 0.0)  # the last rollout may go beyond the end of training
 
 
-class _Seeded(OnPolicyAlgorithm):
-    """Leaves process-wide cuDNN flags unchanged on CUDA and never recommends the CPU.
+class _OnDevice(OnPolicyAlgorithm):
+    """Keeps rollouts on the device where it plays a bare `LearnerEnv`, and leaves process-wide settings as they are.
 
-    The device and cuDNN's algorithms are the experiment's choice, for all of its networks.
+    Observations, actions, rewards and what follows from them are tensors then, from the environment to the minibatches;
+    in wrappers, and with environments of others, the rollouts are SB3's own. After each step callbacks find in their
+    `locals`, as SB3 has them, `dones`, a NumPy array bool [N], and `infos`, without `terminal_observation`; `rewards`,
+    `actions`, `values` and `log_probs` are tensors on the device, and `step` is the `Advance`.
+
+    The device and cuDNN's algorithms are the experiment's choice, for all of its networks: seeding changes neither, and
+    nothing recommends the CPU.
     """
 
     def set_random_seed(self, seed: int | None = None) -> None:
@@ -195,205 +188,108 @@ class _Seeded(OnPolicyAlgorithm):
     def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None:
         """Recommend nothing."""
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self._choose_buffer()
 
-class Learner(_Seeded, PPO):
-    """SB3's PPO, but for process-wide settings."""
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """As SB3's; the rollout buffer follows, since an environment may leave the device."""
+        super().set_env(env, force_reset)
+        self._choose_buffer()
+
+    def _choose_buffer(self) -> None:
+        """Make the buffer that the environment can fill, unless the caller has chosen its class."""
+        own = self.rollout_buffer_class
+        if own not in SB3_BUFFERS:
+            return
+        kind: Any = FlatRolloutBuffer if _stays_on_device(self) else own
+        if not isinstance(self.rollout_buffer, kind):
+            told = {"device": self.device, "gamma": self.gamma, "gae_lambda": self.gae_lambda, "n_envs": self.n_envs}
+            told |= self.rollout_buffer_kwargs
+            self.rollout_buffer = kind(self.n_steps, self.observation_space, self.action_space, **told)
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: Any,
+        n_rollout_steps: int,
+        use_masking: bool = True,
+    ) -> bool:
+        """Play T steps in every environment; False where a callback stopped it. use_masking: of MaskablePPO."""
+        masking = (use_masking,) if isinstance(self, MaskablePPO) else ()
+        if not isinstance(rollout_buffer, FlatRolloutBuffer):
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps, *masking)
+        assert isinstance(env, LearnerEnv)
+        assert self._last_obs is not None
+        policy, buffer, every = self.policy, rollout_buffer, self.sde_sample_freq
+        policy.set_training_mode(False)
+        buffer.reset()
+        if self.use_sde:
+            policy.reset_noise(env.num_envs)
+        callback.on_rollout_start()
+        played = within_space(policy)
+        new_obs: Any = obs_as_tensor(self._last_obs, self.device)
+        for n_steps in range(n_rollout_steps):
+            if self.use_sde and every > 0 and n_steps % every == 0:
+                policy.reset_noise(env.num_envs)
+            obs_tensor = new_obs  # [N, ...]
+            masks = {"action_masks": env.batched.action_masks()} if any(masking) else {}  # bool [N, A]
+            with torch.no_grad():
+                actions, values, log_probs = policy(obs_tensor, **masks)  # [N, ...], [N, 1], [N]
+                step, ends = env.advance(played(actions))
+            new_obs, rewards = step.obs, step.reward
+            dones, infos = np.zeros(env.num_envs, np.bool_), env.told(step, ends, {})[1]
+            ended = [env_id for env_id, info in enumerate(infos) if info]
+            dones[ended] = True
+            self.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                self._last_obs, self._last_episode_starts = to_numpy(new_obs), dones
+                return False
+            self._update_info_buffer([infos[env_id] for env_id in ended], dones[ended])
+            if step.ended and any(infos[env_id]["TimeLimit.truncated"] for env_id in ended):
+                rewards = rewards + self._beyond(step, step.ended)
+            buffer.add(
+                observations=obs_tensor,
+                actions=actions.flatten(1) if actions.ndim > 1 else actions[:, None],
+                rewards=rewards,
+                dones=step.terminated | step.truncated,
+                old_values=values.flatten(),
+                old_log_prob=log_probs,
+                **masks,
+            )
+        with torch.no_grad():
+            buffer.compute_advantages(policy.predict_values(new_obs).flatten())
+        self._last_obs, self._last_episode_starts = to_numpy(new_obs), dones
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _beyond(self, step: Advance, ended: Ended) -> Tensor:
+        """γ V(last observation) of the episodes that were truncated in the step, else 0: float32 [N]."""
+        cut = step.truncated.index_select(0, ended.env_ids)
+        with torch.no_grad():
+            values = self.policy.predict_values(ended.obs).flatten()  # [K]
+        beyond = torch.zeros_like(step.reward)
+        return beyond.index_copy(0, ended.env_ids, torch.where(cut, self.gamma * values, 0.0))
 
 
-class MaskableLearner(_Seeded, MaskablePPO):
-    """MaskablePPO of sb3-contrib, but for process-wide settings; masks are `action_masks` of the environment."""
+def _stays_on_device(model: OnPolicyAlgorithm) -> bool:
+    """Whether nothing stands between policy and environment, and both lie on one device."""
+    env = model.env
+    if type(env) is not LearnerEnv:  # a subclass may change what a step is
+        return False
+    first = getattr(model.action_space, "start", 0)  # of actions, whom SB3 counts from 0: LearnerEnv says so by name
+    return env.batched.t.device == model.policy.device and not np.any(first)
+
+
+class Learner(_OnDevice, PPO):
+    """SB3's PPO, its rollouts on the device."""
+
+
+class MaskableLearner(_OnDevice, MaskablePPO):
+    """MaskablePPO of sb3-contrib, its rollouts on the device; masks are `action_masks` of the environment."""
 
 
 LEARNERS: dict[AlgorithmName, type[Learner] | type[MaskableLearner]] = {"ppo": Learner, "maskable": MaskableLearner}
-
-
-def learn(
-    model: OnPolicyAlgorithm,
-    run: Run,
-    total_timesteps: int,
-    callbacks: list[BaseCallback],
-    *,
-    checkpoint_every: int,
-    extra_state: Callable[[], Mapping[str, Any]],
-    checkpoint: Checkpoint | None,
-) -> None:
-    """Train `model` to `total_timesteps`, from `checkpoint` on where there is one (restore it first).
-
-    A run that was killed and resumed ends, on the CPU, with the same weights, bit for bit, as one that was not.
-
-    Args:
-        model: over a `LearnerEnv`, bare or in wrappers of SB3.
-        run: gets scalars and checkpoints.
-        total_timesteps: environment steps at the end.
-        callbacks: called before those of every learner (reward terms, checkpoints, progress).
-        checkpoint_every: environment steps between checkpoints.
-        extra_state: what else belongs to a checkpoint (opponents).
-        checkpoint: the one that was restored.
-
-    Raises:
-        NotFiniteError: a loss, a reward, an observation or a weight is NaN or infinite; earlier checkpoints stay.
-        Stopped: a signal asked for it; a checkpoint of the last rollout's end is kept.
-    """
-    model.set_logger(Logger(folder=None, output_formats=[_RunWriter(run)]))
-    if checkpoint:
-        with restoring(checkpoint):
-            for name, value in checkpoint.state["unwritten"].items():
-                model.logger.record(name, float(value))
-            # last: networks that are built on the way draw from it
-            restore_random_state(checkpoint.state["random"], model.device)
-    resumed_at = checkpoint.step if checkpoint else None
-    keep = KeepCheckpoints(run, checkpoint_every, lambda: {**state_of(model), **extra_state()}, resumed_at)
-    terms = RewardTerms(learner_env(model).batched)
-    with run.progress.bar(total_timesteps, initial=model.num_timesteps, title="PPO") as bar:
-        try:
-            model.learn(
-                total_timesteps - model.num_timesteps,
-                callback=CallbackList([StopAtNaN(run), *callbacks, terms, keep, ShowProgress(bar, total_timesteps)]),
-                reset_num_timesteps=False,
-            )
-        except ValueError as error:  # PyTorch's distributions refuse such numbers too, with all of them in the message
-            if "invalid values" not in str(error):
-                raise
-            wrong = not_finite_tensor(model.policy.state_dict()) or "an observation is NaN or infinite"
-            raise NotFiniteError(diverged(run, model.num_timesteps, [wrong])) from None
-        keep.save()
-
-
-# -- state -------------------------------------------------------------------------------------------------------------
-
-
-def state_of(model: OnPolicyAlgorithm) -> dict[str, Any]:
-    """The learner's state at the start of a rollout, without its weights and the state of its callbacks."""
-    assert model.ep_info_buffer is not None
-    return {
-        **_fixed_state(model),
-        "optimizer": model.policy.optimizer.state_dict(),
-        "observation": _tensors(model._last_obs),
-        "episodes": [{"r": float(episode["r"]), "l": int(episode["l"])} for episode in model.ep_info_buffer],
-        "unwritten": {name: float(value) for name, value in model.logger.name_to_value.items()},  # of the last update
-        "random": random_state(model.device),
-    }
-
-
-def _fixed_state(model: OnPolicyAlgorithm) -> dict[str, Any]:
-    """The part of a learner's state whose structure is the same in every checkpoint of its training."""
-    return {
-        "n_updates": model._n_updates,
-        "env": learner_env(model).state(),
-        "wrappers": [_wrapper_state(wrapper) for wrapper in _wrappers(model)],
-    }
-
-
-def restore(model: OnPolicyAlgorithm, checkpoint: Checkpoint) -> None:
-    """Put the learner, its environment and wrappers where `checkpoint` found them; `learn` does so with the rest.
-
-    Raises:
-        ValueError: the checkpoint is malformed, or of another training; names its file.
-    """
-    state, env = checkpoint.state, learner_env(model)
-    load_into(model.policy, checkpoint.weights, f"checkpoint {str(checkpoint.folder)!r}")
-    with restoring(checkpoint):
-        for part, now in _fixed_state(model).items():
-            check_like(state[part], now, part)
-        load_optimizer(model.policy.optimizer, state["optimizer"])
-        model.num_timesteps, model._n_updates = checkpoint.step, state["n_updates"]
-        env.load_state(state["env"])
-        for wrapper, kept in zip(_wrappers(model), state["wrappers"], strict=True):
-            _load_wrapper_state(wrapper, kept)
-        check_like(state["observation"], _tensors(_blank(model.observation_space, env.num_envs)), "observation")
-        model._last_obs = _arrays(state["observation"])
-        model._last_episode_starts = (env.batched.t == 0).cpu().numpy()
-        model._setup_learn(0, None, reset_num_timesteps=False)  # makes the buffers of episodes
-        assert model.ep_info_buffer is not None
-        model.ep_info_buffer.extend({"r": float(one["r"]), "l": int(one["l"])} for one in state["episodes"])
-
-
-def learner_env(model: OnPolicyAlgorithm) -> LearnerEnv:
-    """The environment of the learner, without wrappers.
-
-    Raises:
-        ValueError: it is no `LearnerEnv`.
-    """
-    env = model.env
-    while isinstance(env, VecEnvWrapper):
-        env = env.venv
-    if not isinstance(env, LearnerEnv):
-        raise ValueError(f"the learner plays {env!r} but must play a LearnerEnv, bare or in SB3's wrappers")
-    return env
-
-
-def _wrappers(model: OnPolicyAlgorithm) -> Iterator[VecEnvWrapper]:
-    """SB3's wrappers around the environment, from the outermost on."""
-    env = model.env
-    while isinstance(env, VecEnvWrapper):
-        yield env
-        env = env.venv
-
-
-def _changing(wrapper: VecEnvWrapper) -> Iterator[tuple[str, Any, str]]:
-    """Name, owner and attribute of every number or array that the wrapper changes while it plays.
-
-    Raises:
-        ValueError: it is not known what the wrapper keeps.
-    """
-    if isinstance(wrapper, VecNormalize):
-        statistics = {"rewards": wrapper.ret_rms}
-        if wrapper.norm_obs:
-            of = wrapper.obs_rms
-            statistics |= {f"observations.{k}": v for k, v in (of if isinstance(of, dict) else {"": of}).items()}
-        for name, one in statistics.items():
-            yield from ((f"{name}.{attribute}", one, attribute) for attribute in ("mean", "var", "count"))
-        yield "returns", wrapper, "returns"
-    elif isinstance(wrapper, VecFrameStack):
-        stacks = getattr(wrapper.stacked_obs, "sub_stacked_observations", {"": wrapper.stacked_obs})
-        yield from ((name, stack, "stacked_obs") for name, stack in stacks.items())
-    elif not isinstance(wrapper, VecTransposeImage | VecCheckNan | VecExtractDictObs):
-        raise ValueError(
-            f"the environment is in a {type(wrapper).__name__}, whose state cannot be saved; use VecNormalize, "
-            f"VecFrameStack, VecTransposeImage, VecCheckNan, VecExtractDictObs, or none"
-        )
-
-
-def _wrapper_state(wrapper: VecEnvWrapper) -> dict[str, Tensor]:
-    return {name: _tensors(getattr(owner, attribute)) for name, owner, attribute in _changing(wrapper)}
-
-
-def _load_wrapper_state(wrapper: VecEnvWrapper, state: Mapping[str, Tensor]) -> None:
-    for name, owner, attribute in _changing(wrapper):
-        setattr(owner, attribute, _arrays(state[name]))
-
-
-def _blank(space: spaces.Space[Any], num_envs: int) -> Any:
-    """Observations of zeros of `num_envs` environments."""
-    if isinstance(space, spaces.Dict):
-        return {name: _blank(part, num_envs) for name, part in space.items()}
-    return np.zeros((num_envs, *(space.shape or ())), space.dtype)
-
-
-def _tensors(value: Any) -> Any:
-    """Tensors for NumPy arrays and numbers, in a dict of them too."""
-    if isinstance(value, dict):
-        return {name: _tensors(part) for name, part in value.items()}
-    return torch.from_numpy(np.array(value))  # a copy
-
-
-def _arrays(value: Any) -> Any:
-    """The inverse of `_tensors`."""
-    if isinstance(value, dict):
-        return {name: _arrays(part) for name, part in value.items()}
-    return value.numpy().copy()[()]  # an array, or a number where there are no axes
-
-
-class _RunWriter(KVWriter):
-    """SB3's scalars, into the run's TensorBoard and metrics.jsonl."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        scalars = {name: float(value) for name, value in sorted(key_values.items())}
-        exist = {name: value for name, value in scalars.items() if math.isfinite(value) or name not in UNDEFINED}
-        self.run.log(step, exist)
-
-    def close(self) -> None:
-        self.run.close()

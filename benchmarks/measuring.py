@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from segarena.common.files import replacing
+from segarena.envs.core import BatchedEnv, Frame
 from segarena.evaluation.machine import describe_machine
-from stable_baselines3.common.vec_env import VecEnv
+from torch.utils._pytree import tree_map
 
 CPU = torch.device("cpu")
 Given = TypeVar("Given")
@@ -96,6 +97,17 @@ def alternately(
     return spent
 
 
+def clocked(run: Callable[[], object], seconds_of: list[float]) -> Callable[[], None]:
+    """`run`, each call of which adds the CPU seconds of this process to the list."""
+
+    def timed() -> None:
+        start = time.process_time()
+        run()
+        seconds_of.append(time.process_time() - start)
+
+    return timed
+
+
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
     """Repeat by repeat, so that what slows down the machine for a while slows down both."""
     return [a / b for a, b in zip(above, below, strict=True)]
@@ -139,38 +151,28 @@ def megabytes(name: str) -> float:
     return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{name}:"))
 
 
-class NothingEnv(VecEnv):
+class NothingEnv(BatchedEnv):
     """An environment with the spaces of another: observations are zero, rewards too, and no episode ends."""
 
-    def __init__(self, like: VecEnv) -> None:
-        super().__init__(like.num_envs, like.observation_space, like.action_space)
-        space = like.observation_space
-        self.obs = np.zeros((self.num_envs, *space.shape), space.dtype)
-        self.reward, self.done = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, np.bool_)
+    def __init__(self, like: BatchedEnv) -> None:
+        super().__init__(num_envs=like.num_envs, device=like.device, horizon=2**62)
+        self.single_observation_space = like.single_observation_space
+        self.single_action_space = like.single_action_space
+        self.seen = tree_map(torch.zeros_like, like.observe())
+        self.nobody = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        self.nothing = torch.zeros(self.num_envs, device=self.device)
 
-    def reset(self) -> Any:
-        return self.obs
-
-    def step_async(self, actions: Any) -> None:
+    def _reset(self, env_ids: torch.Tensor, options: Mapping[str, Any]) -> None:
         pass
 
-    def step_wait(self) -> Any:
-        return self.obs, self.reward, self.done, [{} for _ in range(self.num_envs)]
+    def _step(self, actions: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        return {"reward": self.nothing}, self.nobody
 
-    def close(self) -> None:
-        pass
+    def observe(self, env_ids: torch.Tensor | None = None) -> Any:
+        return self.seen
 
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        return [None] * self.num_envs
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        pass
-
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        return []
-
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        return [True] * self.num_envs
+    def _render_frame(self, env_id: int) -> Frame:
+        return np.zeros((1, 1, 3), np.uint8)
 
 
 # -- the command ---------------------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ is there. PyTorch chooses its number of threads unless --threads does. Memory is
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from measuring import (
     NothingEnv,
     alternately,
     apart,
+    clocked,
     command_line,
     measure,
     megabytes,
@@ -35,35 +37,39 @@ from measuring import (
     repeated,
     seconds,
 )
-from segarena.agents.ppo import PPOConfig
+from segarena.agents.ppo import Learner, PPOConfig
 from segarena.agents.spars.policies import PolicyName, policy_arguments
 from segarena.agents.spars.self_play import SelfPlay
 from segarena.agents.spars.values import ValueIteration
 from segarena.classifiers.presence import PACKAGED, DensePresenceNet, load_presence
 from segarena.common.networks import save_network
-from segarena.datasets.liver.cases import HU_WINDOW, LiverDataConfig, load_liver_cases
+from segarena.datasets.liver.cases import HU_WINDOW, LiverDataConfig, liver_case_ids, load_liver_cases
 from segarena.datasets.liver.lattice import Triple, WindowLattice
 from segarena.datasets.liver.lesions import TUMOUR
 from segarena.datasets.liver.phantom import liver_phantom
 from segarena.envs.adapters import BatchEnv, of_env
+from segarena.envs.core import BatchedEnv
 from segarena.envs.learner_env import LearnerEnv
 from segarena.envs.spars import SparsEnv
+from segarena.envs.spars_config import SparsConfig
 from segarena.envs.spars_painting import Painting
 from segarena.envs.spars_rules import RULES
 from segarena.rewards.presence import ScoreTable
 from segarena.segmenters.score_prior import Posterior, ScorePrior
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnv
 
 RELEASED_STEPS_PER_S = 1 / 7.3
 """The released environment with the paper's classifier: 7.3 s a step, measured on two CPU cores."""
 RUN = 320_000
 """Environment steps of the paper's training."""
 N = 64
+MANY = 512
+"""Environments of the largest training."""
 ITEMS = [
-    *("make_vec", "raw_steps", "observed_steps", "single_steps", "ppo_ratio", "score_volume", "memory_of_training"),
-    *("dice", "second_environment", "preparation", "search", "values", "engines", "cuda"),
+    *("make_vec", "raw_steps", "observed_steps", "single_steps", "ppo_ratio", "ppo_features", "score_volume"),
+    *("memory_of_training", "lattice_share", "dice", "second_environment", "preparation", "search", "values"),
+    *("engines", "cuda"),
 ]
 
 
@@ -96,9 +102,11 @@ class Sizes:
     memory_steps: int = RUN
     episodes: int = 8
     """Episodes whose Dice is computed twice."""
+    pool: int = 16
+    """Phantoms whose windows are scored when they are visited."""
 
 
-QUICK = Sizes(Grid("small grid", (96, 96, 60), (24, 24, 12)), (96, 96, 60), 2, 50, 100, 2048, 2048, 20_480, 3)
+QUICK = Sizes(Grid("small grid", (96, 96, 60), (24, 24, 12)), (96, 96, 60), 2, 50, 100, 2048, 2048, 20_480, 3, 1)
 
 
 @dataclass(frozen=True)
@@ -112,16 +120,12 @@ class Bench:
 
     def env(self, grid: Grid, **settings: Any) -> SparsEnv:
         """An environment on two phantoms on `grid`, on the CPU unless said otherwise."""
-        weights = Path(self.folder) / f"{grid.name}.safetensors"
-        if not weights.exists():
-            torch.manual_seed(0)
-            save_network(weights, DensePresenceNet(HU_WINDOW, grid.window))
         chosen = {
             "cases": ["phantom_02000", "phantom_02001"],
             "grid_shape": grid.shape,
             "window_size": grid.window,
             "score_source": "oracle_fraction",
-            "classifier": str(weights),
+            "classifier": self.weights(grid),
             "cache_dir": self.folder,
             "num_envs": N,
             "device": CPU,
@@ -131,6 +135,14 @@ class Bench:
         env.seed(range(env.num_envs))
         env.reset()
         return env
+
+    def weights(self, grid: Grid) -> str:
+        """A classifier with random weights."""
+        file = Path(self.folder) / f"{grid.name}.safetensors"
+        if not file.exists():
+            torch.manual_seed(0)
+            save_network(file, DensePresenceNet(HU_WINDOW, grid.window))
+        return str(file)
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
@@ -249,8 +261,8 @@ class Bench:
 
     def ppo_ratio(self) -> list[Figure]:
         """PPO on SPARS, with self-play, against the same PPO on an environment that does nothing."""
-        env = LearnerEnv(self.env(PHANTOM, obs_mode="features"))
-        learners = {"ours": Learner(env, "feature_mlp", CPU), "nothing": Learner(NothingEnv(env), "feature_mlp", CPU)}
+        env = self.env(PHANTOM, obs_mode="features")
+        learners = {"ours": Training(env, "feature_mlp"), "nothing": Training(NothingEnv(env), "feature_mlp")}
         steps = self.sizes.ppo_steps
         sides = {name: lambda play=learner: play(steps) for name, learner in learners.items()}
         spent = alternately(sides, self.sizes.repeats)
@@ -259,6 +271,66 @@ class Bench:
             Figure(f"PPO with features and self-play, N={N}", "steps/s", speed["ours"]),
             Figure("the same PPO on an environment that does nothing", "steps/s", speed["nothing"]),
             Figure("ratio of the two", "x", ratios(speed["ours"], speed["nothing"]), 0.5),
+        ]
+
+    def ppo_features(self) -> list[Figure]:
+        """PPO with features and self-play, in 64 and in 512 environments.
+
+        The same on an environment that does nothing, and by Stable-Baselines3's own PPO, which keeps its rollouts in
+        NumPy arrays. In CPU seconds of this process, since others may use the machine.
+        """
+        figures = []
+        for n in (N, MANY):
+            env, other = (self.env(PHANTOM, obs_mode="features", num_envs=n) for _ in range(2))
+            sides = {
+                "": Training(env, "feature_mlp"),
+                ", on an environment that does nothing": Training(NothingEnv(env), "feature_mlp"),
+                ", rollouts by SB3": Training(other, "feature_mlp", plainly=True),
+            }
+            rollout = n * PPOConfig().n_steps
+            steps = max(1, self.sizes.ppo_steps // rollout) * rollout
+            spent: dict[str, list[float]] = {name: [] for name in sides}
+            gradients: list[float] = []
+            sides[""].model.train = clocked(sides[""].model.train, gradients)  # type: ignore[method-assign]
+            alternately(
+                {name: clocked(partial(side, steps), spent[name]) for name, side in sides.items()}, self.sizes.repeats
+            )
+            speed = {name: [steps / value for value in values[1:]] for name, values in spent.items()}
+            what = f"PPO with features and self-play, N={n}"
+            figures += [Figure(f"{what}{name}: per CPU second", "steps/s", values) for name, values in speed.items()]
+            for name, target in ((", on an environment that does nothing", 0.6), (", rollouts by SB3", 1.3)):
+                ratio = ratios(speed[""], speed[name])
+                figures.append(Figure(f"ratio to that{name}", "x", ratio, target if n == MANY else None))
+            share = [sum(gradients) / sum(spent[""])]
+            figures.append(Figure(f"{what}: share of its gradient steps", "of CPU seconds", share))
+        return figures
+
+    def lattice_share(self) -> list[Figure]:
+        """Windows that a whole training with lazy scores looks at, of all windows of its cases.
+
+        The settings are those of `configs/spars/phantom.yaml`: random starts, whose candidates are scored too, τ = 0.95
+        and self-play.
+        """
+        scores = {} if PACKAGED.exists() else {"score_source": "oracle_fraction", "classifier": self.weights(PHANTOM)}
+        cases = liver_case_ids(SparsConfig())[: self.sizes.pool]
+        env = SparsEnv(
+            num_envs=N,
+            device="cpu",
+            cases=cases,
+            obs_mode="features",
+            threshold=0.95,
+            score_engine="lazy",
+            eval_dice=False,
+            cache_dir=self.folder,
+            **scores,
+        )
+        seen = _Tenths(self.sizes.memory_steps, lambda: float((~env.table.scores.isnan()).float().mean()))
+        Training(env, "feature_mlp")(self.sizes.memory_steps, seen)
+        details = {"steps": seen.steps, "share": seen.values, "windows": env.table.scores.numel(), "cases": len(cases)}
+        what = f"windows looked at in {seen.steps[-1]:,} lazy steps, N={N}, {len(cases)} phantoms"
+        return [
+            Figure(f"{what}: after a tenth", "of all", seen.values[:1]),
+            Figure(f"{what}: at the end", "of all", seen.values[-1:], details=details),
         ]
 
     def memory_of_training(self) -> list[Figure]:
@@ -423,7 +495,7 @@ class Bench:
             ("two_window", "window_cnn", self.sizes.cnn_steps, 360),
         ]
         for mode, policy, steps, target in kinds:
-            learner = Learner(LearnerEnv(self.env(full, obs_mode=mode, device=device)), policy, device)
+            learner = Training(self.env(full, obs_mode=mode, device=device), policy)
             speed = rates(lambda play=learner, steps=steps: play(steps), steps, repeats, device)
             what, details = f"{RUN:,} steps of PPO, {mode}, N={N}, cuda", {"extrapolated_from": steps * repeats}
             figures.append(Figure(what, "s", [RUN / value for value in speed], target, True, details))
@@ -456,13 +528,20 @@ class PlainBatchEnv(BatchEnv):
         return infos
 
 
-class Learner:
-    """PPO as `segarena-rl train` sets it up, with self-play where somebody competes; call it with a number of steps."""
+class Training:
+    """PPO as `segarena-rl train` sets it up, with self-play where somebody competes; call it with a number of steps.
 
-    def __init__(self, env: VecEnv, policy: PolicyName, device: torch.device) -> None:
-        arguments = {**policy_arguments(policy, env.observation_space), **PPOConfig().ppo_kwargs()}
-        self.model = PPO(env=env, seed=0, device=device, **arguments)
-        self.callbacks: list[BaseCallback] = [SelfPlay(env.batched)] if isinstance(env, LearnerEnv) else []
+    plainly: by Stable-Baselines3's own PPO, whose rollouts are NumPy arrays.
+    """
+
+    def __init__(self, env: BatchedEnv, policy: PolicyName, *, plainly: bool = False, **settings: Any) -> None:
+        ppo = PPOConfig(num_envs=env.num_envs, **settings)
+        arguments = policy_arguments(policy, env.single_observation_space)
+        if not plainly:
+            arguments["policy_kwargs"] = ppo.policy_kwargs(arguments["policy_kwargs"])
+        learner = PPO if plainly else Learner
+        self.model = learner(env=LearnerEnv(env), seed=0, device=env.device, **arguments, **ppo.ppo_kwargs())
+        self.callbacks: list[BaseCallback] = [SelfPlay(env)] if isinstance(env, SparsEnv) else []
 
     def __call__(self, steps: int, *callbacks: BaseCallback) -> None:
         self.model.learn(steps, callback=[*self.callbacks, *callbacks], reset_num_timesteps=False)
@@ -483,24 +562,24 @@ def _score_volume(bench: Bench) -> tuple[float, float, float]:
     return spent, peak / 1e3, (peak - before) / 1e3
 
 
-class _Memory(BaseCallback):
-    """Megabytes after every tenth of a training."""
+class _Tenths(BaseCallback):
+    """What `look()` says after every tenth of a training."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, look: Callable[[], float]) -> None:
         super().__init__()
-        self.total, self.steps, self.megabytes = total, list[int](), list[float]()
+        self.total, self.look, self.steps, self.values = total, look, list[int](), list[float]()
 
     def _on_step(self) -> bool:
         if self.num_timesteps >= self.total * (len(self.steps) + 1) / 10:
             self.steps.append(self.num_timesteps)
-            self.megabytes.append(megabytes("VmRSS"))
+            self.values.append(self.look())
         return True
 
 
 def _train_and_watch(bench: Bench) -> tuple[list[int], list[float]]:
-    memory = _Memory(bench.sizes.memory_steps)
-    Learner(LearnerEnv(bench.env(PHANTOM, obs_mode="features")), "feature_mlp", CPU)(bench.sizes.memory_steps, memory)
-    return memory.steps, memory.megabytes
+    memory = _Tenths(bench.sizes.memory_steps, lambda: megabytes("VmRSS"))
+    Training(bench.env(PHANTOM, obs_mode="features"), "feature_mlp")(bench.sizes.memory_steps, memory)
+    return memory.steps, memory.values
 
 
 # -- the command ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from .adapters import facts_of, of_env, to_numpy
+from .adapters import of_env, to_numpy
 from .core import Advance, BatchedEnv, Frame
 
 
@@ -18,8 +18,8 @@ class LearnerEnv(VecEnv):
     """The Stable-Baselines3 adapter: N environments as a `VecEnv`.
 
     `infos` are filled only where an episode ended in the step: `episode`, `terminal_observation`,
-    `TimeLimit.truncated`, `info()` and `episode_info` of its end; elsewhere they are empty. Agents that keep rollouts
-    on the device call `batched.advance` themselves: the same step, as tensors.
+    `TimeLimit.truncated`, `info()` and `episode_info` of its end; elsewhere they are empty. Learners that keep rollouts
+    on the device call `advance` instead: the same step, as tensors.
 
     `get_attr`, `set_attr` and `env_method` reach the `BatchedEnv`, which all environments share; of a method that gives
     a tensor [N, ...], such as `action_masks`, each environment gets its row.
@@ -49,34 +49,50 @@ class LearnerEnv(VecEnv):
 
     def step_wait(self) -> tuple[Any, npt.NDArray[np.float32], npt.NDArray[np.bool_], list[dict[str, Any]]]:
         """Observations, rewards, dones and infos of the step."""
-        lengths = self.batched.t + 1
-        step = self.batched.advance(self._actions)
-        returns = self.count(step)
+        step, ends = self.advance(self._actions)
         seen: dict[str, Any] = {"obs": step.obs, "reward": step.reward, "done": step.terminated | step.truncated}
         if step.ended:
-            ids = step.ended.env_ids
-            episodes = {"r": returns[ids], "l": lengths[ids], "cut": step.truncated[ids]}
-            seen |= {"ended": facts_of(step.ended), "episodes": episodes}
-        seen = to_numpy(seen)
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        if step.ended:
-            last, episodes = seen["ended"], {name: array.tolist() for name, array in seen["episodes"].items()}
-            for k, (env_id, facts) in enumerate(zip(last["env_ids"].tolist(), step.ended.episode_info, strict=True)):
-                infos[env_id] = {
-                    **of_env(last["info"], k),
-                    **facts,
-                    "terminal_observation": of_env(last["obs"], k),
-                    "TimeLimit.truncated": episodes["cut"][k],
-                    "episode": {"r": episodes["r"][k], "l": episodes["l"][k]},
-                }
+            seen |= {"last": step.ended.obs}
+        seen, infos = self.told(step, ends, seen)
+        for row, env_id in enumerate(seen["done"].nonzero()[0]):
+            infos[env_id]["terminal_observation"] = of_env(seen["last"], row)
         return seen["obs"], seen["reward"], seen["done"], infos
 
-    def count(self, step: Advance) -> Tensor:
-        """Returns of the episodes up to and with `step`, float64 [N]; those that ended start anew from 0 afterwards."""
+    def advance(self, actions: Tensor) -> tuple[Advance, dict[str, Tensor]]:
+        """One step as tensors on the device, and of the K episodes that it ended, each [K]: `r`, the return, float64;
+        `l`, the length, int64; `cut`, whether it was truncated, bool. {}: none ended."""
+        lengths = self.batched.t + 1
+        step = self.batched.advance(actions)
         returns = self._returns = self._returns + step.reward
-        if step.ended:
-            self._returns = returns.index_fill(0, step.ended.env_ids, 0.0)
-        return returns
+        if step.ended is None:
+            return step, {}
+        env_ids = step.ended.env_ids
+        self._returns = returns.index_fill(0, env_ids, 0.0)
+        ended = {"r": returns, "l": lengths, "cut": step.truncated}
+        return step, {name: value.index_select(0, env_ids) for name, value in ended.items()}
+
+    def told(
+        self, step: Advance, ends: Mapping[str, Tensor], seen: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """What `seen` holds as NumPy arrays, and `infos` without `terminal_observation`, by one wait for the device.
+
+        Waits for nothing where `seen` is {} and no episode ended.
+        """
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if step.ended is None:
+            return to_numpy(seen), infos
+        ended = {"env_ids": step.ended.env_ids, "info": step.ended.info, "episodes": dict(ends)}
+        arrays = to_numpy({**seen, "ended": ended})
+        ended = arrays.pop("ended")
+        episodes = {name: array.tolist() for name, array in ended["episodes"].items()}
+        for k, (env_id, facts) in enumerate(zip(ended["env_ids"].tolist(), step.ended.episode_info, strict=True)):
+            infos[env_id] = {
+                **of_env(ended["info"], k),
+                **facts,
+                "TimeLimit.truncated": episodes["cut"][k],
+                "episode": {"r": episodes["r"][k], "l": episodes["l"][k]},
+            }
+        return arrays, infos
 
     def state(self) -> dict[str, Any]:
         """Tensors and numbers for `load_state`."""

@@ -84,7 +84,15 @@ def test_the_speed_of_spars_is_measured_and_written(tmp_path):
     assert set(figures) == {
         *("raw_steps", "observed_steps", "single_steps", "ppo_ratio", "score_volume", "memory_of_training", "dice"),
         *("make_vec", "second_environment", "preparation", "search", "values", "engines"),
+        *("ppo_features", "lattice_share"),
     }
+    shares = figures["lattice_share"][1]["details"]
+    assert len(shares["share"]) == 10
+    assert 0 < shares["share"][0] <= shares["share"][-1] <= 1
+    assert shares["share"] == sorted(shares["share"])
+    gradients = [row for row in figures["ppo_features"] if row["what"].endswith("share of its gradient steps")]
+    assert len(gradients) == 2
+    assert all(0 < value < 1 for row in gradients for value in row["values"])
     rows = [row for row in figures["make_vec"] if row["what"].startswith("gym.make_vec")]
     timed = [row for row in rows if not row["what"].endswith("per CPU second")]
     assert len(timed) == 3

@@ -22,7 +22,18 @@ FLOORS = [
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 PAPERS = {"spars", "rl4seg", "apga", "rp_pgd", "seat"}
 SHARED = {"__init__", "command_line", "commands", "configuration", "program", "papers", "experiment", "generic"}
-SHARED |= {"policy", "ppo", "callbacks", "dense_ppo", "catalogue", "schema", "packaged", "refusals"}
+SHARED |= {
+    "policy",
+    "ppo",
+    "learning",
+    "rollout_buffer",
+    "callbacks",
+    "dense_ppo",
+    "catalogue",
+    "schema",
+    "packaged",
+    "refusals",
+}
 SHARED |= {"completion", "threads", "exits", "prediction", "predictor", "sweep", "sweep_engine"}
 """What all papers of `agents` share; only `papers`, the table, knows them."""
 OUTSIDE = {"tests", "benchmarks", "docs", "build"}

@@ -5,16 +5,14 @@ of actions.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from ...envs.core import Advance, BatchedEnv
-from .policy import map_shape
+from ..rollout_buffer import TensorBuffer, advantages, chosen
 
 
 class Samples(NamedTuple):
@@ -36,63 +34,27 @@ class Samples(NamedTuple):
     """True for images whose action was given, bool [B]; None without imitation."""
 
 
-class DenseRolloutBuffer:
-    """One rollout, as tensors on the device; SB3 makes and uses it like its own buffers, which hold NumPy arrays.
+class DenseRolloutBuffer(TensorBuffer):
+    """One rollout of maps."""
 
-    Args:
-        buffer_size: T.
-        observation_space: images (channels, height, width).
-        action_space: flat, one action for each place of the grid.
-        device: device of all tensors.
-        gae_lambda: λ of generalised advantage estimation.
-        gamma: discount factor.
-        n_envs: N.
-        action_shape: H, W of the grid of actions; None: the images' own.
-        reference: keep the reference network's log-probabilities, and the divergence from it.
-        imitate: keep which actions were given.
-    """
-
-    def __init__(
-        self,
-        buffer_size: int,
-        observation_space: gym.Space[Any],
-        action_space: gym.Space[Any],
-        device: str | torch.device = "cpu",
-        gae_lambda: float = 1.0,
-        gamma: float = 1.0,
-        n_envs: int = 1,
-        *,
-        action_shape: tuple[int, int] | None = None,
-        reference: bool = False,
-        imitate: bool = False,
-    ) -> None:
-        self.gamma, self.gae_lambda = gamma, gae_lambda
-        steps = (buffer_size, n_envs)
-        maps = (*steps, *map_shape(observation_space, action_space, action_shape)[1:])
-        assert observation_space.shape is not None
-        assert observation_space.dtype is not None
-        kind = getattr(torch, observation_space.dtype.name)
-        self.observations = torch.zeros(*steps, *observation_space.shape, dtype=kind, device=device)
-        self.actions = torch.zeros(maps, dtype=torch.uint8, device=device)
-        self.log_probs, self.rewards, self.values, self.returns = (torch.zeros(maps, device=device) for _ in range(4))
-        self.dones = torch.zeros(steps, dtype=torch.bool, device=device)
-        self.ref_log_probs = torch.zeros(maps, device=device) if reference else None
-        self.divergence = torch.zeros(steps, device=device) if reference else None
-        """Mean KL per pixel of the policy that played from the reference network."""
-        self.gold = torch.zeros(steps, dtype=torch.bool, device=device) if imitate else None
-        self.reset()
+    observations: Tensor
+    """Images [T, N, channels, height, width]."""
+    actions: Tensor
+    log_probs: Tensor
+    values: Tensor
+    returns: Tensor
+    ref_log_probs: Tensor | None = None
+    """The reference network's log-probabilities."""
+    divergence: Tensor | None = None
+    """Mean KL per pixel of the policy that played from the reference network, [T, N]."""
+    gold: Tensor | None = None
+    """Actions that were given, bool [T, N]."""
 
     def reset(self) -> None:
         """Begin a new rollout."""
-        self.pos = 0
+        super().reset()
         self.forward_pass: tuple[Tensor, Tensor] | None = None
         """Logits and V of the rollout, with their graph, where the first inner step may use them."""
-
-    def add(self, **step: Tensor) -> None:
-        """Keep one step of all environments: a tensor [N, ...] for each attribute, by its name."""
-        for name, value in step.items():
-            getattr(self, name)[self.pos] = value
-        self.pos += 1
 
     def compute_returns(self, last_values: Tensor, group_size: int = 1) -> None:
         """Fill `returns` with A + V, A by GAE in every pixel; with G > 1 also `values`, with each group's mean return.
@@ -101,13 +63,8 @@ class DenseRolloutBuffer:
 
         last_values: V of what is observed after the last step, [N, H, W]; not used where an episode has ended there.
         """
-        advantage, following = torch.zeros_like(last_values), last_values
-        for step in reversed(range(len(self.values))):
-            goes_on = (~self.dones[step])[:, None, None]
-            delta = self.rewards[step] + self.gamma * following * goes_on - self.values[step]
-            advantage = delta + self.gamma * self.gae_lambda * goes_on * advantage
-            following = self.values[step]
-            self.returns[step] = advantage + following
+        rows = self.rewards, self.values, self.dones, last_values
+        self.returns = advantages(*rows, gamma=self.gamma, gae_lambda=self.gae_lambda) + self.values
         if group_size > 1:
             steps, envs, height, width = self.returns.shape
             groups = self.returns.view(steps, envs // group_size, group_size, height, width)
@@ -116,14 +73,8 @@ class DenseRolloutBuffer:
     def get(self, batch_size: int) -> Iterator[Samples]:
         """All steps once: as they are where one batch takes them all, else in an order from PyTorch's generator."""
         names = ("observations", "actions", "log_probs", "values", "returns", "ref_log_probs", "gold")
-        flat: list[Any] = [None if (kept := getattr(self, name)) is None else kept.flatten(0, 1) for name in names]
-        total = self.returns.shape[0] * self.returns.shape[1]
-        if batch_size == total:
-            yield Samples(*flat)
-            return
-        for chosen in torch.split(torch.randperm(total, device=self.returns.device), batch_size):
-            batch: list[Any] = [None if value is None else value[chosen] for value in flat]
-            yield Samples(*batch)
+        for steps in self.order(batch_size):
+            yield Samples(*(chosen(getattr(self, name), steps) for name in names))
 
 
 def info_of_step(env: BatchedEnv, step: Advance, name: str) -> Tensor | None:

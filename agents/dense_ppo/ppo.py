@@ -184,7 +184,6 @@ class DensePPO(Learner):
             vf_coef=1.0,
             max_grad_norm=cfg.max_grad_norm,
             rollout_buffer_class=DenseRolloutBuffer,  # type: ignore[arg-type]
-            rollout_buffer_kwargs={**grid, "reference": has_reference, "imitate": cfg.imitate},
             target_kl=cfg.target_kl,
             policy_kwargs={
                 **(policy_kwargs or {}),
@@ -240,18 +239,15 @@ class DensePPO(Learner):
                 old = PixelCategorical(logits.detach())
                 actions = self._explore(old)  # [N, H, W]
 
-                lengths = batched.t + 1
-                step = batched.advance(actions.flatten(1))
+                step, ends = env.advance(actions.flatten(1))
                 dones = dones_of_step(step)
                 self.num_timesteps += env.num_envs
                 callback.update_locals(locals())
                 if not callback.on_step():
                     return False
                 policy.set_training_mode(True)
-                returns = env.count(step)
-                if step.ended is not None:
-                    env_ids = step.ended.env_ids
-                    episodes.append(torch.stack((returns[env_ids], lengths[env_ids].double()), dim=1))
+                if ends:
+                    episodes.append(torch.stack((ends["r"], ends["l"].double()), dim=1))
 
                 reward = self._reward_map(step, values)  # of the actions that were played, not of those given below
                 pixels.append(reward)

@@ -18,7 +18,7 @@ from ...segmenters.unet import UNet
 from ..dense_ppo.loss import rescale_per_image
 from ..dense_ppo.policy import DensePolicy
 from ..dense_ppo.ppo import DensePPO, DensePPOConfig
-from ..ppo import learn, restore
+from ..learning import learn, restore
 from .callbacks import ValidationCallback
 from .context import AT_ONCE, CRITIC, SEGMENTER, Context, Gold
 

@@ -30,7 +30,8 @@ from ...evaluation.metrics import classification_metrics
 from ...segmenters.score_prior import ScorePrior
 from ..callbacks import Best
 from ..experiment import baselines_of, check_names, reached
-from ..ppo import LEARNERS, Learner, MaskableLearner, learn, restore
+from ..learning import learn, restore
+from ..ppo import LEARNERS, Learner, MaskableLearner
 from .baselines import BASELINES
 from .callbacks import DuelMetrics, ValidationCallback
 from .config import TRAIN, CaseChoice, SparsExperiment

@@ -10,13 +10,15 @@ import pytest
 import torch
 from gymnasium import spaces
 from segarena.agents.callbacks import Best
-from segarena.agents.ppo import Learner, PPOConfig, learn, restore
+from segarena.agents.learning import learn, restore
+from segarena.agents.ppo import Learner, PPOConfig
 from segarena.common.finite import NotFiniteError
 from segarena.common.resuming import training_in
 from segarena.common.runs import Run
 from segarena.common.stopping import Stopped
 from segarena.envs.core import BatchedEnv
 from segarena.envs.learner_env import LearnerEnv
+from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecCheckNan, VecEnvWrapper, VecFrameStack, VecNormalize
 from torch import nn
@@ -308,7 +310,13 @@ def test_the_defaults_are_those_of_the_published_runs():
     assert PPOConfig().ppo_kwargs() == published
     env = LearnerEnv(Point())
     assert PPOConfig().wrap(env) is env
-    assert PPOConfig().policy_kwargs({"net_arch": [3]}) == {"net_arch": [3], "log_std_init": 0.0}
+    adam = {"eps": 1e-5, "fused": True}
+    assert PPOConfig().policy_kwargs({"net_arch": [3]}) == {
+        "net_arch": [3],
+        "log_std_init": 0.0,
+        "optimizer_kwargs": adam,
+    }
+    assert learner().policy.optimizer.defaults["eps"] == PPO("MlpPolicy", env).policy.optimizer.defaults["eps"]
 
 
 class Rates(BaseCallback):

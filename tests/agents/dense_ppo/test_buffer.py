@@ -12,7 +12,7 @@ def test_gae_of_one_step_episodes_is_the_reward_minus_the_value():
     box, actions = spaces.Box(0, 1, (1, 2, 3), np.float32), spaces.MultiDiscrete([3] * 6)
     buffer = DenseRolloutBuffer(4, box, actions, gamma=0.7, gae_lambda=0.3, n_envs=2)
     buffer.rewards, buffer.values = torch.rand(4, 2, 2, 3), torch.rand(4, 2, 2, 3)
-    buffer.dones[:] = True
+    buffer.dones = torch.ones(4, 2, dtype=torch.bool)
     buffer.compute_returns(torch.rand(2, 2, 3))
     torch.testing.assert_close(buffer.returns, buffer.rewards)
 

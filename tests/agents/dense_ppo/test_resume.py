@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from dense_toys import PLAIN, Shapes, learner, trained
-from segarena.agents import ppo as training
+from segarena.agents import learning as training
 from segarena.common.runs import Run
 from stable_baselines3.common.callbacks import BaseCallback
 
