@@ -94,6 +94,9 @@ class _OverCandidates(_Base):  # type: ignore[misc] # of either of SB3's actor-c
         kwargs = {**kwargs, "features_extractor_class": _Flatten, "ortho_init": False}
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "straddle": self._straddle}
+
     def _build_mlp_extractor(self) -> None:
         assert isinstance(self.observation_space, spaces.Dict)
         candidates, state = (self.observation_space[name].shape for name in ("candidates", "state"))

@@ -118,6 +118,7 @@ def test_the_policy_learns_to_discover_and_a_turned_sign_would_not(tmp_path):
     """From equal chances for all unseen windows in reach; on cases that it has not learned on."""
     config = TINY | {
         "env": {**TINY["env"], "cases": ["phantom_2000-2015"], "n_agents": 1, "horizon": 10},
+        "straddle": 0,
         "ppo": {**TINY["ppo"], "total_timesteps": 16_000, "num_envs": 40, "n_steps": 10, "batch_size": 100},
         "examine_every": 0,
     }
