@@ -74,7 +74,7 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
     chosen = PredictOptions(options.method, options.threshold, options.spacing_mm)
     predictor = open_predictor(options.run, chosen, options.device)
     settings = predictor.settings
-    theta = f", θ = {settings['threshold']:.4g}" if "threshold" in settings else ""
+    theta = f", θ = {settings['threshold']:.4g}" if settings.get("threshold") is not None else ""
     print(f"method     {settings['method']} ({settings['title']}){theta}")
     for note in predictor.notes:
         print(f"note       {note}")

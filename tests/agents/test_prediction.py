@@ -166,12 +166,13 @@ def test_the_mask_of_a_plain_file_is_the_one_that_is_evaluated(evaluated, images
     saved = masks_of(evaluated, METHODS[method].replace("(", "").replace(")", "").replace(" ", "_"))
     for kind in ("mask", "score"):
         assert np.array_equal(voxels(out / f"b_{kind}.nii.gz"), voxels(saved / f"liver_3_{kind}.nii.gz"))
-    theta = json.loads((out / "predictions.json").read_text())["settings"]["threshold"]
+    content = json.loads((out / "predictions.json").read_text())
+    theta = content["predictions"][0]["facts"]["threshold"]
     mask, score = voxels(out / "b_mask.nii.gz"), voxels(out / "b_score.nii.gz")
     assert np.array_equal(mask > 0, score > np.float32(theta)), "the mask is what of the map exceeds θ"
 
     (result,) = (r for r in read_results(_results(evaluated)) if r.method == METHODS[method])
-    assert result.settings["mask_threshold"] == theta
+    assert result.settings["calibration"] == content["settings"]["calibration"] is not None
     experiment = read_experiment(Run.open(evaluated))[1].resolved()
     case = {case.id: case for case in load_liver_cases(experiment.test.of(experiment.env))}["liver_3"]
     in_result = {one["case_id"]: one for one in result.cases}["liver_3"]["dice"]

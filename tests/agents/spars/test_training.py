@@ -1,5 +1,6 @@
 """Players of SPARS: opponents, policies, rules, the protocol, and whether anything is learned."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -17,10 +18,12 @@ from segarena.agents.spars.pool import Snapshot
 from segarena.agents.spars.rollouts import Maps, choose_threshold, roll_out, seed_of
 from segarena.agents.spars.rules import POLICIES, BfsToTau, Sweep, sweep_path
 from segarena.agents.spars.self_play import SelfPlay, SelfPlayConfig
+from segarena.agents.spars.thresholds import Threshold
 from segarena.agents.spars.training import env_of, load_policies
 from segarena.envs.learner_env import LearnerEnv
 from segarena.envs.spars import SparsEnv
 from segarena.envs.spars_config import SparsConfig
+from segarena.segmenters.expected_dice import Calibration
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
@@ -361,6 +364,49 @@ def test_no_threshold_is_chosen_without_a_tumour():
     env.cases = [replace(env.cases[0], label=torch.zeros_like(env.cases[0].label))]
     with pytest.raises(ValueError, match="no validation case has a tumour"):
         choose_threshold(score_map(env, "max"))
+    with pytest.raises(ValueError, match="no case has a tumour"):
+        Threshold.of(score_map(env, "max"), "expected_dice")
+
+
+@pytest.mark.parametrize("upsample", ["blocks", "trilinear"])
+def test_each_case_gets_the_mask_of_the_highest_expected_dice(upsample):
+    """By what the values said on the cases that chose it; a weak map has one too, where a fixed θ leaves nothing."""
+    settings = {"score_source": "oracle_fraction", "device": "cpu", "n_agents": 1, "upsample": upsample}
+    env = SparsEnv(cases=["phantom_02000", "phantom_02003"], **settings)
+    maps = score_map(env, "mean")
+    chosen = Threshold.of(maps, "expected_dice")
+    counted = torch.zeros(2, dtype=torch.float64)
+    voxel = []
+    for number, case in enumerate(env.cases):
+        values, truth = maps.values(number), case.label == 2
+        counted += torch.tensor([values.numel(), int(truth.sum())])
+        p = chosen.rule.probability(values).flatten().double()
+        mask = (values > chosen.of_case(values)).flatten()
+        ordered = p.sort(descending=True).values.cumsum(0)
+        best = float((2 * ordered / (torch.arange(1, len(p) + 1) + p.sum())).max())
+        assert float(2 * p[mask].sum() / (mask.sum() + p.sum())) == pytest.approx(best, rel=1e-6)
+        voxel.append(2 * float(mask[truth.flatten()].sum()) / float(mask.sum() + truth.sum()))
+    assert torch.equal(sum(maps.counted(number) for number in (0, 1)).sum(dim=1), counted), "every voxel once"
+    assert chosen.dice == pytest.approx(np.mean(voxel))
+    weak = replace(maps, blocks=maps.blocks * 0.2)
+    theta = Threshold.of(maps, "threshold")
+    assert not (weak.values(0) > theta.of_case(weak.values(0))).any()
+    assert (weak.values(0) > chosen.of_case(weak.values(0))).any()
+
+
+def test_a_threshold_is_read_as_it_was_written():
+    for one in (Threshold(0.25, 0.5), Threshold(Calibration(1.5, -2.0), 0.75)):
+        assert Threshold.read(json.loads(json.dumps(one.written()))) == one
+    assert (str(Threshold(0.25, 0.5)), Threshold(0.25, 0.5).value) == ("θ = 0.25", 0.25)
+    assert Threshold(Calibration(1.5, -2.0), 0.75).value is None
+
+
+def test_how_masks_are_made_follows_the_maps():
+    assert SparsExperiment().resolved().evaluation.mask == "expected_dice"
+    paper = SparsExperiment(env=SparsConfig(profile="paper"))
+    assert paper.resolved().evaluation.mask == "threshold", "sums exceed 1"
+    with pytest.raises(ValueError, match=r"evaluation.mask is 'expected_dice' but env.reduce is 'sum'"):
+        replace(paper, evaluation=EvaluationConfig(mask="expected_dice")).resolved()
 
 
 def test_theta_is_chosen_on_the_validation_cases_and_the_mode_names_shared_anatomy():
@@ -375,8 +421,8 @@ def test_theta_is_chosen_on_the_validation_cases_and_the_mode_names_shared_anato
 
     def result(maps, learned):
         method, row = (experiment.name, None) if learned else ("score map (mean)", BASELINES["score_map_mean"])
-        theta, options = choose_threshold(validation), EvaluateOptions()
-        made, _ = _result(experiment, method, row, maps, theta, None, trained=learned, step=0, options=options)
+        chosen, options = Threshold.of(validation, "threshold"), EvaluateOptions()
+        made, _ = _result(experiment, method, row, maps, chosen, None, trained=learned, step=0, options=options)
         return made
 
     got = result(test, True)
