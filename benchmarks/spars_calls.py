@@ -73,8 +73,8 @@ def main() -> None:
         maps = {}
         for purpose in cases:
             played = env(purpose, windows)
-            if name == "score_map_min":
-                maps[purpose] = score_map(played, "min")
+            if name == "score_map_mean":
+                maps[purpose] = score_map(played, "mean")
             else:
                 policy = SEARCH_POLICIES[name].make(played, given.seed)
                 maps[purpose] = roll_out(played, policy, jitter_cells=0, seed=given.seed)
@@ -84,17 +84,17 @@ def main() -> None:
         return {"calibration": threshold.written()["calibration"], **dice}
 
     wanted = [(name, n) for name in SEARCH_POLICIES for n in NUMBERS if n <= LEFT_OUT.get(name, n)]
-    for name, windows in tqdm([("score_map_min", 1), *wanted], unit="rule"):
+    for name, windows in tqdm([("score_map_mean", 1), *wanted], unit="rule"):
         rows = kept["rules"].setdefault(name, {})
         if str(windows) not in rows:
             rows[str(windows)] = measure(name, windows)
             kept |= {"test": given.test, "seed": given.seed, "machine": describe_machine()}
             path.write_text(json.dumps(kept, indent=1) + "\n")
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    whole = kept["rules"]["score_map_min"]["1"]
-    axes.axhline(100 * whole["dice"], color="black", label="score map (min),\nall 1,859 windows")
+    whole = kept["rules"]["score_map_mean"]["1"]
+    axes.axhline(100 * whole["dice"], color="black", label="score map (mean),\nall 1,859 windows")
     for name, rows in kept["rules"].items():
-        if name != "score_map_min":
+        if name != "score_map_mean":
             numbers = sorted(map(int, rows))
             mean = [100 * rows[str(n)]["dice"] for n in numbers]
             style = "--" if name == "search_clairvoyant" else "-"

@@ -42,7 +42,7 @@ OF_GAMES: dict[str, dict[str, tuple[str, ...]]] = {
 """What only one profile has, and nothing else of the same kind."""
 FIXED: dict[str, dict[str, list[Any]]] = {
     "search": {
-        "reduce": ["min"],
+        "reduce": ["mean"],
         "accumulate": ["both"],
         "lesion_rounds": [1],
         "threshold": [0.3, 1.0],
@@ -84,7 +84,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "tie_reward": 0.0,
         "bonus": 10.0,
         "accumulate": "learner",
-        "reduce": "min",
+        "reduce": "mean",
         "upsample": "trilinear",
     },
     "paper": {
@@ -106,7 +106,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "tie_reward": 0.0,
         "bonus": 0.0,
         "accumulate": "both",
-        "reduce": "min",
+        "reduce": "mean",
         "upsample": "trilinear",
     },
     "patch": {
@@ -117,7 +117,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "tie_reward": 0.0,
         "bonus": 0.0,
         "accumulate": "both",
-        "reduce": "min",
+        "reduce": "mean",
         "upsample": "trilinear",
     },
 }
@@ -188,7 +188,7 @@ class SparsConfig(LiverDataConfig):
     search and patch: both."""
     reduce: Reduce | None = None
     """Combination of the scores of overlapping windows in a voxel. sum: over all visits (paper); mean, max, min: of the
-    windows that were visited. null: min; profile paper: sum."""
+    windows that were visited. null: mean; profile paper: sum."""
     fill: str | None = None
     """Scores of windows that were not visited, in the map. none: nothing is painted there; stationary: the likely score
     by the distance to visited ones; packaged: by what was learned from phantoms; or a file that was learned by

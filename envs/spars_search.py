@@ -2,7 +2,7 @@
 
 Symbols: L = positions of the lattice; f = presence score; m, s = mean and deviation of f on other cases; μ, σ = the
 same, given the windows that were seen; A = candidates, the windows that one move leads to; θ = level of the mask;
-M = lowest f, seen or likely, of the windows over a block; M* = the same of all scores; p, q = how likely M and M* make
+M = mean f, seen or likely, of the windows over a block; M* = the same of all scores; p, q = how likely M and M* make
 it that a block is tumour; D = likeness of p and q.
 """
 
@@ -20,7 +20,7 @@ from .spars import SparsEnv, duel_of
 from .spars_config import ANYWHERE, SparsConfig
 from .spars_rules import asked
 
-OF_SOME, OF_ALL = Calibration(1.7, -3.1), Calibration(0.7, -3.9)
+OF_SOME, OF_ALL = Calibration(1.4, -5.6), Calibration(0.9, -5.5)
 """What M of 32 seen windows, and M*, say of tumour: fitted on the validation phantoms (docs/spars.md, Method 15)."""
 SCALE = 10.0
 """Reward of discovering all: D rises from 0 to 1 at most."""
@@ -32,7 +32,7 @@ class SearchEnv(SparsEnv):
     ## Description
     `gym.make("SPARS-LiverCT-v0", profile="search")`. There is no τ: an episode is T moves of each agent, and each move
     looks at one more window of the CT. Both agents know what either has seen: the scores f, and what is likely of all
-    other windows (a Gaussian process, `fill`). The map M is the lowest f, seen or likely, of the windows over a block.
+    other windows (a Gaussian process, `fill`). The map M is the mean f, seen or likely, of the windows over a block.
     Who discovers more wins the round; labels enter neither observation nor reward.
 
     ## Action Space
@@ -50,8 +50,8 @@ class SearchEnv(SparsEnv):
     volume, own place (3).
 
     ## Rewards
-    d = 10·(D after the window was seen - D before), with D = 2 Σ p q / (Σ p² + Σ q²) over blocks, p = sigmoid(1.7 logit
-    M - 3.1) and q = sigmoid(0.7 logit M* - 3.9).
+    d = 10·(D after the window was seen - D before), with D = 2 Σ p q / (Σ p² + Σ q²) over blocks, p = sigmoid(1.4 logit
+    M - 5.6) and q = sigmoid(0.9 logit M* - 5.5).
 
     | reward | term | value |
     |---|---|---|
@@ -111,7 +111,7 @@ class SearchEnv(SparsEnv):
 
     def _likely(self, scores: Tensor, calibration: Calibration) -> Tensor:
         """How likely each block is tumour, by the scores of all windows, float32 [K, L]: [K, blocks]."""
-        return calibration.probability(self.lattice.lowest(scores).flatten(1))
+        return calibration.probability(self.lattice.average(scores).flatten(1))
 
     def _likeness(self, p: Tensor) -> Tensor:
         """D of p, float32 [N, blocks], with q of each environment's case: [N]."""

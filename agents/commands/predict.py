@@ -27,8 +27,8 @@ def parser(paper: str | None) -> ArgumentParser:
     options.add_argument(
         "--method",
         type=str | None,
-        help="policy (the trained one), a reference policy, or a baseline of the run such as score_map_min, "
-        "source_only (default: policy; of a run without one: score_map_min or source_only)",
+        help="policy (the trained one), a reference policy, or a baseline of the run such as score_map_mean, "
+        "source_only (default: policy; of a run without one: score_map_mean or source_only)",
     )
     options.add_argument(
         "--threshold",

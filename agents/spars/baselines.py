@@ -45,11 +45,11 @@ def prior_map(env: SparsEnv) -> Maps:
 
 BASELINES: dict[str, MapBaseline] = {
     "position_prior": MapBaseline("position prior", maps=prior_map, sees_target=False, included=always),
-    "score_map_min": MapBaseline(
-        "score map (min)", maps=partial(score_map, reduce="min"), sees_target=False, included=always
-    ),
     "score_map_mean": MapBaseline(
         "score map (mean)", maps=partial(score_map, reduce="mean"), sees_target=False, included=always
+    ),
+    "score_map_min": MapBaseline(
+        "score map (min)", maps=partial(score_map, reduce="min"), sees_target=False, included=always
     ),
     "score_map_max": MapBaseline(
         "score map (max)", maps=partial(score_map, reduce="max"), sees_target=False, included=always

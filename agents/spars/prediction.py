@@ -28,7 +28,7 @@ from .thresholds import ORIGIN, Threshold, mask_rule, thresholds_of
 from .training import trained_steps
 
 log = logging.getLogger(__name__)
-ADVISED = "score_map_min"
+ADVISED = "score_map_mean"
 """The method that segments where a run has no agent, and with which the agent is compared."""
 
 

@@ -5,7 +5,7 @@ A window covers the voxels p <= v < p + w. Corners lie on the lattice p = φ + h
 multiples of h, so every window is a union of h³ blocks; the first and the last block of an axis may be cut short.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -257,21 +257,25 @@ class WindowLattice:
         peaks.scatter_reduce_(1, torch.where(ids >= 0, ids, self.size), values, "amax")
         return self._highest_over(peaks[:, :-1], nothing)
 
-    def lowest(self, values: Tensor) -> Tensor:
-        """The lowest of the values of all windows, [K, L], over those that cover each block, 0 where none does:
+    def average(self, values: Tensor) -> Tensor:
+        """The mean of the values of all windows, [K, L], over those that cover each block, 0 where none does:
         [K, Bx, By, Bz]."""
-        lowest = -self._highest_over(-values, -torch.inf)
-        return lowest.masked_fill(lowest.isinf(), 0.0)
+        total, number = (self._over(one, 0.0, torch.sum) for one in (values, torch.ones_like(values[:1])))
+        return total / number.clamp(min=1)
 
     def _highest_over(self, values: Tensor, nothing: float) -> Tensor:
         """The highest of the values of all windows, [K, L], over those that cover each block; at least `nothing`."""
+        return self._over(values, nothing, torch.amax)
+
+    def _over(self, values: Tensor, nothing: float, combine: Callable[..., Tensor]) -> Tensor:
+        """The values of all windows, [K, L], combined over those that cover each block, and `nothing` beyond them."""
         grid = values.view(-1, *self.shape)
         for axis in range(3):  # over the windows that reach a block, one axis at a time
             span = self.window[axis] // self.step
             pad = [0] * 6
             lead = span - 1 + int(self.phase[axis] > 0)
             pad[4 - 2 * axis : 6 - 2 * axis] = [lead, self.block_shape[axis] + span - 1 - lead - self.shape[axis]]
-            grid = F.pad(grid, pad, value=nothing).unfold(axis + 1, span, 1).amax(dim=-1)
+            grid = combine(F.pad(grid, pad, value=nothing).unfold(axis + 1, span, 1), dim=-1)
         return grid
 
 
