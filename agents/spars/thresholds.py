@@ -11,12 +11,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ...common.files import write_text
+from ...common.files import file_digest, write_text
+from ...common.manifests import NAME
 from ...common.reading import read_json
 from ...common.runs import Run, plain
 from .config import SparsExperiment
 from .methods import Cases, Methods
 from .rollouts import Maps, choose_threshold
+from .training import trained_baselines
 
 log = logging.getLogger(__name__)
 FILE = "evaluation/thresholds.json"
@@ -45,6 +47,7 @@ class Threshold:
 def basis_of(experiment: SparsExperiment, run: Run) -> dict[str, Any]:
     """All that decides the thresholds of a run, as JSON; those of another basis are chosen anew."""
     protocol = experiment.evaluation
+    made = {name: file_digest(run.stage(f"baselines/{name}").folder / NAME) for name in trained_baselines(experiment)}
     return {
         "seed": experiment.seed,
         "validation": plain(asdict(experiment.validation.of(experiment.env)) | {"cache_dir": None}),
@@ -53,6 +56,7 @@ def basis_of(experiment: SparsExperiment, run: Run) -> dict[str, Any]:
         "deterministic": protocol.deterministic,
         "best": protocol.best,
         "trained_steps": run.checkpoint().step if experiment.ppo.total_timesteps else 0,
+        **({"baselines": made} if made else {}),
     }
 
 
