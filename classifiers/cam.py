@@ -68,13 +68,14 @@ def score_cam(cells: Tensor, volume: Tensor, lattice: WindowLattice, logit: Call
     flat = cells[0].flatten(1)  # [K, L]
     low, high = flat.amin(dim=1, keepdim=True), flat.amax(dim=1, keepdim=True)
     flat, says = (flat - low) / (high - low).clamp(min=1e-12), (high > low)[:, 0]
+    if not bool(says.any()):
+        return torch.zeros_like(cells[:, 0])
     ids = torch.arange(lattice.size, device=cells.device)
     y = torch.full((len(flat),), -torch.inf, device=cells.device)
     for some in torch.split(says.nonzero()[:, 0], max(1, CHUNK_VOXELS // volume.numel())):
         masks = lattice.interpolate(lattice.paint(ids.expand(len(some), -1), flat[some], "max").float())
         y[some] = logit(volume * masks[:, None])
-    weights = y.softmax(dim=0).nan_to_num()  # no feature says anything: no weight
-    return F.relu((weights.view(1, -1, 1, 1, 1) * cells).sum(dim=1))
+    return F.relu((y.softmax(dim=0).view(1, -1, 1, 1, 1) * cells).sum(dim=1))
 
 
 @torch.no_grad()
