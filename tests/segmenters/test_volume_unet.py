@@ -22,7 +22,9 @@ def toy_case(number, tumour=True):
     label = torch.zeros(FULL, dtype=torch.uint8)
     label[4:, 2:14, 2:] = 1
     if tumour:
-        x, y, z = (int(torch.randint(low, high - 4, (), generator=of_case)) for low, high in ((4, 20), (2, 14), (2, 12)))
+        x, y, z = (
+            int(torch.randint(low, high - 4, (), generator=of_case)) for low, high in ((4, 20), (2, 14), (2, 12))
+        )
         label[x : x + 4, y : y + 4, z : z + 4] = 2
     image += 80 * label
     return LiverCase(f"toy_{number}", "phantom", image, None, label, (1.0, 1.0, 1.0), str(number), None)
