@@ -91,7 +91,7 @@ def test_a_map_of_voxels_is_judged_voxel_by_voxel():
 # -- by the feature cells ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["grad", "grad_plus_plus", "score"])
+@pytest.mark.parametrize("kind", ["grad", "grad_plus_plus"])
 def test_an_activation_map_of_the_packaged_classifier_points_at_tumours(kind):
     env = SparsEnv(**PHANTOM)
     maps = activation_map(env, kind)
@@ -243,8 +243,7 @@ def test_a_run_whose_baseline_was_interrupted_is_continued(run, tmp_path, monkey
     monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr("segarena.segmenters.volume_unet.descend", _stops_at(3))
     out = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        main(["train", "--config", config_file(tmp_path), "--out", str(out)])
+    assert main(["train", "--config", config_file(tmp_path), "--out", str(out)]) == 130
     monkeypatch.undo()
     assert main(["evaluate", "--run", str(out), "--policies"]) == 2
     assert "it lacks its baselines/unet; train it further with --resume" in capsys.readouterr().err
