@@ -6,6 +6,7 @@ its attention; s_i = its logit; Z = logit of the volume.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor, nn
@@ -84,7 +85,7 @@ def train_attention(
         train_cases: labelled cases of one shape, with and without tumours.
         val_cases: the same, of other patients.
         window_size: of the presence classifier, in voxels; no window is looked at.
-        config: see there.
+        config: see there; network, batch and supervision are as said above.
         run: the stage: receives scalars `attention/*` (x axis: epochs) and checkpoints.
         device: where it is computed.
         seed: of weights, cases and augmentation.
@@ -94,7 +95,7 @@ def train_attention(
     Raises:
         ValueError: cases that cannot be learned from, or a loss that is no longer finite.
     """
-    assert config.supervision == "patient"
+    config = replace(config, network="dense", batch="dense", supervision="patient")
     train = WindowPool(train_cases, window_size, config.min_tumour_voxels, device)
     val = WindowPool(val_cases, window_size, config.min_tumour_voxels, device)
     with forked_rng(device):

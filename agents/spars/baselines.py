@@ -25,12 +25,12 @@ from ...segmenters.volume_unet import VolumeUNet, train_volume_unet
 from ...segmenters.window_masks import MaskMaker, Reduce
 from ..experiment import Baseline, always
 from .config import TRAIN, SparsExperiment
-from .context import LABELLED_CASES, Context
+from .context import LABELLED_CASES, STEPS_PER_BATCH, Context
 from .rollouts import Maps, VoxelMaps
 
 BEST_WINDOWS = 256
 """Windows of which the top-k union has k, at most."""
-STEPS_PER_BATCH = 300
+STEPS_PER_UNET_BATCH = 300
 """Steps of the agent's training that take about as long as a batch of the U-Net's: for the time left."""
 
 
@@ -189,7 +189,7 @@ def attention_mil(context: Context) -> list[nn.Module]:
         net = train_attention(
             *context.labelled_cases(),
             experiment.env.window_size,
-            replace(experiment.presence, network="dense", batch="dense", supervision="patient"),
+            experiment.presence,
             stage,
             context.device,
             context.seed("attention_mil"),
@@ -250,7 +250,9 @@ BASELINES: dict[str, MapBaseline] = {
         sees_target=False,
         section="presence",
         objection=_without_healthy,
-        work=lambda experiment: experiment.presence.epochs * experiment.presence.batches_per_epoch * 100.0,
+        work=lambda experiment: float(
+            experiment.presence.epochs * experiment.presence.batches_per_epoch * STEPS_PER_BATCH
+        ),
     ),
     "liver_intensity": MapBaseline(
         "intensity in the liver",
@@ -266,7 +268,9 @@ BASELINES: dict[str, MapBaseline] = {
         supervision="voxel",
         sees_target=False,
         section="unet",
-        work=lambda experiment: experiment.unet.epochs * experiment.unet.batches_per_epoch * float(STEPS_PER_BATCH),
+        work=lambda experiment: float(
+            experiment.unet.epochs * experiment.unet.batches_per_epoch * STEPS_PER_UNET_BATCH
+        ),
     ),
 }
 """Every baseline, in the order of the tables."""

@@ -21,6 +21,8 @@ LABELLED_CASES = (
     *(f"env.{field.name}" for field in fields(LiverDataConfig) if field.name not in (*CHOICE, "cache_dir")),
 )
 """Keys of the configuration that decide the cases whose labels are learned from."""
+STEPS_PER_BATCH = 100
+"""Steps of the agent's training that take about as long as a batch of the classifier's: for the time left."""
 
 
 class Context:

@@ -36,7 +36,7 @@ from ..ppo import LEARNERS, Learner, MaskableLearner, learn, restore
 from .baselines import BASELINES, MapBaseline
 from .callbacks import DuelMetrics, ValidationCallback
 from .config import TRAIN, SparsExperiment
-from .context import LABELLED_CASES, Context
+from .context import LABELLED_CASES, STEPS_PER_BATCH, Context
 from .policies import policy_arguments
 from .pool import Snapshot
 from .self_play import SELF_PLAY_NOTE, SelfPlay
@@ -65,8 +65,6 @@ best weights."""
 
 STEPS_PER_CASE = 3000
 """Steps of the agent's training that take about as long as to score a case: for the time left."""
-STEPS_PER_BATCH = 100
-"""Steps of the agent's training that take about as long as a batch of the classifier's: for the time left."""
 
 
 def check(experiment: SparsExperiment) -> None:
