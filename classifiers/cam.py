@@ -6,6 +6,7 @@ Symbols: F_k(c) = feature k of cell c, never negative; y = logit of the volume; 
 """
 
 from collections.abc import Callable
+from math import prod
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from ..datasets.liver.lattice import WindowLattice
 from .bags import pool_logits
 from .presence import DensePresenceNet
 from .presence_config import PresenceTrainingConfig
-from .stem import CELL, CHUNK_VOXELS, cell_lattice, pool_cells
+from .stem import CELL, CHUNK_VOXELS, HALO, cell_lattice, pool_cells
 
 Kind = Literal["grad", "grad_plus_plus", "score"]
 Target = Callable[[Tensor], Tensor]
@@ -72,7 +73,8 @@ def score_cam(cells: Tensor, volume: Tensor, lattice: WindowLattice, logit: Call
         return torch.zeros_like(cells[:, 0])
     ids = torch.arange(lattice.size, device=cells.device)
     y = torch.full((len(flat),), -torch.inf, device=cells.device)
-    for some in torch.split(says.nonzero()[:, 0], max(1, CHUNK_VOXELS // volume.numel())):
+    batch = max(1, CHUNK_VOXELS // prod(n + 2 * HALO for n in lattice.full))  # no more: slabs would share less
+    for some in torch.split(says.nonzero()[:, 0], batch):
         masks = lattice.interpolate(lattice.paint(ids.expand(len(some), -1), flat[some], "max").float())
         y[some] = logit(volume * masks[:, None])
     return F.relu((y.softmax(dim=0).view(1, -1, 1, 1, 1) * cells).sum(dim=1))
