@@ -44,7 +44,7 @@ class Reference(Generic[Env]):
     make: Callable[[Env, int], Policy[Env]]
     """Makes the policy for an environment that has what it `needs`, from a seed; ValueError where it cannot play."""
     supervision: str = "none"
-    """Labels that it uses: none, or target for one that looks at the truth."""
+    """Labels that it uses: none, or target (of hearts) or voxel for one that looks at the truth."""
     needs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Arguments of the environment without which it cannot play: their names, and the values that will do, of which
     `play` takes the first where none is given."""

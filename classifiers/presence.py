@@ -8,8 +8,7 @@ the forward of each crop, because a crop carries the `HALO` voxels that the conv
 
 import hashlib
 from abc import ABC, abstractmethod
-from itertools import pairwise
-from math import ceil, prod
+from math import prod
 from pathlib import Path
 
 import torch
@@ -23,20 +22,13 @@ from ..common.device import bfloat16_on_cuda
 from ..common.networks import Network, load_network
 from ..common.reading import parse_json
 from ..datasets.liver.lattice import Triple, WindowLattice, nearest_index
+from .stem import CELL, CHANNELS, CHUNK_VOXELS, HALO, Stem, conv, pool_cells
 
-HALO = 9
-"""Voxels that the unpadded layers use up on every side; outside the volume they are 0, the scaled value of air."""
-CELL = 4
-"""Voxels per feature cell along each axis: two 2x pools."""
-CHANNELS = (1, 16, 32, 32, 64)
-POOLED = (True, False, True, False)
 HIDDEN = 64
 LARGEST_WINDOW = 1024
 """Voxels of a window along each axis, at most."""
 PAPER_INPUT_SIZE = (256, 256, 180)
 """Voxels to which the paper resizes every window."""
-CHUNK_VOXELS = 2**23
-"""Voxels that go through the layers at once when nothing is trained: bounds memory (about 0.15 kB each in float32)."""
 PACKAGED = Path(__file__).parent / "weights" / "presence_phantom.safetensors"
 
 
@@ -117,40 +109,10 @@ class PresenceNet(Network, ABC):
         return self.slide(volume, lattice)
 
 
-def _conv(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv3d:
-    """Conv3d 3x3x3, unpadded, with its weights in the order that makes it 1.5 to 2.5 times as fast on a CPU."""
-    conv = nn.Conv3d(channels_in, channels_out, 3, stride)
-    conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last_3d)
-    return conv
-
-
-class _ConvNorm(nn.Module):
-    """BatchNorm(Conv3d 3x3x3, unpadded); in eval mode folded into one convolution, which saves a pass over memory."""
-
-    def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__()
-        self.conv, self.norm = _conv(channels_in, channels_out), nn.BatchNorm3d(channels_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        conv, norm = self.conv, self.norm
-        if self.training:
-            out: Tensor = norm(conv(x))
-            return out
-        assert conv.bias is not None
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        bias = (conv.bias - norm.running_mean) * scale + norm.bias
-        return F.conv3d(x, conv.weight * scale[:, None, None, None, None], bias)
-
-
 class DensePresenceNet(PresenceNet):
-    """Conv-BN-ReLU four times on a volume with halo, then mean ⊕ max over each window, then two linear layers.
+    """The feature cells of `Stem`, then mean ⊕ max over each window, then two linear layers in float32.
 
-    Layers (docs/spars.md, Method 6), all 3x3x3 and unpadded: 1→16, pool, 16→32, 32→32, pool, 32→64. Nothing normalises
-    over space (an InstanceNorm would see more in a volume than in a crop). Windows are multiples of 4 voxels. On CUDA
-    the convolutions run in bfloat16 in training and in TF32 in use, where bfloat16 would shift scores by 0.01; the head
-    in float32.
+    Windows are multiples of 4 voxels.
     """
 
     num_features = 2 * CHANNELS[-1]
@@ -158,7 +120,7 @@ class DensePresenceNet(PresenceNet):
 
     def __init__(self, hu_window: tuple[float, float], window_size: Triple) -> None:
         super().__init__(hu_window, window_size)
-        self.layers = nn.ModuleList(_ConvNorm(i, o) for i, o in pairwise(CHANNELS))
+        self.layers = Stem()
         self.head = nn.Sequential(nn.Linear(self.num_features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2))
 
     # -- network ---------------------------------------------------------------------------------------------------
@@ -167,37 +129,13 @@ class DensePresenceNet(PresenceNet):
         logits: Tensor = self.head(self.pool_crops(crops))
         return logits
 
-    def features(self, padded: Tensor) -> Tensor:
-        """Feature cells float32 [B, 64, cx, cy, cz] of a volume with halo, [B, 1, 4 cx + 18, 4 cy + 18, 4 cz + 18]."""
-        x = padded
-        with bfloat16_on_cuda(x.device, enabled=self.training):
-            for layer, pooled in zip(self.layers, POOLED, strict=True):
-                x = layer(x)
-                x = F.relu(F.max_pool3d(x, 2) if pooled else x)  # ReLU and max commute; after the pool there is less
-        return x.float()
-
     def dense_features(self, volume: Tensor, lattice: WindowLattice) -> Tensor:
         """Mean ⊕ max features [B, sx, sy, sz, 128] of every window on volume [B, 1, X, Y, Z] in [0, 1].
 
         Raises:
             ValueError: a lattice whose step is no multiple of 4, or one of another grid.
         """
-        if not self.has_dense(lattice):
-            raise ValueError(f"step is {lattice.step} but a dense forward needs a multiple of {CELL} voxels")
-        if volume.shape[2:] != lattice.full:
-            raise ValueError(f"volume is {list(volume.shape[2:])} but the lattice stands on {list(lattice.full)}")
-        stride = lattice.step // CELL
-        spans = [w // CELL for w in lattice.window]
-        pad: list[int] = []
-        for full, phase, n, span in zip(lattice.full, lattice.phase, lattice.shape, spans, strict=True):
-            cells = (n - 1) * stride + span  # the phase shifts the cells; what lies beyond the last window is halo
-            pad = [HALO - phase, phase + CELL * cells + HALO - full, *pad]
-        features = self._in_slabs(F.pad(volume, pad)).contiguous()  # unfold is slow on channels_last
-        mean = peak = features
-        for axis, span in enumerate(spans, start=2):  # a box is separable
-            mean = mean.unfold(axis, span, stride).mean(dim=-1)
-            peak = peak.unfold(axis, span, stride).amax(dim=-1)
-        return torch.cat((mean, peak), dim=1).movedim(1, -1)
+        return pool_cells(self.layers.cells(volume, lattice), lattice)
 
     def dense_logits(self, volume: Tensor, lattice: WindowLattice) -> Tensor:
         """Logits [B, sx, sy, sz, 2] of every window on volume [B, 1, X, Y, Z] in [0, 1]."""
@@ -205,20 +143,8 @@ class DensePresenceNet(PresenceNet):
         return logits
 
     def pool_crops(self, crops: Tensor) -> Tensor:
-        features = self.features(crops).flatten(2)
+        features = self.layers(crops).flatten(2)
         return torch.cat((features.mean(dim=-1), features.amax(dim=-1)), dim=1)  # [N, 128]
-
-    def _in_slabs(self, padded: Tensor) -> Tensor:
-        """`features`, a slab of x at a time; whole in training, where BatchNorm needs the statistics of everything."""
-        cells = (padded.shape[2] - 2 * HALO) // CELL
-        layer = padded[:, :, 0].numel()  # voxels
-        width = cells if self.training else max(1, (CHUNK_VOXELS // layer - 2 * HALO) // CELL)
-        width = ceil(cells / ceil(cells / width))  # equal slabs: PyTorch has slow kernels for thin ones
-        slabs = [
-            self.features(padded[:, :, CELL * low : CELL * min(low + width, cells) + 2 * HALO])
-            for low in range(0, cells, width)
-        ]
-        return torch.cat(slabs, dim=2)
 
     # -- scores ----------------------------------------------------------------------------------------------------
 
@@ -275,10 +201,10 @@ class PaperPresenceNet(PresenceNet):
         super().__init__(hu_window, window_size)
         check_input_size("input_size", input_size)
         self.input_size = input_size
-        self.conv1, self.bn1 = _conv(1, 8), nn.BatchNorm3d(8)
-        self.conv2, self.bn2 = _conv(8, 16, stride=2), nn.BatchNorm3d(16)
-        self.conv3, self.bn3 = _conv(16, 32, stride=2), nn.BatchNorm3d(32)
-        self.conv4, self.bn4 = _conv(32, 64, stride=2), nn.BatchNorm3d(64)
+        self.conv1, self.bn1 = conv(1, 8), nn.BatchNorm3d(8)
+        self.conv2, self.bn2 = conv(8, 16, stride=2), nn.BatchNorm3d(16)
+        self.conv3, self.bn3 = conv(16, 32, stride=2), nn.BatchNorm3d(32)
+        self.conv4, self.bn4 = conv(32, 64, stride=2), nn.BatchNorm3d(64)
         self.fc1 = nn.Linear(64 * prod(_cells_left(n) for n in input_size), 1600)
         self.fc2, self.fc3 = nn.Linear(1600, 800), nn.Linear(800, 400)
         self.fc4, self.fc5 = nn.Linear(400, self.num_features), nn.Linear(self.num_features, 2)

@@ -16,7 +16,7 @@ from dataclasses import asdict
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR
 
 from ..common.device import forked_rng
@@ -161,11 +161,7 @@ def train_presence(
         torch.manual_seed(seed)
         net = build_presence(config, hu_window, window_size).to(device)
     optimizer = AdamW(net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule: CosineAnnealingLR | ConstantLR
-    if config.schedule == "cosine":
-        schedule = CosineAnnealingLR(optimizer, T_max=config.epochs * config.batches_per_epoch)
-    else:
-        schedule = ConstantLR(optimizer, factor=1.0)
+    schedule = schedule_of(optimizer, config)
     level, lattice = config.supervision, WindowLattice(train.full, window_size, step)
     if level != "window":
         of_train, of_val = (bag_labels(pool.tumours, lattice, config).flatten() for pool in (train, val))
@@ -231,6 +227,13 @@ def build_presence(config: PresenceTrainingConfig, hu_window: tuple[float, float
     return DensePresenceNet(hu_window, window_size)
 
 
+def schedule_of(optimizer: Optimizer, config: PresenceTrainingConfig) -> CosineAnnealingLR | ConstantLR:
+    """The learning rate over the whole training."""
+    if config.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=config.epochs * config.batches_per_epoch)
+    return ConstantLR(optimizer, factor=1.0)
+
+
 # -- one batch -----------------------------------------------------------------------------------------------------
 
 
@@ -248,7 +251,7 @@ def dense_batch(
     net: PresenceNet, pool: WindowPool, step: int, config: PresenceTrainingConfig, generator: Generator
 ) -> tuple[Tensor, Tensor]:
     """Logits [B·L, 2] and labels bool [B·L] of all windows of B cases on the lattice of a random phase."""
-    volumes, tumours, lattice = _draw_volumes(net, pool, step, config, generator)
+    volumes, tumours, lattice = draw_volumes(net.hu_window, pool, pool.window, step, config, generator)
     logits = _dense(net).dense_logits(volumes, lattice)
     return logits.flatten(0, 3), torch.cat([pool.labels(tumour, lattice) for tumour in tumours])
 
@@ -257,7 +260,7 @@ def bag_batch(
     net: PresenceNet, pool: WindowPool, step: int, config: PresenceTrainingConfig, generator: Generator
 ) -> tuple[Tensor, Tensor]:
     """Logits Z [N] and labels bool [N] of the bags of B cases on the lattice of a random phase."""
-    volumes, tumours, lattice = _draw_volumes(net, pool, step, config, generator)
+    volumes, tumours, lattice = draw_volumes(net.hu_window, pool, pool.window, step, config, generator)
     return _bag_logits(net, volumes, lattice, config), bag_labels(tumours, lattice, config).flatten()
 
 
@@ -267,18 +270,23 @@ def _bag_logits(net: PresenceNet, volumes: Tensor, lattice: WindowLattice, confi
     return bag_logits(logits[..., 1] - logits[..., 0], config).flatten()
 
 
-def _draw_volumes(
-    net: PresenceNet, pool: WindowPool, step: int, config: PresenceTrainingConfig, generator: Generator
+def draw_volumes(
+    hu_window: tuple[float, float],
+    pool: WindowPool,
+    window: Triple,
+    step: int,
+    config: PresenceTrainingConfig,
+    generator: Generator,
 ) -> tuple[Tensor, Tensor, WindowLattice]:
     """Augmented volumes [B, 1, X, Y, Z] in [0, 1], their tumours bool [B, X, Y, Z], and a lattice of a random phase."""
     case = torch.randint(len(pool.images), (config.volumes_per_batch,), generator=generator).to(pool.images.device)
-    free = [min(step, full - w + 1) for full, w in zip(pool.full, pool.window, strict=True)]
+    free = [min(step, full - w + 1) for full, w in zip(pool.full, window, strict=True)]
     x, y, z = (int(torch.randint(n, (), generator=generator)) for n in free)
-    lattice = WindowLattice(pool.full, pool.window, step, (x, y, z))
+    lattice = WindowLattice(pool.full, window, step, (x, y, z))
     flips = draw_flips(len(case), config, generator).to(case.device)
     volumes = flip_axes(pool.images[case][:, None], flips).float() / 255
     tumours = flip_axes(pool.tumours[case][:, None], flips)[:, 0]
-    return jitter_intensity(volumes, net.hu_window, config, generator), tumours, lattice
+    return jitter_intensity(volumes, hu_window, config, generator), tumours, lattice
 
 
 def _dense(net: PresenceNet) -> DensePresenceNet:

@@ -6,6 +6,7 @@ from typing import Literal
 from ...classifiers.presence_config import PresenceTrainingConfig
 from ...common.checks import AT_LEAST_0, AT_LEAST_1, check, whole_path
 from ...envs.spars_config import CONTINUOUS, SparsConfig
+from ...segmenters.volume_unet import VolumeUNetConfig
 from ..experiment import Experiment
 from ..ppo import PPOConfig
 from .policies import PolicyName
@@ -74,11 +75,11 @@ class SparsExperiment(Experiment):
     env: SparsConfig = field(default_factory=SparsConfig)
     """The environment. env.classifier: a .safetensors file, "packaged" (made for phantoms), or "train"."""
     presence: PresenceTrainingConfig = field(default_factory=PresenceTrainingConfig)
-    """Training of the classifier, with env.classifier=train."""
+    """Training of the classifier, with env.classifier=train, and of the baseline attention_mil."""
     classifier_train: CaseChoice = field(default_factory=lambda: CaseChoice(split="classifier_train"))
-    """Cases from which the classifier learns."""
+    """Cases from which the classifier and the baselines that are trained learn."""
     validation: CaseChoice = field(default_factory=lambda: CaseChoice(split="classifier_val"))
-    """Cases that choose the classifier's best epoch and every mask threshold."""
+    """Cases that choose the best epoch of classifier and trained baselines, and every mask threshold."""
     prior_train: CaseChoice = field(default_factory=lambda: CaseChoice(split="rl_pool"))
     """Cases from whose scores, without labels, env.fill=train learns what is likely of windows that were not seen."""
     test: CaseChoice = field(default_factory=CaseChoice)
@@ -94,6 +95,11 @@ class SparsExperiment(Experiment):
     """Settings of PPO."""
     self_play: SelfPlayConfig = field(default_factory=SelfPlayConfig)
     """The opponent, with env.n_agents=2 and env.opponent=snapshot."""
+    baselines: list[str] = field(default_factory=list)
+    """Names of the baselines to train and evaluate beside those that every evaluation has, in this order; `list`
+    prints them."""
+    unet: VolumeUNetConfig = field(default_factory=VolumeUNetConfig)
+    """Settings of the baseline unet."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """The protocol of `evaluate`."""
     checkpoint_every: int = 20_480
@@ -121,9 +127,10 @@ class SparsExperiment(Experiment):
             raise ValueError("evaluation.best is True but examine_every is 0: no look could find the best weights")
         needed = self.env.score_source == "classifier" or self.env.obs_mode == "features"
         classifier = self.env.classifier or ("packaged" if self.env.data == "phantom" else TRAIN if needed else None)
-        if self.ppo.total_timesteps == 0 and TRAIN not in (classifier, self.env.fill):
+        if self.ppo.total_timesteps == 0 and TRAIN not in (classifier, self.env.fill) and not self.baselines:
             raise ValueError(
-                "nothing to train: ppo.total_timesteps is 0, and neither env.classifier nor env.fill is 'train'"
+                "nothing to train: ppo.total_timesteps is 0, neither env.classifier nor env.fill is 'train', and "
+                "baselines names none"
             )
         if classifier not in (None, "packaged", TRAIN):
             classifier = whole_path("env.classifier", classifier)  # the run can then be continued from anywhere

@@ -48,10 +48,10 @@ from .methods import Cases, Methods
 from .patch_rules import PATCH_POLICIES
 from .prediction import save_masks
 from .rollouts import PAPER_THRESHOLD, Maps, mask_of
-from .rules import POLICIES
+from .rules import LABELS_OF_RULES, POLICIES
 from .search_rules import SEARCH_POLICIES
 from .thresholds import Threshold
-from .training import env_of, load_policies, trained_steps
+from .training import env_of, load_policies, trained_baselines, trained_steps
 
 log = logging.getLogger(__name__)
 METRICS = {
@@ -139,7 +139,7 @@ def _check_together(experiments: Sequence[SparsExperiment], policies: Sequence[s
     for name in policies:
         reference(POLICIES, name)
     taken = [(name, e.seed) for e in experiments for name in policies]
-    taken += [(row.title, e.seed) for e in experiments for row in baselines_of(BASELINES, (), e).values()]
+    taken += [(row.title, e.seed) for e in experiments for row in baselines_of(BASELINES, e.baselines, e).values()]
     check_names([e for e in experiments if e.ppo.total_timesteps], taken)
     if len(profiles := {experiment.env.profile for experiment in experiments}) > 1:
         raise ValueError(f"the runs play different games, profiles {', '.join(sorted(profiles))}; evaluate them apart")
@@ -162,10 +162,11 @@ def base(case_id: str) -> str:
     return case_id.split("#")[0]
 
 
-def _known(experiment: SparsExperiment, *, agent: bool) -> set[str]:
-    """Cases known to classifier (the run's own or the packaged one), thresholds and, with `agent`, policy."""
+def _known(experiment: SparsExperiment, *, agent: bool, taught: bool = False) -> set[str]:
+    """Cases known to classifier (the run's own or the packaged one), thresholds, with `agent` to the policy, and with
+    `taught` to a baseline that is trained."""
     configs = [experiment.validation.of(experiment.env)]
-    if experiment.env.classifier == TRAIN:
+    if experiment.env.classifier == TRAIN or taught:
         configs.append(experiment.classifier_train.of(experiment.env))
     elif experiment.env.classifier == "packaged" and experiment.env.data == "phantom":
         configs.append(CaseChoice(split="classifier_train").of(experiment.env))
@@ -182,7 +183,8 @@ def _of_prior(experiment: SparsExperiment) -> list[str]:
 
 
 def _warn_of_known_cases(experiment: SparsExperiment, test: SparsConfig) -> None:
-    if seen := sorted(_known(experiment, agent=False) & set(liver_case_ids(test))):
+    taught = bool(trained_baselines(experiment))
+    if seen := sorted(_known(experiment, agent=False, taught=taught) & set(liver_case_ids(test))):
         log.warning("the labels of test cases %s were used for training or choosing: scores flatter", ", ".join(seen))
 
 
@@ -197,7 +199,7 @@ def _maps(
     test, validation = (Cases(experiment, methods.run, config) for config in configs)
     names = [POLICY] if experiment.ppo.total_timesteps else []
     if policies is not None:
-        names += [*policies, *baselines_of(BASELINES, (), experiment)]
+        names += [*policies, *baselines_of(BASELINES, experiment.baselines, experiment)]
     for name in names:
         maps = methods.maps(name, test)
         if name in SHARE_SEEN:
@@ -263,11 +265,13 @@ def _result(
             organ, shown = (case.label > 0).numpy(), (case.image.numpy(), truth.numpy(), masks[0].numpy(), heat)
             views.append(CaseView(case.id, *shown, case.spacing_mm, organ))
     learned = row.sees_target if row else trained
-    seen = {base(case_id) for case_id in [*_known(experiment, agent=learned), *_of_prior(experiment)]}
+    known = _known(experiment, agent=learned, taught=row is not None and row.networks is not None)
+    seen = {base(case_id) for case_id in [*known, *_of_prior(experiment)]}
     classifier = test.env.config.classifier
     of_scores = (
         "voxel" if experiment.env.score_source == "oracle_fraction" else supervision_of(classifier or "packaged")
     )
+    own = row.supervision if row else LABELS_OF_RULES.get(method)
     total = experiment.ppo.total_timesteps
     means = mean_metrics(cases, METRICS.values())
     seconds = None
@@ -281,7 +285,7 @@ def _result(
         seed=experiment.seed,
         data="liver phantom" if experiment.env.data == "phantom" else Path(experiment.env.data).name,
         split=test.env.config.split if test.env.config.cases is None else ", ".join(test.env.config.cases),
-        supervision=row.supervision if row and row.supervision else of_scores,
+        supervision=own or of_scores,
         mode="transductive" if seen & {base(case["case_id"]) for case in cases} else "inductive",
         origins=count_origins(cases),
         metrics={**means, **froc(scans)},

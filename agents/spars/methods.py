@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from torch import nn
+
 from ...common.runs import Run
 from ...datasets.liver.cases import LiverCase, load_liver_cases
 from ...envs.spars import SparsEnv
@@ -17,6 +19,7 @@ from ..policy import TrainedPolicy
 from ..predictor import POLICY
 from .baselines import BASELINES
 from .config import SparsExperiment
+from .context import Context
 from .pool import Snapshot
 from .rollouts import Maps, roll_out, roll_out_apart
 from .rules import POLICIES
@@ -72,11 +75,13 @@ class Methods:
     def __init__(self, experiment: SparsExperiment, run: Run) -> None:
         self.experiment, self.run = experiment, run
         self._trained: tuple[Snapshot, Snapshot | None] | None = None
+        self._networks: dict[str, list[nn.Module]] = {}
 
     @cached_property
     def titles(self) -> dict[str, str]:
         """Title of every method in tables of results, by the name that `predict --method` takes."""
-        baselines = {name: row.title for name, row in baselines_of(BASELINES, (), self.experiment).items()}
+        rows = baselines_of(BASELINES, self.experiment.baselines, self.experiment)
+        baselines = {name: row.title for name, row in rows.items()}
         own = {POLICY: self.experiment.name} if self.experiment.ppo.total_timesteps else {}
         return {**own, **{name: name for name in POLICIES}, **baselines}
 
@@ -84,11 +89,12 @@ class Methods:
         """The map of each case.
 
         Raises:
-            ValueError: a reference policy that cannot play in the run's environment, a run without checkpoint.
+            ValueError: a reference policy that cannot play in the run's environment, a run without checkpoint, a
+                method that needs labels where there are none.
         """
         protocol, seed = self.experiment.evaluation, self.experiment.seed
         if name in BASELINES:
-            return BASELINES[name].maps(cases.alone)
+            return BASELINES[name].maps(cases.alone, self._networks_of(name))
         if name in POLICIES:  # counted random numbers and no network: all cases at once give what each alone gives
             needs, profile = POLICIES[name].needs, self.experiment.env.profile
             places = CONTINUOUS in needs.get("action_set", ()) and profile in needs["profile"]
@@ -100,3 +106,10 @@ class Methods:
         env.set_opponent(opponent)
         trained = TrainedPolicy(learner.policy, protocol.deterministic)
         return roll_out_apart(env, trained, jitter_cells=protocol.jitter_cells, seed=seed)
+
+    def _networks_of(self, name: str) -> list[nn.Module]:
+        """The networks of a baseline, loaded once."""
+        networks = BASELINES[name].networks
+        if networks and name not in self._networks:
+            self._networks[name] = networks(Context(self.experiment, self.run, trains=False))
+        return self._networks.get(name, [])

@@ -6,6 +6,7 @@ A = painted map, B = score map, θ = mask threshold.
 """
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,11 @@ from ...datasets.liver.grid import BODY_HU
 from ...datasets.readers import VOLUMES, ImageFiles, find_images, find_series, read_volume
 from ...evaluation.volume_figures import PredictionView, save_prediction_figure
 from ..predictor import POLICY, Predicted, PredictOptions
+from .baselines import BASELINES
 from .config import Postprocess, SparsExperiment
 from .methods import Cases, Methods
 from .rollouts import Maps, mask_of
+from .rules import LABELS_OF_RULES
 from .thresholds import ORIGIN, Threshold, mask_rule, thresholds_of
 from .training import trained_steps
 
@@ -44,7 +47,7 @@ class SparsPredictor:
 
     @classmethod
     def of(cls, run: Run, experiment: SparsExperiment, options: PredictOptions) -> "SparsPredictor":
-        """The method that `options` names: the trained policy, any reference policy, or a score map.
+        """The method that `options` names: the trained policy, any reference policy, or a baseline.
 
         Raises:
             ValueError: a run that is not finished, a method that there is not, scores that are read from labels, no
@@ -60,7 +63,15 @@ class SparsPredictor:
             raise ValueError("spacing_mm is for pictures without a spacing of their own; a CT's file says it")
         steps, methods = trained_steps(experiment, run), Methods(experiment, run)
         method = options.method or (POLICY if POLICY in methods.titles else ADVISED)
+        if method in BASELINES and method not in methods.titles:
+            wanted = f"[{','.join([*experiment.baselines, method])}]"
+            raise ValueError(
+                f"method {method!r} is no baseline of this run; add it: "
+                f"train --resume {shlex.quote(str(run.folder))} --baselines {shlex.quote(wanted)}"
+            )
         check_choice("method", method, methods.titles)
+        if method in LABELS_OF_RULES or (method in BASELINES and BASELINES[method].of_labels):
+            raise ValueError(f"method {method!r} reads the labels of the images, which new ones do not have")
         if options.threshold is None:
             known = thresholds_of(methods, (method, *([ADVISED] if method == POLICY else [])))
             threshold, origin = known[method], ORIGIN[mask_rule(experiment)]
@@ -85,7 +96,7 @@ class SparsPredictor:
             "calibration": threshold.written()["calibration"],
             "threshold_from": origin,
             "postprocess": experiment.evaluation.postprocess,
-            "map": "score map" if method.startswith("score_map") else "map of what was seen",
+            "map": methods.titles[method] if method in BASELINES else "map of what was seen",
             "trained_steps": steps,
             "seed": experiment.seed,
         }

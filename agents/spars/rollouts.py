@@ -109,6 +109,19 @@ class Maps:
         return values, torch.ones_like(tumour), tumour
 
 
+@dataclass(frozen=True)
+class VoxelMaps(Maps):
+    """Maps that are not made on the blocks of the lattice: `blocks` is float32 [C, X, Y, Z], a block being a voxel."""
+
+    def values(self, number: int) -> Tensor:
+        """A of case `number`, float32 [X, Y, Z], on the CPU."""
+        return self.blocks[number].cpu()
+
+    def _counted(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        tumour = self.env.painting.tumour(number).flatten().double()
+        return self.blocks[number].flatten(), torch.ones_like(tumour), tumour
+
+
 def mask_of(values: Tensor, theta: float, postprocess: Postprocess = "none") -> Tensor:
     """The mask A > θ of a map, float32 [X, Y, Z], or what `postprocess` leaves of it: bool [X, Y, Z], on the CPU.
 

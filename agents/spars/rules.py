@@ -1,8 +1,8 @@
 """Reference policies of SPARS: rules that play the same environment (docs/spars.md, Method 12).
 
 `random`, `constant0` and `greedy` are the functions (env, player) -> actions that the environment knows by name as
-opponents; here they play the learner. Beside them stand the scan of the whole volume, the shortest path to τ, and the
-policy of the highest return (values.py).
+opponents; here they play the learner. Beside them stand the scan of the whole volume, the shortest paths to τ and,
+by labels, to the tumour, and the policy of the highest return (values.py).
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import torch
 from scipy.ndimage import distance_transform_cdt
 from torch import Tensor
 
+from ...datasets.liver.lesions import TUMOUR
 from ...envs.spars import SparsEnv
 from ...envs.spars_config import CONTINUOUS, MOVES
 from ...envs.spars_rules import RULES
@@ -105,12 +106,34 @@ def random_place(env: SparsEnv) -> Tensor:
     return env.streams.uniform(3).float()
 
 
+class OracleBfs(ShortestPath):
+    """The shortest lattice path to the window with the highest Dice with the tumour, the nearest of several; by labels.
+
+    All windows being of one size, it is the one with the most tumour voxels. Where a case has no tumour, any way does.
+
+    Raises:
+        ValueError: a case without label.
+    """
+
+    def __init__(self, env: SparsEnv) -> None:
+        goals = []
+        for case in env.cases:
+            if case.label is None:
+                raise ValueError(f"{case.id} has no label, which oracle_bfs needs; leave the policy out")
+            held = env.lattice.window_sums(case.label == TUMOUR)
+            goals.append(((held == held.max()) & (held > 0)).view(env.lattice.shape))
+        super().__init__(env, torch.stack(goals))
+
+
 def _row(
-    about: str, make: Callable[[SparsEnv], Policy[SparsEnv]], action_sets: tuple[str, ...] = tuple(MOVES)
+    about: str,
+    make: Callable[[SparsEnv], Policy[SparsEnv]],
+    action_sets: tuple[str, ...] = tuple(MOVES),
+    supervision: str = "none",
 ) -> Reference[SparsEnv]:
     """A rule of the paper's game."""
     needs = {"profile": ("default", "paper"), "action_set": action_sets}
-    return Reference(about, lambda env, seed: make(env), needs=needs)
+    return Reference(about, lambda env, seed: make(env), supervision, needs=needs)
 
 
 def _opponent(name: str, about: str) -> Reference[SparsEnv]:
@@ -125,9 +148,14 @@ POLICIES: dict[str, Reference[SparsEnv]] = {
     "sweep": _row("The scan of the volume, from the start on, line by line.", Sweep),
     "blind_walk": _row("To one place, the same for every image.", BlindWalk),
     "bfs_to_tau": _row("The shortest path to a window with a score above τ.", BfsToTau),
+    "oracle_bfs": _row(
+        "The shortest path to the window with the most tumour, by labels.", OracleBfs, supervision="voxel"
+    ),
     "value_iteration": _row("The highest discounted return of an agent that searches alone.", ValueIteration),
     "random_place": _row("Any place, uniformly.", lambda env: random_place, (CONTINUOUS,)),
     **SEARCH_POLICIES,
     **PATCH_POLICIES,
 }
 """Reference policies of SPARS-LiverCT-v0 by name."""
+LABELS_OF_RULES = {name: row.supervision for name, row in POLICIES.items() if row.supervision != "none"}
+"""Labels of the case itself that some of them read, by name."""

@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...common.files import write_text
+from ...common.files import file_digest, write_text
+from ...common.manifests import NAME
 from ...common.reading import read_json
 from ...common.runs import Run, plain
 from ...segmenters.expected_dice import Calibration
 from .config import MaskRule, SparsExperiment
 from .methods import Cases, Methods
 from .rollouts import NO_TUMOUR, Maps, choose_threshold
+from .training import trained_baselines
 
 log = logging.getLogger(__name__)
 FILE = "evaluation/thresholds.json"
@@ -95,6 +97,7 @@ def mask_rule(experiment: SparsExperiment) -> MaskRule:
 def basis_of(experiment: SparsExperiment, run: Run) -> dict[str, Any]:
     """All that decides the thresholds of a run, as JSON; those of another basis are chosen anew."""
     protocol = experiment.evaluation
+    made = {name: file_digest(run.stage(f"baselines/{name}").folder / NAME) for name in trained_baselines(experiment)}
     return {
         "seed": experiment.seed,
         "validation": plain(asdict(experiment.validation.of(experiment.env)) | {"cache_dir": None}),
@@ -104,6 +107,7 @@ def basis_of(experiment: SparsExperiment, run: Run) -> dict[str, Any]:
         "best": protocol.best,
         "mask": mask_rule(experiment),
         "trained_steps": run.checkpoint().step if experiment.ppo.total_timesteps else 0,
+        **({"baselines": made} if made else {}),
     }
 
 

@@ -1,4 +1,5 @@
-"""Training SPARS: a presence classifier, then self-play PPO against it (docs/spars.md, Method 7 and 10)."""
+"""Training SPARS: a presence classifier, then self-play PPO against it, then the baselines that are asked for
+(docs/spars.md, Method 7, 10 and 12)."""
 
 import logging
 from dataclasses import asdict, dataclass, fields, replace
@@ -13,10 +14,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 from tqdm import tqdm
 
-from ...classifiers.presence import CELL
+from ...classifiers.stem import CELL
 from ...classifiers.train_presence import build_presence, train_presence
 from ...common.checkpoints import Checkpoint, load_into, restoring
 from ...common.device import resolve_device
+from ...common.manifests import NAME
 from ...common.networks import save_network
 from ...common.progress import Progress
 from ...common.runs import Run, chosen
@@ -32,9 +34,10 @@ from ..callbacks import Best
 from ..experiment import baselines_of, check_names, reached
 from ..learning import learn, restore
 from ..ppo import LEARNERS, Learner, MaskableLearner
-from .baselines import BASELINES
+from .baselines import BASELINES, MapBaseline
 from .callbacks import DuelMetrics, ValidationCallback
-from .config import TRAIN, CaseChoice, SparsExperiment
+from .config import TRAIN, SparsExperiment
+from .context import LABELLED_CASES, STEPS_PER_BATCH, Context
 from .policies import policy_arguments
 from .pool import Snapshot
 from .self_play import SELF_PLAY_NOTE, SelfPlay
@@ -45,12 +48,7 @@ CLASSIFIER = "presence.safetensors"
 """File of the classifier in its stage."""
 SCORE_PRIOR = "score_prior.safetensors"
 """File of the prior in its stage."""
-CHOICE = tuple(field.name for field in fields(CaseChoice))
-"""Fields of the environment that each purpose has its own of."""
-CLASSIFIER_KEYS = (
-    *("seed", "presence", "classifier_train", "validation", "env.window_size", "env.step"),
-    *(f"env.{field.name}" for field in fields(LiverDataConfig) if field.name not in (*CHOICE, "cache_dir")),
-)
+CLASSIFIER_KEYS = (*LABELLED_CASES, "presence", "env.window_size", "env.step")
 """Keys of the configuration that the classifier's training depends on."""
 SCORE_PRIOR_KEYS = (
     *("prior_train", "env.classifier", "env.window_size", "env.step", "env.phase", "env.start"),
@@ -68,28 +66,26 @@ best weights."""
 
 STEPS_PER_CASE = 3000
 """Steps of the agent's training that take about as long as to score a case: for the time left."""
-STEPS_PER_BATCH = 100
-"""Steps of the agent's training that take about as long as a batch of the classifier's: for the time left."""
 
 
 def check(experiment: SparsExperiment) -> None:
     """Raises whatever can be known to be wrong before anything is written."""
     settings, is_trained = experiment.env, experiment.env.classifier == TRAIN
-    rows = baselines_of(BASELINES, (), experiment).values()
+    rows = baselines_of(BASELINES, experiment.baselines, experiment).values()
     check_names([experiment] if experiment.ppo.total_timesteps else [], [(row.title, experiment.seed) for row in rows])
     _check_cases(experiment)
-    if is_trained:
+    if learners := [*(["the classifier"] if is_trained else []), *trained_baselines(experiment)]:
         for key in ("classifier_train", "validation"):
             for case in iter_liver_cases(_purposes(experiment)[key]) if settings.data != "phantom" else ():
                 if case.label is None:
                     raise ValueError(
-                        f"{case.id} has no label, which the classifier's training needs; choose labelled cases by "
-                        f"--{key}.cases, or give a trained one as --env.classifier"
+                        f"{case.id} has no label, which the training of {', '.join(learners)} needs; choose labelled "
+                        f"cases by --{key}.cases{', or give a trained one as --env.classifier' if is_trained else ''}"
                     )
-        if experiment.presence.batch == "dense" and settings.step % CELL:
-            raise ValueError(
-                f"env.step is {settings.step} but presence.batch='dense' needs a multiple of {CELL}; use 'windows'"
-            )
+    if is_trained and experiment.presence.batch == "dense" and settings.step % CELL:
+        raise ValueError(
+            f"env.step is {settings.step} but presence.batch='dense' needs a multiple of {CELL}; use 'windows'"
+        )
     with TemporaryDirectory() as folder:
         trial = Run(folder)
         if is_trained:  # an untrained one has the same shapes
@@ -109,11 +105,17 @@ def check(experiment: SparsExperiment) -> None:
 def _purposes(experiment: SparsExperiment) -> dict[str, SparsConfig]:
     """The cases of each purpose, by the section of the configuration that chooses them."""
     choices = {"validation": experiment.validation, "test": experiment.test}
-    if experiment.env.classifier == TRAIN:
+    if experiment.env.classifier == TRAIN or trained_baselines(experiment):
         choices["classifier_train"] = experiment.classifier_train
     if experiment.env.fill == TRAIN:
         choices["prior_train"] = experiment.prior_train
     return {"env": experiment.env} | {key: choice.of(experiment.env) for key, choice in choices.items()}
+
+
+def trained_baselines(experiment: SparsExperiment) -> dict[str, MapBaseline]:
+    """The baselines of an experiment that train a network, by name."""
+    rows = baselines_of(BASELINES, experiment.baselines, experiment)
+    return {name: row for name, row in rows.items() if row.networks}
 
 
 def _check_cases(experiment: SparsExperiment) -> None:
@@ -129,7 +131,7 @@ def _check_cases(experiment: SparsExperiment) -> None:
 
 
 def train(experiment: SparsExperiment, run: Run) -> None:
-    """Train what is not finished: the classifier, the prior of its scores, then the agent."""
+    """Train what is not finished: the classifier, the prior of its scores, the agent, then the baselines."""
     steps = float(experiment.ppo.total_timesteps)
     work: dict[str, float] = {}
     if experiment.env.classifier == TRAIN:
@@ -137,8 +139,10 @@ def train(experiment: SparsExperiment, run: Run) -> None:
     if experiment.env.fill == TRAIN:
         cases = len(liver_case_ids(experiment.prior_train.of(experiment.env)))
         work["score_prior"] = float(STEPS_PER_CASE * cases)
-    if work:
-        run.progress = Progress({**work, **({"agent": steps} if steps else {})})
+    baselines = trained_baselines(experiment)
+    last = {f"baselines/{name}": row.work(experiment) for name, row in baselines.items()}
+    if work or last:
+        run.progress = Progress({**work, **({"agent": steps} if steps else {}), **last})
     if "classifier" in work:
         settings = chosen(asdict(experiment), CLASSIFIER_KEYS)
         run.stage("classifier").complete(settings, partial(_train_classifier, experiment))
@@ -149,6 +153,9 @@ def train(experiment: SparsExperiment, run: Run) -> None:
     if steps:
         with run.progress.stage("agent"):
             _train_agent(experiment, run)
+    for row in baselines.values():
+        assert row.networks
+        row.networks(Context(experiment, run, trains=True))
 
 
 def trained_classifier(experiment: SparsExperiment, run: Run) -> Path:
@@ -294,10 +301,12 @@ def trained_steps(experiment: SparsExperiment, run: Run, *, unfinished: bool = F
     """Environment steps that the agent of a run was trained for; 0 where it trains a classifier only.
 
     Raises:
-        ValueError: the classifier is not finished; or the agent is not, and `unfinished` is False.
+        ValueError: the classifier or a baseline is not finished; or the agent is not, and `unfinished` is False.
     """
-    for name, source in {"classifier": experiment.env.classifier, "score_prior": experiment.env.fill}.items():
-        if source == TRAIN and not (run.stage(name).folder / "manifest.json").is_file():
+    sources = {"classifier": experiment.env.classifier, "score_prior": experiment.env.fill}
+    names = [name for name, source in sources.items() if source == TRAIN]
+    for name in [*names, *(f"baselines/{name}" for name in trained_baselines(experiment))]:
+        if not (run.stage(name).folder / NAME).is_file():
             raise ValueError(
                 f"run {str(run.folder)!r} is not finished: it lacks its {name}; train it further with --resume"
             )

@@ -32,7 +32,10 @@ from segarena.envs import ENVIRONMENTS
 from segarena.evaluation.results import read_results
 from stable_baselines3 import PPO
 
-MAPS = ("score map (min)", "score map (mean)", "score map (max)")
+MAPS = (
+    *("score map (min)", "score map (mean)", "score map (max)"),
+    *("best window", "union of the k best windows"),
+)
 TINY = {
     "paper": "spars",
     "name": "Tiny",
@@ -717,7 +720,7 @@ def test_a_run_is_not_called_like_another_row_of_its_table(run, capsys):
 
 
 def test_a_new_baseline_of_spars_is_one_row_and_one_function(run, monkeypatch, capsys):
-    def nothing(env):
+    def nothing(env, nets):
         return Maps(env, torch.zeros_like(score_map(env, "mean").blocks), [{} for _ in env.cases])
 
     row = MapBaseline("a toy", maps=nothing, supervision="none", included=lambda experiment: experiment.seed == 0)

@@ -166,7 +166,8 @@ SET = ["cases=[phantom_02000]", "score_source=oracle_fraction", "horizon=12"]
 def test_reference_policies_are_played_without_a_run(capsys):
     assert main([*PLAY, *SET]) == 0
     played = rows_of(capsys.readouterr().out)
-    assert list(played) == ["random", "constant0", "greedy", "sweep", "blind_walk", "bfs_to_tau", "value_iteration"]
+    rules = ["random", "constant0", "greedy", "sweep", "blind_walk", "bfs_to_tau", "oracle_bfs", "value_iteration"]
+    assert list(played) == rules
     assert {"return", "steps", "terminated", "dice", "precision", "recall"} <= played["greedy"].keys()
     assert main([*PLAY, *SET, "threshold=1", "--policy", "greedy", "--seed", "3"]) == 0
     assert rows_of(capsys.readouterr().out)["greedy"]["steps"] == "12 [12, 12]"

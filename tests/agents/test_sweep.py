@@ -275,7 +275,8 @@ def test_trials_are_runs_and_a_sweep_without_work_needs_no_ray(here, monkeypatch
     assert "![Recall against env.threshold](recall.png)" in page
     sections = re.findall(r"^## (.*)$", page, re.MULTILINE)
     assert sections[0] == "Tiny"
-    assert set(sections[1:]) == {"position prior", "score map (min)", "score map (mean)", "score map (max)"}
+    maps = {f"score map ({reduce})" for reduce in ("min", "mean", "max")}
+    assert set(sections[1:]) == {"position prior", *maps, "best window", "union of the k best windows"}
     assert [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| thr")] == [
         "threshold 0.25",
         "threshold 0.5",

@@ -6,8 +6,9 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from segarena.classifiers import presence
+from segarena.classifiers import presence, stem
 from segarena.classifiers.presence import DensePresenceNet, PresenceNet, gather_crops, load_presence
+from segarena.classifiers.stem import Stem
 from segarena.common.networks import save_network
 from segarena.datasets.liver.lattice import WindowLattice
 
@@ -98,9 +99,10 @@ def test_slabs_and_batches_give_what_the_whole_gives(net, monkeypatch):
     whole, _ = net.score_lattice(volume, lattice)
     windows = (volume[None], torch.zeros(50, dtype=torch.int64), lattice.corners(torch.arange(50)), lattice.window)
     at_once, _ = net.score_windows(*windows)
-    monkeypatch.setattr(presence, "CHUNK_VOXELS", 30 * 82 * 66)
+    for module in (presence, stem):
+        monkeypatch.setattr(module, "CHUNK_VOXELS", 30 * 82 * 66)
     slabs = []
-    monkeypatch.setattr(net, "features", lambda x: slabs.append(x.shape) or DensePresenceNet.features(net, x))
+    monkeypatch.setattr(net.layers, "forward", lambda x: slabs.append(x.shape) or Stem.forward(net.layers, x))
     torch.testing.assert_close(net.score_lattice(volume, lattice)[0], whole, rtol=0, atol=1e-6)
     assert len(slabs) == 6
     torch.testing.assert_close(net.score_windows(*windows)[0], at_once, rtol=0, atol=1e-6)
@@ -125,7 +127,7 @@ def test_batchnorm_folded_into_the_convolution_changes_nothing(net):
 
 
 def test_in_training_the_statistics_are_those_of_the_whole_volume(monkeypatch):
-    monkeypatch.setattr(presence, "CHUNK_VOXELS", 1)
+    monkeypatch.setattr(stem, "CHUNK_VOXELS", 1)
     net, lattice = random_net().train(), WindowLattice((16, 16, 16), (8, 8, 8))
     volume = random_volume((16, 16, 16))[None, None] / 255
     net.dense_logits(volume, lattice)
@@ -155,7 +157,8 @@ def test_bfloat16_is_for_training_only(monkeypatch):
     """It would shift scores by up to 0.015, and the paper's bound is 0.005."""
     asked = []
     told = lambda device, enabled: asked.append(enabled) or contextlib.nullcontext()  # noqa: E731
-    monkeypatch.setattr(presence, "bfloat16_on_cuda", told)
+    for module in (presence, stem):
+        monkeypatch.setattr(module, "bfloat16_on_cuda", told)
     net, crop = random_net(), torch.rand(2, 1, 34, 34, 26)
     net.score_lattice(random_volume(), WindowLattice(FULL, (16, 16, 8)))
     net.score_windows(random_volume()[None], torch.zeros(1).long(), torch.zeros(1, 3).long(), (16, 16, 8))

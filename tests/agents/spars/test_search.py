@@ -63,6 +63,7 @@ def test_policy_rules_and_maps_are_evaluated_on_as_many_windows(run, capsys):
     assert results.keys() == {
         *("Seeker", *SEARCH_POLICIES),
         *("position prior", "score map (min)", "score map (mean)", "score map (max)"),
+        *("best window", "union of the k best windows"),
     }
     for name, result in results.items():
         if name in ("Seeker", *SEARCH_POLICIES):
