@@ -42,6 +42,8 @@ class MapBaseline(Baseline[SparsExperiment, Context]):
     """Its map of each case of an environment, by its networks (an empty list where it trains none)."""
     work: Callable[[SparsExperiment], float] = lambda experiment: 0.0
     """The work of its training, in steps of the agent's, for the time left."""
+    windows: float = 1.0
+    """Share of the lattice's windows whose score, or features, it takes."""
     of_labels: bool = False
     """Whether it reads labels of the case that it segments, which a new CT does not have."""
 
@@ -229,7 +231,7 @@ def _union(title: str, most: int) -> MapBaseline:
 
 BASELINES: dict[str, MapBaseline] = {
     "position_prior": MapBaseline(
-        "position prior", maps=lambda env, nets: prior_map(env), sees_target=False, included=always
+        "position prior", maps=lambda env, nets: prior_map(env), windows=0, sees_target=False, included=always
     ),
     "score_map_mean": _score_map("mean"),
     "score_map_min": _score_map("min"),
@@ -246,6 +248,7 @@ BASELINES: dict[str, MapBaseline] = {
         "attention MIL",
         attention_mil,
         maps=attention_map,
+        windows=0,
         supervision="patient",
         sees_target=False,
         section="presence",
@@ -257,6 +260,7 @@ BASELINES: dict[str, MapBaseline] = {
     "liver_intensity": MapBaseline(
         "intensity in the liver",
         maps=lambda env, nets: liver_intensity(env),
+        windows=0,
         supervision="liver of the test case",
         sees_target=False,
         of_labels=True,
@@ -265,6 +269,7 @@ BASELINES: dict[str, MapBaseline] = {
         "3-D U-Net",
         unet,
         maps=voxel_map,
+        windows=0,
         supervision="voxel",
         sees_target=False,
         section="unet",

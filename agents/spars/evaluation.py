@@ -79,8 +79,6 @@ COLUMNS: tuple[Column | str, ...] = (
 GAME, SEARCH = ("random", "constant0", "greedy", "blind_walk", "bfs_to_tau"), tuple(SEARCH_POLICIES)
 POLICIES_SHOWN = {"default": GAME, "paper": GAME, "search": SEARCH, "patch": tuple(PATCH_POLICIES)}
 """Reference policies that `evaluate` plays by default, by profile."""
-SHARE_SEEN = {"position_prior": 0, "score_map_min": 1, "score_map_mean": 1, "score_map_max": 1}
-"""Share of all windows that a method looks at whose maps do not say how many."""
 
 
 def evaluate(runs: Sequence[tuple[Run, SparsExperiment]], options: EvaluateOptions) -> tuple[list[Result], list[str]]:
@@ -202,8 +200,8 @@ def _maps(
         names += [*policies, *baselines_of(BASELINES, experiment.baselines, experiment)]
     for name in names:
         maps = methods.maps(name, test)
-        if name in SHARE_SEEN:
-            windows = float(SHARE_SEEN[name] * maps.env.lattice.size)
+        if name in BASELINES:
+            windows = float(BASELINES[name].windows * maps.env.lattice.size)
             maps = replace(maps, facts=[{**facts, "windows": windows} for facts in maps.facts])
         yield name, maps, methods.maps(name, validation)
 
