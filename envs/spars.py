@@ -130,7 +130,7 @@ class SparsEnv(BatchedEnv):
         function = None if isinstance(score_source, str) else score_source
         self.table, self._features, n_features = score_tables(cfg, self.cases, self.lattice, function, self.device)
         self._score_tables = list(dict.fromkeys((self.table, self._features)))
-        self.masks = mask_maker(cfg, self.lattice, self.table.digest, self.device)
+        self.masks = mask_maker(cfg, self.table)
         self._make_tables()
         self.single_observation_space, self.single_action_space = spaces_of(cfg, self.lattice, n_features)
         self.set_opponent(None if isinstance(opponent, str) else opponent)

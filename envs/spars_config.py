@@ -189,6 +189,10 @@ class SparsConfig(LiverDataConfig):
     reduce: Reduce | None = None
     """Combination of the scores of overlapping windows in a voxel. sum: over all visits (paper); mean, max, min: of the
     windows that were visited. null: mean; profile paper: sum."""
+    paint: Literal["windows", "cells"] | None = None
+    """What a window is painted with. windows: its score; cells: its score, divided among its feature cells of 4³ voxels
+    by its class activation map (needs a DensePresenceNet and step 4). null: cells where they can be had, but windows
+    with reduce=sum."""
     fill: str | None = None
     """Scores of windows that were not visited, in the map. none: nothing is painted there; stationary: the likely score
     by the distance to visited ones; packaged: by what was learned from phantoms; or a file that was learned by
@@ -242,6 +246,8 @@ class SparsConfig(LiverDataConfig):
             done = done.without_tau()
         if self.profile == "patch":
             done = replace(done, horizon=done.rounds())
+        if done.reduce == "sum" and done.paint == "cells":
+            raise ValueError("paint is 'cells' but reduce 'sum' adds scores of whole windows; leave one of them out")
         if done.reduce == "sum" and done.fill != "none":
             raise ValueError(f"fill is {done.fill!r} but reduce 'sum' adds visits, which unseen windows do not have")
         paid = PAID["default" if done.profile == "paper" else done.profile, done.n_agents]

@@ -71,7 +71,7 @@ class Painting:
 
     def block_maps(self, env_ids: Tensor) -> Tensor:
         """A of the environments `env_ids` int64 [K], one value per block: float64 [K, Bx, By, Bz]."""
-        return self._env.masks.paint(*self.strokes(env_ids))
+        return self._env.masks.paint(*self.strokes(env_ids), self._env.case[env_ids].tolist())
 
     def block_map(self, env_id: int = 0) -> Tensor:
         """A of one environment, one value per block: float64 [Bx, By, Bz]."""
@@ -157,7 +157,7 @@ class Painting:
             at, scores = (log[:, : steps * self._painters] for log in (at, scores))
         known = [self._env.cases[case].label is not None for case in cases]
         painted = self._env.lattice.covered(at).sum(dim=(1, 2, 3))
-        blocks = self._env.masks.paint(at, scores)
+        blocks = self._env.masks.paint(at, scores, cases)
         by_block = self._env.masks.upsample == "blocks"
         overlap = self._block_overlap if by_block else self._voxel_overlap
         counts = torch.stack((painted, *overlap(blocks, cases, known)), dim=1).tolist()

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
 
-from ..classifiers.presence import PresenceNet, load_presence
+from ..classifiers.presence import DensePresenceNet, PresenceNet, load_presence
+from ..classifiers.stem import CELL
+from ..classifiers.window_cam import WindowCam
 from ..datasets.liver.cases import HU_WINDOW, LiverCase
 from ..datasets.liver.lattice import Triple, WindowLattice, nearest_index
 from ..rewards.presence import ScoreFunction, ScoreTable
@@ -110,14 +112,14 @@ def _classifier(config: SparsConfig) -> PresenceNet:
     return net
 
 
-def mask_maker(config: SparsConfig, lattice: WindowLattice, classifier: str | None, device: torch.device) -> MaskMaker:
-    """What makes maps of the scores of windows, with what unseen windows are filled from on the device.
-
-    classifier: `digest` of the one that gives the scores; None where none does.
+def mask_maker(config: SparsConfig, table: ScoreTable) -> MaskMaker:
+    """What makes maps of the scores of windows, with what unseen windows are filled from, on the table's device.
 
     Raises:
-        FileNotFoundError, ValueError: `config.fill` is no such file, or of another lattice or classifier.
+        FileNotFoundError, ValueError: `config.fill` is no such file, or of another lattice or classifier; or
+            `config.paint` needs a classifier that there is not.
     """
+    lattice, device = table.lattice, table.device
     assert config.fill is not None
     assert config.reduce is not None
     assert config.upsample is not None
@@ -125,8 +127,21 @@ def mask_maker(config: SparsConfig, lattice: WindowLattice, classifier: str | No
     if config.fill == "stationary":
         prior = ScorePrior(lattice.shape).to(device)
     elif config.fill != "none":
-        prior = load_prior(config.fill, lattice, classifier).to(device)
-    return MaskMaker(lattice, config.reduce, config.upsample, prior)
+        prior = load_prior(config.fill, lattice, table.digest).to(device)
+    return MaskMaker(lattice, config.reduce, config.upsample, prior, _evidence(config, table))
+
+
+def _evidence(config: SparsConfig, table: ScoreTable) -> WindowCam | None:
+    if config.paint == "windows" or (config.paint is None and config.reduce == "sum"):
+        return None
+    if not isinstance(table.net, DensePresenceNet) or table.lattice.step != CELL:
+        if config.paint == "cells":
+            raise ValueError(
+                f"paint is 'cells' but needs the scores of a DensePresenceNet and step {CELL}, not step "
+                f"{table.lattice.step} and {type(table.net).__name__ if table.net else 'scores of a function'}"
+            )
+        return None
+    return WindowCam(table.net, table.lattice, [case.image for case in table.cases])
 
 
 class Windows:

@@ -119,6 +119,11 @@ class ScoreTable:
         return 1 - self._evaluated / self._asked if self._asked else 1.0
 
     @property
+    def net(self) -> PresenceNet | None:
+        """The classifier; None where the scores are of something else."""
+        return self._net
+
+    @property
     def digest(self) -> str | None:
         """`PresenceNet.digest` of the classifier; None where the scores are of something else."""
         return None if self._net is None else self._net.digest()

@@ -1,8 +1,9 @@
 """Maps of voxels from the scores of windows that overlap (docs/spars.md, Method 5): what every method of SPARS does
 alike, whichever windows it looked at."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -14,12 +15,23 @@ Reduce = Literal["sum", "mean", "max", "min"]
 Upsample = Literal["blocks", "trilinear"]
 
 
+class Evidence(Protocol):
+    """How the score of a window is divided among the blocks in it, w of them."""
+
+    def blocks(self, ids: Tensor) -> Tensor:
+        """Number of each block of the windows `ids` int64 [n]: int64 [n, w]."""
+
+    def __call__(self, case: int, ids: Tensor) -> Tensor:
+        """The share of each, float32 [n, w] in [0, 1], on the image of case number `case`."""
+
+
 @dataclass(frozen=True, eq=False)
 class MaskMaker:
     """From the scores f of some windows to a map A, whose super-level set is the mask.
 
     Windows that were not seen get their likely score from `prior`; the scores of the windows over a block become one
-    number by `reduce`; blocks become voxels by `upsample`.
+    number by `reduce`; with `evidence` seen windows say which of their blocks they mean; blocks become voxels by
+    `upsample`.
     """
 
     lattice: WindowLattice
@@ -30,15 +42,17 @@ class MaskMaker:
     """blocks: every voxel has the value of its block of step³ voxels; trilinear: between the middles of the blocks."""
     prior: ScorePrior | None = None
     """What the scores of unseen windows are taken from; None: unseen windows cover nothing."""
+    evidence: Evidence | None = None
+    """How scores are divided; None: every block of a window gets its score. Not with `reduce` sum."""
 
-    def paint(self, at: Tensor, scores: Tensor) -> Tensor:
+    def paint(self, at: Tensor, scores: Tensor, cases: Sequence[int]) -> Tensor:
         """A of visited windows, one value per block: float64 [K, Bx, By, Bz].
 
-        at: positions int64 [K, T], -1 for none; scores: float32 [K, T].
+        at: positions int64 [K, T], -1 for none; scores: float32 [K, T]; cases: number of the case of each, K.
         """
         if self.reduce == "sum":
             return self.lattice.paint(at, scores, "sum")
-        return self.blocks(self.seen(at, scores))
+        return self.blocks(self.seen(at, scores), cases)
 
     def seen(self, at: Tensor, scores: Tensor) -> Tensor:
         """The score of every window that was visited, and NaN for the others: float32 [K, L]; at, scores: [K, T]."""
@@ -47,13 +61,27 @@ class MaskMaker:
         table.scatter_reduce_(1, torch.where(at >= 0, at, size), scores, "amax")
         return table[:, :-1].masked_fill(table[:, :-1] < 0, torch.nan)
 
-    def blocks(self, seen: Tensor) -> Tensor:
+    def blocks(self, seen: Tensor, cases: Sequence[int]) -> Tensor:
         """A, one value per block, of the scores of windows, float32 [K, L] with NaN for unseen ones: float64
-        [K, Bx, By, Bz]; 0 where no window covers a block."""
-        if self.prior is not None:
-            seen = self.prior.fill(seen)
+        [K, Bx, By, Bz]; 0 where no window covers a block. cases: number of the case of each, K."""
+        known = seen if self.prior is None else self.prior.fill(seen)
         ids = torch.arange(self.lattice.size, device=seen.device)
-        return self.lattice.paint(torch.where(seen.isnan(), -1, ids), seen.nan_to_num(), self.reduce)
+        maps = self.lattice.paint(torch.where(known.isnan(), -1, ids), known.nan_to_num(), self.reduce)
+        if self.evidence is None:
+            return maps
+        return torch.stack([self._divided(*one) for one in zip(maps, seen, cases, strict=True)])
+
+    def _divided(self, scores: Tensor, seen: Tensor, case: int) -> Tensor:
+        """√(C M) of the map M of one case, float64 [Bx, By, Bz]: C(b) = mean share of block b in the scores of the seen
+        windows over it; M / 2 where none was seen."""
+        assert self.evidence is not None
+        ids = (~seen.isnan()).nonzero()[:, 0]
+        shares = (self.evidence(case, ids) * seen[ids, None]).double().flatten()
+        blocks, number = self.evidence.blocks(ids).flatten(), scores.numel()
+        windows = torch.bincount(blocks, minlength=number)
+        divided = torch.bincount(blocks, shares, minlength=number) / windows.clamp(min=1)
+        means = torch.where(windows > 0, divided, scores.flatten() / 4)
+        return (means.view_as(scores) * scores).clamp(min=0).sqrt()
 
     def voxels(self, blocks: Tensor) -> Tensor:
         """A of voxels, float32 [..., X, Y, Z], of A of blocks [..., Bx, By, Bz]."""

@@ -55,7 +55,9 @@ def score_map(env: SparsEnv, reduce: Reduce) -> Maps:
     """B = lowest, mean or highest f of all lattice windows that contain a voxel, without an agent
     (docs/spars.md, Method 12)."""
     masks = replace(env.masks, reduce=reduce)
-    return Maps(env, torch.cat([masks.blocks(f[None]) for f in _scores(env)]), _no_facts(env))
+    return Maps(
+        env, torch.cat([masks.blocks(f[None], [number]) for number, f in enumerate(_scores(env))]), _no_facts(env)
+    )
 
 
 def prior_map(env: SparsEnv) -> Maps:
@@ -63,7 +65,7 @@ def prior_map(env: SparsEnv) -> Maps:
     was learned."""
     unseen = torch.full((len(env.cases), env.lattice.size), torch.nan, device=env.device)
     reduce: Reduce = "mean" if env.masks.reduce == "sum" else env.masks.reduce
-    return Maps(env, replace(env.masks, reduce=reduce).blocks(unseen), _no_facts(env))
+    return Maps(env, replace(env.masks, reduce=reduce).blocks(unseen, range(len(env.cases))), _no_facts(env))
 
 
 def best_windows(env: SparsEnv, most: int) -> Maps:
@@ -111,7 +113,7 @@ def attention_map(env: SparsEnv, nets: list[nn.Module]) -> Maps:
 def _of_cells(env: SparsEnv, values: list[Tensor]) -> Maps:
     """Maps of one value in [0, 1] for each feature cell, float32 [L] of each case; between cells as between blocks."""
     masks = MaskMaker(cell_lattice(env.lattice), "max", env.masks.upsample)
-    return VoxelMaps(env, masks.voxels(masks.blocks(torch.stack(values))), _no_facts(env))
+    return VoxelMaps(env, masks.voxels(masks.blocks(torch.stack(values), range(len(values)))), _no_facts(env))
 
 
 def _images(env: SparsEnv) -> list[Tensor]:

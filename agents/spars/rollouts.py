@@ -194,7 +194,10 @@ def _roll_out(
     def keep(env_ids: Tensor) -> None:
         strokes = env.painting.strokes(env_ids)
         seen = env.masks.seen(*strokes)
-        painted[env_ids], looked_at[env_ids] = env.masks.paint(*strokes) if summed else seen, ~seen.isnan()
+        painted[env_ids], looked_at[env_ids] = (
+            env.masks.paint(*strokes, env.case[env_ids].tolist()) if summed else seen,
+            ~seen.isnan(),
+        )
         last[:, env_ids], duel[:, env_ids] = env.at[:, env_ids], env.duel[:, env_ids]
         if isinstance(env, SearchEnv):
             found[env_ids] = env.found[env_ids]
@@ -225,7 +228,7 @@ def _roll_out(
             of_case["terminal_hit"] = float((holds[window[mine]] & ended[mine]).double().mean())
         facts.append(of_case)
     of_cases = painted.view(cases, rollouts, *shape)
-    return Maps(env, of_cases.mean(dim=1) if summed else env.masks.blocks(_highest(of_cases)), facts)
+    return Maps(env, of_cases.mean(dim=1) if summed else env.masks.blocks(_highest(of_cases), numbers), facts)
 
 
 def _highest(seen: Tensor) -> Tensor:
