@@ -28,7 +28,7 @@ def test_a_map_of_blocks_is_that_of_plain_loops(reduce):
     seen = torch.rand(LATTICE.size, generator=rng)
     seen[torch.rand(LATTICE.size, generator=rng) < 0.7] = torch.nan
     maker = MaskMaker(LATTICE, reduce, "blocks")
-    assert torch.allclose(maker.voxels(maker.blocks(seen[None]))[0], plain_map(seen, reduce), atol=1e-6)
+    assert torch.allclose(maker.voxels(maker.blocks(seen[None], [0]))[0], plain_map(seen, reduce), atol=1e-6)
 
 
 def test_how_often_a_window_was_visited_does_not_matter_but_to_the_sum():
@@ -36,10 +36,10 @@ def test_how_often_a_window_was_visited_does_not_matter_but_to_the_sum():
     once, distinct = torch.tensor([[3, 9]]), torch.tensor([[0.5, 0.25]])
     for reduce in REDUCE:
         maker = MaskMaker(LATTICE, reduce, "blocks")
-        assert torch.equal(maker.paint(at, scores), maker.paint(once, distinct))
+        assert torch.equal(maker.paint(at, scores, range(len(at))), maker.paint(once, distinct, range(len(once))))
     summed = MaskMaker(LATTICE, "sum", "blocks")
-    assert float(summed.paint(at, scores).max()) == 1.25
-    assert float(summed.paint(once, distinct).max()) == 0.75
+    assert float(summed.paint(at, scores, [0]).max()) == 1.25
+    assert float(summed.paint(once, distinct, [0]).max()) == 0.75
 
 
 def test_the_minimum_undoes_the_dilation_by_the_window():
@@ -49,7 +49,7 @@ def test_the_minimum_undoes_the_dilation_by_the_window():
     tumour[12:20, 8:20, 12:16] = True  # whole blocks
     labels = (lattice.window_sums(tumour) > 0).float()[None]
     made = {reduce: MaskMaker(lattice, reduce, "blocks") for reduce in ("min", "max")}
-    masks = {reduce: maker.voxels(maker.blocks(labels))[0] > 0.5 for reduce, maker in made.items()}
+    masks = {reduce: maker.voxels(maker.blocks(labels, [0]))[0] > 0.5 for reduce, maker in made.items()}
     assert torch.equal(masks["min"], tumour)
     assert masks["max"].sum() > 5 * tumour.sum()
 
@@ -58,8 +58,8 @@ def test_windows_that_were_not_seen_are_filled_from_the_prior():
     prior = ScorePrior(LATTICE.shape)
     seen = torch.full((1, LATTICE.size), torch.nan)
     seen[0, LATTICE.size // 2] = 1.0
-    alone = MaskMaker(LATTICE, "min", "blocks").blocks(seen)
-    filled = MaskMaker(LATTICE, "min", "blocks", prior).blocks(seen)
-    assert torch.equal(filled, MaskMaker(LATTICE, "min", "blocks").blocks(prior.fill(seen)))
+    alone = MaskMaker(LATTICE, "min", "blocks").blocks(seen, range(len(seen)))
+    filled = MaskMaker(LATTICE, "min", "blocks", prior).blocks(seen, range(len(seen)))
+    assert torch.equal(filled, MaskMaker(LATTICE, "min", "blocks").blocks(prior.fill(seen), range(len(seen))))
     assert (alone > 0).sum() == 2 * 3 * 2, "one window covers its own blocks"
     assert (filled > 0).sum() > 5 * (alone > 0).sum()

@@ -329,7 +329,7 @@ def test_rollouts_of_other_masks_are_one_map_of_all_windows_that_they_looked_at(
     for _ in range(12):
         env.step(random(env))
         seen[env.case, env.at[0]] = env.scores[0]
-    assert torch.equal(maps.blocks, env.masks.blocks(seen))
+    assert torch.equal(maps.blocks, env.masks.blocks(seen, [0, 1]))
     assert (~seen.isnan()).sum(dim=1).min() > 12, "more than one rollout sees"
 
 
