@@ -97,7 +97,10 @@ def main() -> None:
                 rows.append(
                     {
                         "source": source,
-                        **{"reduce": reduce, "upsample": upsample, "paint": paint, "mask": rule},
+                        "reduce": reduce,
+                        "upsample": upsample,
+                        "paint": paint,
+                        "mask": rule,
                         "dice": float(np.mean(values)),
                         "interval": bootstrap_interval(values),
                         "gain": float(np.mean(values) - np.mean(first)),

@@ -1,5 +1,6 @@
 """Prints the tables of README.md and docs/ from the result files in benchmarks/results: python benchmarks/tables.py"""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,21 @@ def tables_of(folder: str) -> list[str]:
     return replace(paper, columns=SEARCH if folder == "spars_search" else SPARS).tables(results)
 
 
+def masks_table() -> str:
+    """The table in docs/spars.md of the ways of making masks, by benchmarks/spars_masks.py."""
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in json.loads((RESULTS / "spars_masks.json").read_text())["rows"]:
+        way = ("cells" if row["paint"] == "cells" else "windows", row["reduce"], row["upsample"], row["mask"])
+        mean, low, high = (100 * value for value in row["interval"])
+        rows.setdefault(way, {})[row["source"]] = f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    sources = list(next(iter(rows.values())))
+    head = ["paint", "reduce", "upsample", "evaluation.mask", *(f"{source}, Dice (%)" for source in sources)]
+    cells = [head, *([*way, *(found[source] for source in sources)] for way, found in rows.items())]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
+    lines = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells]
+    return "\n".join([lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]])
+
+
 def readme_table(folder: str) -> str:
     """The table in README.md of one folder of results, without the lines below it."""
     rows, columns = README[folder]
@@ -72,5 +88,6 @@ def readme_table(folder: str) -> str:
 if __name__ == "__main__":
     for folder in sorted(path.name for path in RESULTS.iterdir() if path.is_dir()):
         print(f"### {folder}\n\n" + "\n\n".join(tables_of(folder)) + "\n")
+    print(f"### spars_masks\n\n{masks_table()}\n")
     for folder in README:
         print(f"### README.md, {folder}\n\n{readme_table(folder)}\n")
