@@ -1,4 +1,4 @@
-"""APGD with the losses and the schedule of radii of SEA (docs/rp-pgd.md, Method 9).
+"""APGD with the losses and the schedule of radii of SEA (docs/rp-pgd.md, Method 11).
 
 Short code of our own: the attack libraries that have APGD (adversarial-library, torchattacks) want one label for each
 image, know neither ignored pixels nor three spatial axes, and have no such schedule for an L-infinity ball.
@@ -131,7 +131,7 @@ def sea(
 
 
 def checkpoints(steps: int) -> list[int]:
-    """Steps after which the step size may be halved: intervals of 22 % of them at first, each 3 % shorter, at least 6 %."""
+    """Steps after which the step size may be halved: 22 % of them apart at first, then each 3 % less, at least 6 %."""
     interval, least, shrink = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
     found = [interval]
     while found[-1] + (interval := max(interval - shrink, least)) <= steps:

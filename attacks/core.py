@@ -1,4 +1,4 @@
-"""The attack core: one batch of images, one gradient step at a time (docs/rp-pgd.md, Method 2).
+"""The attack core: one batch of images, one gradient step at a time (docs/rp-pgd.md, Method 3).
 
 A forward pass is made once for each image that is reached: what is seen there (losses, regions, features) and the next
 gradient come from the same graph, so that an episode of T steps costs T + 1 forward and T backward passes. Gradients
@@ -235,7 +235,7 @@ class AttackCore:
         wrong = self.valid & ((self.labels < 0) | (self.labels >= classes))
         if bool(wrong.any()):
             raise ValueError(
-                f"labels have values {self.labels[wrong].unique().tolist()} but the model has classes 0 .. "
+                f"labels have values {sorted({*self.labels[wrong].tolist()})} but the model has classes 0 .. "
                 f"{classes - 1}, and ignore_index is {self.ignore_index}"
             )
 

@@ -2,7 +2,7 @@
 
 Each takes logits [B, K, *spatial] and targets, integers [B, *spatial] in 0 .. K - 1, and gives [B, *spatial] in nats;
 whoever calls sets ignored pixels to any class and leaves their loss out. z = logits, p = softmax(z), y = target
-(docs/rp-pgd.md, Method 5).
+(docs/rp-pgd.md, Method 6).
 """
 
 import math

@@ -2,7 +2,7 @@
 
 Each is a schedule of numbers (`Weighting`): the weights of five groups of pixels, what they are divided by, and those
 of the prototype terms. Whatever else an attack does, the core does for all of them alike. N = steps, t = number of a
-step (docs/rp-pgd.md, Method 4 and 7).
+step (docs/rp-pgd.md, Method 5, 8 and 9).
 """
 
 from collections.abc import Callable, Mapping

@@ -1,6 +1,6 @@
 """Options of the region-and-prototype attacks, and the preset that repeats the released program's defects.
 
-Each default is the method as it is meant; each option can be changed alone (docs/rp-pgd.md, Method 8).
+Each default is the method as it is meant; each option can be changed alone (docs/rp-pgd.md, Method 10).
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Class prototypes of the features and the two terms that RP-PGD makes of them (docs/rp-pgd.md, Method 6).
+"""Class prototypes of the features and the two terms that RP-PGD makes of them (docs/rp-pgd.md, Method 7).
 
 A prototype c_k is the mean of the features, resized to the labels' size, over the True pixels of class k. Resizing is
 linear, phi_full = U phi, hence c_k = phi U^T m_k / |m_k| for the class mask m_k: masks go down to the features' grid,
@@ -90,8 +90,8 @@ def intra_class(
     """Similarity of the features of a class to its prototype, mean over classes, [B] in [0, 1].
 
     0.75 * mean of the similarities below 0.9 + 0.25 * mean of the others, 0 for what is missing. A cosine is not
-    linear, so that on the features' grid, weighed by U^T m_k, it approximates its mean over pixels; of resized features,
-    whose grid is the masks', it is exact.
+    linear, so that on the features' grid, weighed by U^T m_k, it approximates its mean over pixels; it is exact where
+    the features were resized to the masks' size before.
 
     Args:
         protos: of `prototypes`.

@@ -1,4 +1,4 @@
-"""The region automaton and the weight of each pixel's loss (docs/rp-pgd.md, Method 3 and 4).
+"""The region automaton and the weight of each pixel's loss (docs/rp-pgd.md, Method 4 and 5).
 
 Regions, uint8 [B, *spatial]: True (right from the start until now), Boundary (was True, has been wrong since), False
 (wrong at the start), ignored. Boundary and False are absorbing. Groups split Boundary and False by whether the pixel is

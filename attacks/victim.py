@@ -1,6 +1,6 @@
 """The attacked model: normalisation as its first layer, frozen while it is attacked, its features beside its logits.
 
-The contract is docs/rp-pgd.md, Method 2: any module that gives logits [B, K, *spatial] of images [B, C, *spatial].
+The contract is docs/rp-pgd.md, Method 3: any module that gives logits [B, K, *spatial] of images [B, C, *spatial].
 """
 
 from collections.abc import Iterator, Sequence
