@@ -118,7 +118,7 @@ class LinfBall:
         low, high = as_bounds(images, bounds)
         share = torch.as_tensor(eps, dtype=images.dtype, device=images.device)
         if not bool((share > 0).all()):
-            raise ValueError(f"eps is {eps} but must be above 0")
+            raise ValueError(f"eps is {share.flatten().tolist()} but each must be above 0")
         radius = share * (high - low)
         return cls(images, torch.maximum(images - radius, low), torch.minimum(images + radius, high), radius)
 

@@ -1,4 +1,4 @@
-"""The attacks by name: pure functions `ATTACKS[name](model, images, labels, eps=...)` -> adversarial images.
+"""The attacks by name, in `ATTACKS`: pure functions (model, images, labels, eps=...) -> adversarial images.
 
 Each is a schedule of numbers (`Weighting`): the weights of five groups of pixels, what they are divided by, and those
 of the prototype terms. Whatever else an attack does, the core does for all of them alike. N = steps, t = number of a
