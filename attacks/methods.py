@@ -25,7 +25,7 @@ Schedule = Callable[[int, int, RPOptions], Weighting]
 SHORT = 3
 """Steps up to which the default step size is eps / N; that of more is `LONG_STEP`."""
 LONG_STEP = 0.01
-"""Default step size of a longer attack, a share of the range; at most eps."""
+"""Default step size of a longer attack, a share of the range; at most eps, and at least eps / N, to get that far."""
 RANDOM_FROM = 10
 """Steps from which a start is random by default, where the attack has one at all."""
 
@@ -124,7 +124,7 @@ class Attack:
             eps: radius as a share of high - low, in (0, 1]: 0.03, or "8/255".
             steps: gradients, at least 1; 10 by default.
             step_size: of a step, a share of high - low like eps. Default: eps / N up to 3 steps (RP-region, RP-PGD and
-                RP-PGD++ always), else 0.01; eps with one step.
+                RP-PGD++ always), else 0.01, but at most eps and at least eps / N.
             random_start: from U(-eps, eps) around the images. Default: from 10 steps on, where the attack has one.
             bounds: (low, high), numbers or tensors for each image and channel, such as `image_range(images)`.
             ignore_index: label of pixels that count for nothing.
@@ -179,7 +179,7 @@ class Attack:
             return Epsilon.parse(step_size, "step_size").value / eps.value
         if self.divides_eps or steps <= SHORT:
             return 1 / steps
-        return min(LONG_STEP / eps.value, 1.0)
+        return max(min(LONG_STEP / eps.value, 1.0), 1 / steps)
 
 
 def released_start(model: nn.Module, images: Tensor, eps: Epsilon, generator: torch.Generator | None = None) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 CLASSES = 3
-MEANS = torch.tensor([[0.3, 0.6], [0.5, 0.3], [0.7, 0.5]])
+MEANS = torch.tensor([[0.4, 0.6], [0.5, 0.4], [0.6, 0.5]])
 """Of each class in both channels."""
 EPS = 0.08
 
@@ -25,21 +25,21 @@ class TinyNet(nn.Module):
         self.head = conv(2 * width, classes, 1)
 
     def forward(self, x):
-        stem = self.stem(x)
+        stem = self.stem(8 * (x - 0.5))
         low = F.interpolate(self.features(stem), size=x.shape[2:], mode=self.mode, align_corners=True)
         return self.head(self.dropout(torch.cat([stem, low], dim=1)))
 
 
-def scene(number, axes=2, side=17, seed=0):
+def scene(number, axes=2, side=11, seed=0):
     """Images [B, 2, *spatial] in [0, 1] and labels [B, *spatial]: boxes of two classes on a ground, with noise."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.zeros(number, *[side] * axes, dtype=torch.int64)
     for image in range(number):
         for label in (1, 2):
-            corner = torch.randint(0, side - 7, (axes,), generator=generator).tolist()
-            labels[(image, *(slice(c, c + 7) for c in corner))] = label
+            corner = torch.randint(0, side - 5, (axes,), generator=generator).tolist()
+            labels[(image, *(slice(c, c + 6) for c in corner))] = label
     images = MEANS[labels].movedim(-1, 1)
-    images = images + 0.1 * torch.randn(images.shape, generator=generator)
+    images = images + 0.05 * torch.randn(images.shape, generator=generator)
     return images.clamp(0, 1), labels
 
 
@@ -49,7 +49,7 @@ def trained(axes=2):
     with torch.random.fork_rng():
         torch.manual_seed(3)
         net = TinyNet(axes)
-        images, labels = scene(16, axes, side=17 if axes < 3 else 11, seed=7)
+        images, labels = scene(16, axes, side=11, seed=7)
         adam = torch.optim.Adam(net.parameters(), 0.02)
         for _ in range(40):
             adam.zero_grad()

@@ -69,31 +69,31 @@ def attacked(images, labels, axes=2, net=None, **settings):
 @pytest.mark.parametrize("loss", OBJECTIVES)
 @pytest.mark.parametrize("axes", [2, 3])
 def test_each_objective_breaks_the_victim_within_its_budget(loss, axes):
-    images, labels = scene(3, axes, side=11, seed=99)
+    images, labels = scene(3, axes, seed=99)
     low, high = image_range(images)
-    found = attacked(images, labels, axes, loss=loss, bounds=(low, high))
-    assert ((found - images).abs() <= EPS * (high - low) + 1e-6).all()
+    found = attacked(images, labels, axes, loss=loss, bounds=(low, high), eps=0.2)
+    assert ((found - images).abs() <= 0.2 * (high - low) + 1e-6).all()
     assert ((found >= low) & (found <= high)).all()
     assert not found.requires_grad
-    assert accuracy(trained(axes), found, labels) < accuracy(trained(axes), images, labels) - 0.2
+    assert accuracy(trained(axes), found, labels) < accuracy(trained(axes), images, labels) - 0.15
 
 
 def test_objectives_differ():
-    images, labels = scene(2, side=11, seed=99)
-    found = [attacked(images, labels, loss=loss, steps=4, random_start=False) for loss in OBJECTIVES]
+    images, labels = scene(2, seed=99)
+    found = [attacked(images, labels, loss=loss, steps=12, random_start=False) for loss in OBJECTIVES]
     for first in range(len(found)):
         assert not any(torch.equal(found[first], other) for other in found[first + 1 :])
 
 
 def test_it_is_at_least_as_strong_as_pgd_with_as_many_gradients():
-    images, labels = scene(8, side=11, seed=97)
+    images, labels = scene(8, seed=97)
     found = attacked(images, labels, loss="ce", radii=ONE_RADIUS, steps=20, eps=0.04, random_start=False)
     pgd = ATTACKS["pgd"](trained(), images, labels, eps=0.04, steps=20, random_start=False)
     assert accuracy(trained(), found, labels) <= accuracy(trained(), pgd, labels) + 0.01
 
 
 def test_passes_are_one_more_than_steps_in_each_stage():
-    images, labels = scene(1, side=11)
+    images, labels = scene(1)
     net = Counted(trained())
     attacked(images, labels, net=net, steps=10)
     assert net.forwards == 10 + 3
@@ -101,7 +101,7 @@ def test_passes_are_one_more_than_steps_in_each_stage():
 
 def test_the_result_is_the_image_with_the_fewest_right_pixels():
     """No later step of the last stage is better than what is kept: more steps never weaken a single stage."""
-    images, labels = scene(4, side=11, seed=99)
+    images, labels = scene(4, seed=99)
     seen = []
 
     class Watched(nn.Module):
@@ -125,7 +125,7 @@ def test_an_image_is_attacked_alone_as_in_a_batch():
 
 
 def test_an_image_without_a_valid_pixel_is_returned_unchanged():
-    images, labels = scene(2, side=11)
+    images, labels = scene(2)
     labels[0] = 255
     assert torch.equal(attacked(images, labels)[0], images[0])
     assert torch.equal(sea(trained(), images, labels, eps=EPS, steps=4, class_counts=COUNTS)[0], images[0])
@@ -133,7 +133,7 @@ def test_an_image_without_a_valid_pixel_is_returned_unchanged():
 
 @pytest.mark.parametrize("losses", [SEA_LOSSES, SEA_LOSSES_V1])
 def test_sea_is_the_worst_of_its_attacks(losses):
-    images, labels = scene(4, side=11, seed=99)
+    images, labels = scene(4, seed=99)
 
     def right(found):
         return (trained()(found).argmax(dim=1) == labels).flatten(1).sum(dim=1)
@@ -158,12 +158,12 @@ def test_sea_is_the_worst_of_its_attacks(losses):
     ],
 )
 def test_wrong_arguments_are_refused_by_name(wrong, match):
-    images, labels = scene(1, side=11)
+    images, labels = scene(1)
     with pytest.raises(ValueError, match=match):
         attacked(images, labels, **wrong)
 
 
 def test_sea_without_losses_is_refused():
-    images, labels = scene(1, side=11)
+    images, labels = scene(1)
     with pytest.raises(ValueError, match="losses is empty"):
         sea(trained(), images, labels, eps=EPS, losses=())

@@ -1,4 +1,4 @@
-"""The attacks by name: strength, equality with plain code, options, and what is refused (docs/rp-pgd.md, Method 5, 8-10)."""
+"""The attacks by name: strength, equality with plain code, options, errors (docs/rp-pgd.md, Method 5, 8-10)."""
 
 from dataclasses import fields, replace
 
@@ -33,7 +33,7 @@ def attacked(name, images, labels, axes=2, net=None, **settings):
 
 def test_the_toy_knows_its_scenes():
     for axes in (2, 3):
-        images, labels = scene(4, axes, side=11, seed=99)
+        images, labels = scene(4, axes, seed=99)
         assert accuracy(trained(axes), images, labels) > 0.9
 
 
@@ -41,7 +41,7 @@ def test_the_toy_knows_its_scenes():
 @pytest.mark.parametrize("axes", [2, 3])
 def test_each_attack_is_stronger_than_noise_of_the_same_size(name, axes):
     """The loss rises and the accuracy falls; with a wrong sign both would improve."""
-    images, labels = scene(4, axes, side=11, seed=99)
+    images, labels = scene(4, axes, seed=99)
     net = trained(axes)
     steps = 1 if ATTACKS[name].single else 4
     found = attacked(name, images, labels, axes, steps=steps)
@@ -55,12 +55,12 @@ def test_each_attack_is_stronger_than_noise_of_the_same_size(name, axes):
 
 @names
 def test_steps_beyond_the_first_make_an_attack_stronger(name):
-    images, labels = scene(8, side=11, seed=98)
+    images, labels = scene(8, seed=98)
     if ATTACKS[name].single:
         with pytest.raises(ValueError, match="steps is 5 but FGSM has one step; BIM is the same with more"):
             attacked(name, images, labels, steps=5)
         return
-    one, many = (attacked(name, images, labels, eps=0.05, steps=steps, random_start=False) for steps in (1, 12))
+    one, many = (attacked(name, images, labels, steps=steps, random_start=False) for steps in (1, 12))
     assert accuracy(trained(), many, labels) < accuracy(trained(), one, labels)
 
 
@@ -79,7 +79,7 @@ def test_a_linear_victim_is_attacked_to_the_optimum(name):
         labels = torch.randint(0, 2, (2, *spatial), generator=generator)
         sign = torch.tensor([1.0, -1.0, 1.0]).view(1, 3, *[1] * len(spatial))
         best = (images + 0.02 * sign * (1 - 2 * labels[:, None])).clamp(0, 1)
-        if name == "masked_ce":  # what is wrong from the start counts for nothing
+        if name in ("masked_ce", "segpgd"):  # what is wrong from the start counts for nothing
             right = (Linear()(images).argmax(dim=1) == labels)[:, None]
             best = torch.where(right, best, images)
         if name in ("rp_pgd", "rp_pgd_pp"):  # they want more than the loss of each pixel
@@ -338,7 +338,7 @@ def test_options_out_of_range_are_refused(wrong):
 
 @names
 def test_an_attack_is_pure(name):
-    images, labels = scene(2, side=11)
+    images, labels = scene(2)
     net = TinyNet().train()
     before = [images.clone(), labels.clone(), *(value.clone() for value in net.state_dict().values())]
     settings = {"net": net, "random_start": True}
@@ -355,7 +355,7 @@ def test_an_attack_is_pure(name):
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_an_attack_needs_no_gradients_of_its_caller(mode):
-    images, labels = scene(1, side=11)
+    images, labels = scene(1)
     with mode():
         found = attacked("rp_pgd", images.clone(), labels.clone(), steps=2)
     assert torch.equal(found, attacked("rp_pgd", images, labels, steps=2))
@@ -364,27 +364,27 @@ def test_an_attack_needs_no_gradients_of_its_caller(mode):
 @names
 @pytest.mark.parametrize("axes", [2, 3])
 def test_any_range_and_number_of_axes(name, axes):
-    """Images in units of their own, with a range for each image and channel, are attacked as the same ones in [0, 1]."""
-    images, labels = scene(2, axes, side=11, seed=99)
+    """Images in units of their own, with a range for each image and channel, as the same ones in [0, 1]."""
+    images, labels = scene(2, axes, seed=99)
     scale = torch.tensor([400.0, 3.0]).view(1, 2, *[1] * axes)
     shift = torch.tensor([-1000.0, 2.0]).view(1, 2, *[1] * axes)
     net = Normalized(trained(axes), shift.flatten().tolist(), scale.flatten().tolist())
     low, high = image_range(images * scale + shift)
     found = ATTACKS[name](
-        net, (images * scale + shift).clamp(low, high), labels, eps=EPS, bounds=(low, high),
+        net, (images * scale + shift).clamp(low, high), labels, eps=0.2, bounds=(low, high),
         feature_layer="model.features",
     )  # fmt: skip
     moved = (found - shift) / scale - images
-    radius = EPS * (high - low) / scale
+    radius = 0.2 * (high - low) / scale
     assert (moved.abs() <= radius + 1e-4).all()
     assert ((found >= low) & (found <= high)).all()
     assert (moved.abs() > 0.9 * radius).float().mean() > 0.3
-    assert accuracy(net, found, labels) < accuracy(trained(axes), images, labels) - 0.2
+    assert accuracy(net, found, labels) < accuracy(trained(axes), images, labels) - 0.1
 
 
 @names
 def test_an_image_without_a_valid_pixel_is_returned_unchanged(name):
-    images, labels = scene(2, side=11)
+    images, labels = scene(2)
     labels[1] = 255
     found = attacked(name, images, labels, random_start=True)
     assert torch.equal(found[1], images[1])
@@ -393,7 +393,7 @@ def test_an_image_without_a_valid_pixel_is_returned_unchanged(name):
 
 
 def test_a_random_start_is_the_default_of_long_attacks_alone():
-    images, labels = scene(1, side=11)
+    images, labels = scene(1)
 
     def drawn(name, **settings):
         first, second = (
@@ -414,6 +414,7 @@ def test_a_random_start_is_the_default_of_long_attacks_alone():
         ("fgsm", 1, None, 1.0),
         ("pgd", 3, None, 1 / 3),
         ("pgd", 10, None, 0.125),
+        ("pgd", 4, None, 0.25),
         ("rp_pgd", 10, None, 0.1),
         ("rp_global", 10, None, 0.125),
         ("pgd", 10, "2/255", 2 / 255 / EPS),
@@ -428,7 +429,7 @@ def test_a_default_step_is_at_most_eps():
 
 
 def test_momentum_and_step_size_change_the_perturbation():
-    images, labels = scene(1, side=11)
+    images, labels = scene(1)
     first, second = (attacked("pgd", images, labels, steps=2, step_size=size) for size in ("2/255", 0.02))
     assert not torch.equal(first, second)
     assert (first - images).abs().amax().item() == pytest.approx(4 / 255, abs=1e-6)
@@ -448,7 +449,7 @@ def test_momentum_and_step_size_change_the_perturbation():
     ],
 )
 def test_wrong_arguments_are_refused_by_name(wrong, match):
-    images, labels = scene(1, side=11)
+    images, labels = scene(1)
     wrong = dict(wrong)
     if "labels" in wrong:
         labels[0, 0, 0] = wrong.pop("labels")
@@ -457,7 +458,7 @@ def test_wrong_arguments_are_refused_by_name(wrong, match):
 
 
 def test_rp_pgd_without_features_is_refused():
-    images, labels = scene(1, side=11)
+    images, labels = scene(1)
     with pytest.raises(ValueError, match="give feature_layer"):
         attacked("rp_pgd", images, labels, feature_layer=None)
 
@@ -466,7 +467,7 @@ def test_a_network_of_nan_is_refused():
     net = TinyNet()
     with torch.no_grad():
         net.head.bias[0] = torch.nan
-    images, labels = scene(1, side=11)
+    images, labels = scene(1)
     with pytest.raises(ValueError, match="not finite after 0 step"):
         attacked("pgd", images, labels, net=net)
 
