@@ -1,7 +1,10 @@
 """APGD and SEA (docs/rp-pgd.md, Method 11)."""
 
+from itertools import pairwise
+
 import pytest
 import torch
+import torch.nn.functional as F
 from attack_toys import EPS, accuracy, scene, trained
 from segarena.attacks.apgd import (
     OBJECTIVES,
@@ -37,7 +40,7 @@ def test_check_points(steps, found):
 
 def test_check_points_of_300_steps_begin_after_66_and_shrink_by_9_to_18():
     found = checkpoints(300)
-    assert [b - a for a, b in zip([0, *found], found, strict=False)] == [66, 57, 48, 39, 30, 21, 18, 18]
+    assert [b - a for a, b in pairwise([0, *found])] == [66, 57, 48, 39, 30, 21, 18, 18]
 
 
 def test_stages_share_the_steps():
@@ -90,6 +93,68 @@ def test_it_is_at_least_as_strong_as_pgd_with_as_many_gradients():
     found = attacked(images, labels, loss="ce", radii=ONE_RADIUS, steps=20, eps=0.04, random_start=False)
     pgd = ATTACKS["pgd"](trained(), images, labels, eps=0.04, steps=20, random_start=False)
     assert accuracy(trained(), found, labels) <= accuracy(trained(), pgd, labels) + 0.01
+
+
+def plain_apgd(net, x, y, eps, steps, masked):
+    """APGD of one image, as its pseudo-code has it: the image of the fewest right pixels that it came by."""
+
+    def seen(x):
+        x = x.detach().requires_grad_()
+        logits = net(x)
+        losses, right = F.cross_entropy(logits, y, reduction="none"), logits.argmax(dim=1) == y
+        (gradient,) = torch.autograd.grad((losses * right if masked else losses).sum(), x)
+        return losses.mean().item(), right.float().mean().item(), gradient
+
+    def project(z):
+        return torch.min(torch.max(z, x - eps), x + eps).clamp(0, 1)
+
+    at, before, step = x, x, 2 * eps
+    loss, accuracy, gradient = seen(at)
+    best = (loss, at, gradient)
+    worst = (accuracy, at)
+    history, checks, last_check, best_at_check, halved = [loss], checkpoints(steps), 0, loss, True
+    halvings = 0
+    for k in range(steps):
+        z = project(at + step * gradient.sign())
+        z = project(at + 0.75 * (z - at) + 0.25 * (at - before)) if k else z
+        before, at = at, z
+        loss, accuracy, gradient = seen(at)
+        history.append(loss)
+        worst = (accuracy, at) if accuracy <= worst[0] else worst
+        best = (loss, at, gradient) if loss > best[0] else best
+        if k + 1 in checks:
+            rises = sum(b > a for a, b in pairwise(history[last_check : k + 2]))
+            stuck = not halved and best_at_check >= best[0]
+            halved = rises <= 0.75 * (k + 1 - last_check) or stuck
+            if halved:
+                step, at, gradient, halvings = step / 2, best[1], best[2], halvings + 1
+            last_check, best_at_check = k + 1, best[0]
+    return worst[1], halvings
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_apgd_is_its_papers_pseudo_code(masked):
+    images, labels = scene(3, seed=99)
+    found = attacked(
+        images, labels, loss="masked_ce" if masked else "ce", radii=ONE_RADIUS, steps=25, random_start=False
+    )
+    plain = [plain_apgd(trained(), images[n : n + 1], labels[n : n + 1], EPS, 25, masked) for n in range(len(images))]
+    assert all(halvings >= 2 for _, halvings in plain)
+    assert ((found - torch.cat([x for x, _ in plain])).abs() < 1e-5).float().mean() > 0.999
+
+
+def test_radii_fall_from_stage_to_stage():
+    images, labels = scene(2, seed=99)
+    seen = []
+
+    class Watched(nn.Module):
+        def forward(self, x):
+            seen.append((x.detach() - images).abs().amax().item() / EPS)
+            return trained()(x)
+
+    attacked(images, labels, net=Watched(), steps=10, random_start=False)
+    for passes, radius in ((seen[:4], 2.0), (seen[4:8], 1.5), (seen[8:], 1.0)):
+        assert max(passes) == pytest.approx(radius, abs=1e-4)
 
 
 def test_passes_are_one_more_than_steps_in_each_stage():

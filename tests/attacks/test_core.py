@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from attack_toys import TinyNet, scene, trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from segarena.attacks.budget import LinfBall, image_range
 from segarena.attacks.core import AttackCore, StepSpec
 from segarena.attacks.methods import region, region_inter, region_inter_intra
 from segarena.attacks.options import RPOptions
+from segarena.attacks.prototypes import class_masks, inter_class, intra_class, prototypes
 from segarena.attacks.regions import BOUNDARY, FALSE, IGNORED, TRUE, Weighting
 from segarena.attacks.victim import Normalized, frozen, logits_and_features
 from torch import nn
@@ -212,6 +214,36 @@ def test_each_prototype_term_reaches_the_image(term):
     assert per_image[1].abs().amax() == 0
 
 
+@pytest.mark.parametrize("weight", [1.0, -1.0])
+@pytest.mark.parametrize("term", ["inter", "intra"])
+def test_a_step_raises_what_has_a_positive_weight(term, weight):
+    core = begun(4, feature_layer="features")
+
+    def value():
+        protos = core.class_prototypes()
+        return (inter_class(protos) if term == "inter" else intra_class(protos)).detach()
+
+    before = value()
+    core.step(StepSpec(torch.zeros(core.labels.shape), 0.02, **{term: weight}))
+    assert ((value() - before) * weight > 0).all()
+
+
+def test_the_gradient_is_that_of_the_weighted_sum():
+    """Losses of pixels, and both terms, each by its own weight for each image."""
+    w_inter, w_intra = torch.tensor([0.7, 0.2]), torch.tensor([-0.4, 1.5])
+    core = begun(feature_layer="features")
+    weights = torch.rand(core.labels.shape)
+    x = core.images.clone().requires_grad_()
+    logits, features = logits_and_features(trained(), x, "features")
+    inside = logits.argmax(dim=1) == core.labels
+    protos = prototypes(features, class_masks(core.labels, inside, 3, features))
+    total = (weights * F.cross_entropy(logits, core.labels, reduction="none")).sum()
+    total = total + (w_inter * inter_class(protos) + w_intra * intra_class(protos)).sum()
+    (expected,) = torch.autograd.grad(total, x)
+    found = core.differentiate(StepSpec(weights, 1.0, inter=w_inter, intra=w_intra))
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["true", "boundary_wrong", "boundary_right", "false_wrong", "false_right"])
 def test_each_group_reaches_the_image(name):
     """With a start that is wrong in some pixels, and a step that two images take back, every group has some."""
@@ -229,19 +261,21 @@ def test_each_group_reaches_the_image(name):
 
 def test_momentum_sums_normalised_gradients():
     core = begun()
-    first = core.differentiate(core.weigh(Weighting(), 0.1))
-    plain = begun()
-    plain.step(plain.weigh(Weighting(), 0.1, momentum=0.8))
-    at = plain.adversarial.detach().clone()
-    plain.update(plain.weigh(Weighting(), 0.1, momentum=0.8))
-    second = plain.gradient
+    core.step(core.weigh(Weighting(), 0.5, momentum=0.3))
+    at, first = core.adversarial.detach().clone(), core.gradient
+    core.update(core.weigh(Weighting(), 0.5, momentum=0.3))
+    second = core.gradient
 
     def unit(g):
         return g / g.abs().sum(dim=(1, 2, 3), keepdim=True)
 
-    direction = unit(second) + 0.8 * unit(first)
-    expected = plain.ball.project(at + 0.1 * 0.05 * direction.sign())
-    assert torch.allclose(plain.adversarial, expected, atol=1e-7)
+    def moved(momentum):
+        direction = unit(second) + momentum * unit(first)
+        return core.ball.project(at + 0.5 * 0.05 * direction.sign())
+
+    assert torch.allclose(core.adversarial, moved(0.3), atol=1e-7)
+    assert not torch.allclose(moved(0.3), moved(0.0), atol=1e-7)
+    assert not torch.allclose(moved(0.3), moved(1.0), atol=1e-7)
 
 
 def test_a_linear_victim_on_a_patch_of_its_own_range():
