@@ -146,6 +146,18 @@ def stages(steps: int, radii: Sequence[tuple[float, float]]) -> list[tuple[float
     return [(factor, count) for (factor, _), count in zip(radii, counts, strict=True) if count > 0]
 
 
+def stalled(rises: Tensor, moves: int, gained: Tensor, halved: Tensor) -> Tensor:
+    """Whether the step size is halved at a check point, bool [B].
+
+    Args:
+        rises: moves since the last check point that raised the loss, [B].
+        moves: all of them.
+        gained: whether the highest loss has grown since, bool [B].
+        halved: whether the step size was halved there, bool [B].
+    """
+    return (rises <= GROWTH * moves) | ~(gained | halved)
+
+
 @torch.inference_mode(False)
 def _apgd(
     model: nn.Module,
@@ -224,8 +236,7 @@ def _stage(core: AttackCore, schedule: Schedule, steps: int, balance: Tensor | N
         grown, since, last = grown + (loss > last), since + 1, loss
         restart = torch.zeros_like(restart)
         if number + 1 in checks:
-            stuck = (at_check >= highest) & ~reduced
-            restart = reduced = (grown <= GROWTH * since) | stuck
+            restart = reduced = stalled(grown, since, highest > at_check, reduced)
             step = torch.where(restart, step / 2, step)
             at_check, grown, since = highest, torch.zeros_like(grown), 0
     core.check_finite()

@@ -16,6 +16,7 @@ from segarena.attacks.apgd import (
     checkpoints,
     sea,
     stages,
+    stalled,
 )
 from segarena.attacks.budget import image_range
 from segarena.attacks.methods import ATTACKS
@@ -41,6 +42,27 @@ def test_check_points(steps, found):
 def test_check_points_of_300_steps_begin_after_66_and_shrink_by_9_to_18():
     found = checkpoints(300)
     assert [b - a for a, b in pairwise([0, *found])] == [66, 57, 48, 39, 30, 21, 18, 18]
+
+
+@pytest.mark.parametrize(
+    ("rises", "gained", "halved", "found"),
+    [
+        (3, True, False, True),
+        (4, True, False, False),
+        (4, False, False, True),
+        (4, False, True, False),
+        (0, True, True, True),
+    ],
+)
+def test_when_a_step_is_halved(rises, gained, halved, found):
+    assert stalled(torch.tensor([rises]), 4, torch.tensor([gained]), torch.tensor([halved])).tolist() == [found]
+
+
+def test_masked_objectives_count_right_pixels_alone():
+    for name, objective in OBJECTIVES.items():
+        schedule = ATTACKS["masked_ce"].schedule
+        assert (objective.schedule is schedule) == name.startswith("masked")
+        assert objective.balanced == (name == "masked_balanced_ce")
 
 
 def test_stages_share_the_steps():

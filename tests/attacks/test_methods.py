@@ -1,6 +1,6 @@
 """The attacks by name: strength, equality with plain code, options, errors (docs/rp-pgd.md, Method 5, 8-10)."""
 
-from dataclasses import fields, replace
+from dataclasses import astuple, fields, replace
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from segarena.attacks.methods import ATTACKS, region, released_start
 from segarena.attacks.options import COMPAT, RELEASED, RPOptions
 from segarena.attacks.regions import region_schedule
 from segarena.attacks.victim import Normalized
+from segarena.segmenters.unet import UNet
 from torch import nn
 
 names = pytest.mark.parametrize("name", ATTACKS)
@@ -470,6 +471,39 @@ def test_a_network_of_nan_is_refused():
     images, labels = scene(1)
     with pytest.raises(ValueError, match="not finite after 0 step"):
         attacked("pgd", images, labels, net=net)
+
+
+TABLE = {
+    "fgsm": (1, 1, 1, 1, 1, 0, None, None, None),
+    "bim": (1, 1, 1, 1, 1, 0, None, None, None),
+    "pgd": (1, 1, 1, 1, 1, 0, None, None, None),
+    "mi_fgsm": (1, 1, 1, 1, 1, 0, None, None, None),
+    "js": (1, 1, 1, 1, 1, 0, None, None, None),
+    "segpgd": (0.75, 0.25, 0.75, 0.25, 0.75, 0, None, None, None),
+    "cospgd": (1, 1, 1, 1, 1, 0, 1, None, None),
+    "masked_ce": (1, 0, 1, 0, 1, 0, None, None, None),
+    "rp_region": (0.3125, 0.125, 0.125, 0.0625, 0.0625, 1, None, None, None),
+    "rp_pgd": (0.3125, 0.125, 0.125, 0.0625, 0.0625, 1, None, 0.5, None),
+    "rp_pgd_pp": (0.3125, 0.125, 0.125, 0.0625, 0.0625, 1, None, 0.5, 0.25),
+    "rp_global": (0.3125, 0.125, 0.125, 0.0625, 0.0625, 0, None, None, None),
+}
+"""The third of four steps: groups, region mean, exponent of the confidence, both terms; regions by a half."""
+
+
+def test_the_schedules_are_the_table_of_the_page():
+    assert TABLE.keys() == ATTACKS.keys()
+    for name, numbers in TABLE.items():
+        found = astuple(ATTACKS[name].schedule(2, 4, RPOptions()))
+        assert found == pytest.approx(numbers), name
+
+
+def test_a_network_of_the_package_is_attacked_through_its_lowest_level():
+    """The features of 32 x 32 pixels are one position, which all of a class's pixels share."""
+    torch.manual_seed(0)
+    net = UNet(2, 3, init_channels=4)
+    images, labels = scene(2, side=32)
+    found = attacked("rp_pgd_pp", images, labels, net=net, steps=2, feature_layer="down.4")
+    assert mean_loss(net.eval(), found, labels) > mean_loss(net, images, labels)
 
 
 def test_schedules_say_what_is_computed():
