@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from attack_toys import EPS, accuracy, scene, trained
+from attack_toys import EPS, TinyNet, accuracy, scene, trained
 from segarena.attacks.apgd import (
     OBJECTIVES,
     ONE_RADIUS,
@@ -108,6 +108,16 @@ def test_objectives_differ():
     found = [attacked(images, labels, loss=loss, steps=12, random_start=False) for loss in OBJECTIVES]
     for first in range(len(found)):
         assert not any(torch.equal(found[first], other) for other in found[first + 1 :])
+
+
+def test_the_host_does_not_wait_for_a_step(police):
+    images, labels = (x.to("cuda") for x in scene(2))
+    net, waits = TinyNet().to("cuda"), []
+    for steps in (10, 10, 20):
+        with police.count() as counted:
+            apgd(net, images, labels, eps=EPS, steps=steps, random_start=False)
+        waits.append(counted.total)
+    assert waits[1] == waits[2], counted.report()
 
 
 def test_it_is_at_least_as_strong_as_pgd_with_as_many_gradients():

@@ -473,6 +473,17 @@ def test_a_network_of_nan_is_refused():
         attacked("pgd", images, labels, net=net)
 
 
+@pytest.mark.parametrize("name", ["pgd", "cospgd", "mi_fgsm", "rp_pgd_pp"])
+def test_the_host_does_not_wait_for_a_step(name, police):
+    images, labels = (x.to("cuda") for x in scene(2))
+    net, waits = TinyNet().to("cuda"), []
+    for steps in (1, 2, 5):
+        with police.count() as counted:
+            attacked(name, images, labels, net=net, steps=steps, random_start=False)
+        waits.append(counted.total)
+    assert waits[1] == waits[2] <= waits[0], counted.report()
+
+
 TABLE = {
     "fgsm": (1, 1, 1, 1, 1, 0, None, None, None),
     "bim": (1, 1, 1, 1, 1, 0, None, None, None),
