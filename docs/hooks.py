@@ -19,7 +19,7 @@ ELSEWHERE = {
     "classifier_card.md": "classifiers/weights/presence_phantom.md",
 }
 """Pages of the site by name, and the files of the repository that they are."""
-FOLDERS = ("envs", "agents", "rewards", "classifiers", "segmenters", "datasets", "evaluation", "common")
+FOLDERS = ("envs", "agents", "rewards", "attacks", "classifiers", "segmenters", "datasets", "evaluation", "common")
 """Folders of the package, in the order of the reference."""
 FILE = re.compile(r"(?<![\[`])`((?:\w+/)+\w+)\.py`(?![\]`])")
 """A file of Python that a page names."""

@@ -15,8 +15,8 @@ SOURCES = sorted(
     if not HIDDEN & set(path.relative_to(ROOT).parts) and not path.is_symlink()
 )
 PAGES = [path for path in SOURCES if path.suffix == ".md"]
-METHOD = re.compile(r"(?:docs/(\w+)\.md, )?\bMethod (\d+(?:(?:-|, | and )\d+)*)")
-EQUATIONS_OF = re.compile(r"Eq\. n\.m are those of docs/(\w+)\.md, Method n\b")
+METHOD = re.compile(r"(?:docs/([\w-]+)\.md, )?\bMethod (\d+(?:(?:-|, | and )\d+)*)")
+EQUATIONS_OF = re.compile(r"Eq\. n\.m are those of docs/([\w-]+)\.md, Method n\b")
 EQUATION = re.compile(r"\bEq\. (\d+\.\d+(?:(?:-| and )\d+\.\d+)*)")
 OF_NOTES = re.compile(
     r"\b[Ss]ections? \d|\b[Oo]racles? \d|\boracle \d+-\d+|\(papers?: (?:SPARS|RL4Seg|section)|\"\"\"O\d+\b|_oracle_\d"
@@ -62,7 +62,7 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("name", ["spars", "rl4seg"])
+@pytest.mark.parametrize("name", ["spars", "rl4seg", "rp-pgd"])
 def test_the_methods_of_a_paper_are_numbered_without_gap(name):
     found = method_headings(ROOT / "docs" / f"{name}.md")
     assert len(found) >= 10
@@ -102,7 +102,7 @@ def test_a_wrong_reference_is_found(text):
 def test_code_cites_the_pages():
     code = [path for path in SOURCES if path.suffix == ".py" and path.relative_to(ROOT).parts[0] != "tests"]
     cited = {match[1] for path in code for match in METHOD.finditer(one_line(path.read_text(encoding="utf-8")))}
-    assert {"spars", "rl4seg"} <= cited
+    assert {"spars", "rl4seg", "rp-pgd"} <= cited
 
 
 def equations_of(page):

@@ -1,0 +1,57 @@
+"""Losses of each pixel, which the attacks raise, and the confidence that CosPGD weighs them by.
+
+Each takes logits [B, K, *spatial] and targets, integers [B, *spatial] in 0 .. K - 1, and gives [B, *spatial] in nats;
+whoever calls sets ignored pixels to any class and leaves their loss out. z = logits, p = softmax(z), y = target
+(docs/rp-pgd.md, Method 6).
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PixelLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """-ln p_y, at least 0."""
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
+def jensen_shannon(logits: Tensor, targets: Tensor) -> Tensor:
+    """(KL(p, m) + KL(e_y, m)) / 2 with m = (p + e_y) / 2, e_y one-hot: in [0, ln 2], bounded where p_y goes to 0.
+
+    All other classes together have KL(p, m) = (1 - p_y) ln 2, so that it is ln 2 + (p_y ln p_y - (1 + p_y) ln(1 + p_y))
+    / 2.
+    """
+    log_p = -cross_entropy(logits, targets)
+    p = log_p.exp()
+    return math.log(2) + (p * log_p - (1 + p) * p.log1p()) / 2
+
+
+def spherical(logits: Tensor, targets: Tensor) -> Tensor:
+    """-z_y / ||z||, in [-1, 1]: the logit of the true class on the sphere."""
+    return -_at(F.normalize(logits, dim=1), targets)
+
+
+def confidence(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cosine of p and the one-hot target, p_y / ||p||, in [0, 1], without gradient."""
+    return _at(F.normalize(logits.detach().softmax(dim=1), dim=1), targets)
+
+
+def correct(logits: Tensor, targets: Tensor) -> Tensor:
+    """Whether the highest logit is the target's, bool [B, *spatial]."""
+    return logits.detach().argmax(dim=1) == targets
+
+
+def class_balance(targets: Tensor, counts: Tensor) -> Tensor:
+    """Weight of each pixel, mean(N) / N_y, where `counts` [K] are the pixels N of each class in the training set."""
+    counts = counts.to(targets.device).double().clamp(min=1)
+    return (counts.mean() / counts).float()[targets]
+
+
+def _at(maps: Tensor, targets: Tensor) -> Tensor:
+    """The target's value of maps [B, K, *spatial]."""
+    return torch.gather(maps, 1, targets.unsqueeze(1)).squeeze(1)
