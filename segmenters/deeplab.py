@@ -17,7 +17,7 @@ class DeepLabV3(DilatedSegmenter):
     Args:
         in_channels: channels of the images.
         out_channels: number of classes K.
-        backbone: resnet50 in the paper (39 316 586 parameters for 3 -> 21); resnet18 for two cores.
+        backbone: resnet50 in the paper (39 316 586 parameters for 3 -> 21); resnet18 for two cores (12 167 274).
         deep_stem: three 3x3 convolutions as the stem, as in semseg and in DDC-AT's program; RP-PGD has one of 7x7.
         rates: dilations of the 3x3 branches; DeepLabv3's own paper has (12, 24, 36) at this stride.
         dropout: share of maps set to zero in the heads in train mode.
@@ -59,4 +59,5 @@ class AtrousPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [B, width (rates + 2), h, w] of [B, D, h, w]."""
-        return torch.cat([resize(conv(x), x.shape[-2:]) for conv in self.convs], dim=1)
+        *local, pooled = self.convs
+        return torch.cat([*(conv(x) for conv in local), resize(pooled(x), x.shape[-2:])], dim=1)

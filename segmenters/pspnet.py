@@ -17,7 +17,7 @@ class PSPNet(DilatedSegmenter):
     Args:
         in_channels: channels of the images.
         out_channels: number of classes K.
-        backbone: resnet50 in the paper (48 957 802 parameters for 3 -> 21); resnet18 for two cores (11 998 250).
+        backbone: resnet50 in the paper (48 957 802 parameters for 3 -> 21); resnet18 for two cores (12 771 242).
         deep_stem: three 3x3 convolutions as the stem, as in semseg and in DDC-AT's program; RP-PGD has one of 7x7.
         bins: rows and columns that the last stage is pooled to, one branch for each; their number divides its maps.
         dropout: share of maps set to zero in the heads in train mode.
