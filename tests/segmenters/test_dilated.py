@@ -370,7 +370,7 @@ def test_wrong_arguments_are_refused(settings, wrong):
 
 
 def test_rates_below_one_are_refused():
-    with pytest.raises(ValueError, match="rates is .6, 0. but each must be"):
+    with pytest.raises(ValueError, match=r"rates is .6, 0. but each must be"):
         outline(DeepLabV3, 3, 2, rates=(6, 0))
 
 

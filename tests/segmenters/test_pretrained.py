@@ -157,9 +157,9 @@ def test_missing_and_unexpected_weights_are_named_as_the_file_has_them(written):
     )
     with pytest.raises(ValueError, match=wrong):
         load_imagenet(make(), written(file))
+    with torch.device("meta"):
+        deeper = PSPNet(3, 3)
     with pytest.raises(ValueError, match=r"missing 'layer1\.0\.conv3\.weight', .* and \d+ more, unexpected none"):
-        with torch.device("meta"):
-            deeper = PSPNet(3, 3)
         load_imagenet(deeper, written(torchvision()))
 
 
@@ -198,7 +198,6 @@ def test_a_checkpoint_of_rp_pgd_becomes_the_network(wrap, written):
     assert equal(net.head[4].bias, file[f"{wrap}cls.4.bias"])
     assert equal(net.auxiliary_head[1].running_mean, file[f"{wrap}aux.1.running_mean"])
     assert len(net.state_dict()) == len(file)
-    assert net.eval()(torch.rand(1, 3, 33, 33)).isfinite().all()
 
 
 def test_a_checkpoint_of_ddc_at_becomes_the_network_with_its_heads(written):
