@@ -84,5 +84,5 @@ def below(folder: Path, name: str, where: str) -> Path:
 
 @lru_cache(maxsize=1000)
 def log_once(text: str, level: int = logging.INFO) -> None:
-    """Log what concerns a folder once per process, however often the folder is looked into."""
+    """Log a text once per process, however often a folder is looked into or images of one size come."""
     log.log(level, "%s", text)
