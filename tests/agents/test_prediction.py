@@ -335,7 +335,7 @@ def test_an_interrupted_call_goes_on_and_other_predictions_are_not_mixed_with_it
     assert [(one.id, one.status) for one in again] == [("a", "kept"), ("b", "done")]
     assert {path: path.stat().st_mtime_ns for path in out.glob("a_*")} == first
     assert again[0].facts["volume_ml"] >= 0
-    with pytest.raises(ValueError, match=r"map = 'score map (mean)', not 'score map (max)'; .* --overwrite"):
+    with pytest.raises(ValueError, match=r"map = 'score map \(mean\)', not 'score map \(max\)'; .* --overwrite"):
         predict(run, images, out, method="score_map_max")
     done = predict(run, images, out, method="score_map_max", overwrite=True)
     assert [one.status for one in done] == ["done", "done"]
