@@ -202,7 +202,8 @@ class SparsConfig(LiverDataConfig):
     """Values of voxels between blocks of step³ voxels. blocks: that of their block; trilinear: between the middles of
     the blocks. null: trilinear; profile paper: blocks."""
     mask_threshold: float = 0.5
-    """θ: a voxel whose painted map A exceeds it belongs to the mask."""
+    """θ: a voxel whose painted map A exceeds it belongs to the mask of an episode (not to those of `evaluate` and
+    `predict`, see evaluation.mask); in profile search also the level at which the straddle rule looks."""
     lesion_rounds: int = 1
     """m: lesions to find in an episode; after each but the last, the found window is blanked in the score volume and
     both agents return to their start."""

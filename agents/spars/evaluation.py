@@ -1,8 +1,8 @@
 """The evaluation protocol of SPARS: policies, rules and the score map on unseen cases (docs/spars.md, Method 12-13).
 
 A = painted map, θ = mask threshold, K = rollouts per case, f = presence score, B = score map. Every method sees the
-same cases; rules and score maps use classifier, τ and starts of the first run of their seed. θ is chosen on the
-validation cases by mean Dice, and reported beside θ = 0.5.
+same cases; rules and score maps use classifier, τ and starts of the first run of their seed. What gives a case its θ
+comes from the validation cases (`thresholds`); Dice at θ = 0.5 is reported beside.
 """
 
 import logging
