@@ -231,7 +231,7 @@ class SparsConfig(LiverDataConfig):
             grid_shape=self.working_grid,
             window_size=self.window_size or ((16, 16, 8) if phantom else (48, 48, 24)),
             obs_mode=self.obs_mode or profile["obs_mode"],
-            start=self.start or ("random_lattice" if phantom else profile["start"]),
+            start=self.start or ("random_lattice" if phantom and self.profile != "patch" else profile["start"]),
             horizon=profile["horizon"] if self.horizon is None else self.horizon,
             tie_reward=profile["tie_reward"] if self.tie_reward is None else self.tie_reward,
             terminal_bonus=profile["bonus"] if self.terminal_bonus is None else self.terminal_bonus,
