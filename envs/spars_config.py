@@ -209,7 +209,7 @@ class SparsConfig(LiverDataConfig):
     both agents return to their start."""
     eval_dice: bool = True
     """Add n_painted_blocks and, where there is a label, dice, precision and recall to the info at the end of an
-    episode. gym.make_vec leaves them out unless told otherwise: they take a third of its time."""
+    episode. gym.make_vec leaves them out unless told otherwise: they take most of its time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,6 +26,7 @@ from .rules import BfsToTau
 
 PAPER_THRESHOLD = 0.5
 NO_TUMOUR = "no case has a tumour"
+NO_VALIDATION = "no validation case has a tumour, so no θ can be chosen; name cases with tumour in validation.cases"
 LEVELS = 400
 """Number of θ that are tried: upper quantiles of the painted values."""
 
@@ -250,4 +251,4 @@ def choose_threshold(maps: Maps) -> float:
     try:
         return thetas[int(maps.mean_dice(thetas).argmax())]
     except ValueError as error:
-        raise ValueError("no validation case has a tumour, so no mask threshold can be chosen") from error
+        raise ValueError(NO_VALIDATION) from error

@@ -21,7 +21,7 @@ from ...common.runs import Run, plain
 from ...segmenters.expected_dice import Calibration
 from .config import MaskRule, SparsExperiment
 from .methods import Cases, Methods
-from .rollouts import NO_TUMOUR, Maps, choose_threshold
+from .rollouts import NO_VALIDATION, Maps, choose_threshold
 from .training import trained_baselines
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Threshold:
             return cls(theta, float(validation.mean_dice([theta])))
         counts = [counted for counted in map(validation.counted, range(len(validation.env.cases))) if counted[1].any()]
         if not counts:
-            raise ValueError(NO_TUMOUR)
+            raise ValueError(NO_VALIDATION)
         calibration = Calibration.fit(torch.stack(counts).sum(dim=0))
         return cls(calibration, validation.dice_at(calibration.level))
 
