@@ -85,7 +85,7 @@ def predict(
             where a run has none.
         on_error: stop at an image that cannot be read or segmented, or skip it.
         device: auto, cpu, cuda or cuda:N; None: that of the run's configuration.
-        threshold: θ of SPARS's masks; None: the one that was chosen on the run's validation cases.
+        threshold: θ of SPARS's masks, one for all; None: as the run's validation cases say (evaluation.mask).
         spacing_mm: (y, x) of a pixel where a picture's file does not say it.
         overwrite: replace what an earlier call with other settings has left in `out`.
 

@@ -19,7 +19,7 @@ class PredictOptions:
     method: str | None = None
     """The trained policy (`POLICY`), a reference policy or a baseline of the run, by name; None: the paper's choice."""
     threshold: float | None = None
-    """θ: a voxel whose map exceeds it belongs to the mask; None: the run's own, chosen on validation cases."""
+    """θ: a voxel whose map exceeds it belongs to the mask; None: as the run's validation cases say."""
     spacing_mm: tuple[float, float] | None = None
     """(y, x) of a pixel of images whose files do not say it."""
 

@@ -108,7 +108,7 @@ def main() -> None:
                         "cases": values,
                     }
                 )
-                print(rows[-1]["source"], reduce, upsample, paint, rule, f"{100 * np.mean(values):.1f}", flush=True)
+                print(source, reduce, upsample, paint, rule, f"{100 * np.mean(values):.1f}", flush=True)
     content = {"test": given.test, "seed": given.seed, "machine": describe_machine(), "rows": rows}
     RESULT.write_text(json.dumps(content, indent=1) + "\n")
 

@@ -202,13 +202,14 @@ class SparsConfig(LiverDataConfig):
     """Values of voxels between blocks of step³ voxels. blocks: that of their block; trilinear: between the middles of
     the blocks. null: trilinear; profile paper: blocks."""
     mask_threshold: float = 0.5
-    """θ: a voxel whose painted map A exceeds it belongs to the mask."""
+    """θ: a voxel whose painted map A exceeds it belongs to the mask of an episode (not to those of `evaluate` and
+    `predict`, see evaluation.mask); in profile search also the level at which the straddle rule looks."""
     lesion_rounds: int = 1
     """m: lesions to find in an episode; after each but the last, the found window is blanked in the score volume and
     both agents return to their start."""
     eval_dice: bool = True
     """Add n_painted_blocks and, where there is a label, dice, precision and recall to the info at the end of an
-    episode. gym.make_vec leaves them out unless told otherwise: they take a third of its time."""
+    episode. gym.make_vec leaves them out unless told otherwise: they take most of its time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -87,10 +87,10 @@ class Painting:
         return float(np.float32(self._env.config.mask_threshold))
 
     def mask(self, env_id: int = 0) -> Tensor:
-        """M = A > θ of the one episode that an environment plays, at the configured θ: bool [X, Y, Z].
+        """A > θ of the one episode that an environment plays, at the configured θ: bool [X, Y, Z].
 
-        Not the mask that `evaluate` scores and `predict` writes: that is of several episodes, at a θ that
-        is chosen on validation cases.
+        Not the mask that `evaluate` scores and `predict` writes: that is of several episodes, at the θ that
+        `evaluation.mask` gives.
         """
         return self.voxel_map(env_id) > self.theta
 

@@ -14,7 +14,7 @@ from .core import Obs
 from .spars import SparsEnv, duel_of
 from .spars_config import SparsConfig, check_options
 from .spars_rules import asked
-from .spars_tables import patch_cells
+from .spars_tables import patch_parts
 
 END = 100.0
 """Factor of the reward of the round that an agent ends the episode with."""
@@ -91,7 +91,7 @@ class PatchEnv(SparsEnv):
         corners = torch.cartesian_prod(x, y, z)  # [P, 3]
         self.patches = lattice.ids(corners).to(self.device)
         """Position of each patch, int64 [P]."""
-        self._cells_of = patch_cells(self.cases, lattice).to(self.device)  # [C, P, cells]
+        self._parts_of = patch_parts(self.cases, lattice).to(self.device)  # [C, P, parts]
         self._places = (0.5 * self._where[self.patches] + 0.5).clamp(0, 1)  # [P, 3]
         self.blanked = torch.zeros(n, len(self.patches), dtype=torch.bool, device=self.device)
         """Patches that were chosen, bool [N, P]."""
@@ -181,9 +181,9 @@ class PatchEnv(SparsEnv):
         """Observation of `player` (0 learner, 1 competitor), [N, ...], or of the environments `env_ids` only."""
         chosen = self._all if env_ids is None else env_ids
         blanked, known, t = (x.index_select(0, chosen) for x in (self.blanked, self.known, self.t))
-        cells = self._cells_of[self.case.index_select(0, chosen)].masked_fill(blanked[..., None], 0.0)
+        parts = self._parts_of[self.case.index_select(0, chosen)].masked_fill(blanked[..., None], 0.0)
         free = self.action_masks(player).index_select(0, chosen)[:, : len(self.patches)]
-        columns = (cells, self._places.expand(len(chosen), -1, -1), known[..., None], free[..., None].float())
+        columns = (parts, self._places.expand(len(chosen), -1, -1), known[..., None], free[..., None].float())
         last = self.scores.index_select(1, chosen)
         own, other = last[player], last[1 - player] if len(last) == 2 else torch.zeros_like(last[0])
         time = t * (2.0 / self.horizon) - 1.0

@@ -1,9 +1,9 @@
 """SPARS search: two windows look for tumour on one shared map, window after window (ours; docs/spars.md, Method 15).
 
 Symbols: L = positions of the lattice; f = presence score; m, s = mean and deviation of f on other cases; μ, σ = the
-same, given the windows that were seen; A = candidates, the windows that one move leads to; θ = level of the mask;
-M = mean f, seen or likely, of the windows over a block; M* = the same of all scores; p, q = how likely M and M* make
-it that a block is tumour; D = likeness of p and q.
+same, given the windows that were seen; A = candidates, the windows that one move leads to; θ = level at which the
+straddle rule looks, `mask_threshold`; M = mean f, seen or likely, of the windows over a block; M* = the same of all
+scores; p, q = how likely M and M* make it that a block is tumour; D = likeness of p and q.
 """
 
 from collections.abc import Callable, Mapping

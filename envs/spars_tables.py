@@ -30,9 +30,9 @@ CANDIDATE = (
 neighbours."""
 SEARCH_STATE = ("time", "highest f seen", "mean σ", "predicted share of the volume", "x", "y", "z")
 """What is observed of the whole."""
-PATCH_CELLS = (4, 4, 2)
+PATCH_PARTS = (4, 4, 2)
 """Mean grey values along x, y and z that are observed of a patch."""
-PATCH = (*(f"cell {number}" for number in range(prod(PATCH_CELLS))), "x", "y", "z", "f if seen", "can be chosen")
+PATCH = (*(f"part {number}" for number in range(prod(PATCH_PARTS))), "x", "y", "z", "f if seen", "can be chosen")
 """What is observed of a patch: its grey values and score, place, and whether it is not blanked (spars_patch.py)."""
 PATCH_STATE = ("time", "share blanked", "highest f seen", "own last f", "other's last f")
 """What is observed of the whole there."""
@@ -190,16 +190,16 @@ def placement(actions: Tensor, lattice: WindowLattice) -> Tensor:
     return cells[0] + cells[1] + cells[2]
 
 
-def patch_cells(cases: Sequence[LiverCase], lattice: WindowLattice) -> Tensor:
-    """Mean grey values in [0, 1] of PATCH_CELLS parts of each patch, in the order x, y, z: float32 [C, patches, cells],
+def patch_parts(cases: Sequence[LiverCase], lattice: WindowLattice) -> Tensor:
+    """Mean grey values in [0, 1] of PATCH_PARTS parts of each patch, in the order x, y, z: float32 [C, patches, parts],
     on the CPU."""
-    cells = []
+    parts = []
     for case in cases:
         patches = case.image
         for axis, (w, phase) in enumerate(zip(lattice.window, lattice.phase, strict=True)):
             patches = patches.narrow(axis, phase, lattice.full[axis] - phase).unfold(axis, w, w)
-        cells.append(F.adaptive_avg_pool3d(patches.flatten(0, 2).float() / 255.0, PATCH_CELLS).flatten(1))
-    return torch.stack(cells)
+        parts.append(F.adaptive_avg_pool3d(patches.flatten(0, 2).float() / 255.0, PATCH_PARTS).flatten(1))
+    return torch.stack(parts)
 
 
 def spaces_of(cfg: SparsConfig, lattice: WindowLattice, n_features: int) -> tuple[spaces.Space[Any], spaces.Space[Any]]:

@@ -1,8 +1,8 @@
 """FROC of heat maps: share of the lesions found against false positives per scan (docs/spars.md, Method 13).
 
-A candidate is a component (26 neighbours) of the voxels whose value exceeds a threshold. A lesion is found where one
-candidate meets it with an IoU above `min_iou`; a candidate that meets no lesion so is a false positive. With `min_iou`
-0 any common voxel is a hit, and a threshold so low that all voxels are one candidate finds everything at no false
+A detection is a component (26 neighbours) of the voxels whose value exceeds a threshold. A lesion is found where one
+detection meets it with an IoU above `min_iou`; a detection that meets no lesion so is a false positive. With `min_iou`
+0 any common voxel is a hit, and a threshold so low that all voxels are one detection finds everything at no false
 positive: then the curve says nothing of the map.
 """
 
@@ -26,7 +26,7 @@ SMALLEST_SHARE = 1e-4
 """Share of the values that the highest threshold leaves, but for that which leaves none."""
 
 
-class Candidates(NamedTuple):
+class Detections(NamedTuple):
     """What the map of one scan finds at each of T thresholds."""
 
     lesions: int
@@ -34,10 +34,10 @@ class Candidates(NamedTuple):
     found: Counts
     """Lesions that are found, int64 [T]."""
     false_positives: Counts
-    """Candidates that meet none, int64 [T]."""
+    """Detections that meet none, int64 [T]."""
 
 
-def thresholds_of(values: npt.NDArray[np.floating]) -> list[float]:
+def levels_of(values: npt.NDArray[np.floating]) -> list[float]:
     """Ascending thresholds for maps of which `values`, of any shape, is a sample: at most `THRESHOLDS` upper quantiles
     of the positive ones, denser above, since lesions are small; 0 where there is none."""
     positive = values[values > 0]
@@ -47,9 +47,9 @@ def thresholds_of(values: npt.NDArray[np.floating]) -> list[float]:
     return [float(level) for level in np.unique(quantiles.astype(np.float32))]
 
 
-def candidates(
+def detections(
     values: Tensor, label: Tensor, thresholds: Sequence[float], *, min_iou: float = LESION_MIN_IOU
-) -> Candidates:
+) -> Detections:
     """What a map, floating point [X, Y, Z], finds of the lesions of a mask, bool [X, Y, Z], at ascending thresholds.
 
     Raises:
@@ -68,16 +68,16 @@ def candidates(
         if not boxes:
             break
         heat, lesions = heat[boxes[0]], lesions[boxes[0]]  # what a higher threshold leaves lies in the same box
-        of_lesion, of_candidate = best_ious(components(inside[boxes[0]]), lesions, sizes)
-        found[number], wrong[number] = np.sum(of_lesion > min_iou), np.sum(of_candidate <= min_iou)
-    return Candidates(len(sizes) - 1, found, wrong)
+        of_lesion, of_detection = best_ious(components(inside[boxes[0]]), lesions, sizes)
+        found[number], wrong[number] = np.sum(of_lesion > min_iou), np.sum(of_detection <= min_iou)
+    return Detections(len(sizes) - 1, found, wrong)
 
 
-def froc(scans: Sequence[Candidates]) -> dict[str, float]:
+def froc(scans: Sequence[Detections]) -> dict[str, float]:
     """froc_0.125, ... froc_8: the highest share of all lesions that one threshold finds with at most so many false
     positives per scan, in [0, 1], 0 where none does; froc_mean: their mean. NaN without lesions.
 
-    scans: `candidates` of every scan at the same thresholds, those without lesions too.
+    scans: `detections` of every scan at the same thresholds, those without lesions too.
     """
     lesions = sum(scan.lesions for scan in scans)
     found = np.sum([scan.found for scan in scans], axis=0)

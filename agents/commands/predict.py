@@ -33,7 +33,7 @@ def parser(paper: str | None) -> ArgumentParser:
     options.add_argument(
         "--threshold",
         type=float | None,
-        help="SPARS: mask = map above it (default: chosen on the run's validation cases, as in `evaluate`)",
+        help="SPARS: mask = map above it, for all images (default: as in `evaluate`, by the run's validation cases)",
     )
     options.add_argument(
         "--spacing_mm",

@@ -40,10 +40,10 @@ class DenseRolloutBuffer(TensorBuffer):
     observations: Tensor
     """Images [T, N, channels, height, width]."""
     actions: Tensor
-    log_probs: Tensor
-    values: Tensor
+    old_log_prob: Tensor
+    old_values: Tensor
     returns: Tensor
-    ref_log_probs: Tensor | None = None
+    ref_log_prob: Tensor | None = None
     """The reference network's log-probabilities."""
     divergence: Tensor | None = None
     """Mean KL per pixel of the policy that played from the reference network, [T, N]."""
@@ -57,24 +57,23 @@ class DenseRolloutBuffer(TensorBuffer):
         """Logits and V of the rollout, with their graph, where the first inner step may use them."""
 
     def compute_returns(self, last_values: Tensor, group_size: int = 1) -> None:
-        """Fill `returns` with A + V, A by GAE in every pixel; with G > 1 also `values`, with each group's mean return.
+        """Fill `returns` with A + V, A by GAE in every pixel; with G > 1 `old_values` too, each group's mean.
 
         Without a critic V is 0, and λ = 1 gives Monte Carlo returns; a smaller λ would discount a second time.
 
         last_values: V of what is observed after the last step, [N, H, W]; not used where an episode has ended there.
         """
-        rows = self.rewards, self.values, self.dones, last_values
-        self.returns = advantages(*rows, gamma=self.gamma, gae_lambda=self.gae_lambda) + self.values
+        rows = self.rewards, self.old_values, self.dones, last_values
+        self.returns = advantages(*rows, gamma=self.gamma, gae_lambda=self.gae_lambda) + self.old_values
         if group_size > 1:
             steps, envs, height, width = self.returns.shape
             groups = self.returns.view(steps, envs // group_size, group_size, height, width)
-            self.values = groups.mean(dim=2, keepdim=True).expand_as(groups).reshape_as(self.values)
+            self.old_values = groups.mean(dim=2, keepdim=True).expand_as(groups).reshape_as(self.old_values)
 
     def get(self, batch_size: int) -> Iterator[Samples]:
         """All steps once: as they are where one batch takes them all, else in an order from PyTorch's generator."""
-        names = ("observations", "actions", "log_probs", "values", "returns", "ref_log_probs", "gold")
         for steps in self.order(batch_size):
-            yield Samples(*(chosen(getattr(self, name), steps) for name in names))
+            yield Samples(**{name: chosen(getattr(self, name), steps) for name in Samples._fields})
 
 
 def info_of_step(env: BatchedEnv, step: Advance, name: str) -> Tensor | None:

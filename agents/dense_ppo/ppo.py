@@ -255,9 +255,9 @@ class DensePPO(Learner):
                 buffer.add(
                     observations=obs,
                     actions=actions,
-                    log_probs=old.log_prob(actions),
+                    old_log_prob=old.log_prob(actions),
                     rewards=self._bootstrapped(step, rescale_per_image(reward) if cfg.stretch_reward else reward),
-                    values=values.detach(),
+                    old_values=values.detach(),
                     dones=step.terminated | step.truncated,
                     **imitation_terms,
                     **self._reference_terms(obs, actions, old),
@@ -298,7 +298,7 @@ class DensePPO(Learner):
         if self.policy.reference is None:
             return {}
         reference = PixelCategorical(self.policy.logits(obs, self.policy.reference))
-        return {"ref_log_probs": reference.log_prob(actions), "divergence": old.kl(reference).mean(dim=(1, 2))}
+        return {"ref_log_prob": reference.log_prob(actions), "divergence": old.kl(reference).mean(dim=(1, 2))}
 
     @property
     def _batched(self) -> BatchedEnv:
@@ -362,7 +362,7 @@ class DensePPO(Learner):
         if buffer.gold is not None:
             means["gold_fraction"] = buffer.gold.float().mean()
         if policy.critic is not None:
-            left = (buffer.returns - buffer.values).var(correction=0)
+            left = (buffer.returns - buffer.old_values).var(correction=0)
             spread = buffer.returns.var(correction=0)
             means["explained_variance"] = torch.where(spread > 0, 1 - left / spread, 0.0)  # 0: nothing to explain
         for name, value in zip(means, torch.stack(list(means.values())).tolist(), strict=True):

@@ -52,7 +52,7 @@ class MapBaseline(Baseline[SparsExperiment, Context]):
 
 
 def score_map(env: SparsEnv, reduce: Reduce) -> Maps:
-    """B = lowest, mean or highest f of all lattice windows that contain a voxel, without an agent
+    """B: the map of all windows of the lattice, by their lowest, mean or highest f, without an agent
     (docs/spars.md, Method 12)."""
     masks = replace(env.masks, reduce=reduce)
     return Maps(
@@ -61,8 +61,8 @@ def score_map(env: SparsEnv, reduce: Reduce) -> Maps:
 
 
 def prior_map(env: SparsEnv) -> Maps:
-    """The map of what is likely before anything is seen: place alone, the same for every image; nothing where nothing
-    was learned."""
+    """The map of what is likely before anything is seen: place alone, the same for every image; 0 where nothing was
+    learned."""
     unseen = torch.full((len(env.cases), env.lattice.size), torch.nan, device=env.device)
     reduce: Reduce = "mean" if env.masks.reduce == "sum" else env.masks.reduce
     return Maps(env, replace(env.masks, reduce=reduce).blocks(unseen, range(len(env.cases))), _no_facts(env))

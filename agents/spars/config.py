@@ -79,7 +79,8 @@ class SparsExperiment(Experiment):
     classifier_train: CaseChoice = field(default_factory=lambda: CaseChoice(split="classifier_train"))
     """Cases from which the classifier and the baselines that are trained learn."""
     validation: CaseChoice = field(default_factory=lambda: CaseChoice(split="classifier_val"))
-    """Cases that choose the best epoch of classifier and trained baselines, and every mask threshold."""
+    """Cases that choose the best epoch of classifier and trained baselines, and from whose labels evaluation.mask
+    learns what makes a mask of a map."""
     prior_train: CaseChoice = field(default_factory=lambda: CaseChoice(split="rl_pool"))
     """Cases from whose scores, without labels, env.fill=train learns what is likely of windows that were not seen."""
     test: CaseChoice = field(default_factory=CaseChoice)

@@ -1,8 +1,8 @@
 """The evaluation protocol of SPARS: policies, rules and the score map on unseen cases (docs/spars.md, Method 12-13).
 
 A = painted map, θ = mask threshold, K = rollouts per case, f = presence score, B = score map. Every method sees the
-same cases; rules and score maps use classifier, τ and starts of the first run of their seed. θ is chosen on the
-validation cases by mean Dice, and reported beside θ = 0.5.
+same cases; rules and score maps use classifier, τ and starts of the first run of their seed. What gives a case its θ
+comes from the validation cases (`thresholds`); Dice at θ = 0.5 is reported beside.
 """
 
 import logging
@@ -23,7 +23,7 @@ from ...datasets.liver.lesions import TUMOUR
 from ...datasets.selection import patient_of
 from ...envs.spars_config import SparsConfig
 from ...evaluation.films import Shot
-from ...evaluation.froc import Candidates, candidates, froc, thresholds_of
+from ...evaluation.froc import Detections, detections, froc, levels_of
 from ...evaluation.metrics import dice, hd95_mm, iou, nsd, segmentation_metrics
 from ...evaluation.report import Column, mean_metrics
 from ...evaluation.results import Case, Result, count_origins
@@ -241,8 +241,8 @@ def _result(
     of_patients = pattern is not None or experiment.env.implant_lesions is not None  # copies of a CT are alike
     cases: list[Case] = []
     views: list[CaseView] = []
-    scans: list[Candidates] = []
-    levels = thresholds_of(test.blocks.cpu().numpy())
+    scans: list[Detections] = []
+    levels = levels_of(test.blocks.cpu().numpy())
     for number, case in enumerate(tqdm(test.env.cases, desc=method, unit="case", disable=None)):
         if case.label is None:
             log.warning("%s has no label and is left out of the metrics", case.id)
@@ -251,7 +251,7 @@ def _result(
         masks = [mask_of(values, level, protocol.postprocess) for level in (theta.of_case(values), PAPER_THRESHOLD)]
         truth = case.label == TUMOUR
         metrics = segmentation_metrics(masks[0], truth, case.spacing_mm, tolerance_mm=protocol.tolerance_mm)
-        scans.append(candidates(values, truth, levels))
+        scans.append(detections(values, truth, levels))
         metrics["dice_at_0.5"] = dice(masks[1], truth)
         metrics["best_block_dice"] = test.env.lattice.best_block_dice(test.env.painting.tumour_blocks(number))
         metrics["success"] = float(bool((masks[0] & truth).any()))

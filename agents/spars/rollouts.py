@@ -26,8 +26,9 @@ from .rules import BfsToTau
 
 PAPER_THRESHOLD = 0.5
 NO_TUMOUR = "no case has a tumour"
-CANDIDATES = 400
-"""Number of mask thresholds that are tried: upper quantiles of the painted values."""
+NO_VALIDATION = "no validation case has a tumour, so no θ can be chosen; name cases with tumour in validation.cases"
+LEVELS = 400
+"""Number of θ that are tried: upper quantiles of the painted values."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Maps:
         levels = torch.tensor(thetas, dtype=torch.float32, device=self.env.device)
         dice = []
         for number in range(len(self.env.cases)):
-            values, sizes, tumour = self._counted(number)
+            values, sizes, tumour = self._by_value(number)
             place = torch.bucketize(values, levels)  # as many levels lie below the value
             painted, common = (
                 torch.bincount(place, weights, minlength=len(levels) + 1).flip(0).cumsum(0).flip(0)[1:]
@@ -81,7 +82,7 @@ class Maps:
 
     def counted(self, number: int) -> Tensor:
         """Voxels, and tumour voxels, of case `number` in every bin of logit A: float64 [2, bins]."""
-        return count(*self._counted(number))
+        return count(*self._by_value(number))
 
     def dice_at(self, level: Callable[[Tensor], float]) -> float:
         """Mean Dice over the cases with tumour, each at the θ that `level` gives to its map.
@@ -99,7 +100,7 @@ class Maps:
             raise ValueError(NO_TUMOUR)
         return sum(dice) / len(dice)
 
-    def _counted(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _by_value(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Values of A float32, and of each how many voxels, and tumour voxels, have it, float64: [M] each."""
         env, blocks = self.env, self.blocks[number]
         if env.masks.upsample == "blocks":
@@ -117,7 +118,7 @@ class VoxelMaps(Maps):
         """A of case `number`, float32 [X, Y, Z], on the CPU."""
         return self.blocks[number].cpu()
 
-    def _counted(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _by_value(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         tumour = self.env.painting.tumour(number).flatten().double()
         return self.blocks[number].flatten(), torch.ones_like(tumour), tumour
 
@@ -244,10 +245,10 @@ def choose_threshold(maps: Maps) -> float:
         ValueError: no case has a tumour.
     """
     painted = maps.blocks[maps.blocks > 0].cpu().numpy()
-    tail = np.geomspace(1e-6, 1.0, CANDIDATES)  # tumours are small: most candidates leave little of the volume
+    tail = np.geomspace(1e-6, 1.0, LEVELS)  # tumours are small: most leave little of the volume
     levels = np.unique(np.quantile(painted, 1.0 - tail).astype(np.float32)) if len(painted) else [PAPER_THRESHOLD]
-    candidates = sorted({0.0, *(float(level) for level in levels)})
+    thetas = sorted({0.0, *(float(level) for level in levels)})
     try:
-        return candidates[int(maps.mean_dice(candidates).argmax())]
+        return thetas[int(maps.mean_dice(thetas).argmax())]
     except ValueError as error:
-        raise ValueError("no validation case has a tumour, so no mask threshold can be chosen") from error
+        raise ValueError(NO_VALIDATION) from error

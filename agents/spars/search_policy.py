@@ -32,8 +32,8 @@ class _Candidates(nn.Module):
 
     def __init__(self, number: int, width: int, state: int, ends: int, straddle: float = 0.0) -> None:
         super().__init__()
-        self.straddle = nn.Parameter(torch.zeros(())) if straddle else None
         self.scale = straddle
+        self.straddle = nn.Parameter(torch.zeros(())) if straddle else None  # the weight is scale · exp of it: above 0
         self.number, self.width = number, width
         self.latent_dim_pi, self.latent_dim_vf = number + ends, HIDDEN
         self.actor = nn.Sequential(nn.Linear(width + state, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh())

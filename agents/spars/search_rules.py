@@ -1,7 +1,8 @@
 """Reference policies of SPARS search: rules that choose the next window, anywhere (docs/spars.md, Method 15).
 
 They need `action_set="anywhere"`: an action is a window. Symbols: f = score, known of seen windows only (but to the
-rules that are given all scores); μ, σ = mean and deviation of f given what was seen; θ = level of the mask.
+rules that are given all scores); μ, σ = mean and deviation of f given what was seen; θ = level at which the
+straddle rule looks, `mask_threshold`.
 """
 
 from collections.abc import Callable

@@ -1,9 +1,8 @@
 """Mask thresholds θ of a run's methods, chosen on its validation cases and kept beside it (docs/spars.md, Method 13).
 
-RUN/evaluation/thresholds.json holds θ of each method, or what gives each case its own θ, with the mean Dice on the
-validation cases that chose it.
-`evaluate` chooses and writes them; `predict` takes what is there, and chooses itself what is not, where the validation
-cases can be read.
+RUN/evaluation/thresholds.json holds θ of each method, or the calibration that gives each case its own θ, with the mean
+Dice on the validation cases that chose it. `evaluate` chooses and writes them; `predict` takes what is there, and
+chooses itself what is not, where the validation cases can be read.
 """
 
 import json
@@ -22,14 +21,12 @@ from ...common.runs import Run, plain
 from ...segmenters.expected_dice import Calibration
 from .config import MaskRule, SparsExperiment
 from .methods import Cases, Methods
-from .rollouts import NO_TUMOUR, Maps, choose_threshold
+from .rollouts import NO_VALIDATION, Maps, choose_threshold
 from .training import trained_baselines
 
 log = logging.getLogger(__name__)
 FILE = "evaluation/thresholds.json"
 """Below the run: in a folder into which others may write while it trains, see `resuming.FOR_READERS`."""
-
-
 ORIGIN: dict[MaskRule, str] = {
     "threshold": "validation cases, highest mean Dice",
     "expected_dice": "each case's mask of the highest expected Dice, calibrated on the validation cases",
@@ -39,10 +36,11 @@ ORIGIN: dict[MaskRule, str] = {
 
 @dataclass(frozen=True)
 class Threshold:
-    """θ of one method: one for all cases, or for each the θ of its mask with the highest expected Dice."""
+    """What gives each case its θ, for one method."""
 
     rule: float | Calibration
-    """θ, or what the values of a map say."""
+    """θ of all cases; or what the values of a map say, and so the θ of each case's mask with the highest expected
+    Dice."""
     dice: float
     """Mean Dice over the validation cases with tumour, in [0, 1]."""
 
@@ -58,9 +56,9 @@ class Threshold:
             return cls(theta, float(validation.mean_dice([theta])))
         counts = [counted for counted in map(validation.counted, range(len(validation.env.cases))) if counted[1].any()]
         if not counts:
-            raise ValueError(NO_TUMOUR)
+            raise ValueError(NO_VALIDATION)
         calibration = Calibration.fit(torch.stack(counts).sum(dim=0))
-        return cls(calibration, validation.dice_at(lambda values: calibration.level(values)))
+        return cls(calibration, validation.dice_at(calibration.level))
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> "Threshold":

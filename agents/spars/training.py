@@ -56,14 +56,12 @@ SCORE_PRIOR_KEYS = (
 )
 """Keys of the configuration that the prior depends on, beside those of the classifier."""
 AGENT_KEYS = (
-    *("seed", "policy", "ppo", "self_play", "validation", "examine_every"),
+    *("seed", "policy", "straddle", "ppo", "self_play", "validation", "examine_every"),
     *("evaluation.rollouts", "evaluation.jitter_cells", "evaluation.deterministic"),
     *(f"env.{field.name}" for field in fields(SparsConfig) if field.name != "cache_dir"),
 )
 """Keys of the configuration that the agent's training depends on; those of the looks at the validation cases decide its
 best weights."""
-
-
 STEPS_PER_CASE = 3000
 """Steps of the agent's training that take about as long as to score a case: for the time left."""
 
@@ -213,8 +211,8 @@ def env_of(experiment: SparsExperiment, run: Run, config: SparsConfig | None = N
 def _policy_arguments(experiment: SparsExperiment, space: gym.Space[Any]) -> dict[str, Any]:
     """`policy` and `policy_kwargs` of the learner, as the experiment says."""
     arguments = policy_arguments(experiment.policy, space, maskable=experiment.ppo.algorithm == "maskable")
-    given = {"straddle": experiment.straddle} if experiment.env.profile == "search" else arguments["policy_kwargs"]
-    return {**arguments, "policy_kwargs": experiment.ppo.policy_kwargs(given)}
+    start = {"straddle": experiment.straddle} if experiment.env.profile == "search" else {}
+    return {**arguments, "policy_kwargs": experiment.ppo.policy_kwargs({**arguments["policy_kwargs"], **start})}
 
 
 @dataclass

@@ -11,7 +11,7 @@ from segarena.envs.spars import SparsEnv
 from segarena.envs.spars_config import SparsConfig
 from segarena.envs.spars_parallel import SparsParallelEnv
 from segarena.envs.spars_patch import PatchEnv
-from segarena.envs.spars_tables import PATCH, PATCH_CELLS, PATCH_STATE
+from segarena.envs.spars_tables import PATCH, PATCH_PARTS, PATCH_STATE
 from segarena.testing import check_env_contract
 from spars_toys import case_of
 from stable_baselines3.common.env_checker import check_env as sb3_check
@@ -188,7 +188,7 @@ def test_the_observation_is_the_image_with_blanks_and_what_was_looked_at():
         expected = torch.zeros_like(parts) if blanked[patch] else parts
         assert torch.allclose(obs["candidates"][0, patch, : len(parts)], expected, atol=1e-6)
         assert [float(column[axis][0, patch]) for axis in "xyz"] == [c / 8 for c in corner]
-    assert len(parts) == PATCH_CELLS[0] * PATCH_CELLS[1] * PATCH_CELLS[2]
+    assert len(parts) == PATCH_PARTS[0] * PATCH_PARTS[1] * PATCH_PARTS[2]
     state = dict(zip(PATCH_STATE, obs["state"][0].tolist(), strict=True))
     assert state == pytest.approx(
         {"time": 0.0, "share blanked": 0.5, "highest f seen": 0.9, "own last f": 0.9, "other's last f": 0.3}

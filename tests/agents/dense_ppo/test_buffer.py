@@ -11,7 +11,7 @@ from segarena.envs.core import Advance, Ended
 def test_gae_of_one_step_episodes_is_the_reward_minus_the_value():
     box, actions = spaces.Box(0, 1, (1, 2, 3), np.float32), spaces.MultiDiscrete([3] * 6)
     buffer = DenseRolloutBuffer(4, box, actions, gamma=0.7, gae_lambda=0.3, n_envs=2)
-    buffer.rewards, buffer.values = torch.rand(4, 2, 2, 3), torch.rand(4, 2, 2, 3)
+    buffer.rewards, buffer.old_values = torch.rand(4, 2, 2, 3), torch.rand(4, 2, 2, 3)
     buffer.dones = torch.ones(4, 2, dtype=torch.bool)
     buffer.compute_returns(torch.rand(2, 2, 3))
     torch.testing.assert_close(buffer.returns, buffer.rewards)
@@ -26,7 +26,7 @@ def test_gae_of_longer_episodes_equals_sb3s_in_every_pixel():
     dones, last = rng.random((5, 2)) < 0.3, rng.random((2, 2, 3), dtype=np.float32)
     mine = DenseRolloutBuffer(5, box, actions, gamma=0.9, gae_lambda=0.8, n_envs=2)
     for step in range(5):
-        told = (("rewards", rewards), ("values", values), ("dones", dones))
+        told = (("rewards", rewards), ("old_values", values), ("dones", dones))
         mine.add(**{name: torch.from_numpy(array[step]) for name, array in told})
     mine.compute_returns(torch.from_numpy(last))
     for y, x in np.ndindex(2, 3):

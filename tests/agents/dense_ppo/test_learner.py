@@ -147,7 +147,7 @@ def test_groups_are_judged_against_their_mean_pixel_by_pixel():
     buffer = model.rollout_buffer
     assert torch.equal(buffer.observations[0, 0], buffer.observations[0, 3])
     mean = buffer.rewards[0, 4:8].mean(dim=0)
-    torch.testing.assert_close(buffer.values[0, 5], mean)
+    torch.testing.assert_close(buffer.old_values[0, 5], mean)
     assert mean.unique().numel() > 1
 
 

@@ -39,7 +39,7 @@ def one_pixel_pair(classes, **settings):
     mine.collect_rollouts(mine.env, callback, mine.rollout_buffer, 1)
     got, own = theirs.rollout_buffer, mine.rollout_buffer
     got.reset()
-    maps = (own.rewards, own.values, own.log_probs)
+    maps = (own.rewards, own.old_values, own.old_log_prob)
     rewards, values, log_probs = (x[0, :, 0, 0] for x in maps)
     got.add(
         own.observations[0].numpy(), own.actions[0].flatten(1).numpy(), rewards.numpy(), np.ones(24), values, log_probs

@@ -1,14 +1,17 @@
 """SPARS search from configuration to mask: trained, continued, evaluated, predicted (docs/spars.md, Method 15)."""
 
 import shutil
+from dataclasses import fields
 
 import nibabel as nib
 import pytest
 import torch
 import yaml
 from segarena.agents.command_line import main
+from segarena.agents.spars.config import SparsExperiment
 from segarena.agents.spars.rollouts import roll_out
 from segarena.agents.spars.search_rules import SEARCH_POLICIES, known, sub_lattice
+from segarena.agents.spars.training import AGENT_KEYS
 from segarena.common.runs import Run
 from segarena.datasets.liver.phantom import AFFINE, liver_phantom
 from segarena.envs.spars import SparsEnv
@@ -202,3 +205,12 @@ def test_a_rule_draws_by_the_seed(env):
     assert torch.equal(
         maps.blocks, roll_out(env, SEARCH_POLICIES["search_random"].make(env, 0), jitter_cells=0, seed=3).blocks
     )
+
+
+def test_a_resumed_agent_keeps_every_setting_that_it_learned_with():
+    """Each field of an experiment is one of those, or one of what the agent does not learn by: `straddle` scales what
+    is learned, so that another one would make another policy of the same weights."""
+    other = {"paper", "name", "device", "presence", "classifier_train", "prior_train", "test", "baselines", "unet"}
+    learned_with = {key.split(".")[0] for key in AGENT_KEYS}
+    assert "straddle" in learned_with
+    assert {field.name for field in fields(SparsExperiment)} == learned_with | other | {"checkpoint_every"}

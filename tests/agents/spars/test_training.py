@@ -364,7 +364,7 @@ def test_no_threshold_is_chosen_without_a_tumour():
     env.cases = [replace(env.cases[0], label=torch.zeros_like(env.cases[0].label))]
     with pytest.raises(ValueError, match="no validation case has a tumour"):
         choose_threshold(score_map(env, "max"))
-    with pytest.raises(ValueError, match="no case has a tumour"):
+    with pytest.raises(ValueError, match="no validation case has a tumour"):
         Threshold.of(score_map(env, "max"), "expected_dice")
 
 
