@@ -180,7 +180,7 @@ class SparsConfig(LiverDataConfig):
     start: Literal["centre", "corner_paper", "random_lattice"] | None = None
     """Start position. centre: window centred; corner_paper: lower corner at half the grid; random_lattice: each agent
     anywhere with a score of at most τ. null: centre, with profile paper corner_paper; random_lattice for
-    phantoms, where τ would end many episodes in their first step from there."""
+    phantoms, where τ would end many episodes in their first step from there (profile patch: centre, and unused)."""
     phase: Triple | None = None
     """Offset of the lattice in voxels, each below `step`; null: the start corner modulo step."""
     accumulate: Literal["learner", "both"] | None = None
@@ -230,7 +230,7 @@ class SparsConfig(LiverDataConfig):
             grid_shape=self.working_grid,
             window_size=self.window_size or ((16, 16, 8) if phantom else (48, 48, 24)),
             obs_mode=self.obs_mode or profile["obs_mode"],
-            start=self.start or ("random_lattice" if phantom else profile["start"]),
+            start=self.start or ("random_lattice" if phantom and self.profile != "patch" else profile["start"]),
             horizon=profile["horizon"] if self.horizon is None else self.horizon,
             tie_reward=profile["tie_reward"] if self.tie_reward is None else self.tie_reward,
             terminal_bonus=profile["bonus"] if self.terminal_bonus is None else self.terminal_bonus,
