@@ -900,7 +900,7 @@ def plain_episode_dice(env, env_id):
 @pytest.mark.parametrize("upsample", ["blocks", "trilinear"])
 def test_dice_of_many_ended_episodes_is_the_plain_one_digit_for_digit(reduce, accumulate, upsample):
     settings = {"cases": ["phantom_02000", "phantom_02001"], "horizon": 25, "threshold": 0.5, "mask_threshold": 0.2}
-    settings["fill"] = "none"
+    settings |= {"fill": "none", "paint": "windows"}
     settings |= {"reduce": reduce, "accumulate": accumulate, "upsample": upsample}
     env = SparsEnv(device="cpu", num_envs=16, **settings)
     env.seed(range(16))
