@@ -104,5 +104,8 @@ def _seal(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        flat = (
+            tensor.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
+        )  # one number may have a stride
+        digest.update(flat.view(torch.uint8).numpy().data)
     return {"sha256": digest.hexdigest()}

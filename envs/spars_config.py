@@ -180,7 +180,7 @@ class SparsConfig(LiverDataConfig):
     start: Literal["centre", "corner_paper", "random_lattice"] | None = None
     """Start position. centre: window centred; corner_paper: lower corner at half the grid; random_lattice: each agent
     anywhere with a score of at most τ. null: centre, with profile paper corner_paper; random_lattice for
-    phantoms, where τ would end many episodes in their first step from there."""
+    phantoms, where τ would end many episodes in their first step from there (profile patch: centre, and unused)."""
     phase: Triple | None = None
     """Offset of the lattice in voxels, each below `step`; null: the start corner modulo step."""
     accumulate: Literal["learner", "both"] | None = None

@@ -14,7 +14,8 @@ LARGEST_LOGIT = 7.0
 """|logit A| is at most so large: A is known to lie between 0.001 and 0.999."""
 BINS = 280
 """Bins of logit A in which voxels are counted, each 0.05 wide."""
-ROUNDS = 100
+ROUNDS = 200
+"""Steps of the logistic regression; a few dozen suffice."""
 
 
 def logit(values: Tensor) -> Tensor:
@@ -43,7 +44,8 @@ class Calibration:
     @classmethod
     def fit(cls, counts: Tensor) -> "Calibration":
         """By logistic regression of the voxels that `count` counted, float64 [2, BINS], as Platt (1999) does it: with
-        targets (N + 1) / (N + 2) and 1 / (N + 2), N voxels of that class, so that a stays finite. Newton's method.
+        targets (N + 1) / (N + 2) and 1 / (N + 2), N voxels of that class, so that a stays finite. Newton's method,
+        damped (Levenberg, Marquardt): where values lie at both ends, a whole step leads to where p has no curvature.
 
         A map that is lower where there is tumour tells nothing: a is 0, and p the share of tumour.
 
@@ -59,17 +61,19 @@ class Calibration:
         design = torch.stack((x, torch.ones_like(x)))  # [2, BINS]
         odds = math.log(positive / (total - positive))
         weights = torch.tensor([0.0, odds], dtype=torch.float64)
-        loss = _loss(design, weights, sizes, tumour)
+        most = (design * sizes / 4) @ design.T + 1e-9 * total * torch.eye(
+            2, dtype=torch.float64
+        )  # no curvature is more
+        loss, damping = _loss(design, weights, sizes, tumour), 1.0
         for _ in range(ROUNDS):
             p = torch.sigmoid(weights @ design)
             slope = design @ (tumour - sizes * p)
-            curvature = (design * (sizes * p * (1 - p))) @ design.T + 1e-9 * torch.eye(2, dtype=torch.float64)
-            step, size = torch.linalg.solve(curvature, slope), 1.0
-            while (after := _loss(design, weights + size * step, sizes, tumour)) > loss and size > 1e-6:
-                size /= 2
-            weights, gain, loss = weights + size * step, loss - after, after
-            if gain < 1e-12 * total:
-                break
+            curvature = (design * (sizes * p * (1 - p))) @ design.T + damping * most
+            tried = weights + torch.linalg.solve(curvature, slope)
+            if (after := _loss(design, tried, sizes, tumour)) < loss:
+                weights, loss, damping = tried, after, damping / 10
+            else:
+                damping = min(1.0, damping * 10)
         a, b = weights.tolist()
         return cls(a, b) if a > 0 else cls(0.0, odds)
 
@@ -81,7 +85,8 @@ class Calibration:
         """θ of one map: A > θ, strictly, is the mask with the highest expected Dice.
 
         The expected Dice of the k voxels with the highest p is about 2 Σ_k p / (k + Σ p), with Σ p over all voxels. It
-        is never highest for no voxel: where there may be no tumour at all, take a fixed θ.
+        is never highest for no voxel: where there may be no tumour at all, take a fixed θ. θ is at least 0: where A is
+        0 nothing was seen, or nothing speaks for tumour.
         """
         ordered = values.flatten().sort(descending=True).values
         p = self.probability(ordered.double())
@@ -90,7 +95,7 @@ class Calibration:
         last = torch.ones_like(ordered, dtype=torch.bool)  # of those with the same value all are in, or none
         last[:-1] = ordered[1:] < ordered[:-1]
         inside = int(expected.masked_fill(~last, -1.0).argmax()) + 1
-        return float(ordered[inside]) if inside < len(ordered) else float(ordered[-1]) - 1.0
+        return max(0.0, float(ordered[inside])) if inside < len(ordered) else 0.0
 
 
 def _loss(design: Tensor, weights: Tensor, sizes: Tensor, tumour: Tensor) -> Tensor:

@@ -3,16 +3,19 @@ alike, whichever windows it looked at."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from ..datasets.liver.lattice import WindowLattice
+from ..datasets.liver.lattice import FIXED_POINT, WindowLattice
 from .score_prior import ScorePrior
 
 Reduce = Literal["sum", "mean", "max", "min"]
 Upsample = Literal["blocks", "trilinear"]
+MOST_NUMBERS = 2**22
+"""Shares of windows in blocks that are added at once, 100 MB."""
 
 
 class Evidence(Protocol):
@@ -75,11 +78,13 @@ class MaskMaker:
         """√(C M) of the map M of one case, float64 [Bx, By, Bz]: C(b) = mean share of block b in the scores of the seen
         windows over it; M / 2 where none was seen."""
         assert self.evidence is not None
-        ids = (~seen.isnan()).nonzero()[:, 0]
-        shares = (self.evidence(case, ids) * seen[ids, None]).double().flatten()
-        blocks, number = self.evidence.blocks(ids).flatten(), scores.numel()
-        windows = torch.bincount(blocks, minlength=number)
-        divided = torch.bincount(blocks, shares, minlength=number) / windows.clamp(min=1)
+        windows, sums = torch.zeros(2, scores.numel(), dtype=torch.int64, device=scores.device)
+        most = max(1, MOST_NUMBERS // prod(width // self.lattice.step for width in self.lattice.window))
+        for ids in torch.split((~seen.isnan()).nonzero()[:, 0], most):
+            blocks, shares = self.evidence.blocks(ids).flatten(), self.evidence(case, ids) * seen[ids, None]
+            windows.index_add_(0, blocks, torch.ones_like(blocks))
+            sums.index_add_(0, blocks, (shares.double() * FIXED_POINT).round().long().flatten())
+        divided = sums.double() / FIXED_POINT / windows.clamp(min=1)
         means = torch.where(windows > 0, divided, scores.flatten() / 4)
         return (means.view_as(scores) * scores).clamp(min=0).sqrt()
 

@@ -229,7 +229,11 @@ def _roll_out(
             of_case["terminal_hit"] = float((holds[window[mine]] & ended[mine]).double().mean())
         facts.append(of_case)
     of_cases = painted.view(cases, rollouts, *shape)
-    return Maps(env, of_cases.mean(dim=1) if summed else env.masks.blocks(_highest(of_cases), numbers), facts)
+    if summed:
+        return Maps(env, of_cases.mean(dim=1), facts)
+    # one by one: what is likely of unseen windows is rounded otherwise in a batch
+    apart = [env.masks.blocks(seen[None], [number]) for seen, number in zip(_highest(of_cases), numbers, strict=True)]
+    return Maps(env, torch.cat(apart), facts)
 
 
 def _highest(seen: Tensor) -> Tensor:

@@ -97,3 +97,33 @@ def test_seen_windows_say_which_of_their_blocks_they_mean(net):
     assert not made[[b for b in other.tolist() if b not in both]].any()
     unseen = sorted(set(range(len(made))) - both - set(meant.tolist()) - set(other.tolist()))
     assert torch.allclose(made[unseen], plain[unseen] / 2)
+
+
+def test_many_windows_are_divided_in_pieces_and_their_sums_do_not_depend_on_the_order(net, monkeypatch):
+    """All windows of a CT have 10^8 cells: neither their numbers nor their shares lie in memory at once."""
+    lattice = WindowLattice(FULL, (16, 16, 8))
+    cam, asked = WindowCam(net, lattice, [image()]), []
+
+    class Counted:
+        blocks = cam.blocks
+
+        def __call__(self, case, ids):
+            asked.append(len(ids))
+            return cam(case, ids)
+
+    seen = torch.rand(1, lattice.size, generator=torch.Generator().manual_seed(1))
+    maker = MaskMaker(lattice, "mean", "blocks", None, Counted())
+    whole = maker.blocks(seen, [0])
+    monkeypatch.setattr("segarena.segmenters.window_masks.MOST_NUMBERS", 64)
+    assert torch.equal(maker.blocks(seen, [0]), whole)
+    assert asked == [lattice.size, *[2] * (lattice.size // 2)]
+
+
+def test_windows_of_one_line_share_the_products_with_their_cells(net, monkeypatch):
+    """A line of 33 windows along z takes its 34 layers of cells once, not 2 layers for each window."""
+    lattice = WindowLattice((16, 16, 136), (16, 16, 8))
+    cam, taken = WindowCam(net, lattice, [torch.zeros(lattice.full, dtype=torch.uint8)]), []
+    of_lines = WindowCam._of_lines
+    monkeypatch.setattr(WindowCam, "_of_lines", lambda self, cells: taken.append(cells.shape) or of_lines(self, cells))
+    assert cam(0, torch.arange(33)).shape == (33, 32)
+    assert taken == [(1, 16, 34, 64)]

@@ -395,6 +395,14 @@ def test_a_cached_result_is_built_once_per_key(tmp_path):
     assert build.calls == 3
 
 
+def test_one_number_of_a_larger_tensor_can_be_cached(tmp_path):
+    """As the score of the only window of a volume, which is a column of the logits' softmax."""
+    one = torch.tensor([[0.25, 0.75]])[:, 1]
+    assert one.stride() == (2,)
+    for _ in range(2):
+        assert cached("things", {}, lambda: {"score": one}, str(tmp_path))["score"].tolist() == [0.75]
+
+
 def test_the_cache_follows_its_environment_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("SEGARENA_CACHE", str(tmp_path / "here"))
     cached("things", {}, Builder())

@@ -74,3 +74,28 @@ def test_a_calibration_without_both_kinds_of_voxels_is_refused(share):
     values = torch.rand(10)
     with pytest.raises(ValueError, match=r"of 10 voxels are tumour, so what a value says cannot be learned"):
         Calibration.fit(count(values, torch.ones(10).double(), torch.full((10,), share).double()))
+
+
+@pytest.mark.parametrize(
+    ("outside", "inside"),
+    [((1e6, 10), (1e3, 990)), ((1e5, 10), (1e3, 990)), ((2e5, 500), (2e3, 500)), ((9e6, 3e3), (5e4, 4e4))],
+)
+def test_a_calibration_of_a_map_of_two_values_is_that_of_their_odds(outside, inside):
+    """As of boxes, or of a network that is sure: voxels, and tumour voxels, at 0 and at 1."""
+    sizes, tumour = torch.tensor([outside, inside], dtype=torch.float64).T
+    found = Calibration.fit(count(torch.tensor([0.0, 1.0]), sizes, tumour))
+    ends = [math.log(t / (n - t)) for n, t in (outside, inside)]
+    middle = LARGEST_LOGIT * (1 - 1 / BINS)  # of the outermost bins
+    assert found.slope == pytest.approx((ends[1] - ends[0]) / (2 * middle), rel=0.02)
+    assert found.offset == pytest.approx((ends[1] + ends[0]) / 2, rel=0.02)
+    values = torch.cat((torch.zeros(1000), torch.ones(10)))
+    assert int((values > found.level(values)).sum()) == 10
+
+
+def test_where_a_map_is_0_there_is_no_mask_whatever_the_calibration():
+    for calibration in (Calibration(1.4, -5.6), Calibration(0.0, -4.0)):
+        assert not (torch.zeros(10) > calibration.level(torch.zeros(10))).any()
+        few = torch.tensor([0.002, 0.002, 0.0, 0.0])
+        assert (few > calibration.level(few)).tolist() == [True, True, False, False]
+    sure = torch.full((3,), 0.9)
+    assert (sure > Calibration(1.0, 0.0).level(sure)).all()

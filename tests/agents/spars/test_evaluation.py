@@ -121,6 +121,7 @@ def test_every_result_says_how_many_windows_were_looked_at_and_what_they_cost(tm
     results = {result.method: result for result in read_results(run / "evaluation" / "test")}
     windows = {method: result.metrics["windows"] for method, result in results.items()}
     assert windows["score map (min)"] == windows["score map (max)"] == 13 * 13 * 11
+    assert windows["best window"] == 13 * 13 * 11, "it is the best of all"
     assert windows["position prior"] == 0
     assert 1 <= windows["SPARS"] <= 2 * 4
     for method, result in results.items():

@@ -74,7 +74,7 @@ def test_the_policy_and_the_rules_are_evaluated_and_drawn(run, tmp_path):
     assert main(["evaluate", "--run", str(run)]) == 0
     results = {result.method: result for result in read_results(run / "evaluation" / "test")}
     maps = ("position prior", "score map (min)", "score map (mean)", "score map (max)")
-    assert results.keys() == {"Chooser", *PATCH_POLICIES, *maps}
+    assert results.keys() == {"Chooser", *PATCH_POLICIES, *maps, "best window", "union of the k best windows"}
     for name in PATCH_POLICIES:
         assert {case["steps"] for case in results[name].cases} == {12.0}, "as many patches as two agents look at"
         assert results[name].metrics["truncated"] == 1.0

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from segarena.agents.spars.rollouts import mask_of, roll_out
-from segarena.agents.spars.rules import BfsToTau
+from segarena.agents.spars.rules import POLICIES, BfsToTau
+from segarena.datasets.liver.cases import LiverDataConfig, load_liver_cases
+from segarena.envs.spars import SparsEnv
 from spars_toys import MINUS_X, PLUS_X, Always, line_env
 
 RIGHT, LEFT = (24, 32), (8, 16)
@@ -84,3 +86,24 @@ def test_a_score_of_exactly_tau_is_no_goal_of_the_shortest_path_and_a_start_abov
     assert rule.optimal_steps(env).tolist() == [3]
     (facts,) = roll_out(env, rule, jitter_cells=0, seed=0).facts
     assert (facts["steps"], facts["steps_over_optimal"]) == (3.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("random", {"threshold": 0.95}),
+        ("search_gp_straddle", {"profile": "search", "action_set": "anywhere"}),
+        ("patch_random", {"profile": "patch"}),
+    ],
+)
+def test_a_case_has_the_same_map_to_the_last_bit_alone_and_among_others(name, settings):
+    """Evaluation plays all cases at once, prediction one: with likely scores of unseen windows, divided among cells."""
+    cases = load_liver_cases(LiverDataConfig(cases=["phantom_02000", "phantom_02001", "phantom_02002"]))
+
+    def maps(volumes):
+        chosen = {"num_envs": 2 * len(volumes), "n_agents": 1, "device": "cpu", "eval_dice": False, **settings}
+        env = SparsEnv(volumes=volumes, **chosen)
+        assert env.masks.evidence is not None
+        return roll_out(env, POLICIES[name].policy(env, 0), jitter_cells=1, seed=0).blocks
+
+    assert torch.equal(maps(cases), torch.cat([maps([case]) for case in cases]))
