@@ -179,8 +179,14 @@ def padding(height: int, width: int, to_height: int, to_width: int) -> Edges:
 
 def padded(images: Tensor, edges: Edges, colour: Sequence[float]) -> Tensor:
     """Images [..., C, H, W] with rows and columns of one colour, a number for each channel, around them."""
+    if not any(edges):
+        return images
+    height, width = images.shape[-2:]
     fill = torch.tensor(colour, dtype=images.dtype, device=images.device)[:, None, None]
-    return functional.pad(images - fill, list(edges)) + fill if any(edges) else images
+    canvas = fill.expand(*images.shape[:-2], edges.above + height + edges.below, edges.before + width + edges.behind)
+    canvas = canvas.clone()
+    canvas[..., edges.above : edges.above + height, edges.before : edges.before + width] = images
+    return canvas
 
 
 def _resized_label(label: Tensor, height: int, width: int) -> Tensor:
