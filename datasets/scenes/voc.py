@@ -18,6 +18,8 @@ TABLE = class_table(len(CLASSES))
 IMAGES, MASKS, AUGMENTED = "JPEGImages", "SegmentationClass", "SegmentationClassAug"
 AUGMENTED_LISTS = ("train_aug", "trainaug")
 """Names that the list of SBD's images goes by; the split is called by the first."""
+LISTS = ("train", *AUGMENTED_LISTS, "val", "trainval")
+"""Lists that are looked for; there may be others, whose images have no masks (test)."""
 
 
 def find_voc(root: Path) -> SceneFolder:
@@ -33,7 +35,7 @@ def find_voc(root: Path) -> SceneFolder:
         ValueError: a list that cannot be used, or an image of val that is in a training list too.
     """
     folder = root / "ImageSets" / "Segmentation"
-    lists = {path.stem: path for path in sorted(folder.glob("*.txt"))} if folder.is_dir() else {}
+    lists = {name: path for name in LISTS if (path := folder / f"{name}.txt").is_file()}
     if not lists:
         raise FileNotFoundError(f"{folder} has no list such as train.txt; unpack ImageSets of VOC 2012 there")
     splits = dict[str, list[SceneFiles]]()

@@ -279,8 +279,10 @@ def test_a_folder_without_images_is_refused(tmp_path, folder, error):
 
 
 def test_an_unknown_split_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"split is 'test' but .* has train, trainval, val, all; choose one of these"):
-        load(make_voc(tmp_path), "test")
+    make_voc(tmp_path)
+    (tmp_path / "ImageSets" / "Segmentation" / "test.txt").write_text("not_there\n")
+    with pytest.raises(ValueError, match=r"split is 'test' but .* has train, val, trainval, all; choose one of these"):
+        load(tmp_path, "test")
     with pytest.raises(ValueError, match=r"lists and long_side belong to photographs"):
         SceneDataConfig(long_side=100)
 
