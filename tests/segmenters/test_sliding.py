@@ -177,3 +177,12 @@ def test_wrong_values_are_refused_by_name():
         Protocol(scales=())
     with pytest.raises(ValueError, match=r"protocol.crop is 0"):
         Protocol(crop=0)
+
+
+def test_everything_runs_where_the_images_lie(police):
+    net, batch = Net(), images(2)
+    with torch.no_grad():
+        on_host = protocol_probabilities(net, batch, Protocol(17, 50, flip=True))
+        found = protocol_probabilities(net.to("cuda"), batch.to("cuda"), Protocol(17, 50, flip=True))
+    assert found.device.type == "cuda"
+    assert torch.allclose(found.to("cpu"), on_host, atol=1e-5)

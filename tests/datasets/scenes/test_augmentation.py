@@ -215,3 +215,13 @@ def test_wrong_values_are_refused_by_name():
         AugmentationConfig(scale=(2.0, 0.5))
     with pytest.raises(ValueError, match=r"augmentation.blur is 1.5"):
         AugmentationConfig(blur=1.5)
+
+
+def test_everything_runs_where_the_image_lies(police):
+    image, label = (tensor.to("cuda") for tensor in photograph(40, 50))
+    change = Change(factor=1.3, degrees=5.0, blurred=True, flipped=True, place=(0.5, 0.5))
+    crop, labels = apply_change(image, label, change, 65)
+    assert (crop.device.type, labels.device.type) == ("cuda", "cuda")
+    host, on_host = apply_change(*photograph(40, 50), change, 65)
+    assert torch.allclose(crop.to("cpu"), host)
+    assert torch.equal(labels.to("cpu"), on_host)

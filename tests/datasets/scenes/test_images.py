@@ -239,6 +239,34 @@ def test_truncated_files_are_refused(tmp_path, file, kept):
         load(root)[0]
 
 
+@pytest.mark.parametrize("file", ["JPEGImages/a.jpg", "SegmentationClass/a.png"])
+def test_damaged_bytes_are_refused_by_name_or_give_a_whole_scene(tmp_path, file):
+    root, rng = make_voc(tmp_path), np.random.default_rng(0)
+    content, refused = (root / file).read_bytes(), list[str]()
+    for _ in range(80):
+        damaged = bytearray(content)
+        for place in rng.integers(0, len(content), 3):
+            damaged[place] = rng.integers(0, 256)
+        (root / file).write_bytes(damaged)
+        try:
+            scene = load(root)[0]
+        except ValueError as error:
+            refused.append(str(error))
+        else:
+            assert scene.label.shape == scene.image.shape[1:]
+            assert set(scene.label.unique().tolist()) <= {*range(21), IGNORED}
+    assert len(refused) > 10
+    assert all(Path(file).name in error for error in refused)
+
+
+def test_a_list_that_is_no_text_is_refused(tmp_path):
+    root = make_voc(tmp_path)
+    for content, error in ((b"\xff\xfe\x00", "is no text in UTF-8"), (b"JPEGImages/a\0.jpg\n", "no file name")):
+        (root / "ImageSets" / "Segmentation" / "train.txt").write_bytes(content)
+        with pytest.raises(ValueError, match=error):
+            load(root)
+
+
 def test_labels_in_colours_and_missing_labels_are_refused(tmp_path):
     root = make_voc(tmp_path)
     write_image(root / "SegmentationClass" / "a.png")
