@@ -1,4 +1,4 @@
-"""Class probabilities of whole photographs by two protocols (docs/rp-pgd.md, Method 14): overlapping windows, as the
+"""Class probabilities of whole photographs by two protocols (docs/rp-pgd.md, Method 16): overlapping windows, as the
 released program, or one pass over all of it. For any network that gives logits; gradients flow where they are on.
 """
 

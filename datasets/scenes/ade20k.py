@@ -1,4 +1,4 @@
-"""ADE20K (SceneParsing, 150 classes) on disk (docs/rp-pgd.md, Method 12).
+"""ADE20K (SceneParsing, 150 classes) on disk (docs/rp-pgd.md, Method 14).
 
 images/{training,validation}/NAME.jpg
 annotations/{training,validation}/NAME.png     0 = none of the classes, 1..150; or converted: 0..149 and 255

@@ -1,4 +1,4 @@
-"""Random changes of a photograph and its labels, in the order of the released program (docs/rp-pgd.md, Method 13):
+"""Random changes of a photograph and its labels, in the order of the released program (docs/rp-pgd.md, Method 15):
 scale, rotation, blur, flip, crop. What lies outside of the photograph has ImageNet's mean colour and is ignored.
 
 Images are float32 [3, H, W] in [0, 1], labels uint8 [H, W], on one device; networks normalise by themselves. Pixel (y,

@@ -1,4 +1,4 @@
-"""Cityscapes on disk (docs/rp-pgd.md, Method 12).
+"""Cityscapes on disk (docs/rp-pgd.md, Method 14).
 
 leftImg8bit/{train,val,test}/CITY/NAME_leftImg8bit.png
 gtFine/{train,val}/CITY/NAME_gtFine_labelTrainIds.png     0..18 and 255, or

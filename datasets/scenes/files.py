@@ -1,4 +1,4 @@
-"""One photograph and its labels from files, and lists of such files (docs/rp-pgd.md, Method 12)."""
+"""One photograph and its labels from files, and lists of such files (docs/rp-pgd.md, Method 14)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,5 +1,5 @@
 """Photographs in one form, whatever they were read from: scenes of their own sizes, or one pool of one size
-(docs/rp-pgd.md, Method 12)."""
+(docs/rp-pgd.md, Method 14)."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,5 +1,5 @@
 """Procedural scenes: shapes with textures before a background, no files, the same scene from the same number
-(docs/rp-pgd.md, Method 12).
+(docs/rp-pgd.md, Method 14).
 
 Lengths are shares of the image's side: the same number shows the same scene at any size.
 """

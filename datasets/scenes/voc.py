@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 on disk, with the masks of SBD where they are there (docs/rp-pgd.md, Method 12).
+"""PASCAL VOC 2012 on disk, with the masks of SBD where they are there (docs/rp-pgd.md, Method 14).
 
 JPEGImages/NAME.jpg
 SegmentationClass/NAME.png           VOC's own masks: palette PNG, 0..20, 255 at borders

@@ -1,4 +1,4 @@
-"""Probabilities of whole photographs (docs/rp-pgd.md, Method 14), compared with plain loops over windows."""
+"""Probabilities of whole photographs (docs/rp-pgd.md, Method 16), compared with plain loops over windows."""
 
 import math
 from itertools import pairwise

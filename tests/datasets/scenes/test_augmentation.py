@@ -1,4 +1,4 @@
-"""Random changes of photographs (docs/rp-pgd.md, Method 13): each alone, with its known values, and all together."""
+"""Random changes of photographs (docs/rp-pgd.md, Method 15): each alone, with its known values, and all together."""
 
 import math
 from dataclasses import replace
@@ -51,7 +51,7 @@ def test_what_is_missing_of_the_crop_has_the_mean_colour_and_is_ignored():
 
 
 def test_known_padding_of_a_voc_and_an_ade20k_photograph():
-    """docs/rp-pgd.md, Method 14."""
+    """docs/rp-pgd.md, Method 16."""
     assert padding(384, 512, 473, 473) == (0, 0, 44, 45)
     assert padding(384, 512, 465, 465) == (0, 0, 40, 41)
 
@@ -150,7 +150,7 @@ def test_each_option_alone_switches_its_own_change_on(option, on):
 
 
 def test_numbers_of_the_program_and_their_ranges():
-    """docs/rp-pgd.md, Method 13."""
+    """docs/rp-pgd.md, Method 15."""
     assert {name: (one.crop, one.scale) for name, one in AUGMENTATIONS.items()} == {
         "voc": (473, (0.5, 2.0)),
         "cityscapes": (449, (0.25, 1.0)),

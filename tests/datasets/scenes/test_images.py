@@ -133,7 +133,7 @@ def make_ade20k(root, values=(0, 1, 150)):
 
 
 def test_ade20k_starts_at_0_and_its_other_pixels_are_ignored(tmp_path):
-    """docs/rp-pgd.md, Method 12: raw 0 becomes 255, 1 becomes 0, 150 becomes 149."""
+    """docs/rp-pgd.md, Method 14: raw 0 becomes 255, 1 becomes 0, 150 becomes 149."""
     scenes = load(make_ade20k(tmp_path / "raw"), "val")
     assert scenes[0].label[0, :3].tolist() == [255, 0, 149]
     assert (len(scenes.classes), scenes.classes[0], scenes.classes[149]) == (150, "wall", "flag")
