@@ -12,6 +12,11 @@ from torch import Tensor
 
 from .sample import Origin
 
+IGNORED = 255
+"""Label of pixels that belong to no class and count nowhere: void, borders, padding."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of red, green and blue of ImageNet's photographs in [0, 1], by which networks trained on them normalise."""
+
 
 class KnownLabels(NamedTuple):
     """Labels of the images of a pool that have some."""
@@ -42,7 +47,7 @@ class ImagePool:
     images: Tensor
     """uint8 [N, C, H, W]; 255 stands for 1.0."""
     labels: Tensor | None
-    """uint8 [N, H, W], class numbers; None unless they are known of every image."""
+    """uint8 [N, H, W], class numbers, and `IGNORED` in photographs; None unless they are known of every image."""
     ids: list[str]
     """Name of each image, such as patient0001_2CH_ED."""
     groups: list[str]
@@ -95,8 +100,10 @@ class ImagePool:
         """Images float32 [K, C, H, W] in [0, 1] of the rows int64 [K], on the device of `images`."""
         return self.images[rows].float() / 255
 
-    def checked(self, *, channels: int, classes: int) -> "ImagePool":
+    def checked(self, *, channels: int, classes: int, ignored: bool = False) -> "ImagePool":
         """The pool itself, if its images have so many channels and its labels, where there are any, so many classes.
+
+        ignored: labels may be `IGNORED` too.
 
         Raises:
             ValueError: another number of channels, or a label outside 0..classes-1.
@@ -104,6 +111,8 @@ class ImagePool:
         if (found := self.images.shape[1]) != channels:
             raise ValueError(f"images have {found} channels but {channels} is needed; convert them first")
         known = self.some_labels.labels if self.some_labels else self.labels
+        if known is not None and ignored:
+            known = torch.where(known == IGNORED, 0, known)
         if known is not None and (highest := int(known.max())) >= classes:
             raise ValueError(f"labels reach {highest} but must be 0..{classes - 1}; map or remove the others")
         return self

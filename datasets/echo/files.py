@@ -1,8 +1,6 @@
 """One echocardiogram or mask from a file, as a plane [Y, X]: NIfTI, MetaImage (.mhd) or PNG."""
 
 import math
-import struct
-import warnings
 import zlib
 from pathlib import Path
 
@@ -11,13 +9,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..nifti import MOST_VOXELS, NIFTI, VOXEL_MM, check_labels, read_header, read_stored
+from ..pictures import read_picture
 
 FloatArray = npt.NDArray[np.float32]
 Spacing = tuple[float, float]
 """(y, x) in mm."""
 
-PNG_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error, zlib.error)
-"""Errors of Pillow on a damaged file."""
 METAIMAGE_TYPES = {
     "MET_UCHAR": "u1",
     "MET_CHAR": "i1",
@@ -130,16 +127,12 @@ def _nifti(path: Path) -> tuple[FloatArray, Spacing]:
 
 def _png(path: Path, *, is_mask: bool) -> FloatArray:
     """Grey values 0..255 of a picture, or the numbers (of the palette, too) that a mask stores."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=["PNG"]) as picture:
-                deep = picture.mode.startswith("I")  # 16 bits
-                if not is_mask and not deep:
-                    picture = picture.convert("L")
-                stored = np.asarray(picture).astype(np.float32)
-    except (*PNG_DAMAGE, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as PNG ({error}); fetch or convert it again") from error
+
+    def change(picture: Image.Image) -> Image.Image:
+        return picture if is_mask or picture.mode.startswith("I") else picture.convert("L")
+
+    pixels = read_picture(path, ("PNG",), change)
+    deep, stored = pixels.dtype.itemsize > 1, pixels.astype(np.float32)  # deep: 16 bits
     if deep and not is_mask:
         return stored / np.float32(257)
     if stored.ndim == 3 and (stored == stored[..., :1]).all():

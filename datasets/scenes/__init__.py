@@ -1,0 +1,1 @@
+"""Photographs of scenes: VOC, Cityscapes, ADE20K, and phantoms; their augmentation."""
