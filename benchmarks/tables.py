@@ -18,11 +18,11 @@ SEARCH = ("dice", METRICS["dice_at_0.5"], "hd95_mm", "lesion_recall", METRICS["w
 """Columns of the table of SPARS search."""
 README = {
     "spars_phantom": (
-        ("score map (min)", "SPARS", "blind_walk"),
+        ("score map (mean)", "SPARS", "blind_walk"),
         ("dice", METRICS["terminal_hit"], METRICS["steps"]),
     ),
     "spars_search": (
-        ("SPARS search", "search_gp_straddle", "search_random", "search_prior"),
+        ("score map (mean)", "SPARS search", "search_gp_straddle", "search_random", "search_prior"),
         ("dice", METRICS["windows"], METRICS["found"]),
     ),
     "rl4seg_phantom": (
@@ -33,11 +33,15 @@ README = {
 """Rows and columns of the tables in README.md, by the folder of their results."""
 ROWS = {
     "SPARS": (
-        *("position prior", "score map (min)", "score map (mean)", "score map (max)"),
-        *("blind_walk", "random", "constant0", "greedy", "SPARS", "SPARS, τ = 0.3", "single-agent PPO", "bfs_to_tau"),
+        *("position prior", "score map (mean)", "score map (min)", "score map (max)"),
+        *("best window", "union of the k best windows", "stem read-out", "Grad-CAM", "Grad-CAM plus plus"),
+        *("intensity in the liver", "3-D U-Net", "oracle_bfs"),
+        *("blind_walk", "random", "constant0", "greedy", "SPARS, paper", "SPARS, window CNN"),
+        *("SPARS", "SPARS, τ = 0.3", "single-agent PPO", "bfs_to_tau"),
         *(f"search_{name}" for name in ("prior", "random", "sub_lattice", "hill_climb", "best_first")),
         *(f"search_{name}" for name in ("coarse_to_fine", "atlas_to_fine", "gp_ucb", "gp_straddle", "thompson")),
-        *("SPARS search", "SPARS search, single", "SPARS search, cooperative", "search_clairvoyant"),
+        *("SPARS search", "SPARS search, single", "SPARS search, cooperative"),
+        *("SPARS search, single, from equal chances", "search_clairvoyant"),
     ),
     "RL4Seg": (
         *("source only", "AdaBN", "entropy minimisation", "TI-ST", "UDAS", "corrector", "MC dropout", "ensemble"),

@@ -57,6 +57,7 @@ def tables(monkeypatch):
     [
         ("spars", "spars_phantom", 1),
         ("spars", "spars_search", 1),
+        ("spars", "spars_baselines", 1),
         ("spars", "spars_implanted", 1),
         ("spars", "spars_implanted_unseen_patient", 1),
         ("rl4seg", "rl4seg_phantom", 2),
@@ -68,6 +69,10 @@ def test_the_tables_of_a_page_are_made_from_the_results(tables, page, folder, nu
     assert len(made) == number
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     assert [table for table in made if table not in text] == []
+
+
+def test_the_table_of_ways_of_making_masks_is_made_from_its_results(tables):
+    assert tables.masks_table() in (ROOT / "docs" / "spars.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("folder", ["spars_phantom", "spars_search", "rl4seg_phantom"])

@@ -66,7 +66,10 @@ def options(data, **changes):
 
 def test_the_night_begins_and_ends_in_small_on_a_folder_of_ones_own(folder, tmp_path):
     run = tmp_path / "run"
-    changes = {"evaluation.postprocess": "largest_component"}
+    changes = {
+        "evaluation.postprocess": "largest_component",
+        "env.paint": "windows",
+    }  # so small a training knows no cell
     assert main(["train", *options(folder, **changes), "--out", str(run)]) == 0
     assert (run / "classifier" / "manifest.json").is_file()
     assert main(["evaluate", "--run", str(run), "--save_masks"]) == 0
