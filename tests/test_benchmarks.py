@@ -157,7 +157,7 @@ def test_the_plain_ppo_has_the_losses_of_ours(rl4seg, as_released, monkeypatch, 
     monkeypatch.setattr(model, "_loss", watched)
     model.learn(4)
     buffer = model.rollout_buffer
-    x, a, r, l_old = (value[0] for value in (buffer.observations, buffer.actions, buffer.rewards, buffer.log_probs))
+    x, a, r, l_old = (value[0] for value in (buffer.observations, buffer.actions, buffer.rewards, buffer.old_log_prob))
     torch.testing.assert_close(plain.reward(x, a), r)
     theirs = plain.update(x, a, r, l_old)
     assert len(ours) == len(theirs) == config.n_epochs

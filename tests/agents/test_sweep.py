@@ -280,7 +280,7 @@ def test_trials_are_runs_and_a_sweep_without_work_needs_no_ray(here, monkeypatch
     assert [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| thr")] == [
         "threshold 0.25",
         "threshold 0.5",
-    ] * 5
+    ] * len(sections)
 
     monkeypatch.undo()
     monkeypatch.chdir(here)
