@@ -41,7 +41,7 @@ ROWS = {
         *(f"search_{name}" for name in ("prior", "random", "sub_lattice", "hill_climb", "best_first")),
         *(f"search_{name}" for name in ("coarse_to_fine", "atlas_to_fine", "gp_ucb", "gp_straddle", "thompson")),
         *("SPARS search", "SPARS search, single", "SPARS search, cooperative"),
-        *("SPARS search, single, from equal chances", "search_clairvoyant"),
+        *("SPARS search, single, from equal chances", "SPARS search, single, 8 windows", "search_clairvoyant"),
     ),
     "RL4Seg": (
         *("source only", "AdaBN", "entropy minimisation", "TI-ST", "UDAS", "corrector", "MC dropout", "ensemble"),
@@ -64,7 +64,7 @@ def tables_of(folder: str) -> list[str]:
     paper = PAPERS[results[0].paper.lower()]
     if results[0].paper != "SPARS":
         return paper.tables(results)
-    return replace(paper, columns=SEARCH if folder == "spars_search" else SPARS).tables(results)
+    return replace(paper, columns=SEARCH if folder.startswith("spars_search") else SPARS).tables(results)
 
 
 def masks_table() -> str:

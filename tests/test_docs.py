@@ -57,6 +57,7 @@ def tables(monkeypatch):
     [
         ("spars", "spars_phantom", 1),
         ("spars", "spars_search", 1),
+        ("spars", "spars_search_8", 1),
         ("spars", "spars_baselines", 1),
         ("spars", "spars_implanted", 1),
         ("spars", "spars_implanted_unseen_patient", 1),
