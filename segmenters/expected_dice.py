@@ -28,7 +28,8 @@ def count(values: Tensor, sizes: Tensor, tumour: Tensor) -> Tensor:
 
     Args:
         values: A, [M].
-        sizes, tumour: voxels, and tumour voxels, that have each of the values, float64 [M].
+        sizes: voxels that have each of the values, float64 [M].
+        tumour: tumour voxels that have each of the values, float64 [M].
     """
     place = ((logit(values) / LARGEST_LOGIT + 1) * (BINS / 2)).long().clamp(0, BINS - 1)
     return torch.stack([torch.bincount(place, one, minlength=BINS) for one in (sizes, tumour)])
