@@ -1,12 +1,7 @@
-"""Folders, data, networks and seeds that the stages of one RL4Seg run share (docs/rl4seg.md, Method 1 and 5).
+"""Data and networks that the stages of one RL4Seg run share (docs/rl4seg.md, Method 1 and 5)."""
 
-A stage is a folder of the run. A finished one has a manifest, with the settings that it depends on and checksums of its
-files, and is not made again; an unfinished one continues from its checkpoint, which holds the settings too.
-"""
-
-import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar, cast
@@ -15,9 +10,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ...common.checkpoints import load_weights, save_weights
-from ...common.device import forked_rng, resolve_device
+from ...common.device import forked_rng
 from ...common.networks import load_network
-from ...common.runs import Run, chosen
+from ...common.runs import Run
 from ...datasets.echo.images import CLASSES, EchoDataConfig, echo_splits, load_echo
 from ...datasets.images import ImagePool
 from ...envs.rl4seg import RewardFunction
@@ -26,6 +21,7 @@ from ...rewards.reward_net import RewardNet
 from ...segmenters.inference import image_batches
 from ...segmenters.norms import adapt_batchnorm, norm_of
 from ...segmenters.unet import UNet
+from ..context import StageContext
 from .config import RL4SegExperiment
 
 M = TypeVar("M", bound=nn.Module)
@@ -63,21 +59,12 @@ class Gold:
         save_weights(path, {"rows": self.rows, "masks": self.masks})
 
 
-class Context:
-    """Data on the device and results of other stages, for the stages of one run.
-
-    trains: make the stages that are not finished; otherwise they are an error.
-    """
+class Context(StageContext[RL4SegExperiment]):
+    """Data on the device and results of other stages, for the stages of one run."""
 
     def __init__(self, experiment: RL4SegExperiment, run: Run, *, trains: bool) -> None:
-        self.experiment, self.run, self.device = experiment, run, resolve_device(experiment.device)
-        self.trains = trains
-        self.settings = asdict(experiment)
+        super().__init__(experiment, run, trains=trains)
         self._loaded: dict[tuple[str, str], ImagePool] = {}
-
-    def seed(self, purpose: str) -> int:
-        """A seed for one purpose, so that no stage depends on what another one has drawn."""
-        return zlib.crc32(f"{self.experiment.seed}/{purpose}".encode())
 
     def stage(
         self,
@@ -88,26 +75,9 @@ class Context:
         work: Callable[[], float],
         after: Sequence[Path] = (),
     ) -> Path:
-        """The folder of a finished stage; `make` makes it, and returns its files, unless it was made before.
-
-        Args:
-            name: of its folder, below the run's.
-            make: trains it, from its checkpoint where there is one.
-            keys: of the configuration that `make` reads itself: "seed", "ppo", "network.norm_mode".
-            work: about how many images `make` shows to a network in training, for the estimate of the time left.
-            after: folders of the stages whose files `make` reads: it depends on these files, and on what decided them.
-
-        Raises:
-            ValueError: it is not finished, and this context does not train; or it was made with other settings.
-        """
-
-        def train(stage: Run) -> list[str]:
-            if not self.trains:
-                folder = str(self.run.folder)
-                raise ValueError(f"run {folder!r} is not finished: it lacks {name}; train it further with --resume")
-            return make(stage)
-
-        return self.run.stage(name).complete(chosen(self.settings, keys), train, after=after)
+        """The folder of a finished stage: see `complete`. work: about how many images `make` shows to a network in
+        training, for the estimate of the time left."""
+        return self.complete(name, make, keys, after)
 
     # -- data ------------------------------------------------------------------------------------------------------
 

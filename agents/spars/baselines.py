@@ -122,7 +122,7 @@ def _images(env: SparsEnv) -> list[Tensor]:
 
 
 def _dense_classifier(env: SparsEnv) -> DensePresenceNet:
-    net = load_presence(env.config.classifier or "packaged").to(env.device)
+    net = env.table.net
     assert isinstance(net, DensePresenceNet)  # see `_without_cells`
     return net
 
@@ -180,7 +180,7 @@ def unet(context: Context) -> list[nn.Module]:
         save_network(stage.folder / UNET, net)
         return [UNET]
 
-    folder = context.stage("baselines/unet", make, keys=(*LABELLED_CASES, "unet"))
+    folder = context.complete("baselines/unet", make, keys=(*LABELLED_CASES, "unet"))
     return [load_network(folder / UNET, VolumeUNet).to(context.device)]
 
 
@@ -204,7 +204,7 @@ def attention_mil(context: Context) -> list[nn.Module]:
         return [ATTENTION]
 
     keys = (*LABELLED_CASES, "presence", "env.window_size")
-    folder = context.stage("baselines/attention_mil", make, keys=keys)
+    folder = context.complete("baselines/attention_mil", make, keys=keys)
     return [load_network(folder / ATTENTION, AttentionNet, hu_window=context.hu_window).to(context.device)]
 
 

@@ -9,7 +9,6 @@ from time import perf_counter
 
 import torch
 
-from ...classifiers.presence import load_presence
 from ...envs.spars import SparsEnv
 
 REPEATS = 8
@@ -30,10 +29,9 @@ class ClassifierCost:
     @classmethod
     def measured(cls, env: SparsEnv) -> "ClassifierCost | None":
         """Measure the classifier of an environment on its device; None where its scores are of something else."""
-        if env.table.digest is None:
+        net, lattice = env.table.net, env.lattice
+        if net is None:
             return None
-        assert env.config.classifier is not None
-        net, lattice = load_presence(env.config.classifier).to(env.device), env.lattice
         volume, first = env.cases[0].image.to(env.device), torch.zeros(1, dtype=torch.int64, device=env.device)
         ids = torch.linspace(0, lattice.size - 1, REPEATS + 1).long()
         corners = lattice.corners(ids).to(env.device)[:, None]

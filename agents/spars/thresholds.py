@@ -68,9 +68,8 @@ class Threshold:
 
     def written(self) -> dict[str, Any]:
         """As JSON: threshold (null where each case has its own), calibration (slope and offset), dice."""
-        fixed = self.value
         curve = None if isinstance(self.rule, float) else [self.rule.slope, self.rule.offset]
-        return {"threshold": fixed, "calibration": curve, "dice": self.dice}
+        return {"threshold": self.value, "calibration": curve, "dice": self.dice}
 
     @property
     def value(self) -> float | None:

@@ -10,6 +10,7 @@ import yaml
 from segarena.agents.command_line import main
 from segarena.agents.spars.config import SparsExperiment
 from segarena.agents.spars.rollouts import roll_out
+from segarena.agents.spars.search_policy import CandidatePolicy
 from segarena.agents.spars.search_rules import SEARCH_POLICIES, known, sub_lattice
 from segarena.agents.spars.training import AGENT_KEYS
 from segarena.common.runs import Run
@@ -133,6 +134,26 @@ def test_the_policy_learns_to_discover_and_a_turned_sign_would_not(tmp_path):
         for rows in (Run(run).metrics()[:3], Run(run).metrics()[-3:])
     )
     assert last > 1.3 * first > 0
+
+
+def test_a_policy_starts_as_the_straddle_rule_among_the_windows_in_reach_or_from_equal_chances():
+    """And its weight is learned: it has a gradient, which the logits of better windows pull upwards."""
+    walk = SparsEnv(
+        **ENV, cases=["phantom_2000-2003"], score_source="oracle_fraction", num_envs=4, device="cpu", eval_dice=False
+    )
+    walk.seed(range(4))
+    walk.reset()
+    for _ in range(2):
+        walk.step(walk.action_masks().float().argmax(dim=1))
+    obs, spaces = walk.observe(), (walk.single_observation_space, walk.single_action_space)
+    worth = obs["candidates"][..., -2].masked_fill(~walk.action_masks(), -torch.inf)
+    torch.manual_seed(0)
+    rule, equal = (CandidatePolicy(*spaces, lambda _: 1e-3, straddle=straddle) for straddle in (10.0, 0.0))
+    assert torch.equal(rule.get_distribution(obs).mode(), worth.argmax(dim=1))
+    chances, free = equal.get_distribution(obs).distribution.probs, walk.action_masks().float()
+    assert torch.allclose(chances, free / free.sum(dim=1, keepdim=True), atol=1e-6)
+    rule.get_distribution(obs).log_prob(worth.argmax(dim=1)).sum().backward()
+    assert float(rule.mlp_extractor.straddle.grad) > 0
 
 
 # -- rules -------------------------------------------------------------------------------------------------------------
