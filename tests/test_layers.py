@@ -26,6 +26,7 @@ SHARED |= {
     "policy",
     "ppo",
     "learning",
+    "context",
     "rollout_buffer",
     "callbacks",
     "dense_ppo",
