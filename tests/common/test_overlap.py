@@ -1,10 +1,10 @@
-"""Dice of label maps."""
+"""Dice and counts of label maps."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from segarena.common.overlap import class_dice
+from segarena.common.overlap import class_counts, class_dice
 
 
 def test_dice_of_known_masks() -> None:
@@ -33,3 +33,31 @@ def test_any_number_of_spatial_axes_is_one_image() -> None:
         assert class_dice(a.view(shape), b.view(shape), (1, 2)).equal(class_dice(a.flatten(1), b.flatten(1), (1, 2)))
     with pytest.raises(ValueError, match=r"must both be \[B, \*spatial\]"):
         class_dice(a[0, 0, 0], b[0, 0, 0], (1,))
+
+
+def test_counts_of_classes_by_hand() -> None:
+    predicted = torch.tensor([[[0, 0, 1, 1], [1, 1, 0, 2]]])
+    labels = torch.tensor([[[0, 0, 1, 0], [1, 255, 0, 1]]])
+    counts = class_counts(predicted, labels, 4)
+    assert [x.tolist() for x in (counts.both, counts.union, counts.true)] == [
+        [[3, 2, 0, 0]],
+        [[4, 4, 1, 0]],
+        [[4, 3, 0, 0]],
+    ]
+    assert counts.predicted.dtype == torch.int64
+    with pytest.raises(ValueError, match="label maps are"):
+        class_counts(predicted[0, 0], labels[0, 0], 4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_counts_equal_a_plain_loop_over_classes(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    predicted, labels = torch.randint(0, 5, (2, 3, 4, 4, 2), generator=generator, dtype=torch.uint8)
+    labels = torch.where(labels == 4, 255, labels)
+    counts = class_counts(predicted, labels, 5)
+    for row in range(3):
+        for k in range(5):
+            p, y = (predicted[row] == k) & (labels[row] != 255), labels[row] == k
+            expected = [(p & y).sum(), p.sum(), y.sum(), ((p | y) & (labels[row] != 255)).sum()]
+            assert [x[row, k].item() for x in (*counts, counts.union)] == [int(x) for x in expected]
