@@ -2,7 +2,7 @@
 alike, whichever windows it looked at."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Literal, Protocol
 
@@ -47,6 +47,8 @@ class MaskMaker:
     """What the scores of unseen windows are taken from; None: unseen windows cover nothing."""
     evidence: Evidence | None = None
     """How scores are divided; None: every block of a window gets its score. Not with `reduce` sum."""
+    kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    """Scores and C of the cases, by number, all of whose windows were seen: C is the same for every `reduce`."""
 
     def paint(self, at: Tensor, scores: Tensor, cases: Sequence[int]) -> Tensor:
         """A of visited windows, one value per block: float64 [K, Bx, By, Bz].
@@ -77,16 +79,25 @@ class MaskMaker:
     def _divided(self, scores: Tensor, seen: Tensor, case: int) -> Tensor:
         """√(C M) of the map M of one case, float64 [Bx, By, Bz]: C(b) = mean share of block b in the scores of the seen
         windows over it; M / 2 where none was seen."""
+        known, means = self.kept.get(case, (None, scores))
+        if known is None or not torch.equal(known, seen):  # NaN is equal to nothing
+            ids = (~seen.isnan()).nonzero()[:, 0]
+            means = self._mean_shares(seen, ids, case)
+            if len(ids) == len(seen):
+                self.kept[case] = seen, means
+        means = torch.where(means >= 0, means, scores.flatten() / 4)
+        return (means.view_as(scores) * scores).clamp(min=0).sqrt()
+
+    def _mean_shares(self, seen: Tensor, ids: Tensor, case: int) -> Tensor:
+        """C of each block by the windows `ids`, float64; -1 where none of them covers it."""
         assert self.evidence is not None
-        windows, sums = torch.zeros(2, scores.numel(), dtype=torch.int64, device=scores.device)
+        windows, sums = torch.zeros(2, prod(self.lattice.block_shape), dtype=torch.int64, device=seen.device)
         most = max(1, MOST_NUMBERS // prod(width // self.lattice.step for width in self.lattice.window))
-        for ids in torch.split((~seen.isnan()).nonzero()[:, 0], most):
-            blocks, shares = self.evidence.blocks(ids).flatten(), self.evidence(case, ids) * seen[ids, None]
+        for some in torch.split(ids, most):
+            blocks, shares = self.evidence.blocks(some).flatten(), self.evidence(case, some) * seen[some, None]
             windows.index_add_(0, blocks, torch.ones_like(blocks))
             sums.index_add_(0, blocks, (shares.double() * FIXED_POINT).round().long().flatten())
-        divided = sums.double() / FIXED_POINT / windows.clamp(min=1)
-        means = torch.where(windows > 0, divided, scores.flatten() / 4)
-        return (means.view_as(scores) * scores).clamp(min=0).sqrt()
+        return torch.where(windows > 0, sums.double() / FIXED_POINT / windows.clamp(min=1), -1.0)
 
     def voxels(self, blocks: Tensor) -> Tensor:
         """A of voxels, float32 [..., X, Y, Z], of A of blocks [..., Bx, By, Bz]."""

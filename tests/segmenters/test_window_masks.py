@@ -1,5 +1,7 @@
 """From the scores of windows to a map: plain loops over windows give the same."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from segarena.datasets.liver.lattice import WindowLattice
@@ -63,3 +65,35 @@ def test_windows_that_were_not_seen_are_filled_from_the_prior():
     assert torch.equal(filled, MaskMaker(LATTICE, "min", "blocks").blocks(prior.fill(seen), range(len(seen))))
     assert (alone > 0).sum() == 2 * 3 * 2, "one window covers its own blocks"
     assert (filled > 0).sum() > 5 * (alone > 0).sum()
+
+
+class Corner:
+    """All of a score is the first block's."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def blocks(self, ids):
+        corners = LATTICE.corners()[ids] // LATTICE.step
+        cut = torch.tensor([int(phase > 0) for phase in LATTICE.phase])
+        _, by, bz = LATTICE.block_shape
+        inside = torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(2))
+        return ((corners[:, None] + inside + cut) * torch.tensor((by * bz, bz, 1))).sum(dim=2)
+
+    def __call__(self, case, ids):
+        self.asked += 1
+        return torch.eye(12)[:1].expand(len(ids), -1)
+
+
+def test_shares_of_whole_volumes_are_made_once_and_never_those_of_other_scores():
+    evidence, seen = Corner(), torch.rand(LATTICE.size, generator=torch.Generator().manual_seed(1))
+    maker = MaskMaker(LATTICE, "mean", "blocks", evidence=evidence)
+    for reduce in REDUCE:
+        fresh = MaskMaker(LATTICE, reduce, "blocks", evidence=Corner())
+        again = replace(maker, reduce=reduce)
+        assert torch.equal(again.blocks(seen[None], [0]), fresh.blocks(seen[None], [0]))
+    assert evidence.asked == 1
+    for other in (seen / 2, seen.where(seen > 0.5, torch.nan)):
+        fresh = MaskMaker(LATTICE, "mean", "blocks", evidence=Corner())
+        assert torch.equal(maker.blocks(other[None], [0]), fresh.blocks(other[None], [0]))
+        assert torch.equal(maker.blocks(seen[None], [1]), fresh.blocks(seen[None], [1]))
