@@ -1,9 +1,10 @@
-"""Plain PPO on any environment: the experiment of a new environment that has no paper of its own yet.
+"""Plain PPO on any environment: the experiment of a new environment that has no paper of its own yet, and of a learned
+attacker (docs/rp-pgd.md).
 
 `paper: ppo` in a configuration chooses it; `env` is the id of the environment and `settings` its arguments.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch
 from gymnasium import spaces
 
 from ..common import checks
+from ..common.checkpoints import load_weights, save_weights
 from ..common.device import forked_rng
 from ..common.names import slug
+from ..common.progress import Progress
 from ..common.runs import Run
 from ..envs.core import BatchedEnv
 from ..envs.learner_env import LearnerEnv
@@ -22,6 +25,7 @@ from ..evaluation.curve_figures import Curve
 from ..evaluation.films import Shot
 from ..evaluation.report import mean_metrics
 from ..evaluation.results import Case, Result, count_origins
+from .context import StageContext
 from .experiment import (
     Episode,
     EvaluateOptions,
@@ -34,12 +38,19 @@ from .experiment import (
     write_result,
 )
 from .learning import learn, restore
+from .open_loop import OpenLoop, OpenLoopConfig, schedule_shape, tune_schedule
 from .papers import POLICIES
 from .policy import Episodes, Policy, TrainedPolicy, make_env, play, play_and_draw, reference
 from .ppo import LEARNERS, Learner, MaskableLearner, PPOConfig
 
 COLUMNS = ("return", "steps")
 """Metrics of the table of results."""
+OPEN_LOOP, OPEN_LOOP_TITLE = "open_loop", "open-loop schedule"
+"""Name of the stage that tunes the schedule, and of its row in tables of results."""
+SCHEDULE = "schedule.safetensors"
+"""Its file."""
+MOST_AT_ONCE = 64
+"""Episodes that a schedule plays at once while it is tuned."""
 NEW_EPISODES = 2**33
 """Seed of the first episode of an evaluation: above the seeds of all trainings, which begin below 2^32."""
 
@@ -56,8 +67,14 @@ class PPOExperiment(Experiment):
     """Arguments of the environment by name, e.g. '{horizon: 64}'."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """Settings of PPO."""
+    open_loop: OpenLoopConfig = field(default_factory=OpenLoopConfig)
+    """An open-loop schedule as the control of a policy with continuous actions; by default there is none."""
     episodes: int = 100
     """Number of episodes that `evaluate` plays with each policy."""
+    evaluate_settings: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the environment that are others where `evaluate` plays, e.g. '{split: test}'."""
+    deterministic: bool = False
+    """Evaluate the likeliest action instead of a drawn one."""
     checkpoint_every: int = 20_480
     """Environment steps between checkpoints."""
 
@@ -66,11 +83,15 @@ class PPOExperiment(Experiment):
         checks.check(self, episodes=checks.AT_LEAST_1, checkpoint_every=checks.AT_LEAST_1)
 
     def resolved(self) -> "PPOExperiment":
-        """The same with the whole path of the environment's data, where `settings` names a folder or file."""
-        data = self.settings.get("data", "phantom")
-        if data == "phantom" or not Path(str(data)).exists():
-            return self
-        return replace(self, settings={**self.settings, "data": str(Path(data).resolve())})
+        """The same with whole paths where settings name a folder or file of `data` or a `model`."""
+        return replace(
+            self, settings=_with_whole_paths(self.settings), evaluate_settings=_with_whole_paths(self.evaluate_settings)
+        )
+
+
+def _with_whole_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    paths = {key: Path(str(settings[key])) for key in ("data", "model") if key in settings}
+    return {**settings, **{key: str(path.resolve()) for key, path in paths.items() if path.exists()}}
 
 
 def env_of(experiment: PPOExperiment, num_envs: int, **settings: Any) -> BatchedEnv:
@@ -83,6 +104,11 @@ def check(experiment: PPOExperiment) -> None:
     if not experiment.ppo.total_timesteps:
         raise ValueError("nothing to train: ppo.total_timesteps is 0")
     env = env_of(experiment, 1)
+    if experiment.evaluate_settings:
+        env_of(_evaluated(experiment), 1)
+    if experiment.open_loop.generations:
+        schedule_shape(env)
+        check_names([experiment], [(OPEN_LOOP_TITLE, experiment.seed)])
     experiment.ppo.check_memory(env)
     experiment.ppo.wrap(LearnerEnv(env))
     if experiment.ppo.algorithm == "maskable":
@@ -112,7 +138,16 @@ def _fresh(experiment: PPOExperiment) -> Learner | MaskableLearner:
 
 
 def train(experiment: PPOExperiment, run: Run) -> None:
-    """Train the policy from the run's last checkpoint on."""
+    """Tune the open-loop schedule, if there is one, then train the policy; each from its last checkpoint on."""
+    if experiment.open_loop.generations:
+        work = experiment.open_loop.steps(env_of(experiment, 1))
+        run.progress = Progress({OPEN_LOOP: float(work), "agent": float(experiment.ppo.total_timesteps)})
+        open_loop(StageContext(experiment, run, trains=True))
+    with run.progress.stage("agent"):
+        _train_agent(experiment, run)
+
+
+def _train_agent(experiment: PPOExperiment, run: Run) -> None:
     model, ppo = _fresh(experiment), asdict(experiment.ppo)
     run.depend_on({"seed": experiment.seed, "env": experiment.env, "settings": experiment.settings, "ppo": ppo})
     if checkpoint := run.resume():
@@ -128,6 +163,20 @@ def train(experiment: PPOExperiment, run: Run) -> None:
     )
 
 
+def open_loop(context: StageContext[PPOExperiment]) -> OpenLoop:
+    """The open-loop schedule of a run, tuned first unless that is done."""
+    experiment = context.experiment
+
+    def make(stage: Run) -> list[str]:
+        env = env_of(experiment, min(experiment.open_loop.episodes, MOST_AT_ONCE))
+        schedule = tune_schedule(env, experiment.open_loop, context.seed(OPEN_LOOP), stage)
+        save_weights(stage.folder / SCHEDULE, {"schedule": schedule})
+        return [SCHEDULE]
+
+    folder = context.complete(OPEN_LOOP, make, keys=("seed", "env", "settings", "open_loop"))
+    return OpenLoop(load_weights(folder / SCHEDULE)[0]["schedule"])
+
+
 def learner(experiment: PPOExperiment, run: Run) -> Learner | MaskableLearner:
     """The trained policy as a learner of Stable-Baselines3."""
     model = _fresh(experiment)
@@ -135,8 +184,13 @@ def learner(experiment: PPOExperiment, run: Run) -> Learner | MaskableLearner:
     return model
 
 
-def _policy(model: Learner | MaskableLearner) -> TrainedPolicy:
-    return TrainedPolicy(model.policy, normalize=model.get_vec_normalize_env())
+def _policy(model: Learner | MaskableLearner, experiment: PPOExperiment) -> TrainedPolicy:
+    return TrainedPolicy(model.policy, experiment.deterministic, normalize=model.get_vec_normalize_env())
+
+
+def _evaluated(experiment: PPOExperiment) -> PPOExperiment:
+    """The experiment with the settings of the environment in which `evaluate` plays."""
+    return replace(experiment, settings={**experiment.settings, **experiment.evaluate_settings})
 
 
 def evaluate(runs: Sequence[tuple[Run, PPOExperiment]], options: EvaluateOptions) -> tuple[list[Result], list[str]]:
@@ -148,27 +202,30 @@ def evaluate(runs: Sequence[tuple[Run, PPOExperiment]], options: EvaluateOptions
     if options.split or options.cases:
         raise ValueError("split and cases choose among cases, but the episodes of paper 'ppo' are drawn by the seed")
     experiments = [experiment for _, experiment in runs]
-    if len({(one.env, repr(one.settings), one.episodes) for one in experiments}) > 1:
+    if len({(one.env, repr(_evaluated(one).settings), one.episodes) for one in experiments}) > 1:
         raise ValueError("the runs have different environments, settings or numbers of episodes; evaluate them apart")
     table = POLICIES.get(experiments[0].env, {})
-    example = env_of(experiments[0], 1)
+    example = env_of(_evaluated(experiments[0]), 1)
     fitting = [name for name, row in table.items() if row.fits(example)]
     names = fitting if options.policies is None else options.policies
     policies = {name: reference(table, name) for name in names}
-    check_names(experiments, product(policies, {experiment.seed for experiment in experiments}))
+    tuned = [(OPEN_LOOP_TITLE, one.seed) for one in experiments if one.open_loop.generations]
+    check_names(experiments, [*product(policies, {one.seed for one in experiments}), *tuned])
     steps = [reached(run, one.ppo.total_timesteps, unfinished=options.unfinished) for run, one in runs]
     results: list[Result] = []
     for (run, experiment), step in zip(runs, steps, strict=True):
         model = learner(experiment, run)
-        env = env_of(experiment, experiment.episodes)
-        players: dict[str, Policy[Any]] = {experiment.name: _policy(model)}
+        env = env_of(_evaluated(experiment), experiment.episodes)
+        players: dict[str, Policy[Any]] = {experiment.name: _policy(model, experiment)}
+        if experiment.open_loop.generations:
+            players[OPEN_LOOP_TITLE] = open_loop(StageContext(experiment, run, trains=False))
         if experiment.seed not in {result.seed for result in results}:
             players |= {name: row.policy(env, experiment.seed) for name, row in policies.items()}
         for method, policy in players.items():
             played = _new_episodes(env, policy, experiment.seed)
             supervision = policies[method].supervision if method in policies else "none"
             name = method_name(experiment, step, experiment.ppo.total_timesteps)
-            shown = method if method in policies else name
+            shown = name if method == experiment.name else method
             result = _result(experiment, env, shown, played, supervision, step, options.command)
             results.append(write_result(options.folder(run), result))
     return results, []
@@ -216,7 +273,7 @@ def _result(
         metrics=dict(mean_metrics(cases)),
         cases=cases,
         settings={
-            "settings": experiment.settings,
+            "settings": _evaluated(experiment).settings,
             "total_timesteps": step,
             **({"unfinished": f"step {step} of {planned}"} if step < planned else {}),
         },
@@ -237,7 +294,7 @@ def render(run: Run, experiment: PPOExperiment, options: RenderOptions) -> Episo
     env.seed([options.seed])
     with forked_rng(env.device):
         torch.manual_seed(options.seed)
-        shots, played = play_and_draw(env, _policy(model))
+        shots, played = play_and_draw(env, _policy(model, experiment))
     if step < total:
         shots = [Shot(shot.picture, [*shot.lines, method_name(experiment, step, total)]) for shot in shots]
     summary = f"{int(played.lengths[0])} steps, return {float(played.returns[0]):.3f}"

@@ -338,10 +338,10 @@ class Run:
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """A nested configuration as {"ppo.epochs": 5, ...}; lists, tuples and None as text."""
+    """A nested configuration as {"ppo.epochs": 5, ...}; lists, tuples, None and what is empty as text."""
     found: dict[str, bool | int | float | str] = {}
     for name, value in settings.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             found |= {f"{name}.{key}": item for key, item in flat(value).items()}
         else:
             found[name] = value if isinstance(value, bool | int | float | str) else str(plain(value))

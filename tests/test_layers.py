@@ -26,6 +26,7 @@ SHARED |= {
     "policy",
     "ppo",
     "learning",
+    "open_loop",
     "context",
     "rollout_buffer",
     "callbacks",

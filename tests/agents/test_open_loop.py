@@ -1,0 +1,106 @@
+"""The open-loop schedule: it finds the best actions of each step, resumes exactly, and stands beside the policy."""
+
+import sys
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from segarena.agents.command_line import main
+from segarena.agents.open_loop import OpenLoop, OpenLoopConfig, schedule_shape, tune_schedule
+from segarena.agents.policy import play
+from segarena.common.runs import Run
+from segarena.common.stopping import Stopped
+from segarena.envs import ENVIRONMENTS, Entry, register
+from segarena.envs.core import BatchedEnv, EnvConfig
+from segarena.evaluation.results import read_results
+
+TARGET = torch.tensor([[0.5, -0.8], [-0.2, 0.9], [0.0, 0.3]])
+CONFIG = OpenLoopConfig(generations=60, episodes=4)
+
+
+class TrackEnv(BatchedEnv):
+    """Three steps, each paid by how near the action is to the target of its step, which is never observed."""
+
+    def __init__(self, config=None, **settings):
+        super().__init__(config or EnvConfig(horizon=3), **settings)
+        self.single_observation_space = spaces.Box(0.0, 1.0, (1,), np.float32)
+        self.single_action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def _reset(self, env_ids, options):
+        pass
+
+    def _step(self, actions):
+        reward = -(actions - TARGET[self.t.clamp(max=2)]).square().sum(dim=1)
+        return {"reward": reward}, torch.zeros(self.num_envs, dtype=torch.bool)
+
+    def observe(self, env_ids=None):
+        return torch.zeros(self.num_envs if env_ids is None else len(env_ids), 1)
+
+    def _render_frame(self, env_id):
+        return np.zeros((8, 8, 3), np.uint8)
+
+
+@pytest.fixture
+def track(monkeypatch):
+    """Its id, in the table of environments for one test."""
+    monkeypatch.setitem(sys.modules, "track", sys.modules[__name__])
+    register("Track-v0", Entry("track:TrackEnv", "none", ""))
+    yield "Track-v0"
+    del ENVIRONMENTS["Track-v0"], gym.registry["Track-v0"]
+
+
+def test_it_finds_the_best_action_of_each_step(tmp_path):
+    schedule = tune_schedule(TrackEnv(num_envs=4, device="cpu"), CONFIG, 0, Run(tmp_path))
+    assert (schedule - TARGET).abs().max() < 0.05
+    env = TrackEnv(num_envs=2, device="cpu")
+    env.reset()
+    assert play(env, OpenLoop(schedule)).returns.min() > -0.01
+
+
+def test_one_that_was_stopped_ends_like_one_that_was_not(tmp_path, monkeypatch):
+    config, env = replace(CONFIG, generations=8), TrackEnv(num_envs=4, device="cpu")
+    whole = tune_schedule(env, config, 3, Run(tmp_path / "whole"))
+    saved, save = [], Run.save
+
+    def stop(self, *arguments):
+        save(self, *arguments)
+        saved.append(arguments[0])
+        if arguments[0] == 5:
+            raise Stopped(15, "")
+
+    monkeypatch.setattr(Run, "save", stop)
+    with pytest.raises(Stopped):
+        tune_schedule(env, config, 3, Run(tmp_path / "stopped"))
+    resumed = tune_schedule(env, config, 3, Run(tmp_path / "stopped"))
+    assert torch.equal(whole, resumed)
+    assert saved == [*range(1, 6), 6, 7, 8]
+
+
+def test_what_has_no_schedule_is_refused():
+    class Choice(TrackEnv):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            self.single_action_space = spaces.Discrete(3)
+
+    with pytest.raises(ValueError, match=r"continuous actions with bounds.*Discrete\(3\)"):
+        schedule_shape(Choice(num_envs=1, device="cpu"))
+    with pytest.raises(ValueError, match="3000 steps of 2 numbers but a schedule has at most 4096"):
+        schedule_shape(TrackEnv(EnvConfig(horizon=3000), num_envs=1, device="cpu"))
+
+
+def test_it_stands_beside_the_policy_of_its_run(track, tmp_path):
+    config = tmp_path / "track.yaml"
+    config.write_text(
+        "paper: ppo\nname: tracker\nenv: Track-v0\nepisodes: 4\ndeterministic: true\n"
+        "open_loop: {generations: 40, episodes: 4}\n"
+        "ppo: {total_timesteps: 96, num_envs: 8, n_steps: 3, batch_size: 24}\n"
+    )
+    out = str(tmp_path / "run")
+    assert main(["train", "--config", str(config), "--device", "cpu", "--out", out]) == 0
+    assert main(["evaluate", "--run", out, "--policies"]) == 0
+    returns = {result.method: result.metrics["return"] for result in read_results(tmp_path / "run/evaluation/test")}
+    assert returns.keys() == {"tracker", "open-loop schedule"}
+    assert returns["open-loop schedule"] > -0.05 > returns["tracker"]
