@@ -1,10 +1,6 @@
 """Two processes that train together, on one machine, end like one with the doubled batch; and what a worker gets."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +8,7 @@ from safetensors.torch import load_file
 from segarena.common.runs import Run
 from segarena.common.workers import ONE_PROCESS, Workers
 from torch import nn
+from two_processes import run_two
 
 PROGRAM = """
 import json, sys
@@ -66,26 +63,9 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """Folder in which two processes ran `together`, started with the variables that torchrun gives."""
+    """Folder in which two processes ran `together`."""
     folder = tmp_path_factory.mktemp("two")
-    (folder / "program.py").write_text(PROGRAM)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    shared |= {"OMP_NUM_THREADS": "1", "SEGARENA_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-W", "error", str(folder / "program.py"), str(folder)]
-    processes = []
-    try:
-        for rank in ("0", "1"):
-            env = {**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank}
-            processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
-        said = [process.communicate(timeout=240)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    said = run_two(PROGRAM, folder)
     assert "segmenter" in said[0]
     assert "segmenter" not in said[1], "only rank 0 shows a progress bar"
     return folder

@@ -1,0 +1,89 @@
+"""Two processes that train adversarially together end like one with the doubled batch, batch normalisation included."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from segarena.common.workers import ONE_PROCESS
+from two_processes import run_two
+
+TESTS = Path(__file__).parents[2]
+PROGRAM = f"""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, {str(TESTS)!r})
+import torch
+from adversarial_toys import SIDE, config, toy_victim, toys
+from segarena.agents.rp_pgd import training
+from segarena.common.checkpoints import save_weights
+from segarena.common.runs import Run
+from segarena.common.workers import Workers
+from segarena.datasets.scenes.augmentation import AugmentationConfig
+
+torch.set_num_threads(1)
+
+
+def train(name, workers, **settings):
+    victim = toy_victim(seed=workers.rank, dropout=0.0)  # rank 0's weights count
+    val, augmentation = toys(3, first=50).pool(), AugmentationConfig(crop=SIDE)
+    run = Run(Path(folder, name))
+    given = config(**{{"epochs": 2, "learning_rate": 0.02, **settings}})
+    training.train_adversarial(victim, toys(16), val, augmentation, given, "unet", run, 7, workers=workers)
+    run.close()
+    save_weights(Path(folder, f"{{name}}-{{workers.rank}}.safetensors"), victim.model.state_dict())
+
+
+def both(workers, batch_size):
+    train("sat", workers, batch_size=batch_size)
+    train("split", workers, batch_size=batch_size, bn="split", method="at", attack="rp_pgd_pp")
+    train("all", workers, batch_size=batch_size, adv_ratio=1.0)
+
+
+if __name__ == "__main__":
+    folder = sys.argv[1]
+    with Workers.from_environment("cpu") as workers:
+        both(workers, 2)
+        training.synchronise = lambda net, workers: None
+        train("apart", workers, batch_size=2)
+"""
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Folder in which two processes and one have trained: eight and sixteen gradient steps."""
+    folder = tmp_path_factory.mktemp("two")
+    run_two(PROGRAM, folder)
+    (folder / "one").mkdir()
+    scope = {"__name__": "program", "folder": str(folder / "one")}
+    exec(PROGRAM, scope)
+    scope["both"](ONE_PROCESS, 4)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["sat", "split", "all"])
+def test_two_workers_end_like_one_process_with_the_doubled_batch(two, name):
+    one = load_file(two / f"one/{name}-0.safetensors")
+    for rank in (0, 1):
+        weights = load_file(two / f"{name}-{rank}.safetensors")
+        assert one.keys() == weights.keys(), "a file of one process is read by several, and the other way round"
+        for key in one:
+            torch.testing.assert_close(weights[key], one[key], rtol=0, atol=1e-5, msg=f"rank {rank}: {key}")
+
+
+def test_statistics_of_each_workers_own_images_would_end_elsewhere(two):
+    one, apart = load_file(two / "one/sat-0.safetensors"), load_file(two / "apart-0.safetensors")
+    assert max(float((one[key].float() - apart[key].float()).abs().max()) for key in one) > 1e-3
+
+
+def test_the_curves_are_those_of_one_process(two):
+    from segarena.common.runs import Run
+
+    for name in ("sat", "split", "all"):
+        lines, expected = Run(two / name).metrics(), Run(two / "one" / name).metrics()
+        assert len(lines) == 2
+        for line, other in zip(lines, expected, strict=True):
+            assert line.keys() == other.keys()
+            losses = [key for key in line if "loss" in key or key.endswith(("lr", "_size"))]
+            assert {key: line[key] for key in losses} == pytest.approx({key: other[key] for key in losses}, abs=1e-4)
