@@ -1,4 +1,4 @@
-"""A small victim and its scenes, on which an adversarial training takes a second, and phantom runs for the command line."""
+"""A small victim and scenes on which adversarial trainings take a second; a phantom run for the command line."""
 
 import torch
 from attack_toys import TinyNet
