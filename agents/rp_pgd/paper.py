@@ -28,4 +28,5 @@ PAPER: Paper[RPPGDExperiment] = Paper(
     lines=evaluation.lines,
     frame_ms=1000,
     threads=0,
+    parallel=True,
 )

@@ -4,6 +4,7 @@ segmenter/                   the run's only stage: curves, pictures, checkpoints
 segmenter/victim.safetensors the trained network with its normalisation and its classes, as attacks read it
 """
 
+import io
 from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
@@ -68,14 +69,13 @@ def check(experiment: RPPGDExperiment) -> None:
 
 def train(experiment: RPPGDExperiment, run: Run) -> None:
     """Train the segmenter, unless that is done."""
-    run.progress = Progress({SEGMENTER: 1.0})
-    context = StageContext(experiment, run, trains=True)
-    segmenter(context)
+    run.progress = Progress({SEGMENTER: 1.0}, out=None if run.workers.is_main else io.StringIO())
+    segmenter(StageContext(experiment, run, trains=True))
 
 
-def segmenter(context: StageContext[RPPGDExperiment], workers: Workers = ONE_PROCESS) -> Path:
+def segmenter(context: StageContext[RPPGDExperiment]) -> Path:
     """The folder of the finished segmenter."""
-    experiment, config = context.experiment, context.experiment.training
+    experiment, config, workers = context.experiment, context.experiment.training, context.run.workers
 
     def make(stage: Run) -> list[str]:
         scenes = load_scenes(experiment.data, experiment.train_split, "--data.")

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from adversarial_toys import TINY
 from safetensors.torch import load_file
+from segarena.agents.command_line import main
+from segarena.common.runs import Run
 from segarena.common.workers import ONE_PROCESS
 from two_processes import run_two
 
@@ -78,8 +82,6 @@ def test_statistics_of_each_workers_own_images_would_end_elsewhere(two):
 
 
 def test_the_curves_are_those_of_one_process(two):
-    from segarena.common.runs import Run
-
     for name in ("sat", "split", "all"):
         lines, expected = Run(two / name).metrics(), Run(two / "one" / name).metrics()
         assert len(lines) == 2
@@ -87,3 +89,36 @@ def test_the_curves_are_those_of_one_process(two):
             assert line.keys() == other.keys()
             losses = [key for key in line if "loss" in key or key.endswith(("lr", "_size"))]
             assert {key: line[key] for key in losses} == pytest.approx({key: other[key] for key in losses}, abs=1e-4)
+
+
+TRAIN = f"""
+import sys
+
+sys.path.insert(0, {str(TESTS)!r})
+from segarena.agents.command_line import main
+
+if __name__ == "__main__":
+    folder = sys.argv[1]
+    out = folder + "/run"
+    options = ["--training.batch_size", "2", "--training.epochs", "2", "--name", "two", "--training.method", "sat"]
+    assert main(["train", "--config", folder + "/tiny.yaml", "--out", out, *options]) == 0
+"""
+
+
+def test_torchrun_trains_from_the_command_line(tmp_path, capsys):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    said = run_two(TRAIN, tmp_path)
+    assert "segmenter" in said[0]
+    assert "segmenter" not in said[1], "only rank 0 says how far it is"
+    options = ["--training.batch_size", "4", "--training.epochs", "2", "--training.method", "sat"]
+    options += ["--out", str(tmp_path / "one")]
+    assert main(["train", "--config", str(tmp_path / "tiny.yaml"), *options]) == 0
+    two, one = (load_file(tmp_path / name / "segmenter" / "victim.safetensors") for name in ("run", "one"))
+    assert two.keys() == one.keys()
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=0, atol=1e-5, msg=key)
+    assert [line["step"] for line in Run(tmp_path / "run" / "segmenter").metrics()] == [1, 2]
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0, "it is finished"
+    capsys.readouterr()
+    assert main(["evaluate", "--run", str(tmp_path / "run")]) == 0
+    assert "two" in capsys.readouterr().out
