@@ -9,9 +9,9 @@ Each process runs the same program, started by `torchrun --nproc_per_node=2 prog
 batches of W * b rows, since each batch is divided among them and their gradients are averaged with the numbers of rows
 as weights. That is exact, but for rounding, where the loss is a mean over rows. It is not where rows of a batch meet:
 batch normalisation uses the statistics of the worker's own rows (running statistics: those of rank 0's rows) unless
-`segmenters/norms.py:synchronise` makes it count all of them, a Dice that is pooled over the batch pools the worker's own
-rows, and the shape prior's attribute term compares the pairs within them. Use GroupNorm, or shares large enough. The presence classifier has no batch that is divided: each worker
-draws its own, with the classes in balance.
+`segmenters/norms.py:synchronise` makes it count all of them, a Dice that is pooled over the batch pools the worker's
+own rows, and the shape prior's attribute term compares the pairs within them. Use GroupNorm, or shares large enough.
+The presence classifier has no batch that is divided: each worker draws its own, with the classes in balance.
 
 Dropout, jitter and codes are drawn apart: rank r seeds with seed + r, so that rank 0 draws what one process would.
 Rank 0 decides the order of the rows, and it alone writes.

@@ -104,8 +104,8 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
     row = paper_named(paper)
     if (processes := os.environ.get("WORLD_SIZE", "1")) != "1" and not row.parallel:
         raise ValueError(
-            f"torchrun started {processes} processes but `train` trains a run of paper {paper!r} in one: start it "
-            f"without torchrun, or call a trainer with workers= (common/workers.py)"
+            f"torchrun started {processes} processes but `train` trains in one with paper {paper!r}: start it without "
+            f"torchrun, or call a trainer with workers= (common/workers.py)"
         )
     experiment = experiment_from(row, options)
     if options.print_config:
