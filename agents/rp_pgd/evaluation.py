@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ...common.names import slug
 from ...common.runs import Run, plain
 from ...datasets.images import IGNORED, ImagePool
 from ...datasets.sample import BadSample
-from ...datasets.scenes.images import load_scenes
+from ...datasets.scenes.images import Scenes, load_scenes
 from ...evaluation.films import Shot
 from ...evaluation.report import Column
 from ...evaluation.results import Case, Result, count_origins
@@ -93,13 +93,17 @@ def _test_images(experiment: RPPGDExperiment, options: EvaluateOptions, bad: lis
         found = [name for name in scenes.ids if any(fnmatchcase(name, case) for case in options.cases)]
         if not found:
             raise ValueError(f"split {split!r} has no image {', '.join(options.cases)}; choose others by --cases")
-        rows = {name: row for row, name in enumerate(scenes.ids)}
-        scenes.groups[:] = [scenes.groups[rows[name]] for name in found]
-        scenes.ids[:] = found
+        scenes = _chosen(scenes, found)
     pool = scenes.pool(bad.append if options.skip_bad else None)
     if pool.labels is None:
         raise ValueError(f"{pool.unlabelled[0]} has no labels, by which robustness is judged; choose others by --split")
     return pool, split
+
+
+def _chosen(scenes: Scenes, ids: list[str]) -> Scenes:
+    """Those of the scenes that have these ids."""
+    groups = dict(zip(scenes.ids, scenes.groups, strict=True))
+    return replace(scenes, ids=ids, groups=[groups[name] for name in ids])
 
 
 def _judged(victim: Normalized, images: ImagePool, experiment: RPPGDExperiment) -> dict[str, Judged]:
@@ -182,11 +186,7 @@ def render(run: Run, experiment: RPPGDExperiment, options: RenderOptions) -> Epi
     scenes = load_scenes(experiment.data, split, "--")
     if options.case is not None:
         check_choice("case", options.case, scenes.ids)
-        scenes.groups[:] = [scenes.groups[scenes.ids.index(options.case)]]
-        scenes.ids[:] = [options.case]
-    else:
-        del scenes.ids[1:], scenes.groups[1:]
-    pool, config = scenes.pool(), experiment.training
+    pool, config = _chosen(scenes, [options.case or scenes.ids[0]]).pool(), experiment.training
     if pool.labels is None:
         raise ValueError(f"{pool.ids[0]} has no labels, which the attack needs; choose another by --case or --split")
     image, labels = pool.at(torch.tensor([0])), pool.labels
