@@ -28,10 +28,11 @@ from ...evaluation.report import Column
 from ...evaluation.results import Case, Result, count_origins
 from ..context import StageContext
 from ..experiment import Episode, EvaluateOptions, RenderOptions, check_names, method_name, write_result
+from ..predictor import PredictOptions, Predictor
 from .config import RPPGDExperiment, feature_arguments
 from .judging import Judged, judge
 from .pictures import attack_panel, class_legend
-from .training import SEGMENTER, build_victim, segmenter, victim_file
+from .training import SEGMENTER, VICTIM, build_victim, segmenter, victim_file
 
 log = logging.getLogger(__name__)
 CLEAN = "clean"
@@ -216,7 +217,7 @@ def check_export(experiment: RPPGDExperiment) -> None:
     """Raises ValueError: there is no agent to export."""
     raise ValueError(
         "export_sb3 writes an agent, but paper 'rp_pgd' trains a segmenter: its file is "
-        f"{SEGMENTER}/victim.safetensors in the run's folder"
+        f"{SEGMENTER}/{VICTIM} in the run's folder"
     )
 
 
@@ -224,6 +225,14 @@ def learner(experiment: RPPGDExperiment, run: Run) -> BaseAlgorithm:
     """Raises ValueError: as `check_export`."""
     check_export(experiment)
     raise AssertionError
+
+
+def no_masks(run: Run, experiment: RPPGDExperiment, options: PredictOptions) -> Predictor:
+    """Raises ValueError: the network is for Python."""
+    raise ValueError(
+        f"predict does not take runs of paper 'rp_pgd', such as {str(run.folder)!r}; attacks.victims.load_victim reads "
+        f"its network, {SEGMENTER}/{VICTIM}, in Python, and segmenters.sliding applies it to whole photographs"
+    )
 
 
 def lines(experiment: RPPGDExperiment, run: Run) -> list[dict[str, float]]:

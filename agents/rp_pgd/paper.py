@@ -13,6 +13,7 @@ PAPER: Paper[RPPGDExperiment] = Paper(
     check_export=evaluation.check_export,
     evaluate=evaluation.evaluate,
     render=evaluation.render,
+    predictor=evaluation.no_masks,
     columns=evaluation.COLUMNS,
     baseline="no defence",
     hparams=(

@@ -49,6 +49,10 @@ def together():
         found["gathered"] = workers.gather(f"rank {workers.rank} of {workers.world_size}")
         found["broadcast"] = workers.broadcast(workers.rank + 5)
         found["mean"] = workers.mean({"a": 1.0 + workers.rank, "b": -2.0})
+        value = torch.tensor([1.0, 2.0], requires_grad=True)
+        total = workers.total((1 + workers.rank) * value)
+        ((1 + workers.rank) * total).sum().backward()
+        found["total"] = [total.tolist(), value.grad.tolist()]
         found["shard"] = workers.shard(torch.arange(5)).tolist()
         found["drawn"] = torch.load(Path(folder, "whole/checkpoints/step_000000000004/state.pt"), weights_only=True)
         found["drawn"] = [len({bytes(kind["torch"]["cpu"].numpy()) for kind in found["drawn"]["random"]})]
@@ -115,6 +119,8 @@ def test_what_workers_exchange(two):
         there = found(two, rank)
         assert there["gathered"] == ["rank 0 of 2", "rank 1 of 2"]
         assert there["broadcast"] == 5
+        gradient = 3.0 * (1 + rank)  # of both workers' losses, 1 and 2 times the total
+        assert there["total"] == [[3.0, 6.0], [gradient, gradient]]
         assert there["mean"] == {"a": 1.5, "b": -2.0}
     assert (found(two, 0)["shard"], found(two, 1)["shard"]) == ([0, 1, 2], [3, 4])
 

@@ -202,11 +202,13 @@ def test_a_training_begins_with_a_victim_or_with_weights_of_the_backbone(trained
     assert torch.equal(weights["layer4.0.conv1.weight"], imagenet["layer4.0.conv1.weight"])
 
 
-def test_options_of_agents_are_refused(trained, capsys):
+def test_options_of_agents_are_refused(trained, tmp_path, capsys):
     for options in (["--policies", "random"], ["--save_masks"]):
         assert main(["evaluate", "--run", str(trained), *options]) == 2
         assert "paper 'rp_pgd' trains segmenters; leave it out" in capsys.readouterr().err
-    assert main(["predict", "--run", str(trained), "--input", "a.png", "--out", "out"]) == 2
+    (tmp_path / "a.png").touch()
+    assert main(["predict", "--run", str(trained), "--input", str(tmp_path / "a.png"), "--out", "out"]) == 2
+    assert "segmenter/victim.safetensors, in Python" in capsys.readouterr().err
 
 
 def test_ddc_at_trains_a_victim_whose_first_classifier_is_used(tmp_path):
