@@ -78,7 +78,7 @@ def trained_victim(
     """
     experiment = experiment.resolved()
     if unfinished and not victim_file(run).is_file():
-        classes = load_scenes(experiment.data, experiment.train_split, "--data.").classes
+        classes = load_scenes(experiment.data, experiment.train_split, "--train_").classes
         victim = build_victim(experiment.network, experiment.training, len(classes), experiment.seed)
         checkpoint = run.stage(SEGMENTER).checkpoint()
         load_into(victim.model, checkpoint.weights, f"{run.folder} at epoch {checkpoint.step}")

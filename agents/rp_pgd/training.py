@@ -54,8 +54,8 @@ KEYS = (
 
 def check(experiment: RPPGDExperiment) -> None:
     """Raises whatever can be known to be wrong before anything is written."""
-    scenes, config = load_scenes(experiment.data, experiment.train_split, "--data."), experiment.training
-    load_scenes(experiment.data, experiment.val_split, "--data.")
+    scenes, config = load_scenes(experiment.data, experiment.train_split, "--train_"), experiment.training
+    load_scenes(experiment.data, experiment.val_split, "--val_")
     steps_of(len(scenes), config.drawn)
     if scenes[0].label is None:
         raise ValueError(
@@ -78,8 +78,8 @@ def segmenter(context: StageContext[RPPGDExperiment]) -> Path:
     experiment, config, workers = context.experiment, context.experiment.training, context.run.workers
 
     def make(stage: Run) -> list[str]:
-        scenes = load_scenes(experiment.data, experiment.train_split, "--data.")
-        val = load_scenes(experiment.data, experiment.val_split, "--data.").pool()
+        scenes = load_scenes(experiment.data, experiment.train_split, "--train_")
+        val = load_scenes(experiment.data, experiment.val_split, "--val_").pool()
         victim = build_victim(experiment.network, config, len(scenes.classes), context.seed("network"))
         victim = victim.to(context.device)
         if context.device.type == "cuda":

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import segarena
 import torch
 import yaml
 from adversarial_toys import TINY
+from PIL import Image
 from safetensors.torch import load_file
 from segarena.agents.command_line import main
 from segarena.attacks.victim import Normalized
@@ -146,7 +148,9 @@ def test_eps_stays_as_it_was_written(tmp_path):
             "feature_layer is 'model.down.7' but the model has no such module",
         ),
         (["--training.batch_size", "9"], "a batch needs 9 images but there are 8; lower training.batch_size"),
-        (["--train_split", "trian"], "trian"),
+        (["--train_split", "trian"], "split is 'trian' but"),
+        (["--train_split", "trian"], "such as --train_split train"),
+        (["--val_split", "vall"], "such as --val_split train"),
         (["--network.pretrained", "nowhere.safetensors"], "does not exist"),
         (["--evaluation.attacks", "[pgd,pgd]"], "must name each attack once"),
         (["--export_sb3", "a.zip"], "paper 'rp_pgd' trains a segmenter: its file is segmenter/victim.safetensors"),
@@ -200,6 +204,42 @@ def test_a_training_begins_with_a_victim_or_with_weights_of_the_backbone(trained
     assert train("psp", *still, network=network) == 0
     weights = load_file(tmp_path / "psp" / "segmenter" / "victim.safetensors")
     assert torch.equal(weights["layer4.0.conv1.weight"], imagenet["layer4.0.conv1.weight"])
+
+
+def write_voc(root):
+    """Five photographs and their labels in VOC's layout, of sizes of their own."""
+    generator, names = np.random.default_rng(0), [f"photo_{n}" for n in range(5)]
+    for n, name in enumerate(names):
+        shape = (40 + n, 60 - n)
+        label = np.zeros(shape, dtype=np.uint8)
+        label[10:30, 10:40], label[30] = n + 1, 255
+        pixels = (np.clip(40 * label[..., None] + generator.normal(60, 20, (*shape, 3)), 0, 255)).astype(np.uint8)
+        for folder, picture, kind in (("JPEGImages", pixels, "jpg"), ("SegmentationClass", label, "png")):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(root / folder / f"{name}.{kind}")
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("\n".join(names[:4]) + "\n")
+    (lists / "val.txt").write_text("photo_4\n")
+    return root
+
+
+def test_photographs_from_a_folder(tmp_path):
+    data = {"data": str(write_voc(tmp_path / "voc")), "size": 33, "fit": "crop"}
+    tiny = {key: value for key, value in TINY.items() if key != "data"}
+    (tmp_path / "voc.yaml").write_text(yaml.safe_dump({**tiny, "data": data, "test_split": "val"}))
+    crops = ["--augmentation", "{crop: 33}", "--training.loaders", "2", "--training.batch_size", "2"]
+    for name, loaders in (("run", "2"), ("again", "0")):
+        options = ["--out", str(tmp_path / name), *crops, "--training.loaders", loaders]
+        assert main(["train", "--config", str(tmp_path / "voc.yaml"), *options]) == 0
+    one, other = (load_file(tmp_path / name / "segmenter" / "victim.safetensors") for name in ("run", "again"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items()), "threads change no number"
+    assert main(["evaluate", "--run", str(tmp_path / "run")]) == 0
+    (result,) = read_results(tmp_path / "run" / "evaluation" / "test")
+    assert [case["case_id"] for case in result.cases] == ["photo_4"]
+    assert load_victim(tmp_path / "run" / "segmenter" / "victim.safetensors", 21)[1][5] == "bottle"
+    (tmp_path / "voc" / "JPEGImages" / "photo_2.jpg").write_bytes(b"no picture")
+    assert main(["train", "--config", str(tmp_path / "voc.yaml"), *crops, "--out", str(tmp_path / "bad")]) == 2
 
 
 def test_options_of_agents_are_refused(trained, tmp_path, capsys):
