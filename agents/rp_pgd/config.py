@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ...attacks.budget import Epsilon
 from ...attacks.methods import ATTACKS, Attack
 from ...attacks.options import RPOptions
-from ...common.checks import ABOVE_0, AT_LEAST_0, AT_LEAST_1, POSITIVE, SHARE, check, check_choice, whole_path
+from ...common.checks import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, check, check_choice, whole_path
 from ...common.device import resolve_device
 from ...datasets.scenes.augmentation import AugmentationConfig
 from ...datasets.scenes.images import SceneDataConfig
@@ -100,7 +100,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check(self, "training.", steps=AT_LEAST_1, adv_ratio=(ABOVE_0, 1), aux_weight=AT_LEAST_0, power=AT_LEAST_0)
-        check(self, "training.", learning_rate=POSITIVE, head_factor=POSITIVE, weight_decay=AT_LEAST_0, momentum=SHARE)
+        check(self, "training.", learning_rate=POSITIVE, head_factor=POSITIVE, weight_decay=AT_LEAST_0)
+        check(self, "training.", momentum=(0, BELOW_1))
         check(self, "training.", epochs=AT_LEAST_1, batch_size=AT_LEAST_1, warmup_epochs=AT_LEAST_0, loaders=AT_LEAST_0)
         check(self, "training.", validate_every=AT_LEAST_1, val_steps=AT_LEAST_1)
         for name in ("attack", "val_attack"):

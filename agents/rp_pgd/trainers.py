@@ -151,7 +151,7 @@ class Trainer:
             found["loss_mask"] = mean(outputs.mask, mixed.mask)
         return found
 
-    def total(self, losses: dict[str, Tensor]) -> Tensor:
+    def weighted(self, losses: dict[str, Tensor]) -> Tensor:
         """CE of the main logits + weight * CE of the auxiliary ones + CE of the mask."""
         weights = {"loss_main": 1.0, "loss_aux": self.config.aux_weight, "loss_mask": 1.0}
         return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()

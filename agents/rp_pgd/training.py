@@ -206,7 +206,7 @@ def train_adversarial(
                 _refuse(scenes, one, str(error))
             outputs = trainer.outputs(mixed.images)
             losses = trainer.losses(outputs, mixed)
-            descend(optimizer, trainer.total(losses), workers)
+            descend(optimizer, trainer.weighted(losses), workers)
             finite.append(outputs.logits.detach().isfinite().all())
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach() / len(drawn)

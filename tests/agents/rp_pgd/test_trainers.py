@@ -114,7 +114,7 @@ def test_the_update_counts_statistics_and_reaches_every_weight():
     trainer = Trainer(victim, config(), "unet")
     mixed = trainer.mix(batch_of(4))
     mean = victim.model.stem[1].running_mean.clone()
-    trainer.total(trainer.losses(trainer.outputs(mixed.images), mixed)).backward()
+    trainer.weighted(trainer.losses(trainer.outputs(mixed.images), mixed)).backward()
     assert not torch.equal(mean, victim.model.stem[1].running_mean)
     assert all(parameter.grad.abs().sum() > 0 for parameter in victim.parameters())
 
@@ -141,7 +141,7 @@ def test_the_loss_is_the_mean_over_valid_pixels_of_main_and_weighted_auxiliary_l
     losses = trainer.losses(Outputs(main, aux, None), Mixed(main, labels, None))
     expected = [F.cross_entropy(one, labels, ignore_index=255) for one in (main, aux)]
     assert losses["loss_main"].item() == pytest.approx(expected[0].item(), abs=1e-6)
-    assert trainer.total(losses).item() == pytest.approx((expected[0] + 0.4 * expected[1]).item(), abs=1e-6)
+    assert trainer.weighted(losses).item() == pytest.approx((expected[0] + 0.4 * expected[1]).item(), abs=1e-6)
     nothing = trainer.losses(Outputs(main, aux, None), Mixed(main, torch.full_like(labels, 255), None))
     assert [loss.item() for loss in nothing.values()] == [0.0, 0.0]
 
@@ -199,7 +199,7 @@ def test_ddc_at_reaches_all_heads():
     mixed = trainer.mix(batch_of(4))
     losses = trainer.losses(trainer.outputs(mixed.images), mixed)
     assert list(losses) == ["loss_main", "loss_aux", "loss_mask"]
-    trainer.total(losses).backward()
+    trainer.weighted(losses).backward()
     net = victim.model
     for head in (net.auxiliary_head, net.mask_head):
         assert head[-1].weight.grad.abs().sum() > 0
