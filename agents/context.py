@@ -53,4 +53,5 @@ class StageContext(Generic[E]):
                 raise ValueError(f"run {folder!r} is not finished: it lacks {name}; train it further with --resume")
             return make(stage)
 
-        return self.run.stage(name).complete(chosen(self.settings, keys), train, after=after)
+        stage = self.run.stage(name)
+        return stage.complete(chosen(self.settings, keys), train, after=after, workers=self.run.workers)

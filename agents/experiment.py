@@ -19,6 +19,8 @@ from ..common.files import replacing
 from ..common.names import check_name, slug
 from ..common.resuming import reconfigure, tidy, training_in
 from ..common.runs import Run, chosen, plain
+from ..common.stopping import stopping_safely
+from ..common.workers import ONE_PROCESS, Workers
 from ..evaluation.curve_figures import Curve
 from ..evaluation.drawing import Legend
 from ..evaluation.films import Shot
@@ -208,11 +210,16 @@ class Paper(Generic[E]):
     """Time in milliseconds that each frame of an episode is shown."""
     threads: int = 1
     """CPU threads of PyTorch that its commands compute with unless told otherwise; 0: one per core."""
+    parallel: bool = False
+    """Whether several processes, started by torchrun, may train one of its runs: `train` uses the run's `workers`."""
 
-    def start(self, experiment: E, out: str | Path, environment: Mapping[str, Any]) -> Run:
+    def start(
+        self, experiment: E, out: str | Path, environment: Mapping[str, Any], workers: Workers = ONE_PROCESS
+    ) -> Run:
         """Train in the new folder `out`; see `resume` for a run that was interrupted.
 
         environment: description of the machine, written into environment.json.
+        workers: the processes that train together, all of which call this; rank 0 alone writes.
 
         Raises:
             ValueError: a value, case, file or folder that cannot be used; nothing is written then. Or, later, what the
@@ -223,17 +230,26 @@ class Paper(Generic[E]):
         experiment = experiment.resolved()
         resolve_device(experiment.device)
         self.check(experiment)
+        if not workers.is_main:
+            return self._follow(experiment, out, workers)
         Run.check_new(out)
         with training_in(out):
-            return self._finish(experiment, Run.create(out, plain(asdict(experiment)), environment))
+            return self._finish(experiment, Run.create(out, plain(asdict(experiment)), environment), workers)
 
-    def resume(self, experiment: E, out: str | Path, environment: Mapping[str, Any] | None = None) -> Run:
+    def resume(
+        self,
+        experiment: E,
+        out: str | Path,
+        environment: Mapping[str, Any] | None = None,
+        workers: Workers = ONE_PROCESS,
+    ) -> Run:
         """Continue the run in the folder `out`, as `experiment` says, where it was interrupted.
 
         `experiment` may differ from the run's config.yaml, which is then rewritten, in keys on which nothing depends
         that was made so far.
 
         environment: description of the machine, for a run whose first process was killed before it had written its own.
+        workers: as of `start`.
 
         Raises:
             ValueError: something depends on a changed key (names the stages, and the ways out), or another process
@@ -241,6 +257,8 @@ class Paper(Generic[E]):
             Stopped: as `start`.
         """
         run, experiment = Run.open(out), experiment.resolved()
+        if not workers.is_main:
+            return self._follow(experiment, out, workers)
         config = plain(asdict(experiment))
         with training_in(out):
             if config != run.config:
@@ -248,14 +266,22 @@ class Paper(Generic[E]):
             reconfigure(run, config)
             tidy(run)
             run.describe(environment or describe_machine())
-            return self._finish(experiment, run)
+            return self._finish(experiment, run, workers)
 
-    def _finish(self, experiment: E, run: Run) -> Run:
+    def _follow(self, experiment: E, out: str | Path, workers: Workers) -> Run:
+        """The part of a process that does not write."""
+        with stopping_safely():
+            return self._finish(experiment, Run(out), workers)
+
+    def _finish(self, experiment: E, run: Run, workers: Workers) -> Run:
         accelerate(resolve_device(experiment.device))
+        workers.broadcast(None)  # until the folder is there
+        run.workers = workers
         try:
             self.train(experiment, run)
-            outcome = self.outcome(experiment, run)
-            run.log_hparams(chosen(asdict(experiment), self.hparams), outcome)
+            if workers.is_main:
+                outcome = self.outcome(experiment, run)
+                run.log_hparams(chosen(asdict(experiment), self.hparams), outcome)
         finally:
             run.close()
         return run

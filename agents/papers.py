@@ -21,6 +21,7 @@ PAPERS: "Table[Paper[Any]]" = Table(
     {
         "spars": "segarena.agents.spars.paper:PAPER",
         "rl4seg": "segarena.agents.rl4seg.paper:PAPER",
+        "rp_pgd": "segarena.agents.rp_pgd.paper:PAPER",
         "ppo": "segarena.agents.generic:PAPER",
     },
 )

@@ -110,6 +110,7 @@ class Attack:
         feature_layer: str | None = None,
         options: RPOptions = RPOptions(),  # noqa: B008 (frozen)
         generator: torch.Generator | None = None,
+        watch: Callable[[AttackCore], object] | None = None,
     ) -> Tensor:
         """Adversarial images [B, C, *spatial]: at most eps (high - low) from `images` in each pixel, and within bounds.
 
@@ -131,6 +132,7 @@ class Attack:
             feature_layer: submodule whose output the prototypes of RP-PGD and RP-PGD++ are made of.
             options: of the attacks whose names begin with "rp".
             generator: of the random start; None: PyTorch's own.
+            watch: is handed the core before each step, to look at regions, losses or the image that is reached there.
 
         Raises:
             ValueError: names what was given, what is allowed, and the way out.
@@ -150,6 +152,8 @@ class Attack:
         )
         core.reset(ball, labels, start)
         for t in range(steps):
+            if watch is not None:
+                watch(core)
             spec = core.weigh(self.schedule(t, steps, options), share, self.momentum)
             if t == steps - 1:
                 core.update(spec)

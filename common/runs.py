@@ -51,6 +51,8 @@ class Run:
         """Settings that it depends on, see `depend_on`."""
         self.progress = Progress()
         """Shows how far the whole run is; its stages share it."""
+        self.workers = ONE_PROCESS
+        """The processes that train in it together; its stages share them."""
         self._event_files = EventFiles(board_of(self.folder, name))
         self._to_cut: tuple[int, int] | None = None
         """Bytes of metrics.jsonl and of TensorBoard's files that stay, until they are cut back."""
@@ -124,7 +126,7 @@ class Run:
     def stage(self, name: str) -> "Run":
         """The folder of one stage of this run."""
         stage = Run(self.folder / name, f"{self.name}/{name}" if self.name else name)
-        stage.progress = self.progress
+        stage.progress, stage.workers = self.progress, self.workers
         return stage
 
     # -- what is watched -------------------------------------------------------------------------------------------

@@ -8,10 +8,10 @@ Each process runs the same program, started by `torchrun --nproc_per_node=2 prog
 `batch_size` is that of one process: W workers with batches of b rows take the gradient steps of one process with
 batches of W * b rows, since each batch is divided among them and their gradients are averaged with the numbers of rows
 as weights. That is exact, but for rounding, where the loss is a mean over rows. It is not where rows of a batch meet:
-batch normalisation uses the statistics of the worker's own rows (running statistics: those of rank 0's rows), a Dice
-that is pooled over the batch pools the worker's own rows, and the shape prior's attribute term compares the pairs
-within them. Use GroupNorm, or shares large enough. The presence classifier has no batch that is divided: each worker
-draws its own, with the classes in balance.
+batch normalisation uses the statistics of the worker's own rows (running statistics: those of rank 0's rows) unless
+`segmenters/norms.py:synchronise` makes it count all of them, a Dice that is pooled over the batch pools the worker's
+own rows, and the shape prior's attribute term compares the pairs within them. Use GroupNorm, or shares large enough.
+The presence classifier has no batch that is divided: each worker draws its own, with the classes in balance.
 
 Dropout, jitter and codes are drawn apart: rank r seeds with seed + r, so that rank 0 draws what one process would.
 Rank 0 decides the order of the rows, and it alone writes.
@@ -21,7 +21,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -107,6 +107,10 @@ class Workers:
         parts = self.gather(dict(scalars))
         return {key: sum(part[key] for part in parts) for key in scalars}
 
+    def total(self, value: Tensor) -> Tensor:
+        """`value` of any shape summed over the workers; its gradient is summed over them, too."""
+        return value if self.world_size == 1 else _Total.apply(value)  # type: ignore[no-untyped-call]
+
     def mean(self, scalars: Mapping[str, float]) -> dict[str, float]:
         """Each scalar's mean over the workers."""
         return {key: value / self.world_size for key, value in self.sum(scalars).items()}
@@ -129,6 +133,22 @@ class Workers:
                 dense = value.contiguous()  # channels_last is not
                 distributed.broadcast(dense, src=0)
                 value.copy_(dense)
+
+
+class _Total(torch.autograd.Function):
+    """A sum over the workers, in which each worker's loss depends on the values of all."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.contiguous().clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        distributed.all_reduce(total)
+        return total
 
 
 ONE_PROCESS = Workers()

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 
 from ..common.checks import check_choice
 from ..common.device import bfloat16_on_cuda
+from ..common.workers import Workers
 from .unet import Norm
 
 NormMode = Literal["frozen", "batch", "group"]
@@ -140,3 +141,60 @@ def shrink_perturb(
         if name.endswith("weight") and (include_norm or weight.ndim > 1):  # gains are the only vectors among them
             noise = torch.randn(weight.shape, generator=generator, device=generator.device)
             weight.mul_(shrink).add_(noise.to(weight.device), alpha=sigma)
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation by the statistics of all workers' images together, on the CPU too (PyTorch's needs CUDA).
+
+    In train mode alone; every worker must then make the same passes.
+    """
+
+    workers: Workers
+
+    @classmethod
+    def of(cls, layer: nn.BatchNorm2d, workers: Workers) -> "SyncBatchNorm":
+        """The same layer, with the very parameters and buffers of `layer`."""
+        made = cls(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+        made._parameters, made._buffers = layer._parameters, layer._buffers
+        made.workers = workers
+        return made.train(layer.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised maps [B, C, H, W]."""
+        if not self.training:
+            return super().forward(x)
+        values, total = x.float(), self.workers.total
+        number = total(values.new_tensor(values.numel() / self.num_features))
+        mean = total(values.sum(dim=(0, 2, 3))) / number
+        centred = values - mean[:, None, None]
+        var = total(centred.square().sum(dim=(0, 2, 3))) / number
+        scale = torch.rsqrt(var + self.eps)
+        if self.affine:
+            scale = scale * self.weight
+        out = centred * scale[:, None, None]
+        if self.affine:
+            out = out + self.bias[:, None, None]
+        self._remember(mean.detach(), var.detach() * number / (number - 1))
+        return out.to(x.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, var: Tensor) -> None:
+        if not self.track_running_stats:
+            return
+        counter, means, variances = (
+            self.get_buffer(name) for name in ("num_batches_tracked", "running_mean", "running_var")
+        )
+        counter.add_(1)
+        share = 1 / float(counter) if self.momentum is None else self.momentum
+        means.lerp_(mean, share)
+        variances.lerp_(var, share)
+
+
+def synchronise(net: nn.Module, workers: Workers) -> None:
+    """Let every batch normalisation of `net` count the images of all workers; of one worker alone nothing changes."""
+    if workers.world_size == 1:
+        return
+    for parent in list(net.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.BatchNorm2d) and not isinstance(layer, SyncBatchNorm):
+                setattr(parent, name, SyncBatchNorm.of(layer, workers))

@@ -252,8 +252,8 @@ class DevicePolice(TorchFunctionMode):
                 device_type, enabled = HOST.type, enabled and self.autocast
             _autocast_init(this, device_type, dtype, enabled, cache_enabled)
 
-        def grouped(lists, *args, real=torch.optim.Optimizer._group_tensors_by_device_and_dtype):
-            groups = real(lists, *args)  # for optimisers and clip_grad_norm_
+        def grouped(lists, *args, real=torch.optim.Optimizer._group_tensors_by_device_and_dtype, **options):
+            groups = real(lists, *args, **options)  # for optimisers and clip_grad_norm_
             return {(DEVICE if self.on_device(of[0][0][0]) else home, kind): of for (home, kind), of in groups.items()}
 
         answers = {"is_available": True, "device_count": 1, "current_device": 0, "get_device_name": "pretended device"}

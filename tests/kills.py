@@ -62,6 +62,14 @@ CONFIGS = {
         "tist": {"epochs": 2},
         "udas": {"head_epochs": 1, "epochs": 1},
     },
+    "rp_pgd": {
+        "paper": "rp_pgd",
+        "device": "cpu",
+        "data": {"size": 33, "phantom_scenes": {"train": 16, "val": 2, "test": 0}},
+        "augmentation": {"crop": 33},
+        "network": {"kind": "unet", "init_channels": 2},
+        "training": {"epochs": 6, "batch_size": 4, "loaders": 2},
+    },
 }
 PROGRAM = """
 import importlib, os, sys

@@ -92,7 +92,7 @@ def options_of(command):
     parser = importlib.import_module(f"segarena.agents.commands.{command}").parser(None)
     known = set(parser._option_string_actions)
     if command == "train":
-        known |= {f"--{key}" for paper in ("spars", "rl4seg", "ppo") for key in keys(schema(paper))}
+        known |= {f"--{key}" for paper in ("spars", "rl4seg", "rp_pgd", "ppo") for key in keys(schema(paper))}
     return known
 
 
@@ -150,7 +150,7 @@ def test_the_reference_has_every_public_module_and_what_it_is(hooks):
     assert names.keys() >= {"SparsEnv", "LearnerEnv", "DensePPO"}
     assert all(f"reference/{module}.md" in pages for module in names.values())
     assert pages["reference/index.md"].count("](") == len(pages) - 1 + len(names)
-    roots = {path.stem for path in ROOT.glob("*.py")} - {"__init__", "__main__", "setup", "run_rl"}
+    roots = {path.stem for path in ROOT.glob("*.py")} - {"__init__", "__main__", "setup", "run_rl", "run_adversarial"}
     assert set(hooks.ROOT_MODULES) == roots
 
 

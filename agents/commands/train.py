@@ -18,6 +18,7 @@ from ..threads import add_threads, threads_of, use_threads
 
 if TYPE_CHECKING:
     from ...common.runs import Run
+    from ...common.workers import Workers
     from ..experiment import Paper
 
 log = logging.getLogger(__name__)
@@ -94,17 +95,18 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
     """Train or continue a run."""
     from ...common.names import slug
     from ...common.runs import plain
+    from ...common.workers import Workers
     from ...evaluation.machine import describe_machine
 
     sb3_zip = options.export_sb3
     if sb3_zip is not None and not sb3_zip.endswith(".zip"):
         raise ValueError(f"export_sb3 is {sb3_zip!r} but must end in .zip")
-    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise ValueError(
-            f"torchrun started {processes} processes but `train` trains in one: start it without torchrun, or call a "
-            f"trainer with workers= (common/workers.py)"
-        )
     row = paper_named(paper)
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1" and not row.parallel:
+        raise ValueError(
+            f"torchrun started {processes} processes but `train` trains in one with paper {paper!r}: start it without "
+            f"torchrun, or call a trainer with workers= (common/workers.py)"
+        )
     experiment = experiment_from(row, options)
     if options.print_config:
         print(yaml.safe_dump(plain(asdict(experiment)), sort_keys=False, allow_unicode=True), end="")
@@ -114,21 +116,25 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
     kept = threads_of(options.resume) if options.resume else None
     use_threads(options.threads, kept=kept, default=row.threads)
     environment = {**describe_machine(), "command": command}
-    if options.seeds is not None:
-        _print_ways_on(row, experiment, _train_seeds(row, experiment, options, environment))
+    with Workers.from_environment(experiment.device) as workers:
+        if options.seeds is not None:
+            runs = _train_seeds(row, experiment, options, environment, workers)
+        elif options.resume:
+            runs = [row.resume(experiment, options.resume, environment, workers)]
+        else:
+            out = options.out or f"runs/{slug(experiment.name.lower())}-seed{experiment.seed}"
+            runs = [row.start(experiment, out, environment, workers)]
+    if not workers.is_main:
         return 0
-    if options.resume:
-        run = row.resume(experiment, options.resume, environment)
-    else:
-        out = options.out or f"runs/{slug(experiment.name.lower())}-seed{experiment.seed}"
-        run = row.start(experiment, out, environment)
     if sb3_zip is not None:
-        row.export(experiment, run, sb3_zip)
-    _print_ways_on(row, experiment, [run])
+        row.export(experiment, runs[0], sb3_zip)
+    _print_ways_on(row, experiment, runs)
     return 0
 
 
-def _train_seeds(row: "Paper[Any]", experiment: Any, options: Namespace, environment: Mapping[str, Any]) -> list["Run"]:
+def _train_seeds(
+    row: "Paper[Any]", experiment: Any, options: Namespace, environment: Mapping[str, Any], workers: "Workers"
+) -> list["Run"]:
     """A run for each seed, trained to its end; see `--seeds`."""
     from ...common.names import slug
 
@@ -142,7 +148,8 @@ def _train_seeds(row: "Paper[Any]", experiment: Any, options: Namespace, environ
         begun = (folder / "config.yaml").is_file()
         use_threads(options.threads, kept=threads_of(folder) if begun else None, default=row.threads)
         log.info("seed %d: %s, in %s", one.seed, "goes on" if begun else "begins", folder)
-        runs.append(row.resume(one, folder, environment) if begun else row.start(one, folder, environment))
+        train = row.resume if begun else row.start
+        runs.append(train(one, folder, environment, workers))
     return runs
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import yaml
+from adversarial_toys import TINY
 from device_police import DevicePolice
 from segarena.agents.callbacks import RewardTerms, StopAtNaN
 from segarena.agents.command_line import main
@@ -58,7 +59,7 @@ def flags(monkeypatch):
     torch.set_float32_matmul_precision(precision)
 
 
-@pytest.mark.parametrize("config", [SPARS, RL4SEG], ids=["spars", "rl4seg"])
+@pytest.mark.parametrize("config", [SPARS, RL4SEG, {**TINY, "device": "cuda"}], ids=["spars", "rl4seg", "rp_pgd"])
 def test_a_training_is_fast_and_has_no_tensor_on_the_wrong_device(tmp_path, monkeypatch, flags, config):
     flags.benchmark = False
     # an untrained policy's masks pass as valid, and as their own correction: there is reward data after one epoch

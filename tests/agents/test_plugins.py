@@ -154,7 +154,7 @@ def test_the_papers_are_loaded_when_they_are_used():
     code = """
 import sys
 from segarena.agents.papers import PAPERS
-assert list(PAPERS)[:3] == ["spars", "rl4seg", "ppo"]
+assert list(PAPERS)[:4] == ["spars", "rl4seg", "rp_pgd", "ppo"]
 assert "torch" not in sys.modules
 assert PAPERS["ppo"].experiment.__name__ == "PPOExperiment"
 assert "segarena.agents.rl4seg.training" not in sys.modules

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from adversarial_toys import TINY
 from rl4seg_runs import QUICK, count_all
 from segarena.agents.command_line import main
 from segarena.agents.configuration import experiment_from, experiment_parser
@@ -17,6 +18,7 @@ from segarena.agents.rl4seg.evaluation import test_split as split_that_is_evalua
 from segarena.common.runs import Run
 from segarena.datasets.echo.images import echo_splits
 from segarena.datasets.liver.cases import liver_case_ids
+from segarena.datasets.scenes.images import load_scenes
 from segarena.evaluation.results import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,7 +83,7 @@ def printed(out):
     return found
 
 
-@pytest.mark.parametrize("config", [SPARS, PPO, RL4SEG], ids=lambda config: config["paper"])
+@pytest.mark.parametrize("config", [SPARS, PPO, RL4SEG, TINY], ids=lambda config: config["paper"])
 def test_what_a_training_prints_can_be_run(here, capsys, monkeypatch, config):
     if config["paper"] == "rl4seg":
         count_all(monkeypatch)
@@ -150,11 +152,14 @@ def test_every_configuration_has_cases_that_evaluate_and_render_take(path):
         pytest.skip("needs a folder of real CTs")
     paper = paper_named(given["paper"])
     experiment = experiment_from(paper, experiment_parser(paper).parse_object(given)).resolved()
-    data = experiment.target if given["paper"] == "rl4seg" else experiment.env
+    data = {"rl4seg": "target", "spars": "env", "rp_pgd": "data"}[given["paper"]]
+    data = getattr(experiment, data)
     if data.data != "phantom" and getattr(data, "patients", None) is None:
         pytest.skip(f"needs the folder {data.data}")
     if given["paper"] == "rl4seg":
         split = split_that_is_evaluated(experiment)
         assert split == "all" or split in echo_splits(experiment.target)
+    elif given["paper"] == "rp_pgd":
+        assert len(load_scenes(data, experiment.test_split))
     else:
         assert liver_case_ids(experiment.test.of(experiment.env))

@@ -186,7 +186,7 @@ def test_a_run_is_its_own_configuration_and_options_change_it(tmp_path, monkeypa
     Path("run/environment.json").write_text(json.dumps({"threads": 3}))
     resumed, told = [], []
     row = PAPERS["rl4seg"]
-    monkeypatch.setattr(type(row), "resume", lambda self, one, out, environment: resumed.append(one) or Run.open(out))
+    monkeypatch.setattr(type(row), "resume", lambda self, one, out, *_: resumed.append(one) or Run.open(out))
     monkeypatch.setattr(torch, "set_num_threads", told.append)
     assert main(["train", "--resume", "run", "--reward_data.sim_threshold", "0.25", "--iterations=2"]) == 0
     (experiment,) = resumed

@@ -522,3 +522,19 @@ def test_schedules_say_what_is_computed():
     weighting = ATTACKS["rp_pgd_pp"].schedule(0, 3, RPOptions())
     assert (weighting.inter, weighting.intra, weighting.region_mean) == (0.5, 0.25, 1.0)
     assert replace(weighting, inter=None, intra=None) == ATTACKS["rp_region"].schedule(0, 3, RPOptions())
+
+
+@names
+def test_who_watches_sees_the_state_before_each_step_and_changes_nothing(name):
+    images, labels = scene(2, seed=5)
+    seen = []
+
+    def watch(core):
+        seen.append((core.backwards, core.adversarial.detach().clone(), core.regions.clone()))
+
+    steps = 1 if ATTACKS[name].single else 3
+    found = attacked(name, images, labels, steps=steps, watch=watch)
+    assert [backwards for backwards, *_ in seen] == list(range(steps))
+    assert torch.equal(seen[0][1], images)
+    assert all(not torch.equal(image, found) for _, image, _ in seen)
+    assert torch.equal(found, attacked(name, images, labels, steps=steps))

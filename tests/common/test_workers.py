@@ -1,10 +1,6 @@
 """Two processes that train together, on one machine, end like one with the doubled batch; and what a worker gets."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +8,7 @@ from safetensors.torch import load_file
 from segarena.common.runs import Run
 from segarena.common.workers import ONE_PROCESS, Workers
 from torch import nn
+from two_processes import run_two
 
 PROGRAM = """
 import json, sys
@@ -52,6 +49,10 @@ def together():
         found["gathered"] = workers.gather(f"rank {workers.rank} of {workers.world_size}")
         found["broadcast"] = workers.broadcast(workers.rank + 5)
         found["mean"] = workers.mean({"a": 1.0 + workers.rank, "b": -2.0})
+        value = torch.tensor([1.0, 2.0], requires_grad=True)
+        total = workers.total((1 + workers.rank) * value)
+        ((1 + workers.rank) * total).sum().backward()
+        found["total"] = [total.tolist(), value.grad.tolist()]
         found["shard"] = workers.shard(torch.arange(5)).tolist()
         found["drawn"] = torch.load(Path(folder, "whole/checkpoints/step_000000000004/state.pt"), weights_only=True)
         found["drawn"] = [len({bytes(kind["torch"]["cpu"].numpy()) for kind in found["drawn"]["random"]})]
@@ -66,26 +67,9 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """Folder in which two processes ran `together`, started with the variables that torchrun gives."""
+    """Folder in which two processes ran `together`."""
     folder = tmp_path_factory.mktemp("two")
-    (folder / "program.py").write_text(PROGRAM)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    shared |= {"OMP_NUM_THREADS": "1", "SEGARENA_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-W", "error", str(folder / "program.py"), str(folder)]
-    processes = []
-    try:
-        for rank in ("0", "1"):
-            env = {**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank}
-            processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
-        said = [process.communicate(timeout=240)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    said = run_two(PROGRAM, folder)
     assert "segmenter" in said[0]
     assert "segmenter" not in said[1], "only rank 0 shows a progress bar"
     return folder
@@ -135,6 +119,8 @@ def test_what_workers_exchange(two):
         there = found(two, rank)
         assert there["gathered"] == ["rank 0 of 2", "rank 1 of 2"]
         assert there["broadcast"] == 5
+        gradient = 3.0 * (1 + rank)  # of both workers' losses, 1 and 2 times the total
+        assert there["total"] == [[3.0, 6.0], [gradient, gradient]]
         assert there["mean"] == {"a": 1.5, "b": -2.0}
     assert (found(two, 0)["shard"], found(two, 1)["shard"]) == ([0, 1, 2], [3, 4])
 

@@ -1,0 +1,1 @@
+"""RP-PGD: adversarial training of segmenters, and what attacks them."""

@@ -1,0 +1,77 @@
+"""Pictures of attacks: images, what was added to them, labels and predictions side by side."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...datasets.images import IGNORED
+from ...evaluation.drawing import GAP_GREY, GAP_PX, Bytes, Colour
+
+IGNORED_GREY = 128
+
+
+def class_colours(classes: int) -> Bytes:
+    """A colour for each class, uint8 [K, 3], as VOC gives them: class 0 is black."""
+    colours = np.zeros((classes, 3), dtype=np.uint8)
+    for number in range(classes):
+        rest, bit = number, 7
+        while rest:
+            for channel in range(3):
+                colours[number, channel] |= ((rest >> channel) & 1) << bit
+            rest, bit = rest >> 3, bit - 1
+    return colours
+
+
+def class_picture(classes: Tensor, number: int) -> Bytes:
+    """Class numbers [H, W] as colours, uint8 [H, W, 3]; what is ignored is grey."""
+    table = np.full((256, 3), IGNORED_GREY, dtype=np.uint8)
+    table[:number] = class_colours(number)
+    return np.asarray(table[classes.cpu().numpy()], dtype=np.uint8)
+
+
+def image_picture(image: Tensor) -> Bytes:
+    """An image float32 [C, H, W] in [0, 1] with one channel or three, uint8 [H, W, 3]."""
+    return (255 * image.expand(3, -1, -1)).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+def change_picture(image: Tensor, adversarial: Tensor) -> Bytes:
+    """What was added to an image, stretched so that its largest value is white and 0 is grey."""
+    change = adversarial - image
+    most = change.abs().max().clamp(min=1e-6)
+    return image_picture(0.5 + 0.5 * change / most)
+
+
+def attack_panel(
+    images: Tensor, adversarial: Tensor, labels: Tensor, predicted: Sequence[Tensor], classes: int
+) -> Bytes:
+    """A row for each image: it, the change, it attacked, its labels, and what each of `predicted` is of it.
+
+    Args:
+        images, adversarial: float32 [N, C, H, W] in [0, 1].
+        labels: uint8 [N, H, W].
+        predicted: class numbers [N, H, W] each.
+        classes: K.
+    """
+    rows = []
+    for n, image in enumerate(images):
+        tiles = [image_picture(image), change_picture(image, adversarial[n]), image_picture(adversarial[n])]
+        tiles += [class_picture(one[n], classes) for one in (labels, *predicted)]
+        rows.append(_joined(tiles, axis=1))
+    return _joined(rows, axis=0)
+
+
+def class_legend(names: Sequence[str]) -> list[tuple[Colour, str]]:
+    """Colours and names of the classes, and of what is ignored."""
+    colours = [(int(red), int(green), int(blue)) for red, green, blue in class_colours(len(names))]
+    grey = (IGNORED_GREY, IGNORED_GREY, IGNORED_GREY)
+    return [*zip(colours, names, strict=True), (grey, f"ignored ({IGNORED})")]
+
+
+def _joined(tiles: Sequence[Bytes], axis: int) -> Bytes:
+    shape = list(tiles[0].shape)
+    shape[axis] = GAP_PX
+    gap = np.full(shape, GAP_GREY, dtype=np.uint8)
+    parts = [part for tile in tiles for part in (gap, tile)][1:]
+    return np.concatenate(parts, axis=axis)

@@ -1,0 +1,261 @@
+"""Paper rp_pgd from the command line: train, kill, resume, evaluate, render; what is refused, and by which words."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import segarena
+import torch
+import yaml
+from adversarial_toys import TINY
+from PIL import Image
+from safetensors.torch import load_file
+from segarena.agents.command_line import main
+from segarena.attacks.victim import Normalized
+from segarena.attacks.victims import load_victim, save_victim
+from segarena.common import fitting
+from segarena.common.runs import Run
+from segarena.datasets.scenes.images import SceneDataConfig, load_scenes
+from segarena.evaluation.results import read_results
+from segarena.segmenters.pspnet import PSPNet
+from segarena.segmenters.unet import UNet
+
+ROOT = Path(segarena.__file__).parent
+
+
+def write(path, **changes):
+    """A configuration: TINY with changes of its sections."""
+    config = {key: dict(value) if isinstance(value, dict) else value for key, value in TINY.items()}
+    for section, values in changes.items():
+        config[section] = {**config[section], **values} if isinstance(values, dict) else values
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert main(["train", "--config", write(folder / "tiny.yaml"), "--out", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def test_a_run_leaves_a_victim_curves_and_its_table_row(trained):
+    victim, classes = load_victim(trained / "segmenter" / "victim.safetensors", 6)
+    assert isinstance(victim.model, UNet)
+    assert classes == load_scenes(SceneDataConfig(), "val").classes
+    lines = Run(trained / "segmenter").metrics()
+    assert len(lines) == 3
+    assert {"segmenter/clean_miou", "segmenter/adv_miou", "segmenter/attack_boundary"} <= lines[-1].keys()
+    weights = {name: value.clone() for name, value in victim.state_dict().items()}
+    assert main(["train", "--resume", str(trained)]) == 0, "a finished run stays as it is"
+    again = load_victim(trained / "segmenter" / "victim.safetensors")[0].state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in weights.items())
+
+
+def test_evaluate_writes_results_table_and_pictures(trained, capsys):
+    assert main(["evaluate", "--run", str(trained)]) == 0
+    said = capsys.readouterr().out
+    for title in ("RP-PGD-PP-AT", "Clean, mIoU of an image (%)", "FGSM, mIoU", "RP-PGD++, mIoU"):
+        assert title in said
+    (result,) = read_results(trained / "evaluation" / "test")
+    assert [case["case_id"] for case in result.cases] == ["scene_200000", "scene_200001", "scene_200002"]
+    assert result.metrics["clean_aacc"] >= result.metrics["rp_pgd_pp_aacc"]
+    assert (trained / "evaluation" / "test" / f"{result.id}.png").is_file()
+    assert (
+        main(["evaluate", "--run", str(trained), "--cases", '[scene_200000, "*2"]', "--out", str(trained / "two")]) == 0
+    )
+    assert len(read_results(trained / "two")[0].cases) == 2
+    assert main(["evaluate", "--run", str(trained), "--split", "val"]) == 0
+    assert len(read_results(trained / "evaluation" / "split_val")[0].cases) == 2
+
+
+def test_render_and_plot(trained, tmp_path, capsys):
+    assert main(["render", "--run", str(trained), "--out", str(tmp_path / "attack.gif")]) == 0
+    assert "step 3 of 3" in capsys.readouterr().out
+    assert (tmp_path / "attack.gif").stat().st_size > 1000
+    assert main(["plot", "--run", str(trained), "--out", str(tmp_path / "curves.png")]) == 0
+
+
+def test_a_killed_training_goes_on_bit_for_bit(trained, tmp_path):
+    program = (
+        "import os, signal, sys, torch\n"
+        "torch.set_num_threads(1)\n"
+        "from segarena.common import fitting\n"
+        "fitting.CHECKPOINT_SECONDS = -1.0\n"
+        "from segarena.common.runs import Run\n"
+        "save = Run.save\n"
+        "def killed(self, step, *rest):\n"
+        "    save(self, step, *rest)\n"
+        "    if step == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Run.save = killed\n"
+        "from segarena.agents.command_line import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    config, out = write(tmp_path / "tiny.yaml"), tmp_path / "run"
+    command = [sys.executable, "-c", program, "train", "--config", config, "--out", str(out)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert main(["train", "--resume", str(out)]) == 0
+    whole, resumed = (load_file(folder / "segmenter" / "victim.safetensors") for folder in (trained, out))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert Run(out / "segmenter").metrics() == Run(trained / "segmenter").metrics()
+
+
+def test_an_unfinished_run_is_evaluated_when_asked(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(Run, "finish", lambda self, files: (_ for _ in ()).throw(OSError("no space left")))
+    assert main(["train", "--config", write(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "run")]) == 2
+    monkeypatch.undo()
+    (tmp_path / "run" / "segmenter" / "victim.safetensors").unlink()
+    assert main(["evaluate", "--run", str(tmp_path / "run")]) == 2
+    assert "is not finished: it lacks segmenter; train it further with --resume" in capsys.readouterr().err
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--unfinished"]) == 0
+
+
+def test_the_driver_is_the_command_line():
+    command = [sys.executable, str(ROOT / "run_adversarial.py"), "train", "--paper", "rp_pgd", "--print_config"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert yaml.safe_load(shown)["training"]["attack"] == "rp_pgd_pp"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "rp_pgd").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_packaged_configurations_are_read(path, capsys):
+    assert main(["train", "--config", "rp_pgd/phantom", "--config", f"rp_pgd/{path.stem}", "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["paper"] == "rp_pgd"
+
+
+def test_eps_stays_as_it_was_written(tmp_path):
+    run = tmp_path / "run"
+    options = ["--training.eps", "4/255", "--training.epochs", "1", "--training.method", "none"]
+    assert main(["train", "--config", write(tmp_path / "tiny.yaml"), "--out", str(run), *options]) == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["training"]["eps"] == "4/255"
+    assert json.loads(json.dumps(Run.open(run).config))["training"]["method"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--training.attack", "pgdd"], "training.attack is 'pgdd' but must be one of"),
+        (["--training.eps", "0"], "training.eps is 0.0 but must be above 0 and at most 1"),
+        (["--training.method", "ddc_at"], "unet has no heads for it; use pspnet or deeplab"),
+        (
+            ["--training.feature_layer", "model.down.7"],
+            "feature_layer is 'model.down.7' but the model has no such module",
+        ),
+        (["--training.batch_size", "9"], "a batch needs 9 images but there are 8; lower training.batch_size"),
+        (["--train_split", "trian"], "split is 'trian' but"),
+        (["--train_split", "trian"], "such as --train_split train"),
+        (["--val_split", "vall"], "such as --val_split train"),
+        (["--network.pretrained", "nowhere.safetensors"], "does not exist"),
+        (["--evaluation.attacks", "[pgd,pgd]"], "must name each attack once"),
+        (["--export_sb3", "a.zip"], "paper 'rp_pgd' trains a segmenter: its file is segmenter/victim.safetensors"),
+        (
+            [
+                "--network.kind",
+                "pspnet",
+                "--network.backbone",
+                "resnet18",
+                "--training.batch_size",
+                "2",
+                "--training.bn",
+                "split",
+            ],
+            "a batch of one image, but pspnet needs two",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(options, said, tmp_path, capsys):
+    assert main(["train", "--config", write(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "run"), *options]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_training_begins_with_a_victim_or_with_weights_of_the_backbone(trained, tmp_path, capsys):
+    def train(name, *options, **changes):
+        config = write(tmp_path / "tiny.yaml", **changes)
+        return main(["train", "--config", config, "--out", str(tmp_path / name), *options])
+
+    file = str(trained / "segmenter" / "victim.safetensors")
+    still = ["--training.epochs", "1", "--training.learning_rate", "1e-30", "--training.method", "none"]
+    assert train("again", "--network.pretrained", file, *still) == 0
+    before, after = load_file(file), load_file(tmp_path / "again" / "segmenter" / "victim.safetensors")
+    assert all(
+        torch.equal(before[name], after[name]) for name in before if "running" not in name and "num_" not in name
+    )
+    save_victim(tmp_path / "four.safetensors", Normalized(UNet(3, 4, init_channels=2), [0.5] * 3, [0.2] * 3), "abcd")
+    assert train("four", "--network.pretrained", str(tmp_path / "four.safetensors")) == 2
+    assert "out_channels = 4 but 6 is needed" in capsys.readouterr().err
+    assert train("wider", "--network.pretrained", file, network={"init_channels": 4}) == 2
+    assert "holds a UNet with" in capsys.readouterr().err
+    imagenet = {
+        name.replace("layer0.0", "conv1").replace("layer0.1", "bn1"): value
+        for name, value in PSPNet(3, 2, backbone="resnet18").state_dict().items()
+        if name.startswith("layer")
+    }
+    torch.save(imagenet, tmp_path / "imagenet.pth")
+    assert train("unet", "--network.pretrained", str(tmp_path / "imagenet.pth")) == 2
+    assert "no victim file, but unet has no backbone" in capsys.readouterr().err
+    network = {"kind": "pspnet", "backbone": "resnet18", "pretrained": str(tmp_path / "imagenet.pth")}
+    assert train("psp", *still, network=network) == 0
+    weights = load_file(tmp_path / "psp" / "segmenter" / "victim.safetensors")
+    assert torch.equal(weights["layer4.0.conv1.weight"], imagenet["layer4.0.conv1.weight"])
+
+
+def write_voc(root):
+    """Five photographs and their labels in VOC's layout, of sizes of their own."""
+    generator, names = np.random.default_rng(0), [f"photo_{n}" for n in range(5)]
+    for n, name in enumerate(names):
+        shape = (40 + n, 60 - n)
+        label = np.zeros(shape, dtype=np.uint8)
+        label[10:30, 10:40], label[30] = n + 1, 255
+        pixels = (np.clip(40 * label[..., None] + generator.normal(60, 20, (*shape, 3)), 0, 255)).astype(np.uint8)
+        for folder, picture, kind in (("JPEGImages", pixels, "jpg"), ("SegmentationClass", label, "png")):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(root / folder / f"{name}.{kind}")
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("\n".join(names[:4]) + "\n")
+    (lists / "val.txt").write_text("photo_4\n")
+    return root
+
+
+def test_photographs_from_a_folder(tmp_path):
+    data = {"data": str(write_voc(tmp_path / "voc")), "size": 33, "fit": "crop"}
+    tiny = {key: value for key, value in TINY.items() if key != "data"}
+    (tmp_path / "voc.yaml").write_text(yaml.safe_dump({**tiny, "data": data, "test_split": "val"}))
+    crops = ["--augmentation", "{crop: 33}", "--training.loaders", "2", "--training.batch_size", "2"]
+    for name, loaders in (("run", "2"), ("again", "0")):
+        options = ["--out", str(tmp_path / name), *crops, "--training.loaders", loaders]
+        assert main(["train", "--config", str(tmp_path / "voc.yaml"), *options]) == 0
+    one, other = (load_file(tmp_path / name / "segmenter" / "victim.safetensors") for name in ("run", "again"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items()), "threads change no number"
+    assert main(["evaluate", "--run", str(tmp_path / "run")]) == 0
+    (result,) = read_results(tmp_path / "run" / "evaluation" / "test")
+    assert [case["case_id"] for case in result.cases] == ["photo_4"]
+    assert load_victim(tmp_path / "run" / "segmenter" / "victim.safetensors", 21)[1][5] == "bottle"
+    (tmp_path / "voc" / "JPEGImages" / "photo_2.jpg").write_bytes(b"no picture")
+    assert main(["train", "--config", str(tmp_path / "voc.yaml"), *crops, "--out", str(tmp_path / "bad")]) == 2
+
+
+def test_options_of_agents_are_refused(trained, tmp_path, capsys):
+    for options in (["--policies", "random"], ["--save_masks"]):
+        assert main(["evaluate", "--run", str(trained), *options]) == 2
+        assert "paper 'rp_pgd' trains segmenters; leave it out" in capsys.readouterr().err
+    (tmp_path / "a.png").touch()
+    assert main(["predict", "--run", str(trained), "--input", str(tmp_path / "a.png"), "--out", "out"]) == 2
+    assert "segmenter/victim.safetensors, in Python" in capsys.readouterr().err
+
+
+def test_ddc_at_trains_a_victim_whose_first_classifier_is_used(tmp_path):
+    changes = {"network": {"kind": "pspnet", "backbone": "resnet18"}, "training": {"method": "ddc_at", "epochs": 1}}
+    assert main(["train", "--config", write(tmp_path / "a.yaml", **changes), "--out", str(tmp_path / "run")]) == 0
+    victim, _ = load_victim(tmp_path / "run" / "segmenter" / "victim.safetensors", 6)
+    assert victim.model.ddc_at
+    (line,) = Run(tmp_path / "run" / "segmenter").metrics()
+    assert line["segmenter/loss_mask"] > 0
+    assert victim(torch.rand(1, 3, 33, 33)).shape == (1, 6, 33, 33)
