@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .agents.spars.config import SparsExperiment as SparsExperiment
     from .envs.adapters import BatchEnv as BatchEnv
     from .envs.adapters import SingleEnv as SingleEnv
+    from .envs.attack import AttackEnv as AttackEnv
+    from .envs.attack_config import AttackConfig as AttackConfig
     from .envs.core import BatchedEnv as BatchedEnv
     from .envs.core import EnvConfig as EnvConfig
     from .envs.learner_env import LearnerEnv as LearnerEnv
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "AttackConfig": "envs.attack_config",
+    "AttackEnv": "envs.attack",
     "BatchEnv": "envs.adapters",
     "BatchedEnv": "envs.core",
     "DensePPO": "agents.dense_ppo.ppo",

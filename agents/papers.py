@@ -32,6 +32,10 @@ POLICIES: "Table[Mapping[str, Reference[Any]]]" = Table(
     {
         "SPARS-LiverCT-v0": "segarena.agents.spars.rules:POLICIES",
         "RL4Seg-Echo-v0": "segarena.agents.rl4seg.rules:POLICIES",
+        "RPPGD-VOC-v0": "segarena.agents.rp_pgd.rules:POLICIES",
+        "RPPGD-Cityscapes-v0": "segarena.agents.rp_pgd.rules:POLICIES",
+        "RPPGD-ADE20K-v0": "segarena.agents.rp_pgd.rules:POLICIES",
+        "RPPGD-LiverCT-v0": "segarena.agents.rp_pgd.rules:POLICIES",
     },
 )
 """Reference policies by name, of each environment id."""

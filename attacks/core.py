@@ -8,7 +8,10 @@ Symbols: x = images [B, C, *spatial] in their own units; x_t = adversarial image
 [B, K, *spatial]; l_p = loss of pixel p; w_p = its weight.
 """
 
+from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +22,11 @@ from .options import RPOptions
 from .prototypes import Prototypes, class_masks, inter_class, intra_class, prototypes
 from .regions import TRUE, Weighting, next_regions, pixel_weights, start_regions
 from .victim import frozen, logits_and_features
+
+STATE = ("regions", "forwards", "backwards", "_broken_at")
+"""What an attack consists of beside x_t and the last gradient and direction; the rest follows from a forward pass."""
+ROWS = ("adversarial", "labels", "targets", "valid", "active", "logits", "losses", "right", *STATE)
+"""Everything that has a row for each image."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,8 @@ class AttackCore:
         loss: of each pixel, one of `attacks/losses.py`.
         feature_layer: submodule whose output the prototypes are made of; None: the step has no such terms.
         options: of the region-and-prototype attacks.
+        twice: pass a single image twice. On a CPU oneDNN convolves one image in other blocks than several, and so
+            rounds otherwise; with this an image is the same alone as among others, bit for bit.
 
     Attributes:
         images, adversarial: x and x_t, [B, C, *spatial].
@@ -57,7 +67,8 @@ class AttackCore:
         features: [B, D, *grid], or None.
         gradient: the last one, [B, C, *spatial], or None.
         ball: the images that may be reached.
-        forwards, backwards: passes since the attack began.
+        forwards, backwards: passes of each image since its attack began, int64 [B].
+        terms: of the total whose gradient was taken last, each image's share by name: pixels, inter, intra; each [B].
     """
 
     images: Tensor
@@ -73,8 +84,13 @@ class AttackCore:
     regions: Tensor
     gradient: Tensor | None
     ball: LinfBall
+    forwards: Tensor
+    backwards: Tensor
+    terms: dict[str, Tensor]
     _direction: Tensor | None
     _broken_at: Tensor
+    _leaves: list[tuple[Tensor, Tensor | None]]
+    """Images whose graphs are kept, each with its rows among all [K], or None for all of them."""
 
     def __init__(
         self,
@@ -84,13 +100,14 @@ class AttackCore:
         loss: PixelLoss = cross_entropy,
         feature_layer: str | None = None,
         options: RPOptions = RPOptions(),  # noqa: B008 (frozen)
+        twice: bool = False,
     ) -> None:
         self.model = model
         self.ignore_index = ignore_index
         self.loss = loss
         self.feature_layer = feature_layer
         self.options = options
-        self.forwards = self.backwards = 0
+        self.twice = twice
 
     def reset(self, ball: LinfBall, labels: Tensor, start: Tensor | None = None) -> None:
         """Begin an attack at `start`, or at the clean images, with one forward pass.
@@ -105,13 +122,7 @@ class AttackCore:
                 finite.
         """
         _check_labels_fit(ball.images, labels)
-        self.ball, self.images, self.labels = ball, ball.images, labels
-        self.valid = labels != self.ignore_index
-        self.targets = torch.where(self.valid, labels, 0).long()
-        self.active = self.valid.flatten(1).any(dim=1)
-        self.gradient = self._direction = None
-        self._broken_at = torch.full((len(labels),), -1, device=labels.device)
-        self.forwards = self.backwards = 0
+        self._begin(ball, labels)
         if start is None:
             start = self.images
         elif start.shape != self.images.shape:
@@ -123,6 +134,67 @@ class AttackCore:
         self._digest()
         self.regions = start_regions(self.right, self.valid, ignore_as_false=self.options.ignore_as_false)
         self.check_finite()
+
+    def restart(self, rows: Tensor, ball: LinfBall, labels: Tensor, start: Tensor, *, graph: bool = True) -> None:
+        """Begin new attacks in some rows, with one forward pass of these alone; the others keep all, graphs included.
+
+        Nothing is checked and the device never waited for: labels must be classes, and the start must lie in the ball.
+
+        Args:
+            rows: numbers of the images that are replaced, int64 [K], each once.
+            ball: of the K new images; a radius for each image, or the one that all have.
+            labels: integers [K, *spatial].
+            start: [K, C, *spatial].
+            graph: keep it for a gradient.
+        """
+        new = copy(self)  # of the same model and settings
+        new._begin(ball, labels)
+        new._forward(new._only_active(start), graph)
+        new._digest()
+        new.regions = start_regions(new.right, new.valid, ignore_as_false=self.options.ignore_as_false)
+        if len(rows) == len(self.images):  # nothing is left of what was
+            self._leaves = []
+            self.losses, self.features = self.losses.detach(), None if self.features is None else self.features.detach()
+
+        @torch.enable_grad()
+        def placed(old: Tensor, values: Tensor) -> Tensor:
+            return old.index_copy(0, rows, values.to(old.dtype))
+
+        for name in ROWS:
+            setattr(self, name, placed(getattr(self, name), getattr(new, name)))
+        old, radius = self.ball, self.ball.radius
+        radius = radius if radius.dim() < self.images.dim() else placed(radius, ball.radius)
+        self.ball = LinfBall(
+            placed(old.images, ball.images), placed(old.lower, ball.lower), placed(old.upper, ball.upper), radius
+        )
+        self.images = self.ball.images
+        if self.features is not None and new.features is not None:
+            self.features = placed(self.features, new.features)
+        self.gradient, self._direction = (
+            None if last is None else last.index_fill(0, rows, 0) for last in (self.gradient, self._direction)
+        )
+        self.terms = {name: term.index_fill(0, rows, 0) for name, term in self.terms.items()}
+        self._leaves = [*self._leaves, *((leaf, rows) for leaf, _ in new._leaves)]
+
+    def state(self) -> dict[str, Any]:
+        """Tensors from which `resume` continues the attacks, without images and labels."""
+        none = torch.zeros_like(self.images)
+        last = {"gradient": self.gradient, "_direction": self._direction}
+        kept = {name: none if value is None else value for name, value in last.items()}
+        return {**{name: getattr(self, name) for name in ("adversarial", *STATE)}, **kept, "terms": self.terms}
+
+    def resume(self, ball: LinfBall, labels: Tensor, state: Mapping[str, Any], *, graph: bool = True) -> None:
+        """Continue where `state` was read, with a forward pass that is not counted."""
+        self._begin(ball, labels)
+        copied = {name: state[name].to(self.images.device, copy=True) for name in ("adversarial", *STATE)}
+        self._forward(copied.pop("adversarial"), graph)
+        self._digest()
+        for name, value in copied.items():
+            setattr(self, name, value)
+        self.gradient, self._direction = (
+            state[name].to(self.images.device, copy=True) for name in ("gradient", "_direction")
+        )
+        self.terms = {name: term.to(self.images.device, copy=True) for name, term in state["terms"].items()}
 
     def weigh(
         self, weighting: Weighting, step_size: float | Tensor, momentum: float | Tensor | None = None
@@ -147,9 +219,17 @@ class AttackCore:
             if self._direction is not None:
                 direction = direction + self._factor(spec.momentum) * self._direction
             self._direction = direction
-        moved = self.adversarial.detach() + self._factor(spec.step_size) * self.ball.radius * direction.sign()
+        moved = self.adversarial + self._factor(spec.step_size) * self.ball.radius * direction.sign()
         self.adversarial = self._only_active(self.ball.project(moved))
         self._mark_broken(self.adversarial)
+
+    def shift(self, direction: Tensor, step_size: float | Tensor, *, graph: bool = False) -> None:
+        """Move to P(x_t + step_size b direction) without a gradient, and the forward pass there.
+
+        direction: in [-1, 1], [B, C, *spatial].
+        """
+        moved = self.adversarial + self._factor(step_size) * self.ball.radius * direction
+        self.observe(self._only_active(self.ball.project(moved)), graph=graph)
 
     @torch.enable_grad()
     def differentiate(self, spec: StepSpec) -> Tensor:
@@ -159,21 +239,30 @@ class AttackCore:
             ValueError: a prototype term without `feature_layer`.
             RuntimeError: a second gradient at the same image, whose graph is gone.
         """
-        if not self.losses.requires_grad:
-            raise RuntimeError("the gradient here was taken, or its graph not kept: take a step before the next one")
-        total = (spec.weights * self.losses).sum()
+        self._need_graph()
+        terms = {"pixels": (spec.weights * self.losses).flatten(1).sum(dim=1)}
         if spec.inter is not None or spec.intra is not None:
             protos = self.class_prototypes()
             if spec.inter is not None:
-                total = total + self._weighted(spec.inter, inter_class(protos, self.options.inter_norm))
+                terms["inter"] = self._weighted(spec.inter, inter_class(protos, self.options.inter_norm))
             if spec.intra is not None:
                 value = intra_class(protos, self.options.intra_skip, self.options.intra_agg)
-                total = total + self._weighted(spec.intra, value)
-        (self.gradient,) = torch.autograd.grad(total, self.adversarial)
-        self.backwards += 1
-        self.logits, self.losses = self.logits.detach(), self.losses.detach()
+                terms["intra"] = self._weighted(spec.intra, value)
+        self.gradient = self._gradient(torch.cat([*terms.values()]).sum())
+        self.backwards = self.backwards + 1
+        self.terms = {name: term.detach().expand(len(self.images)) for name, term in terms.items()}
+        self.losses, self._leaves = self.losses.detach(), []
         self.features = None if self.features is None else self.features.detach()
         return self.gradient
+
+    @torch.enable_grad()
+    def probe(self) -> Tensor:
+        """Gradient of the sum of the valid pixels' losses at x_t, [B, C, *spatial]: no step is taken, the graph stays.
+
+        Whoever calls counts the backward pass.
+        """
+        self._need_graph()
+        return self._gradient(self.losses.sum(), keep=True)
 
     def observe(self, images: Tensor, *, graph: bool = True) -> None:
         """The forward pass at `images`, which become x_t, and the regions there; `graph` keeps it for a gradient."""
@@ -198,37 +287,73 @@ class AttackCore:
         right, valid = (self.right & self.valid).flatten(1).sum(dim=1), self.valid.flatten(1).sum(dim=1)
         return torch.where(valid > 0, right / valid.clamp(min=1), 1.0)
 
+    def broken(self) -> dict[int, int]:
+        """The images whose logits or gradients were not finite, and after how many steps first; waits for the device
+        once."""
+        return {image: step for image, step in enumerate(self._broken_at.tolist()) if step >= 0}
+
+    def broken_rows(self) -> Tensor:
+        """Whether logits or gradients of an image were not finite in any step, bool [B]."""
+        return self._broken_at >= 0
+
     def check_finite(self) -> None:
         """Refuse what NaN or infinity has been reached in any step; waits for the device once.
 
         Raises:
             ValueError: names the images and the step of the first.
         """
-        broken = {image: step for image, step in enumerate(self._broken_at.tolist()) if step >= 0}
-        if broken:
+        if broken := self.broken():
             raise ValueError(
                 f"logits or gradients of image(s) {[*broken]} are not finite after {min(broken.values())} step(s); "
                 "look for NaN in the model's weights, or for a precision that its values do not fit in"
             )
 
+    def _begin(self, ball: LinfBall, labels: Tensor) -> None:
+        self.ball, self.images, self.labels = ball, ball.images, labels
+        self.valid = labels != self.ignore_index
+        self.targets = torch.where(self.valid, labels, 0).long()
+        self.active = self.valid.flatten(1).any(dim=1)
+        self.gradient = self._direction = None
+        self.forwards, self.backwards = (torch.zeros_like(self.active, dtype=torch.int64) for _ in range(2))
+        self._broken_at = torch.full_like(self.forwards, -1)
+        self.terms, self._leaves = {}, []
+
     def _forward(self, images: Tensor, graph: bool) -> None:
-        self.adversarial = images.requires_grad_(graph)
+        """The pass at `images`, which have no graph."""
+        self.adversarial, leaf = images, images.detach().contiguous().requires_grad_(graph)
+        self._leaves = [(leaf, None)] if graph else []
         with frozen(self.model), torch.set_grad_enabled(graph):
-            logits, self.features = logits_and_features(self.model, self.adversarial, self.feature_layer)
-        self.forwards += 1
+            shown = torch.cat([leaf, leaf]) if self.twice and len(leaf) == 1 else leaf
+            logits, features = logits_and_features(self.model, shown, self.feature_layer)
+        self.forwards = self.forwards + 1
         shape = [len(images), "K", *images.shape[2:]]
         if not isinstance(logits, Tensor):
             raise ValueError(f"the model gives {type(logits).__name__} but must give logits, a tensor {shape}")
-        if logits.dim() != images.dim() or [len(logits), *logits.shape[2:]] != [len(images), *images.shape[2:]]:
+        if logits.dim() != images.dim() or [len(logits), *logits.shape[2:]] != [len(shown), *images.shape[2:]]:
             raise ValueError(f"the model gives logits {list(logits.shape)} but must give {shape}")
-        self.logits = logits
+        with torch.set_grad_enabled(graph):  # in one layout: sums over another are rounded otherwise
+            self.logits = logits[: len(leaf)].contiguous()
+            self.features = None if features is None else features[: len(leaf)].contiguous()
 
     def _digest(self) -> None:
-        """Losses, right pixels and finiteness at x_t."""
-        with torch.set_grad_enabled(self.adversarial.requires_grad):
+        """Losses, right pixels and finiteness at x_t; their graph is that of the losses."""
+        with torch.set_grad_enabled(bool(self._leaves)):
             self.losses = torch.where(self.valid, self.loss(self.logits, self.targets), 0.0)
+        self.logits = self.logits.detach()
         self.right = correct(self.logits, self.targets)
         self._mark_broken(self.logits)
+
+    def _need_graph(self) -> None:
+        if not self.losses.requires_grad:
+            raise RuntimeError("the gradient here was taken, or its graph not kept: take a step before the next one")
+
+    def _gradient(self, total: Tensor, keep: bool = False) -> Tensor:
+        """Gradient of a total with respect to all of x_t, put together of what was passed together."""
+        leaves, rows = zip(*self._leaves, strict=True)
+        whole = torch.zeros_like(self.images)
+        for part, of in zip(torch.autograd.grad(total, leaves, retain_graph=keep), rows, strict=True):
+            whole = part if of is None else whole.index_copy(0, of, part)
+        return whole
 
     def _check_classes(self) -> None:
         classes = self.logits.shape[1]
@@ -247,10 +372,10 @@ class AttackCore:
         return torch.where(self._shaped(self.active), images.detach(), self.images)
 
     def _weighted(self, weight: float | Tensor, term: Tensor) -> Tensor:
-        """Sum over images; a term of the whole batch counts once, with the mean of the weights."""
+        """A term of each image, [B]; one of the whole batch counts once, [1], with the mean of the weights."""
         if isinstance(weight, Tensor) and len(term) != len(self.images):
             weight = weight.mean()
-        return (weight * term).sum()
+        return weight * term
 
     def _shaped(self, value: Tensor) -> Tensor:
         """One value for each image, [B], so that it broadcasts to the images."""

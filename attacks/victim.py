@@ -61,18 +61,19 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
     Running statistics stay as they are, and no parameter gets a `.grad`.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    training = [module for module in model.modules() if module.training]
+    wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        model.eval()
-        for parameter, _ in flags:
+        if training:
+            model.eval()
+        for parameter in wanting:
             parameter.requires_grad_(False)
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+        for module in training:
+            module.training = True
+        for parameter in wanting:
+            parameter.requires_grad_(True)
 
 
 def logits_and_features(model: nn.Module, images: Tensor, layer: str | None) -> tuple[Tensor, Tensor | None]:

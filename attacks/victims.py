@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..common.checkpoints import load_weights
 from ..common.networks import Network, load_network, save_network
 from ..common.reading import parse_json
@@ -15,6 +17,26 @@ from .victim import Normalized
 
 NETWORKS: dict[str, type[Network]] = {"pspnet": PSPNet, "deeplab": DeepLabV3, "unet": UNet}
 """The networks by the name that configurations give."""
+FEATURE_LAYERS = {"pspnet": "layer4", "deeplab": "layer4", "unet": "merge.1"}
+"""Submodule of each network whose output prototypes are made of: all at an eighth of the image's size."""
+_WEIGHTS = Path(__file__).parents[1] / "segmenters" / "weights"
+PACKAGED = {"scenes": _WEIGHTS / "scene_phantom.safetensors", "liver": _WEIGHTS / "liver_slice_phantom.safetensors"}
+"""The victims that come with the package, by what their phantoms show; cards beside them say how they were made."""
+
+
+def feature_layer_of(victim: nn.Module) -> str:
+    """The submodule of a victim that its prototypes are usually made of.
+
+    Raises:
+        ValueError: none is known of this network.
+    """
+    for name, network in NETWORKS.items():
+        if isinstance(victim, Normalized) and isinstance(victim.model, network):
+            return f"model.{FEATURE_LAYERS[name]}"
+    raise ValueError(
+        f"no feature_layer is known of a {type(victim).__name__}; give the name of a submodule, or None to leave the "
+        "prototype terms out"
+    )
 
 
 def save_victim(path: Path, victim: Normalized, classes: Sequence[str], metadata: dict[str, Any] | None = None) -> None:

@@ -48,6 +48,26 @@ ENVIRONMENTS = {
         paper="RL4Seg: domain adaptation of echocardiography segmentation via RL (arXiv 2406.17902)",
         config="configs/rl4seg/loop.yaml",
     ),
+    "RPPGD-VOC-v0": Entry(
+        env_class="segarena.envs.attack_tasks:VOCAttackEnv",
+        paper="RP-PGD: region-and-prototype attack on segmentation of everyday scenes (AAAI 2025)",
+        config="configs/ppo/attack.yaml",
+    ),
+    "RPPGD-Cityscapes-v0": Entry(
+        env_class="segarena.envs.attack_tasks:CityscapesAttackEnv",
+        paper="RP-PGD: region-and-prototype attack on segmentation of street scenes (AAAI 2025)",
+        config="configs/ppo/attack.yaml",
+    ),
+    "RPPGD-ADE20K-v0": Entry(
+        env_class="segarena.envs.attack_tasks:ADE20KAttackEnv",
+        paper="RP-PGD: region-and-prototype attack on segmentation of scenes of any kind (AAAI 2025)",
+        config="configs/ppo/attack.yaml",
+    ),
+    "RPPGD-LiverCT-v0": Entry(
+        env_class="segarena.envs.attack_tasks:LiverAttackEnv",
+        paper="RP-PGD: region-and-prototype attack on segmentation of liver tumours in slices of CTs (AAAI 2025)",
+        config="configs/ppo/attack_liver.yaml",
+    ),
 }
 
 

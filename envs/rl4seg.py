@@ -26,7 +26,7 @@ from ..rewards.reward_net import RewardNet
 from ..rewards.segmentation import RewardMap, accuracy, accuracy_map, dice_map, min_fusion, pixel_accuracy
 from .core import BatchedEnv, Frame, Obs, notice_phantom
 from .rl4seg_config import EchoEnvConfig
-from .samplers import PerEnvSampler, SharedSampler
+from .samplers import PerEnvSampler, SharedSampler, chosen_images
 
 RewardFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """R float32 [N, H, W], or [N, 1, 1], of images float32 [N, 1, H, W] in [0, 1], masks uint8 [N, H, W] and the images'
@@ -183,27 +183,15 @@ class EchoEnv(BatchedEnv):
     def _reset(self, env_ids: Tensor, options: Mapping[str, Any]) -> None:
         if unknown := set(options) - {"index"}:
             raise ValueError(f"unknown reset options {sorted(unknown)}; known is 'index'")
-        index = self._chosen(options["index"], len(env_ids)) if "index" in options else self._sampler.draw(env_ids)
+        if "index" in options:
+            index = chosen_images(options["index"], len(env_ids), len(self.pool), self.device)
+        else:
+            index = self._sampler.draw(env_ids)
         # new tensors: who holds the map of the last step keeps it
         self.index = self.index.index_copy(0, env_ids, index)
         self.mask, self.pixel_reward, self.is_valid = (
             last.index_fill(0, env_ids, 0) for last in (self.mask, self.pixel_reward, self.is_valid)
         )
-
-    def _chosen(self, index: Any, number: int) -> Tensor:
-        """The image of each of `number` environments, int64 [number], from one number for all or one for each."""
-        given = np.asarray(index.cpu() if isinstance(index, Tensor) else index)
-        if given.dtype.kind not in "iu":
-            raise ValueError(f"index is {index!r} but must be an integer, or one for every environment")
-        if given.ndim and given.shape != (number,):
-            raise ValueError(
-                f"index has shape {given.shape} but must be one number or {number}, one for every environment"
-            )
-        if not ((given >= 0) & (given < len(self.pool))).all():
-            raise ValueError(
-                f"index is {index!r} but must lie in 0..{len(self.pool) - 1}, the images of this environment"
-            )
-        return torch.as_tensor(given.astype(np.int64), device=self.device).expand(number)
 
     def actions_from(self, actions: Any) -> Tensor:
         """Masks uint8 [N, H, W] of `actions` [N, H*W] or [N, H, W], which come from outside.

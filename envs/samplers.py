@@ -3,10 +3,28 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .random import Streams
+
+
+def chosen_images(index: Any, number: int, size: int, device: torch.device) -> Tensor:
+    """The image of each of `number` environments, int64 [number], of reset's option `index`: one number for all, or one
+    for each.
+
+    Raises:
+        ValueError: no integers, another number of them, or one outside 0..size - 1.
+    """
+    given = np.asarray(index.cpu() if isinstance(index, Tensor) else index)
+    if given.dtype.kind not in "iu":
+        raise ValueError(f"index is {index!r} but must be an integer, or one for every environment")
+    if given.ndim and given.shape != (number,):
+        raise ValueError(f"index has shape {given.shape} but must be one number or {number}, one for every environment")
+    if not ((given >= 0) & (given < size)).all():
+        raise ValueError(f"index is {index!r} but must lie in 0..{size - 1}, the images of this environment")
+    return torch.as_tensor(given.astype(np.int64), device=device).expand(number)
 
 
 class PerEnvSampler:

@@ -15,12 +15,12 @@ EPS = 0.08
 class TinyNet(nn.Module):
     """Two convolutions on a grid of half the size, with batch statistics and dropout, and a head; sides are odd."""
 
-    def __init__(self, axes=2, channels=2, classes=CLASSES, width=12):
+    def __init__(self, axes=2, channels=2, classes=CLASSES, width=12, activation=nn.SiLU):
         super().__init__()
         conv, norm = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1], (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
         self.mode = ("linear", "bilinear", "trilinear")[axes - 1]
-        self.stem = nn.Sequential(conv(channels, width, 3, 1, 1), norm[axes - 1](width), nn.SiLU())
-        self.features = nn.Sequential(conv(width, width, 3, 2, 1), nn.SiLU())
+        self.stem = nn.Sequential(conv(channels, width, 3, 1, 1), norm[axes - 1](width), activation())
+        self.features = nn.Sequential(conv(width, width, 3, 2, 1), activation())
         self.dropout = nn.Dropout(0.5)
         self.head = conv(2 * width, classes, 1)
 
@@ -57,6 +57,14 @@ def trained(axes=2):
             adam.step()
         adam.zero_grad()
     return net.eval()
+
+
+@cache
+def small_victim(channels=3, classes=6):
+    """A victim that has learned nothing, for images of any size, by ReLU: SiLU's last bit depends on the batch."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return TinyNet(channels=channels, classes=classes, activation=nn.ReLU).eval()
 
 
 def accuracy(net, images, labels, ignore_index=255):

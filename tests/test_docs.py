@@ -18,8 +18,8 @@ from segarena.agents.schema import keys
 from segarena.datasets import images
 from segarena.datasets.echo import images as echo_images
 from segarena.datasets.echo import preparation
-from segarena.datasets.liver import cases, lesions
-from segarena.envs import rl4seg, spars
+from segarena.datasets.liver import cases, lesions, slices
+from segarena.envs import attack_tasks, rl4seg, spars
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -27,7 +27,17 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 @pytest.mark.parametrize(
     ("module", "least"),
-    [(spars, 6), (rl4seg, 6), (cases, 4), (lesions, 5), (echo_images, 4), (preparation, 5), (images, 6)],
+    [
+        (spars, 6),
+        (rl4seg, 6),
+        (cases, 4),
+        (lesions, 5),
+        (echo_images, 4),
+        (preparation, 5),
+        (images, 6),
+        (slices, 3),
+        (attack_tasks, 6),
+    ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_the_examples_of_docstrings_run(module, least):

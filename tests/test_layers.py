@@ -46,6 +46,10 @@ ENVS_OF = {
         *("spars_patch", "spars_search", "spars_starts", "spars_tables"),
     },
     "rl4seg": {"rl4seg", "rl4seg_config"},
+    "rp_pgd": {
+        *("attack", "attack_actions", "attack_config", "attack_observations", "attack_pictures", "attack_starts"),
+        "attack_tasks",
+    },
 }
 """Modules of `envs` that belong to one paper."""
 SHARED_ENVS = {"__init__", "actions", "adapters", "core", "learner_env", "random", "samplers"}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from segarena.attacks.victim import Normalized
-from segarena.attacks.victims import load_victim, save_victim
+from segarena.attacks.victim import Normalized, logits_and_features
+from segarena.attacks.victims import PACKAGED, feature_layer_of, load_victim, save_victim
 from segarena.common.checkpoints import load_weights, save_weights
 from segarena.segmenters.pspnet import PSPNet
 from segarena.segmenters.unet import UNet
@@ -37,3 +37,23 @@ def test_what_is_no_victim_is_refused(tmp_path: Path) -> None:
         load_victim(path)
     with pytest.raises(TypeError, match="Linear but must be a Network"):
         save_victim(path, Normalized(torch.nn.Linear(1, 1), [0.5], [0.25]), ["a"])
+
+
+@pytest.mark.parametrize(("name", "channels"), [("scenes", 3), ("liver", 1)])
+def test_the_packaged_victims_are_small_and_ready(name: str, channels: int) -> None:
+    victim, classes = load_victim(PACKAGED[name])
+    assert PACKAGED[name].stat().st_size < 1.5e6
+    assert PACKAGED[name].with_suffix(".md").is_file()
+    size = 65 if channels == 3 else 64
+    images = torch.rand(2, channels, size, size)
+    logits, features = logits_and_features(victim, images, feature_layer_of(victim))
+    assert logits.shape == (2, len(classes), size, size)
+    assert features is not None
+    assert features.shape[2:] == (8, 8)
+
+
+def test_the_usual_features_are_known_of_each_network() -> None:
+    victim = Normalized(PSPNet(3, 4, backbone="resnet18"), [0.5] * 3, [0.25] * 3)
+    assert feature_layer_of(victim) == "model.layer4"
+    with pytest.raises(ValueError, match="no feature_layer is known of a Linear; give the name of a submodule, or Non"):
+        feature_layer_of(torch.nn.Linear(2, 2))

@@ -5,14 +5,20 @@ import pytest
 import torch
 from device_police import DevicePolice
 from segarena.datasets.echo.images import PhantomPatients
+from segarena.datasets.scenes.images import PhantomScenes
 from segarena.envs import ENVIRONMENTS
 from segarena.envs.adapters import BatchEnv, SingleEnv, make_batch, make_single
 from segarena.envs.learner_env import LearnerEnv
 
 SPARS, ECHO = "SPARS-LiverCT-v0", "RL4Seg-Echo-v0"
+ATTACK = {f"RPPGD-{name}-v0": {"size": 33, "phantom_scenes": PhantomScenes(val=3)} for name in ("VOC", "Cityscapes")}
+ATTACK |= {"RPPGD-ADE20K-v0": ATTACK["RPPGD-VOC-v0"]}
+ATTACK |= {"RPPGD-LiverCT-v0": {"cases": ["phantom_02000"], "grid_shape": (32, 32, 24)}}
+VOC = "RPPGD-VOC-v0"
 SMALL = {
     SPARS: {"cases": ["phantom_02000", "phantom_02001"], "horizon": 12, "threshold": 0.9, "opponent": "random"},
     ECHO: {"size": 32, "phantom_patients": PhantomPatients(train=3)},
+    **ATTACK,
 }
 VARIANTS = [
     *((env_id, {}) for env_id in sorted(ENVIRONMENTS)),
@@ -25,6 +31,10 @@ VARIANTS = [
     (SPARS, {"profile": "patch", "threshold": 1.0}),
     (ECHO, {"sampler": "shared", "group": 4, "reward": ["dice", "pixel_accuracy"]}),
     (ECHO, {"reward": "anatomical", "compute_validity": True}),
+    (VOC, {"obs_mode": "map", "obs_grad": "probe", "residual_to": "segpgd", "rand_start": True, "best_iterate": True}),
+    (VOC, {"action_mode": "discrete", "paired_baseline": "pgd", "reward": "p_y"}),
+    (VOC, {"action_mode": "gridweight", "expose_x_adv": True}),
+    (VOC, {"action_mode": "signmap", "cells": 2}),
 ]
 """Every environment with the defaults, and what else they can do."""
 
@@ -123,6 +133,8 @@ def waits_of(police, env_id, num_envs, **changes):
         (SPARS, 1, {"profile": "patch", "threshold": 1.0}),
         (ECHO, 0, {"sampler": "shared"}),
         (ECHO, 1, {"sampler": "per_env"}),
+        (VOC, 2, {}),  # and whether a logit was not finite, where an episode ended
+        (VOC, 2, {"obs_mode": "map", "horizons": [2, 3], "rand_start": True}),
     ],
 )
 def test_a_step_with_automatic_reset_waits_at_most_once(police, env_id, most, changes):

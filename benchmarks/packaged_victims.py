@@ -1,0 +1,84 @@
+"""Train the two small victims that come with the package, on phantoms, in a few minutes on one core:
+
+    python benchmarks/packaged_victims.py --out segmenters/weights
+
+Scenes come from the split train (numbers from 0), slices with tumour from classifier_train; a quarter of the epochs is
+added at a tenth of the learning rate, and the last epoch is kept. Figures are of scenes of val and slices of
+classifier_val. Their cards stand beside the weights.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from segarena.attacks.victim import Normalized
+from segarena.attacks.victims import save_victim
+from segarena.common.overlap import class_counts
+from segarena.common.runs import Run
+from segarena.datasets.images import IGNORED, IMAGENET_MEAN, IMAGENET_STD
+from segarena.datasets.liver.cases import LiverDataConfig
+from segarena.datasets.liver.slices import load_slices
+from segarena.datasets.scenes.images import PhantomScenes, SceneDataConfig, load_scenes
+from segarena.segmenters.inference import segment
+from segarena.segmenters.training import SupervisedConfig, train_segmenter
+from segarena.segmenters.unet import UNet
+
+WIDTH = 6
+"""init_channels: 275,000 parameters, 1.1 MB."""
+
+
+def scene_pools(args):
+    config = SceneDataConfig(size=65, phantom_scenes=PhantomScenes(train=args.scenes, val=100))
+    return [load_scenes(config, split).pool() for split in ("train", "val")], (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def slice_pools(args):
+    splits = (f"classifier_train[:{args.livers}]", "classifier_val")
+    return [load_slices(LiverDataConfig(split=split), "tumour") for split in splits], ((0.5,), (0.25,))
+
+
+MADE = {"scene_phantom": (scene_pools, "scene_epochs"), "liver_slice_phantom": (slice_pools, "liver_epochs")}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
+    parser.add_argument("--only", choices=[*MADE], help="one of them")
+    parser.add_argument("--scenes", type=int, default=1400)
+    parser.add_argument("--livers", type=int, default=100)
+    parser.add_argument("--scene_epochs", type=int, default=36)
+    parser.add_argument("--liver_epochs", type=int, default=40)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for name, (pools, epochs) in MADE.items():
+        if args.only in (None, name):
+            (train, val), normal = pools(args)
+            make(name, train, val, normal, getattr(args, epochs), args.out)
+
+
+def make(name, train, val, normal, epochs, out):
+    torch.manual_seed(0)
+    net = UNet(train.images.shape[1], len(train.classes), init_channels=WIDTH)
+    victim = Normalized(net, *normal)
+    ignore = IGNORED if bool((train.labels == IGNORED).any()) else None
+    for seed, (length, rate) in enumerate(((epochs, 3e-3), (epochs // 4, 3e-4))):
+        config = SupervisedConfig(epochs=length, learning_rate=rate, batch_size=32)
+        with tempfile.TemporaryDirectory() as folder:
+            train_segmenter(victim, train, None, config, Run(Path(folder)), seed=seed, ignore_index=ignore)
+    counts = class_counts(segment(victim, val.images), val.labels, len(val.classes))
+    both, union, true = (part.sum(dim=0).double() for part in (counts.both, counts.union, counts.true))
+    figures = {
+        "images": len(train),
+        "epochs": [epochs, epochs // 4],
+        "miou": round(float((both / union).mean()), 4),
+        "aacc": round(float(both.sum() / true.sum()), 4),
+        "iou": {cls: round(float(x), 4) for cls, x in zip(val.classes, both / union, strict=True)},
+    }
+    save_victim(out / f"{name}.safetensors", victim, val.classes, {"trained_on": train.origin, "val": figures})
+    print(name, json.dumps(figures), f"{(out / f'{name}.safetensors').stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

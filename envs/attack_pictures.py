@@ -1,0 +1,77 @@
+"""Pictures of an attack: image, perturbation, regions and prediction, side by side, and what their colours mean."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..attacks.regions import BOUNDARY, FALSE, TRUE
+from ..evaluation.drawing import GAP_GREY, GAP_PX, Bytes, Colour, Legend
+from .core import Frame
+
+if TYPE_CHECKING:
+    from .attack import AttackEnv
+
+PANEL_PX = 256
+REGIONS: dict[int, tuple[Colour, str]] = {
+    TRUE: ((0, 158, 115), "region True: right until now"),
+    BOUNDARY: ((240, 228, 66), "region Boundary: was right"),
+    FALSE: ((213, 94, 0), "region False: wrong at the start"),
+}
+NOWHERE: Colour = (0, 0, 0)
+WRONG_SHARE = 0.45
+"""Brightness of a pixel of a region that is wrong now."""
+
+
+def picture(env: "AttackEnv", env_id: int) -> Frame:
+    """The four panels of one environment, uint8 [H', W', 3]; the regions only where the labels are shown."""
+    core = env.core
+    x, clean = core.adversarial[env_id].detach(), core.images[env_id]
+    panels = [_grey_or_rgb(x), _grey_or_rgb((x - clean) / (2 * env.eps.value) + 0.5)]
+    if env.shows_truth:
+        panels.append(_regions(core.regions[env_id], core.right[env_id]))
+    panels.append(class_colours(core.logits.shape[1])[core.logits[env_id].argmax(dim=0).cpu().numpy()])
+    scale = max(1, round(PANEL_PX / max(panels[0].shape[:2])))
+    large = [panel.repeat(scale, axis=0).repeat(scale, axis=1) for panel in panels]
+    gap = np.full((len(large[0]), GAP_PX, 3), GAP_GREY, np.uint8)
+    return np.concatenate([part for panel in large for part in (panel, gap)][:-1], axis=1)
+
+
+def legend(env: "AttackEnv") -> Legend:
+    """What each colour means in the pictures of `env`."""
+    rows: list[tuple[Colour, str]] = [((128, 128, 128), "second picture: perturbation, grey where there is none")]
+    if env.shows_truth:
+        rows += [*REGIONS.values(), (NOWHERE, "ignored; darker: wrong now")]
+    names = env.pool.classes[:12]
+    colours = class_colours(len(env.pool.classes))
+    of_classes: list[tuple[Colour, str]] = []
+    for name, (red, green, blue) in zip(names, colours.tolist(), strict=False):
+        of_classes.append(((red, green, blue), f"predicted: {name}"))
+    return (*rows, *of_classes)
+
+
+def class_colours(number: int) -> Bytes:
+    """A colour for each class, uint8 [number, 3], by VOC's rule: the bits of the class spread over three channels."""
+    values = np.arange(number, dtype=np.int64)
+    colours = np.zeros((number, 3), np.int64)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= ((values >> (3 * bit + channel)) & 1) << (7 - bit)
+    return colours.astype(np.uint8)
+
+
+def _grey_or_rgb(image: Tensor) -> Bytes:
+    """uint8 [H, W, 3] of an image [C, H, W] in [0, 1]."""
+    shown: npt.NDArray[np.uint8] = (255 * image.clamp(0, 1)).round().to(torch.uint8).cpu().numpy()
+    return np.repeat(shown[:1], 3, axis=0).transpose(1, 2, 0) if len(shown) != 3 else shown.transpose(1, 2, 0)
+
+
+def _regions(regions: Tensor, right: Tensor) -> Bytes:
+    table = np.zeros((4, 3), np.float32)
+    for region, (colour, _) in REGIONS.items():
+        table[region] = colour
+    light = np.where(right.cpu().numpy(), 1.0, WRONG_SHARE)[..., None]
+    coloured: Bytes = np.rint(table[regions.cpu().numpy()] * light).astype(np.uint8)
+    return coloured
