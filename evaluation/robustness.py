@@ -24,6 +24,7 @@ from ..common.names import check_name
 from ..common.progress import Bar, Progress
 from .robustness_metrics import Absent
 from .robustness_report import RobustnessReport
+from .robustness_results import read_attack_results
 from .robustness_run import Evaluation, Told, logits_of
 
 Budget = float | str | Fraction | Epsilon
@@ -81,7 +82,8 @@ def robustness_report(
         absent: how mIoU and mAcc take a class that is in no image: "skip", or "zero".
         sanity: attack with random signs and without a bound too, so that the checks of the report can be made.
         seed: of random starts, and of the search for the worst case.
-        out: folder for the JSON files, index.md and figures. Results that lie there are not computed again.
+        out: folder for the JSON files, and for a page (index.md) with figures of all results on these images there.
+            Results that lie there are not computed again.
         progress: show it.
 
     Raises:
@@ -130,10 +132,10 @@ def robustness_report(
             for done, (one, budget) in enumerate(jobs):
                 results.append(evaluation.result(one, budget, depends, partial(_reach, bar, done * len(pairs))))
                 bar.reach((done + 1) * len(pairs))
-    report = RobustnessReport(results, absent=absent, left_out=left_out, seed=seed)
     if out is not None:
-        report.write(out)
-    return report
+        there = [one for one in read_attack_results(out) if one.depends.get("data") == depends["data"]]
+        RobustnessReport(there, absent, left_out, seed).write(out)
+    return RobustnessReport(results, absent, left_out, seed)
 
 
 def _reach(bar: Bar, before: int, number: int) -> None:

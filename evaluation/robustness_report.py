@@ -5,20 +5,23 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from ..attacks.named import FAMILIES
 from .report import markdown
-from .robustness_metrics import Absent, Counts, Metrics, metrics, mixed, worst_by_image, worst_by_search
-from .robustness_results import AttackResult
+from .robustness_checks import Check, checks
+from .robustness_metrics import Absent, Metrics, image_miou, metrics, mixed, worst_by_image, worst_by_search
+from .robustness_results import AttackResult, read_attack_results
+from .statistics import Interval, bootstrap_interval
 
-COLUMNS = (
-    ("miou", "mIoU"),
-    ("macc", "mAcc"),
-    ("aacc", "aAcc"),
-    ("nmiou", "NmIoU"),
-    ("dice", "Dice"),
-    ("iou_small", "IoU small"),
-    ("iou_medium", "IoU medium"),
-    ("iou_large", "IoU large"),
-)
+COLUMNS = {
+    "miou": "mIoU",
+    "macc": "mAcc",
+    "aacc": "aAcc",
+    "nmiou": "NmIoU",
+    "dice": "Dice",
+    "iou_small": "IoU small",
+    "iou_medium": "IoU medium",
+    "iou_large": "IoU large",
+}
 """Metrics of the table, in percent, and their titles."""
 
 
@@ -38,10 +41,10 @@ class WorstCase:
 
 @dataclass(frozen=True)
 class RobustnessReport:
-    """Results of attacks on one or several models, and all that is made of them.
+    """Results of attacks on one or several models on the same images, and all that is made of them.
 
     Raises:
-        ValueError: no results, or one attack, model and radius twice.
+        ValueError: no results, results of other images, or one attack, model and radius twice.
     """
 
     results: list[AttackResult]
@@ -56,12 +59,29 @@ class RobustnessReport:
         keys = [(one.model, one.attack, one.eps) for one in self.results]
         if not keys or len({*keys}) < len(keys):
             raise ValueError("a report needs results, each of another model, attack or eps")
+        first = self.results[0]
+        for one in self.results:
+            if (one.ids, one.classes, one.depends.get("data")) != (first.ids, first.classes, first.depends.get("data")):
+                raise ValueError(
+                    f"{one.attack} on {one.model} has other images or classes than {first.attack} on {first.model}; "
+                    "a report is about the same ones"
+                )
+
+    @classmethod
+    def read(cls, folder: str | Path, absent: Absent = "skip") -> "RobustnessReport":
+        """The report of the JSON files in a folder.
+
+        Raises:
+            FileNotFoundError: there are none.
+            ValueError: a file that is no result, or results that do not belong together.
+        """
+        return cls(read_attack_results(folder), absent)
 
     def of(self, attack: str, eps: str | None = None, model: str | None = None) -> AttackResult:
         """The result of an attack; eps and model may be left out where there is one alone.
 
         Raises:
-            KeyError: none, or several.
+            ValueError: none, or several.
         """
         found = [
             one
@@ -70,48 +90,54 @@ class RobustnessReport:
         ]
         if len(found) != 1:
             there = sorted({(one.model, one.attack, one.eps) for one in self.results})
-            raise KeyError(f"{len(found)} results of attack {attack!r}, eps {eps}, model {model}; there are {there}")
+            raise ValueError(
+                f"attack {attack!r} with eps {eps!r} on model {model!r} has {len(found)} results; (model, attack, eps) "
+                f"are {there}"
+            )
         return found[0]
 
     def metrics(self, attack: str, eps: str | None = None, model: str | None = None) -> Metrics:
-        """Metrics under an attack, in [0, 1]; see `of`."""
+        """Metrics under an attack, in [0, 1]; arguments and errors as those of `of`."""
         return metrics(self.of(attack, eps, model).counts, self.absent)
 
     @cached_property
+    def ordered(self) -> list[AttackResult]:
+        """The results by model, radius, and the order of the families."""
+        families = [*FAMILIES]
+
+        def place(one: AttackResult) -> tuple[str, float, int, int]:
+            known = families.index(one.family) if one.family in families else len(families)
+            return one.model, one.radius, known, one.steps or 0
+
+        return sorted(self.results, key=place)
+
+    @cached_property
     def worst(self) -> list[WorstCase]:
-        """The worst case of each model and radius, over its attacks with knowledge of the model."""
-        found = []
-        for model, eps in dict.fromkeys((one.model, one.eps) for one in self.results if one.kind in ("white", "black")):
-            rivals = [one for one in self.results if (one.model, one.eps) == (model, eps) and one.family != "unbounded"]
-            rivals = [one for one in rivals if one.kind in ("white", "black")]
-            if not rivals:
-                continue
-            counts: Sequence[Counts] = [one.counts for one in rivals]
-            searched = worst_by_search(counts, self.absent, self.seed)
-            found.append(
-                WorstCase(
-                    model,
-                    eps,
-                    metrics(mixed(counts, worst_by_image(counts)), self.absent).aacc,
-                    metrics(mixed(counts, searched), self.absent).miou,
-                    {one.attack: int((searched == number).sum()) for number, one in enumerate(rivals)},
-                )
-            )
-        return found
+        """The worst case of each model and radius, over all white-box and black-box attacks."""
+        groups: dict[tuple[str, str], list[AttackResult]] = {}
+        for one in self.ordered:
+            if one.kind in ("white", "black") and one.family != "unbounded":
+                groups.setdefault((one.model, one.eps), []).append(one)
+        return [self._worst(model, eps, rivals) for (model, eps), rivals in groups.items()]
+
+    @cached_property
+    def checks(self) -> list[Check]:
+        """Whether the evaluation can be believed: each check that its attacks allow, those that fail first."""
+        return checks(self.results, self.absent)
 
     def table(self) -> str:
         """A Markdown table: a row for each model, attack and radius, and one for each worst case."""
-        header = ["Model", "Attack", "ε", *(title for _, title in COLUMNS), "Forward", "Backward", "Seconds"]
+        header = ["Model", "Attack", "ε", *COLUMNS.values(), "Forward", "Backward", "Seconds"]
         rows = []
-        for one in self.results:
+        for one in self.ordered:
             values = metrics(one.counts, self.absent)
-            cells = [_percent(getattr(values, name)) for name, _ in COLUMNS]
+            cells = {name: percent(getattr(values, name)) for name in COLUMNS}
+            cells["nmiou"] = _with_interval(one)
             cost = [f"{one.forwards:.4g}", f"{one.backwards:.4g}", f"{one.seconds:.3g}"]
-            rows.append([one.model, one.attack, one.eps, *cells, *cost])
+            rows.append([one.model, one.attack, one.eps, *cells.values(), *cost])
         for worst in self.worst:
-            known = {"miou": _percent(worst.miou), "aacc": _percent(worst.aacc)}
-            cells = [known.get(name, "–") for name, _ in COLUMNS]
-            rows.append([worst.model, "worst case", worst.eps, *cells, "–", "–", "–"])
+            cells = dict.fromkeys(COLUMNS, "–") | {"miou": percent(worst.miou), "aacc": percent(worst.aacc)}
+            rows.append([worst.model, "worst case", worst.eps, *cells.values(), "–", "–", "–"])
         return "\n".join(markdown(header, rows))
 
     def write(self, folder: str | Path) -> Path:
@@ -121,8 +147,34 @@ class RobustnessReport:
         return write_page(self, Path(folder))
 
     def __str__(self) -> str:
-        return self.table()
+        """The table, and the checks that did not pass."""
+        failed = [f"{one.model}: not so: {one.name}. {one.text}" for one in self.checks if not one.passed]
+        return "\n".join([self.table(), *failed])
+
+    def _worst(self, model: str, eps: str, rivals: Sequence[AttackResult]) -> WorstCase:
+        counts = [one.counts for one in rivals]
+        searched = worst_by_search(counts, self.absent, self.seed)
+        return WorstCase(
+            model,
+            eps,
+            metrics(mixed(counts, worst_by_image(counts)), self.absent).aacc,
+            metrics(mixed(counts, searched), self.absent).miou,
+            {one.attack: int((searched == number).sum()) for number, one in enumerate(rivals)},
+        )
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """The share in percent with one digit; "–" where it is NaN."""
     return "–" if value != value else f"{100 * value:.1f}"
+
+
+def nmiou_interval(one: AttackResult) -> Interval:
+    """Mean over images of their mIoU, and its 95 % bootstrap interval; NaN without a valid pixel."""
+    values = image_miou(one.counts)
+    known = values[values == values]
+    return bootstrap_interval(known, resamples=2000) if known.size else Interval(*[float("nan")] * 3)
+
+
+def _with_interval(one: AttackResult) -> str:
+    mean, low, high = nmiou_interval(one)
+    return percent(mean) if low != low else f"{percent(mean)} [{percent(low)}, {percent(high)}]"

@@ -92,7 +92,8 @@ class Evaluation:
         for first, images, labels in batches(self.pairs, self.batch_size):
             x, y = images.to(self.device), labels.to(self.device)
             low, high = as_bounds(x, image_range(x) if isinstance(self.bounds, str) else self.bounds)
-            with passes(self.model) as seen:
+            valid = (y != self.ignore_index).flatten(1).any(dim=1)
+            with passes(self.model, valid) as seen:
                 start = time.perf_counter()
                 found = attack(
                     self.model,
@@ -115,8 +116,8 @@ class Evaluation:
             both += counts.both.tolist()
             predicted += counts.predicted.tolist()
             true += counts.true.tolist()
-            if seen.zeros is not None:
-                zeros += [float(seen.zeros)] * len(x)
+            if seen.zeros is not None and bool(valid.any()):
+                zeros += [float(seen.zeros)] * int(valid.sum())
             reach(first + len(x))
         return AttackResult(
             model=self.name,
@@ -153,21 +154,24 @@ class Evaluation:
 class Passes:
     """Images that went through a model, images whose gradient came back, and what the first gradient was."""
 
-    forwards = backwards = 0
-    zeros: Tensor | None = None
-    """Share of values of the first gradient of the input that are exactly 0."""
+    def __init__(self, valid: Tensor) -> None:
+        self.valid = valid
+        self.forwards = self.backwards = 0
+        self.zeros: Tensor | None = None
+        """Share of values of the first gradient of the valid images that are exactly 0."""
 
     def gradient(self, gradient: Tensor) -> None:
         """Called with each gradient of the input."""
         self.backwards += len(gradient)
-        if self.zeros is None:
-            self.zeros = (gradient == 0).double().mean()
+        if self.zeros is None and len(gradient) == len(self.valid):
+            zero = (gradient == 0).flatten(1).double().mean(dim=1)
+            self.zeros = (zero * self.valid).sum() / self.valid.sum()
 
 
 @contextmanager
-def passes(model: nn.Module) -> Iterator[Passes]:
-    """Count the passes of a model within the block; its modules keep their names."""
-    seen = Passes()
+def passes(model: nn.Module, valid: Tensor) -> Iterator[Passes]:
+    """Count the passes of a model within the block; its modules keep their names. valid: which images have labels."""
+    seen = Passes(valid)
 
     def before(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
         seen.forwards += len(inputs[0])
