@@ -15,10 +15,15 @@ from torch import Tensor, nn
 from ..common.checks import check_choice, closest_choice
 from .apgd import OBJECTIVES, apgd, sea
 from .budget import Bounds, Epsilon, LinfBall, signed_noise
+from .dag import dag
 from .methods import ATTACKS
+from .padam import padam
+from .square import square
+from .transfer import transfer
 
-Kind = Literal["none", "noise", "white", "black"]
-"""What an attack knows: nothing is done; nothing; the model's gradients; its outputs, or other models, alone."""
+Kind = Literal["none", "noise", "white", "black", "free"]
+"""What an attack knows: nothing is done; nothing; the model's gradients; its outputs, or other models, alone. "free":
+its gradients, and it has a radius of its own, so that it stands beside no other attack."""
 Need = Literal["feature_layer", "class_counts", "surrogates"]
 """What only some attacks are told beside the budget."""
 GRID_STEPS = (3, 5, 7, 10, 20, 40, 100)
@@ -129,7 +134,7 @@ FAMILIES: Mapping[str, Family] = {
     "fgsm": Family("FGSM", ATTACKS["fgsm"], steps=None),
     "bim2": Family("BIM, 2 steps of 0.01", partial(ATTACKS["bim"], steps=2, step_size=0.01), steps=None),
     "unbounded": Family(
-        "Unbounded PGD", partial(ATTACKS["pgd"], steps=20, step_size=0.1, random_start=False), steps=None, eps="1"
+        "Unbounded PGD", partial(ATTACKS["pgd"], steps=20, step_size=0.1, random_start=False), "free", None, eps="1"
     ),
     **{
         name: Family(attack.title, attack, needs=("feature_layer",) if name in ("rp_pgd", "rp_pgd_pp") else ())
@@ -146,6 +151,12 @@ FAMILIES: Mapping[str, Family] = {
         for loss in OBJECTIVES
     },
     "sea": Family("SEA", sea, steps=300, needs=("class_counts",)),
+    "padam_ce": Family("PAdam CE", partial(padam, loss="ce"), steps=200),
+    "padam_cos": Family("PAdam cos", partial(padam, loss="cos"), steps=200),
+    "dag": Family("DAG", dag, steps=200),
+    "dag_free": Family("DAG, any radius", dag, "free", 200, eps="1"),
+    "square": Family("Square", square, "black", 1000),
+    "transfer": Family("Transfer", transfer, "black", 10, needs=("surrogates",)),
 }
 """Families by name."""
 PRESETS: Mapping[str, tuple[str, ...]] = {
@@ -155,7 +166,8 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
     "battery": (
         "clean", "fgsm", "bim2", "pgd_40", "mi_fgsm_40", "segpgd_40", "cospgd_40", "masked_ce_40", "js_40",
         "cw_linf_40", "rp_global_40", "rp_pgd_40", "rp_pgd_pp_40",
-        "apgd_masked_ce", "apgd_masked_balanced_ce", "apgd_js",
+        "apgd_masked_ce", "apgd_masked_balanced_ce", "apgd_js", "padam_ce", "padam_cos", "dag", "dag_free", "square",
+        "transfer",
     ),
 }  # fmt: skip
 """Presets by name; N stands for each of the given numbers of steps."""

@@ -111,7 +111,7 @@ def _gradient(results: Sequence[AttackResult], miou: MeanIoU) -> Complaints:
         if one.family in PLAIN and one.zero_gradient is not None:
             yield (
                 f"{_named(one)}: {100 * one.zero_gradient:.0f} % of the first gradient is exactly 0; it is masked, or "
-                "runs out of the precision of its numbers. Look at losses of logits (cw_linf), and at black-box attacks."
+                "runs out of the precision of its numbers; look at a loss of logits (cw_linf) and at black-box ones."
                 if one.zero_gradient > ZEROS
                 else ""
             )
@@ -156,7 +156,7 @@ RULES: dict[str, Callable[[Sequence[AttackResult], MeanIoU], Complaints]] = {
 
 
 def _strongest(results: Iterable[AttackResult], eps: str, kind: str, miou: MeanIoU) -> AttackResult | None:
-    there = [one for one in results if (one.eps, one.kind) == (eps, kind) and one.family != "unbounded"]
+    there = [one for one in results if (one.eps, one.kind) == (eps, kind)]
     return min(there, key=miou, default=None)
 
 

@@ -33,7 +33,7 @@ def write_page(report: "RobustnessReport", folder: Path) -> Path:
         if figure is not None:
             save_png(figure, folder / name)
             lines += [f"![{title}]({name})", ""]
-    lines += [*_worst(report), *_checks(report), *_footer(report)]
+    lines += [*_worst(report), *_radii(report), *_checks(report), *_footer(report)]
     write_text(folder / PAGE, "\n".join(lines) + "\n")
     return folder / PAGE
 
@@ -42,7 +42,7 @@ def steps_figure(report: "RobustnessReport") -> Figure | None:
     """mIoU against the number of steps, a panel for each radius; None where no family has two numbers."""
     lines: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for one in report.ordered:
-        if one.kind in ("white", "black") and one.steps is not None and one.family != "unbounded":
+        if one.kind in ("white", "black") and one.steps is not None:
             key = _line(report, one.model, _family_title(one))
             lines.setdefault(one.eps, {}).setdefault(key, []).append((one.steps, _miou(report, one)))
     lines = {eps: {key: points for key, points in of.items() if len(points) > 1} for eps, of in lines.items()}
@@ -55,7 +55,7 @@ def eps_figure(report: "RobustnessReport") -> Figure | None:
     lines: dict[str, list[tuple[float, float]]] = {}
     clean = {one.model: _miou(report, one) for one in report.results if one.kind == "none"}
     for one in report.ordered:
-        if one.kind != "none" and one.family != "unbounded":
+        if one.kind not in ("none", "free"):
             points = lines.setdefault(_line(report, one.model, one.attack), [])
             if not points and one.model in clean:
                 points.append((0.0, clean[one.model]))
@@ -66,7 +66,7 @@ def eps_figure(report: "RobustnessReport") -> Figure | None:
 
 def sizes_figure(report: "RobustnessReport") -> Figure | None:
     """IoU of small, medium and large objects under each attack; None where there are none."""
-    shown = [one for one in report.ordered if one.family != "unbounded"]
+    shown = [one for one in report.ordered if one.kind != "free"]
     found = {size: [getattr(metrics(one.counts), f"iou_{size}") for one in shown] for size in SIZES}
     found = {size: values for size, values in found.items() if any(value == value for value in values)}
     if not found:
@@ -99,7 +99,8 @@ def _line_figure(panels: dict[str, dict[str, list[tuple[float, float]]]], label:
             at, values = zip(*points, strict=True)
             colour, line = style[key]
             ax.plot(at, [100 * value for value in values], color=colour, linestyle=line, marker="o", markersize=3)
-        ax.set(xlabel=label, ylabel="mIoU (%)", ylim=(0, None), title=literal(title))
+        top = 100 * max(value for points in panel.values() for _, value in points if value == value)
+        ax.set(xlabel=label, ylabel="mIoU (%)", ylim=(0, 1.05 * top), title=literal(title))
         ax.spines[["top", "right"]].set_visible(False)
         if log:
             ticks = sorted({at for points in panel.values() for at, _ in points})
@@ -119,6 +120,14 @@ def _worst(report: "RobustnessReport") -> list[str]:
         chosen = ", ".join(f"{attack} {number}" for attack, number in one.chosen.items() if number)
         lines.append(f"- {escaped(one.model)}, ε = {one.eps}: {escaped(chosen)}.")
     return [*lines, ""]
+
+
+def _radii(report: "RobustnessReport") -> list[str]:
+    return [
+        f"{escaped(one.model)}: to turn 99 % of the pixels wrong, {one.attack} needs a radius of {one.median:.4g} of "
+        f"the range, or {255 * one.median:.3g}/255 (median; {one.broken} of {one.images} images were).\n"
+        for one in report.radii
+    ]
 
 
 def _checks(report: "RobustnessReport") -> list[str]:

@@ -1,9 +1,12 @@
 """What attacks left of a model: metrics, worst case, checks, as a table, a page and figures, made of results alone."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from ..attacks.named import FAMILIES
 from .report import markdown
@@ -12,6 +15,8 @@ from .robustness_metrics import Absent, Metrics, image_miou, metrics, mixed, wor
 from .robustness_results import AttackResult, read_attack_results
 from .statistics import Interval, bootstrap_interval
 
+MINIMAL = ("dag_free",)
+"""Families that look for the smallest radius themselves."""
 COLUMNS = {
     "miou": "mIoU",
     "macc": "mAcc",
@@ -37,6 +42,20 @@ class WorstCase:
     """Each image under the attack that the search chose."""
     chosen: dict[str, int]
     """Images of each attack in that search."""
+
+
+@dataclass(frozen=True)
+class Radius:
+    """What an attack without a bound needed to turn 99 % of the pixels of an image wrong."""
+
+    model: str
+    attack: str
+    median: float
+    """Of the largest changes of all images, as a share of the range; infinite where fewer than half were broken."""
+    broken: int
+    """Images that it did so with."""
+    images: int
+    """Images with valid pixels."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +135,21 @@ class RobustnessReport:
         """The worst case of each model and radius, over all white-box and black-box attacks."""
         groups: dict[tuple[str, str], list[AttackResult]] = {}
         for one in self.ordered:
-            if one.kind in ("white", "black") and one.family != "unbounded":
+            if one.kind in ("white", "black"):
                 groups.setdefault((one.model, one.eps), []).append(one)
         return [self._worst(model, eps, rivals) for (model, eps), rivals in groups.items()]
+
+    @cached_property
+    def radii(self) -> list[Radius]:
+        """The radius that each attack without a bound needed."""
+        found = []
+        for one in self.ordered:
+            if one.family in MINIMAL:
+                accuracy, farthest = one.counts.accuracy, np.array(one.farthest)
+                valid, broken = ~np.isnan(accuracy), accuracy <= 0.01
+                median = float(np.median(np.where(broken, farthest, np.inf)[valid])) if valid.any() else math.nan
+                found.append(Radius(one.model, one.attack, median, int(broken.sum()), int(valid.sum())))
+        return found
 
     @cached_property
     def checks(self) -> list[Check]:
