@@ -48,8 +48,8 @@ def confidence(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def correct(logits: Tensor, targets: Tensor) -> Tensor:
-    """Whether the highest logit is the target's, bool [B, *spatial]."""
-    return logits.detach().argmax(dim=1) == targets
+    """Whether the highest logit is the target's, bool [B, *spatial]; of equal ones, the first is the highest."""
+    return logits.detach().max(dim=1).indices == targets  # argmax is the same, many times as slow on a CPU
 
 
 def class_balance(targets: Tensor, counts: Tensor) -> Tensor:

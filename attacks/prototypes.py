@@ -41,10 +41,10 @@ def resize_matrix(size: int, full: int, like: Tensor) -> Tensor:
 
 def pool_masks(masks: Tensor, grid: torch.Size) -> Tensor:
     """U^T m: masks [B, K, *spatial] on the grid of the features, [B, K, *grid], by the transposed linear resize."""
-    for axis, size in enumerate(grid, start=2):
+    for axis in range(len(grid) + 1, 1, -1):  # the last axis lies in memory as a product of matrices wants it
+        size = grid[axis - 2]
         if masks.shape[axis] != size:
-            matrix = resize_matrix(size, masks.shape[axis], masks)
-            masks = torch.tensordot(masks, matrix, dims=([axis], [0])).movedim(-1, axis)
+            masks = (masks.movedim(axis, -1) @ resize_matrix(size, masks.shape[axis], masks)).movedim(-1, axis)
     return masks
 
 

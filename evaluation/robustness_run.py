@@ -112,7 +112,8 @@ class Evaluation:
                 seconds += time.perf_counter() - start
             forwards, backwards = forwards + seen.forwards, backwards + seen.backwards
             farthest += _distances(attack.name, found, x, low, high, radius)
-            counts = class_counts(logits_of(self.model, found).argmax(dim=1), y, len(self.classes), self.ignore_index)
+            predicted_classes = logits_of(self.model, found).max(dim=1).indices  # much faster than argmax
+            counts = class_counts(predicted_classes, y, len(self.classes), self.ignore_index)
             both += counts.both.tolist()
             predicted += counts.predicted.tolist()
             true += counts.true.tolist()
