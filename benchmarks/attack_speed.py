@@ -246,7 +246,7 @@ def foolbox_pgd(net: nn.Module, images: Tensor, labels: Tensor, steps: int) -> C
     return lambda: attack.run(wrapped, images, criterion, epsilon=EPS)
 
 
-# -- the order of work of the released program (docs/rp-pgd.md, Method 25) --------------------------------------------
+# -- the order of work of the released program (docs/rp-pgd.md, Method 10) --------------------------------------------
 
 
 def released_attack(net: "ImageNet", images: Tensor, labels: Tensor, steps: int = 3) -> Tensor:

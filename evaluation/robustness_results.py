@@ -2,7 +2,6 @@
 and figure is made."""
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..attacks.named import Kind
-from ..common.checks import check
+from ..common.checks import AT_LEAST_0, AT_LEAST_1, SHARE, check
 from ..common.files import write_text
 from ..common.names import slug
 from ..common.reading import quoted, read_json
@@ -22,6 +21,8 @@ from .robustness_metrics import Counts
 
 Rows = list[list[int]]
 """[N, K]."""
+MOST_PIXELS = 2**40
+"""Of a class in one image."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,32 @@ class AttackResult:
     date: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     def __post_init__(self) -> None:
-        check(self)
+        check(
+            self,
+            steps=AT_LEAST_1,
+            radius=SHARE,
+            farthest=AT_LEAST_0,
+            forwards=AT_LEAST_0,
+            backwards=AT_LEAST_0,
+            seconds=AT_LEAST_0,
+            zero_gradient=SHARE,
+        )
         shape = (len(self.ids), len(self.classes))
-        if not len(self.ids) or not self.classes or len(self.farthest) != len(self.ids):
-            raise ValueError(f"{self.attack} on {self.model} has no images or classes, or not one distance for each")
+        if not self.ids or len({*self.ids}) < len(self.ids) or not self.classes or len(self.farthest) != len(self.ids):
+            raise ValueError(
+                f"attack {self.attack!r} has {len(self.ids)} ids, {len(self.classes)} classes and {len(self.farthest)} "
+                "distances, but needs images of different ids, a distance for each, and classes"
+            )
         for name, part in zip(Counts._fields, (self.both, self.predicted, self.true), strict=True):
-            if len(part) != shape[0] or any(len(row) != shape[1] or min(row) < 0 for row in part):
-                raise ValueError(f"{name} must be {[*shape]} numbers of at least 0, one for each image and class")
+            if len(part) != shape[0] or any(len(row) != shape[1] for row in part):
+                raise ValueError(f"{name} must be {[*shape]} numbers, one for each image and class of the result")
+            if not all(0 <= pixels <= MOST_PIXELS for row in part for pixels in row):
+                raise ValueError(f"{name} of the result must be numbers of pixels, 0 to {MOST_PIXELS}")
         counts = self.counts
         if (counts.both > np.minimum(counts.predicted, counts.true)).any():
-            raise ValueError("more pixels are both predicted and true than are true, or predicted")
+            raise ValueError("more pixels are both predicted and true than are true, or predicted, in the result")
+        if (counts.predicted.sum(axis=1) != counts.true.sum(axis=1)).any():
+            raise ValueError("as many pixels must be predicted as are true, in each image of the result")
 
     @cached_property
     def counts(self) -> Counts:
@@ -132,8 +149,6 @@ def _read(path: Path) -> AttackResult:
         raise ValueError(f"{path} is no result of an attack: missing keys {missing}, unknown keys {unknown}")
     try:
         result = AttackResult(**content)
-        if not all(map(math.isfinite, (result.radius, result.seconds, *result.farthest))):
-            raise ValueError("a number is not finite")
-    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no result of an attack: {quoted(error)}") from error
     return result

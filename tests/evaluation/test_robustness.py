@@ -186,7 +186,7 @@ def test_a_damaged_result_is_refused_by_name(tmp_path):
     for change, words in {
         "both": (worst, "more pixels are both predicted and true"),
         "true": (good["true"][:-1], "true must be"),
-        "predicted": ([[-1, 0, 0]] * 3, "predicted must be"),
+        "predicted": ([[-1, 0, 0]] * 3, "predicted of the result must be"),
         "kind": ("grey", "kind is 'grey'"),
         "seconds": ("long", "seconds is 'long'"),
     }.items():
