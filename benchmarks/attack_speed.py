@@ -347,7 +347,7 @@ def memory_part(given: tuple[int, str]) -> tuple[float, float]:
     device = torch.device(where)
     torch.manual_seed(0)
     net = UNet(1, 3, init_channels=4).to(device)
-    images, labels = torch.rand(1, 1, 16, 16, device=device), torch.randint(0, 3, (1, 16, 16), device=device)
+    images, labels = torch.rand(1, 1, 32, 32, device=device), torch.randint(0, 3, (1, 32, 32), device=device)
 
     def used() -> float:
         return torch.cuda.memory_allocated(device) / 1e6 if device.type == "cuda" else megabytes("VmRSS")
