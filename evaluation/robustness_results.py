@@ -21,6 +21,8 @@ from .robustness_metrics import Counts
 
 Rows = list[list[int]]
 """[N, K]."""
+PATTERN = "*__eps_*.json"
+"""Of the names that `file_name` gives."""
 MOST_PIXELS = 2**40
 """Of a class in one image."""
 
@@ -120,10 +122,10 @@ def file_name(model: str, attack: str, eps: str) -> str:
 
 
 def read_attack_results(where: str | Path | Iterable[str | Path]) -> list[AttackResult]:
-    """The results in a folder (its *.json, sorted by name), in one file, or in the given files in their order.
+    """The results in a folder (its files that `file_name` names, sorted), in one file, or in the given files in order.
 
     Raises:
-        FileNotFoundError: a file that does not exist, or a folder without JSON files.
+        FileNotFoundError: a file that does not exist, or a folder without results of attacks.
         ValueError: a file that is no result of an attack.
     """
     if not isinstance(where, str | Path):
@@ -131,9 +133,9 @@ def read_attack_results(where: str | Path | Iterable[str | Path]) -> list[Attack
     folder = Path(where)
     if not folder.is_dir():
         return [_read(folder)]
-    paths = sorted(folder.glob("*.json"))
+    paths = sorted(folder.glob(PATTERN))
     if not paths:
-        raise FileNotFoundError(f"no *.json in the folder {folder}")
+        raise FileNotFoundError(f"no result of an attack ({PATTERN}) in the folder {folder}")
     return [_read(path) for path in paths]
 
 

@@ -154,6 +154,7 @@ def test_results_of_something_else_are_refused(tmp_path):
 
 
 def test_models_share_a_folder_and_a_page(tmp_path):
+    (tmp_path / "other.json").write_text("[]")  # of something else
     report(out=tmp_path, name="first", eps=[0.03, 0.06], attacks=["pgd_3", "pgd_10"])
     report(out=tmp_path, name="second", model=TinyNet(), attacks=["pgd_3"])
     page = (tmp_path / "index.md").read_text()
@@ -199,6 +200,10 @@ def test_a_damaged_result_is_refused_by_name(tmp_path):
     path.write_text("[1")
     with pytest.raises(ValueError, match=r"eps_0_06\.json"):
         read_attack_results(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "other.json").write_text("{}")  # of something else
+    with pytest.raises(FileNotFoundError, match="no result of an attack"):
+        read_attack_results(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="no result file"):
         read_attack_results(tmp_path / "none.json")
 

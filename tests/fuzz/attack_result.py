@@ -10,7 +10,8 @@ from segarena.evaluation.robustness_report import RobustnessReport
 from .harness import Input
 from .parts import malicious
 
-NAMES = ("r.json", "result", "attack", "images", "eps")
+FILE = "m__pgd_3__eps_8_255.json"
+NAMES = (FILE, "result", "attack", "images", "eps")
 
 
 def inputs(rng: random.Random) -> Iterator[Input]:
@@ -41,7 +42,7 @@ def inputs(rng: random.Random) -> Iterator[Input]:
 
     def make_input(name: str, must: str, data: bytes) -> Input:
         def make(folder: Path) -> Callable[[], object]:
-            (folder / "r.json").write_bytes(data)
+            (folder / FILE).write_bytes(data)
 
             def read() -> None:
                 report = RobustnessReport.read(folder)
