@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .envs.spars import SparsEnv as SparsEnv
     from .envs.spars_config import SparsConfig as SparsConfig
     from .envs.spars_parallel import SparsParallelEnv as SparsParallelEnv
+    from .evaluation.robustness import robustness_report as robustness_report
     from .testing import check_env_contract as check_env_contract
 
 __version__ = "0.1.0"
@@ -66,6 +67,7 @@ _MODULES = {
     "SparsParallelEnv": "envs.spars_parallel",
     "check_env_contract": "testing",
     "predict": "agents.prediction",
+    "robustness_report": "evaluation.robustness",
 }
 """Module of each public name, loaded when the name is first used; the imports above tell type checkers the same."""
 

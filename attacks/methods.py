@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..common.checks import AT_LEAST_1, check_range
 from .budget import Bounds, Epsilon, LinfBall, signed_noise
 from .core import AttackCore
-from .losses import PixelLoss, cross_entropy, jensen_shannon
+from .losses import PixelLoss, cross_entropy, jensen_shannon, margin
 from .options import RPOptions
 from .regions import Weighting, region_schedule
 from .victim import Normalized
@@ -209,6 +209,7 @@ ATTACKS: Mapping[str, Attack] = {
     "cospgd": Attack("CosPGD", cospgd),
     "masked_ce": Attack("Masked CE", masked),
     "js": Attack("Jensen-Shannon", uniform, loss=jensen_shannon),
+    "cw_linf": Attack("CW-Linf", uniform, loss=margin),
     "rp_region": Attack("RP-region", region, regional=True, divides_eps=True),
     "rp_pgd": Attack("RP-PGD", region_inter, regional=True, divides_eps=True),
     "rp_pgd_pp": Attack("RP-PGD++", region_inter_intra, regional=True, divides_eps=True),

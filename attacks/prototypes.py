@@ -13,6 +13,8 @@ from torch import Tensor
 
 HIGH = 0.9
 """Similarity from which a pixel counts as close to its prototype."""
+SHORTEST = 1e-12
+"""Length below which a feature has no direction, as in `torch.nn.functional.normalize`."""
 LOW_SHARE, HIGH_SHARE = 0.75, 0.25
 """Weights of the mean similarity of the pixels below and from `HIGH`."""
 
@@ -41,10 +43,10 @@ def resize_matrix(size: int, full: int, like: Tensor) -> Tensor:
 
 def pool_masks(masks: Tensor, grid: torch.Size) -> Tensor:
     """U^T m: masks [B, K, *spatial] on the grid of the features, [B, K, *grid], by the transposed linear resize."""
-    for axis, size in enumerate(grid, start=2):
+    for axis in range(len(grid) + 1, 1, -1):  # the last axis lies in memory as a product of matrices wants it
+        size = grid[axis - 2]
         if masks.shape[axis] != size:
-            matrix = resize_matrix(size, masks.shape[axis], masks)
-            masks = torch.tensordot(masks, matrix, dims=([axis], [0])).movedim(-1, axis)
+            masks = (masks.movedim(axis, -1) @ resize_matrix(size, masks.shape[axis], masks)).movedim(-1, axis)
     return masks
 
 
@@ -98,7 +100,8 @@ def intra_class(
         skip: classes that are left out.
         aggregate: "mean" over the classes, or "last": the highest class alone, as in the released program.
     """
-    similar = (1 + F.normalize(protos.vectors, dim=2) @ F.normalize(protos.features, dim=1)) / 2  # [B, K, Q]
+    lengths = protos.features.norm(dim=1, keepdim=True).clamp(min=SHORTEST)  # [B, 1, Q]: less work than unit features
+    similar = (1 + F.normalize(protos.vectors, dim=2) @ protos.features / lengths) / 2  # [B, K, Q]
     high = similar.detach() >= HIGH
     value = LOW_SHARE * _mean(similar, protos.weights * ~high) + HIGH_SHARE * _mean(similar, protos.weights * high)
     numbers = torch.arange(value.shape[1], device=value.device)

@@ -95,15 +95,18 @@ def pixel_weights(
             return value.to(device, dtype).expand(images)
         return torch.full((images,), value, dtype=dtype, device=device)  # no copy from the host
 
-    weights = torch.stack([per_image(0.0), *(per_image(getattr(weighting, name)) for name in GROUPS)], dim=1)  # [B, 6]
+    true, boundary_wrong, boundary_right, false_wrong, false_right = (per_image(getattr(weighting, n)) for n in GROUPS)
+    nothing = torch.zeros_like(true)
+    of_groups = (nothing, nothing, true, true, false_wrong, false_right, boundary_wrong, boundary_right)
+    weights = torch.stack(of_groups, dim=1)  # [B, 8]: each region wrong and right, in the order of their numbers
     sizes = torch.stack([(regions == region).flatten(1).sum(dim=1) for region in range(4)], dim=1)  # [B, 4]
     valid = sizes[:, 1:].sum(dim=1, keepdim=True)
     if over_batch:
         sizes = sizes.sum(dim=0, keepdim=True).expand(images, 4)
     mean = per_image(weighting.region_mean)[:, None]
     shares = mean / sizes.clamp(min=1) + (1 - mean) / valid.clamp(min=1)  # [B, 4]
-    flat = groups(regions, right).flatten(1).long()
-    result = weights.gather(1, flat) * shares.gather(1, regions.flatten(1).long())
+    index = (2 * regions.flatten(1) + right.flatten(1)).long()
+    result = (weights * shares.repeat_interleave(2, dim=1)).gather(1, index)
     if weighting.confidence is not None and confidence is not None:
         exponent = per_image(weighting.confidence)[:, None]
         result = result * confidence.flatten(1) ** exponent

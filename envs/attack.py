@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..attacks.budget import Epsilon, LinfBall
 from ..attacks.core import AttackCore
-from ..attacks.losses import PixelLoss, cross_entropy, jensen_shannon
+from ..attacks.losses import PixelLoss, cross_entropy, jensen_shannon, margin
 from ..attacks.options import RPOptions
 from ..attacks.regions import GROUPS, groups
 from ..attacks.victims import PACKAGED, feature_layer_of, load_victim
@@ -31,7 +31,7 @@ from .attack_starts import PairedBaseline, ball_of, may_start_at_random, per_ima
 from .core import BatchedEnv, Frame, Obs, notice_phantom
 from .samplers import chosen_images
 
-LOSSES: dict[str, PixelLoss] = {"cross_entropy": cross_entropy, "jensen_shannon": jensen_shannon}
+LOSSES: dict[str, PixelLoss] = {one.__name__: one for one in (cross_entropy, jensen_shannon, margin)}
 TENSORS = ("index", "horizon_of", "numbers", "x_adv", "begun_at", "flipped", "turned", "baseline", "probed")
 """Tensors that an episode consists of, beside those of the environment's core and the attack's."""
 FACTS = {"final_miou": "miou", "final_aacc": "aacc", "final_dice": "dice", "n_fwd": "n_fwd", "n_bwd": "n_bwd"}

@@ -38,7 +38,7 @@ class AttackConfig:
     obs_grad: Literal["paid", "probe"] = "paid"
     """Gradient shown in the map. paid: that of the last step. probe: that of the plain loss here, for one more backward
     pass a step."""
-    loss: Literal["cross_entropy", "jensen_shannon"] = "cross_entropy"
+    loss: Literal["cross_entropy", "jensen_shannon", "margin"] = "cross_entropy"
     """Loss of a pixel that is raised."""
     reward: Measure = "miou"
     """Measure of an image whose fall is the reward: miou, acc, dice (mean of the foreground) or p_y."""

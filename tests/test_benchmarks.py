@@ -193,3 +193,15 @@ def test_the_cost_of_a_folder_of_cts_is_measured_and_extrapolated(tmp_path, monk
     assert whole["classifier, all epochs"] == "100 epochs: 1.0 h"  # 2 volumes and 16 to validate, 36 s
     assert whole["scoring all windows of a case, s"] == "107 cases: 64 min"
     assert whole["all of this"] == "10.6 h"
+
+
+def test_the_speed_of_attacks_is_measured_and_written(tmp_path):
+    figures = measured("attack_speed", tmp_path)
+    assert set(figures) == {"libraries", "step", "training", "prototypes", "memory"}
+    pgd = named(figures["libraries"], "PGD, 20 steps")
+    damage = pgd["details"]["mean_cross_entropy"]
+    assert all(value == pytest.approx(damage["ours"], rel=0.02) for value in damage.values())
+    assert damage["ours"] > pgd["details"]["clean"]
+    pooled, resized = (named(figures["prototypes"], row) for row in ("prototype terms, peak", "… of features resized"))
+    assert pooled["details"]["inter"] == pytest.approx(resized["details"]["inter"], abs=1e-4)
+    assert named(figures["memory"], "memory gained in 200 steps")["target"] == 20

@@ -19,6 +19,7 @@ import pytest
 import segarena
 from segarena.agents.command_line import main
 from segarena.evaluation.results import read_results
+from segarena.evaluation.robustness_results import read_attack_results
 
 TUTORIALS = Path(__file__).resolve().parents[1] / "docs" / "tutorials"
 PACKAGE = Path(segarena.__file__).parents[1]
@@ -78,7 +79,12 @@ def folder(tmp_path, monkeypatch):
 
 def test_every_block_of_a_tutorial_is_known():
     pages = sorted(path.name for path in TUTORIALS.glob("*.md"))
-    assert pages == ["rl4seg_on_your_scanner.md", "spars_on_your_ct.md", "your_own_environment.md"]
+    assert pages == [
+        "is_your_segmenter_robust.md",
+        "rl4seg_on_your_scanner.md",
+        "spars_on_your_ct.md",
+        "your_own_environment.md",
+    ]
     for page in pages:
         blocks = blocks_of(page)
         fences = (TUTORIALS / page).read_text(encoding="utf-8").count("```")
@@ -107,6 +113,15 @@ def test_rl4seg_on_your_scanner(folder, capsys):
     assert table_of(folder / "masks")[0]["id"] == "p00_4CH_ED"
     for kind in ("mask", "doubt", "overlay"):
         assert (folder / "masks" / f"p00_4CH_ED_{kind}.png").is_file()
+
+
+def test_is_your_segmenter_robust(folder, capsys):
+    follow("is_your_segmenter_robust.md", folder)
+    table = capsys.readouterr().out
+    assert all(f"| {attack} " in table for attack in ("clean", "fgsm", "bim2", "worst case"))
+    results = read_attack_results(folder / "robustness")
+    assert {(one.attack, one.eps) for one in results} >= {("pgd_20", "2/255"), ("pgd_20", "8/255"), ("clean", "0")}
+    assert (folder / "robustness" / "index.md").is_file()
 
 
 def test_your_own_environment(folder, monkeypatch):

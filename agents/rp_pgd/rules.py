@@ -21,6 +21,7 @@ ABOUT = {
     "cospgd": "each pixel by its confidence",
     "masked_ce": "right pixels alone",
     "js": "every valid pixel alike, by the Jensen-Shannon divergence",
+    "cw_linf": "every valid pixel alike, by the margin of right ones",
     "rp_region": "three regions, each by its mean",
     "rp_pgd": "three regions and the inter-class term",
     "rp_pgd_pp": "three regions, the inter-class and the intra-class term",

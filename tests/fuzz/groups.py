@@ -4,7 +4,21 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import camus, checkpoint, configuration, dataset, names, nifti, plane, result, run_files, stage, sweep, weights
+from . import (
+    attack_result,
+    camus,
+    checkpoint,
+    configuration,
+    dataset,
+    names,
+    nifti,
+    plane,
+    result,
+    run_files,
+    stage,
+    sweep,
+    weights,
+)
 from .harness import Input
 
 GROUPS: dict[str, Callable[[random.Random], Iterator[Input]]] = {
@@ -17,6 +31,7 @@ GROUPS: dict[str, Callable[[random.Random], Iterator[Input]]] = {
     "run": run_files.inputs,
     "yaml": configuration.inputs,
     "result": result.inputs,
+    "attack_result": attack_result.inputs,
     "stage": stage.inputs,
     "sweep": sweep.inputs,
     "names": names.inputs,

@@ -1,0 +1,80 @@
+"""Square attack: random search with the model's outputs alone, for segmentation (docs/rp-pgd.md, Method 26)."""
+
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+from ..common.checks import AT_LEAST_1, check_range
+from .budget import Bounds, Epsilon, LinfBall
+from .core import AttackCore
+from .losses import jensen_shannon
+from .reach import finished, per_image, reachable
+
+FIRST_SHARE = 0.8
+"""Share of the image that the first windows cover."""
+HALVED_AT = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+"""Shares of the steps after which that share is halved."""
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def square(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float | str | Fraction | Epsilon,
+    steps: int = 1000,
+    bounds: Bounds = (0.0, 1.0),
+    ignore_index: int = 255,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Adversarial images [B, C, *spatial] within eps, found without any gradient.
+
+    It begins with stripes of +-b along the last axis. Each step sets a window of each image, a cube of its spatial
+    axes, to +-b for each channel, and keeps it where the mean Jensen-Shannon divergence of the valid pixels rises.
+    `steps` + 2 forward passes; contract and arguments as those of `Attack`.
+
+    Args:
+        model, images, labels, eps, bounds, ignore_index, generator: see `Attack`.
+        steps: windows that are tried, at least 1.
+
+    Raises:
+        ValueError: as `Attack`.
+    """
+    check_range("steps", steps, AT_LEAST_1)
+    ball = LinfBall.around(images, Epsilon.parse(eps).value, bounds)
+    core = AttackCore(model, ignore_index=ignore_index, loss=jensen_shannon)
+    core.reset(ball, labels)
+    device, (number, channels, *spatial) = images.device, images.shape
+
+    def draw(*shape: int) -> Tensor:
+        origin = device if generator is None else generator.device
+        return torch.rand(shape, generator=generator, device=origin, dtype=images.dtype).to(device)
+
+    def try_out(change: Tensor) -> Tensor:
+        core.observe(reachable(core, ball.images + change), graph=False)
+        return core.losses.flatten(1).sum(dim=1)
+
+    best = core.losses.flatten(1).sum(dim=1)
+    change = torch.zeros_like(ball.images)
+    stripes = (draw(number, channels, *[1] * (len(spatial) - 1), spatial[-1]) - 0.5).sign() * ball.radius
+    found = try_out(stripes.expand_as(change))
+    change = torch.where(per_image(found > best, images), stripes, change)
+    best = torch.maximum(best, found)
+    for step in range(steps):
+        share = FIRST_SHARE / 2 ** sum(step >= part * steps for part in HALVED_AT)
+        inside = torch.ones(number, *spatial, dtype=torch.bool, device=device)
+        for axis, size in enumerate(spatial):
+            side = min(max(round(share ** (1 / len(spatial)) * size), 1), size)
+            first = (draw(number) * (size - side + 1)).long().clamp(max=size - side)
+            at = torch.arange(size, device=device) - first[:, None]  # [B, size]
+            kept = ((at >= 0) & (at < side)).view(number, *[size if a == axis else 1 for a in range(len(spatial))])
+            inside = inside & kept
+        signs = (draw(number, channels) - 0.5).sign().view(number, channels, *[1] * len(spatial))
+        tried = torch.where(inside.unsqueeze(1), signs * ball.radius, change)
+        found = try_out(tried)
+        change = torch.where(per_image(found > best, images), tried, change)
+        best = torch.maximum(best, found)
+    return finished(core, reachable(core, ball.images + change))
