@@ -242,12 +242,13 @@ class AttackCore:
         self._need_graph()
         terms = {"pixels": (spec.weights * self.losses).flatten(1).sum(dim=1)}
         if spec.inter is not None or spec.intra is not None:
-            protos = self.class_prototypes()
-            if spec.inter is not None:
-                terms["inter"] = self._weighted(spec.inter, inter_class(protos, self.options.inter_norm))
-            if spec.intra is not None:
-                value = intra_class(protos, self.options.intra_skip, self.options.intra_agg)
-                terms["intra"] = self._weighted(spec.intra, value)
+            with torch.autocast(self.images.device.type, enabled=False):  # cosines in bfloat16 point elsewhere
+                protos = self.class_prototypes()
+                if spec.inter is not None:
+                    terms["inter"] = self._weighted(spec.inter, inter_class(protos, self.options.inter_norm))
+                if spec.intra is not None:
+                    value = intra_class(protos, self.options.intra_skip, self.options.intra_agg)
+                    terms["intra"] = self._weighted(spec.intra, value)
         self.gradient = self._gradient(torch.cat([*terms.values()]).sum())
         self.backwards = self.backwards + 1
         self.terms = {name: term.detach().expand(len(self.images)) for name, term in terms.items()}
@@ -271,7 +272,7 @@ class AttackCore:
         self.regions = next_regions(self.regions, self.right)
 
     def class_prototypes(self) -> Prototypes:
-        """Prototypes of the True pixels at x_t.
+        """Prototypes of the True pixels at x_t, in float32 or better.
 
         Raises:
             ValueError: without `feature_layer`.
@@ -279,6 +280,7 @@ class AttackCore:
         if self.features is None:
             raise ValueError("prototype terms need features: give feature_layer, the name of a submodule of the model")
         features = self.features.detach() if self.options.detach_features else self.features
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
         masks = class_masks(self.targets, self.regions == TRUE, self.logits.shape[1], features)
         return prototypes(features, masks, self.options.proto_scope)
 

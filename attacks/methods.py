@@ -89,8 +89,6 @@ class Attack:
     """Of the sum of gradients, each divided by its L1 norm."""
     regional: bool = False
     """Whether it takes `RPOptions`."""
-    divides_eps: bool = False
-    """Whether its step size is eps / N by default, however many steps there are."""
     single: bool = False
     """Whether it has one step, of size eps."""
 
@@ -124,8 +122,8 @@ class Attack:
             labels: integers [B, *spatial] in 0 .. K - 1, or `ignore_index`.
             eps: radius as a share of high - low, in (0, 1]: 0.03, or "8/255".
             steps: gradients, at least 1; 10 by default.
-            step_size: of a step, a share of high - low like eps. Default: eps / N up to 3 steps (RP-region, RP-PGD and
-                RP-PGD++ always), else 0.01, but at most eps and at least eps / N.
+            step_size: of a step, a share of high - low like eps. Default: eps / N up to 3 steps, else 0.01, but at most
+                eps and at least eps / N.
             random_start: from U(-eps, eps) around the images. Default: from 10 steps on, where the attack has one.
             bounds: (low, high), numbers or tensors for each image and channel, such as `image_range(images)`.
             ignore_index: label of pixels that count for nothing.
@@ -181,7 +179,7 @@ class Attack:
         """Step size as a share of the radius; without `step_size`, this attack's own."""
         if step_size is not None:
             return Epsilon.parse(step_size, "step_size").value / eps.value
-        if self.divides_eps or steps <= SHORT:
+        if steps <= SHORT:
             return 1 / steps
         return max(min(LONG_STEP / eps.value, 1.0), 1 / steps)
 
@@ -210,9 +208,9 @@ ATTACKS: Mapping[str, Attack] = {
     "masked_ce": Attack("Masked CE", masked),
     "js": Attack("Jensen-Shannon", uniform, loss=jensen_shannon),
     "cw_linf": Attack("CW-Linf", uniform, loss=margin),
-    "rp_region": Attack("RP-region", region, regional=True, divides_eps=True),
-    "rp_pgd": Attack("RP-PGD", region_inter, regional=True, divides_eps=True),
-    "rp_pgd_pp": Attack("RP-PGD++", region_inter_intra, regional=True, divides_eps=True),
+    "rp_region": Attack("RP-region", region, regional=True),
+    "rp_pgd": Attack("RP-PGD", region_inter, regional=True),
+    "rp_pgd_pp": Attack("RP-PGD++", region_inter_intra, regional=True),
     "rp_global": Attack("RP-global", region_global, regional=True),
 }
 """Every attack with a fixed number of gradients, by the name that configurations and results use."""

@@ -411,3 +411,15 @@ def test_a_step_stays_on_the_device(police):
     with police.count() as counted:
         core.step(core.weigh(region_inter_intra(1, 3, OPTIONS), 0.5, momentum=0.5))
     assert counted.total == 0, counted.report()
+
+
+def test_prototype_terms_are_of_single_precision_where_the_network_is_of_half():
+    with torch.autocast("cpu", torch.bfloat16):
+        core = begun(feature_layer="features")
+        features = core.features.detach()
+        core.differentiate(core.weigh(replace(region_inter_intra(0, 3, OPTIONS), inter=1.0, intra=1.0), 0.3))
+    assert features.dtype == torch.bfloat16
+    masks = class_masks(core.targets, core.regions == TRUE, core.logits.shape[1], features.float())
+    protos = prototypes(features.float(), masks)
+    torch.testing.assert_close(core.terms["inter"], inter_class(protos).detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(core.terms["intra"], intra_class(protos).detach(), rtol=1e-6, atol=0)
