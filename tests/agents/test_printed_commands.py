@@ -13,6 +13,7 @@ from segarena.agents.command_line import main
 from segarena.agents.configuration import experiment_from, experiment_parser
 from segarena.agents.packaged import names
 from segarena.agents.papers import paper_named
+from segarena.agents.policy import make_env
 from segarena.agents.program import PROGRAM
 from segarena.agents.rl4seg.evaluation import test_split as split_that_is_evaluated
 from segarena.common.runs import Run
@@ -152,6 +153,10 @@ def test_every_configuration_has_cases_that_evaluate_and_render_take(path):
         pytest.skip("needs a folder of real CTs")
     paper = paper_named(given["paper"])
     experiment = experiment_from(paper, experiment_parser(paper).parse_object(given)).resolved()
+    if given["paper"] == "ppo":
+        env = make_env(experiment.env, {**experiment.settings, **experiment.evaluate_settings}, num_envs=1)
+        env.reset()
+        return
     data = {"rl4seg": "target", "spars": "env", "rp_pgd": "data"}[given["paper"]]
     data = getattr(experiment, data)
     if data.data != "phantom" and getattr(data, "patients", None) is None:
