@@ -190,6 +190,8 @@ class Paper(Generic[E]):
     """Columns of the table of results; the first is compared with `baseline`."""
     baseline: str
     """The method with which the others are compared."""
+    found_columns: Callable[[Sequence[Result]], Sequence[Column]] = lambda results: ()
+    """Further columns of that table, of what these results have."""
     more_columns: tuple[Column | str, ...] = ()
     """Columns of a second table, of the results that have the first of them."""
     baselines: Mapping[str, Baseline[E, Any]] = field(default_factory=dict)
@@ -310,6 +312,7 @@ class Paper(Generic[E]):
         judged = all(column(self.columns[0]).name in result.metrics for result in results)
         known = judged and any(result.method == self.baseline for result in results)
         columns = [one for one in self.columns if not judged or any(column(one).name in r.metrics for r in results)]
+        columns += self.found_columns(results)
         first = table(results, columns, baseline=self.baseline if known else None)
         more = [r for r in results if self.more_columns and column(self.more_columns[0]).name in r.metrics]
         return [first, *([table(more, self.more_columns)] if more else [])]

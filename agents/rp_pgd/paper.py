@@ -15,6 +15,7 @@ PAPER: Paper[RPPGDExperiment] = Paper(
     render=evaluation.render,
     predictor=evaluation.no_masks,
     columns=evaluation.COLUMNS,
+    found_columns=evaluation.found_columns,
     baseline="no defence",
     hparams=(
         *("seed", "network.kind", "network.backbone", "training.method", "training.attack", "training.steps"),

@@ -1,11 +1,13 @@
 """Pictures of attacks: images, what was added to them, labels and predictions side by side."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...common.files import replacing
 from ...datasets.images import IGNORED
 from ...evaluation.drawing import GAP_GREY, GAP_PX, Bytes, Colour
 
@@ -43,21 +45,18 @@ def change_picture(image: Tensor, adversarial: Tensor) -> Bytes:
     return image_picture(0.5 + 0.5 * change / most)
 
 
-def attack_panel(
-    images: Tensor, adversarial: Tensor, labels: Tensor, predicted: Sequence[Tensor], classes: int
-) -> Bytes:
-    """A row for each image: it, the change, it attacked, its labels, and what each of `predicted` is of it.
+def attack_panel(images: Tensor, adversarial: Tensor, maps: Sequence[Tensor], classes: int) -> Bytes:
+    """A row for each image: it, the change, it attacked, and each of its maps.
 
     Args:
         images, adversarial: float32 [N, C, H, W] in [0, 1].
-        labels: uint8 [N, H, W].
-        predicted: class numbers [N, H, W] each.
+        maps: class numbers [N, H, W] each: its labels, and what is predicted of it.
         classes: K.
     """
     rows = []
     for n, image in enumerate(images):
         tiles = [image_picture(image), change_picture(image, adversarial[n]), image_picture(adversarial[n])]
-        tiles += [class_picture(one[n], classes) for one in (labels, *predicted)]
+        tiles += [class_picture(one[n], classes) for one in maps]
         rows.append(_joined(tiles, axis=1))
     return _joined(rows, axis=0)
 
@@ -67,6 +66,14 @@ def class_legend(names: Sequence[str]) -> list[tuple[Colour, str]]:
     colours = [(int(red), int(green), int(blue)) for red, green, blue in class_colours(len(names))]
     grey = (IGNORED_GREY, IGNORED_GREY, IGNORED_GREY)
     return [*zip(colours, names, strict=True), (grey, f"ignored ({IGNORED})")]
+
+
+def save_png(path: Path, pixels: Bytes) -> None:
+    """Write colours uint8 [H, W, 3], grey values or class numbers uint8 [H, W] as a PNG, whole or not at all."""
+    from PIL import Image
+
+    with replacing(path) as unfinished:
+        Image.fromarray(pixels).save(unfinished, format="PNG")
 
 
 def _joined(tiles: Sequence[Bytes], axis: int) -> Bytes:
