@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
+from ..attacks.victim import Normalized
 from ..common.checks import check, check_choice
 from ..common.device import accelerate, resolve_device
 from ..common.files import replacing
@@ -27,7 +28,7 @@ from ..evaluation.films import Shot
 from ..evaluation.machine import describe_machine
 from ..evaluation.report import Column, column, pairs, table
 from ..evaluation.results import Result
-from .predictor import PredictOptions, Predictor, no_predictor
+from .predictor import PredictOptions, Predictor, no_predictor, no_victim
 
 E = TypeVar("E", bound="Experiment")
 C = TypeVar("C")
@@ -206,6 +207,8 @@ class Paper(Generic[E]):
     """The logged scalars of a run's agent, one dict per logged `step`, which counts environment steps."""
     predictor: Callable[[Run, E, PredictOptions], Predictor] = no_predictor
     """One method of a finished run, loaded once, for images without labels."""
+    victim: Callable[[Run, E], tuple[Normalized, tuple[str, ...]]] = no_victim
+    """The segmenter of a finished run behind its normalisation, and the names of its classes, for `attack`."""
     volumes: bool = False
     """Whether its images are volumes, of which `evaluate --html` draws pictures in 3-D."""
     frame_ms: int = 125

@@ -22,6 +22,7 @@ from ...datasets.images import IGNORED
 from ...datasets.sample import BadSample
 from ...datasets.scenes import ade20k, cityscapes, voc
 from ...datasets.scenes.images import Scenes, load_scenes
+from ...evaluation.attack_panels import attack_panel, class_legend, save_picture
 from ...evaluation.films import Shot
 from ...evaluation.report import Column, mean_metrics
 from ...evaluation.results import Case, Result, count_origins
@@ -34,7 +35,6 @@ from ..context import StageContext
 from ..experiment import Episode, EvaluateOptions, RenderOptions, check_names, method_name, write_result
 from ..predictor import PredictOptions, Predictor
 from .config import RPPGDExperiment, feature_arguments
-from .pictures import attack_panel, class_legend, save_png
 from .training import SEGMENTER, VICTIM, build_victim, segmenter, victim_file
 
 REPORT = "robustness"
@@ -127,6 +127,11 @@ def trained_victim(
         return victim.eval(), classes, checkpoint.step
     segmenter(StageContext(experiment, run, trains=False))
     return *load_victim(victim_file(run)), experiment.training.epochs
+
+
+def victim_of(run: Run, experiment: RPPGDExperiment) -> tuple[Normalized, tuple[str, ...]]:
+    """The network of a finished run, and the names of its classes; raises as `trained_victim`."""
+    return trained_victim(run, experiment)[:2]
 
 
 def _test_images(experiment: RPPGDExperiment, options: EvaluateOptions, bad: list[BadSample]) -> tuple[Images, str]:
@@ -268,7 +273,7 @@ def _figure(
         )
         with torch.no_grad():
             before, after = (model(one).argmax(dim=1) for one in (x, adversarial))
-    save_png(path, attack_panel(x, adversarial, [y, before, after], len(classes)))
+    save_picture(path, attack_panel(x, adversarial, [y, before, after], len(classes)))
 
 
 # -- one attack ----------------------------------------------------------------------------------------------------

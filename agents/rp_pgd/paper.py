@@ -14,6 +14,7 @@ PAPER: Paper[RPPGDExperiment] = Paper(
     evaluate=evaluation.evaluate,
     render=evaluation.render,
     predictor=evaluation.no_masks,
+    victim=evaluation.victim_of,
     columns=evaluation.COLUMNS,
     found_columns=evaluation.found_columns,
     baseline="no defence",

@@ -25,13 +25,13 @@ from ...common.workers import ONE_PROCESS, Workers
 from ...datasets.images import IMAGENET_MEAN, IMAGENET_STD, ImagePool
 from ...datasets.scenes.augmentation import AugmentationConfig
 from ...datasets.scenes.images import Scenes, load_scenes
+from ...evaluation.attack_panels import attack_panel
 from ...segmenters.dilated import DilatedSegmenter
 from ...segmenters.norms import synchronise
 from ...segmenters.pretrained import load_imagenet
 from ..context import StageContext
 from .batches import Drawn, batches_of, draw_epoch, steps_of
 from .config import NetworkConfig, RPPGDExperiment, TrainingConfig, feature_arguments
-from .pictures import attack_panel
 from .trainers import PolySchedule, Trainer, make_optimizer
 from .validation import Judged, judge
 

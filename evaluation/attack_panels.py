@@ -7,23 +7,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...common.files import replacing
-from ...datasets.images import IGNORED
-from ...evaluation.drawing import GAP_GREY, GAP_PX, Bytes, Colour
+from ..common.files import replacing
+from ..datasets.images import IGNORED
+from .drawing import GAP_GREY, GAP_PX, Bytes, Colour
 
 IGNORED_GREY = 128
 
 
 def class_colours(classes: int) -> Bytes:
-    """A colour for each class, uint8 [K, 3], as VOC gives them: class 0 is black."""
-    colours = np.zeros((classes, 3), dtype=np.uint8)
-    for number in range(classes):
-        rest, bit = number, 7
-        while rest:
-            for channel in range(3):
-                colours[number, channel] |= ((rest >> channel) & 1) << bit
-            rest, bit = rest >> 3, bit - 1
-    return colours
+    """A colour for each class, uint8 [K, 3], by VOC's rule: the bits of the class spread over three channels."""
+    values = np.arange(classes, dtype=np.int64)
+    colours = np.zeros((classes, 3), np.int64)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= ((values >> (3 * bit + channel)) & 1) << (7 - bit)
+    return colours.astype(np.uint8)
 
 
 def class_picture(classes: Tensor, number: int) -> Bytes:
@@ -34,8 +32,9 @@ def class_picture(classes: Tensor, number: int) -> Bytes:
 
 
 def image_picture(image: Tensor) -> Bytes:
-    """An image float32 [C, H, W] in [0, 1] with one channel or three, uint8 [H, W, 3]."""
-    return (255 * image.expand(3, -1, -1)).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    """An image [C, H, W] in [0, 1] as uint8 [H, W, 3]; but for three channels the first one, in grey."""
+    shown = (255 * image.clamp(0, 1)).round().to(torch.uint8)
+    return (shown if len(shown) == 3 else shown[:1].expand(3, -1, -1)).permute(1, 2, 0).cpu().numpy()
 
 
 def change_picture(image: Tensor, adversarial: Tensor) -> Bytes:
@@ -68,8 +67,23 @@ def class_legend(names: Sequence[str]) -> list[tuple[Colour, str]]:
     return [*zip(colours, names, strict=True), (grey, f"ignored ({IGNORED})")]
 
 
-def save_png(path: Path, pixels: Bytes) -> None:
-    """Write colours uint8 [H, W, 3], grey values or class numbers uint8 [H, W] as a PNG, whole or not at all."""
+def image_bytes(pixels: Tensor) -> Bytes:
+    """Pixels uint8 [C, H, W] of one channel or three as [H, W] or [H, W, 3]."""
+    return (pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).cpu().numpy()
+
+
+def save_classes(path: Path, classes: Tensor, number: int) -> None:
+    """Write class numbers uint8 [H, W] as a PNG that holds these numbers, and shows them in their colours."""
+    from PIL import Image
+
+    picture = Image.fromarray(classes.cpu().numpy())
+    picture.putpalette(class_colours(number).tobytes())
+    with replacing(path) as unfinished:
+        picture.save(unfinished, format="PNG")
+
+
+def save_picture(path: Path, pixels: Bytes) -> None:
+    """Write colours uint8 [H, W, 3], or grey values uint8 [H, W], as a PNG."""
     from PIL import Image
 
     with replacing(path) as unfinished:
