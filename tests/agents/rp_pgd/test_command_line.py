@@ -181,10 +181,14 @@ def test_an_unfinished_run_is_evaluated_when_asked(tmp_path, monkeypatch, capsys
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--unfinished"]) == 0
 
 
-def test_the_driver_is_the_command_line():
+def test_the_driver_is_the_command_line(trained, tmp_path):
     command = [sys.executable, str(ROOT / "run_adversarial.py"), "train", "--paper", "rp_pgd", "--print_config"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert yaml.safe_load(shown)["training"]["attack"] == "rp_pgd_pp"
+    Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(tmp_path / "a.png")
+    attack = ["attack", "--input", str(tmp_path / "a.png"), "--model", str(trained), "--attack", "fgsm"]
+    subprocess.run([*command[:2], *attack, "--out", str(tmp_path / "out")], capture_output=True, check=True)
+    assert (tmp_path / "out" / "a_attacked.png").is_file()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "rp_pgd").glob("*.yaml")), ids=lambda path: path.stem)
