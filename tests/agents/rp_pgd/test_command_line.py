@@ -15,15 +15,20 @@ from adversarial_toys import TINY
 from PIL import Image
 from safetensors.torch import load_file
 from segarena.agents.command_line import main
+from segarena.agents.rp_pgd import evaluation
+from segarena.agents.rp_pgd.config import RobustnessConfig, RPPGDExperiment
 from segarena.attacks.victim import Normalized
 from segarena.attacks.victims import load_victim, save_victim
 from segarena.common import fitting
 from segarena.common.runs import Run
+from segarena.datasets.scenes import cityscapes, voc
+from segarena.datasets.scenes.augmentation import AugmentationConfig
 from segarena.datasets.scenes.images import SceneDataConfig, load_scenes
 from segarena.evaluation.results import read_results
 from segarena.evaluation.robustness_report import RobustnessReport
 from segarena.evaluation.robustness_run import Evaluation
 from segarena.segmenters.pspnet import PSPNet
+from segarena.segmenters.sliding import Protocol
 from segarena.segmenters.unet import UNet
 
 ROOT = Path(segarena.__file__).parent
@@ -121,6 +126,16 @@ def test_runs_are_compared_on_one_page_and_pair_by_pair(trained, tmp_path):
     assert "RP-PGD-PP-AT, seed 0" in page
     assert "Difference: Worst attack, NmIoU of the method" in (out / "pairs.md").read_text()
     assert "p (Worst attack, NmIoU vs no defence)" in (out / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("classes", "base_size"), [(voc.CLASSES, 512), (cityscapes.CLASSES, 1024), (list("abc"), None)]
+)
+def test_windows_are_as_large_as_the_crops_of_the_training(classes, base_size):
+    experiment = RPPGDExperiment(
+        augmentation=AugmentationConfig(crop=65), evaluation=RobustnessConfig(attacks=["pgd"], protocol="reference")
+    )
+    assert evaluation._attacked(torch.nn.Identity(), classes, experiment).protocol == Protocol(65, base_size)
 
 
 def test_presets_radii_and_windows(tmp_path, capsys):
