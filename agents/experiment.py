@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
+from ..attacks.victim import Normalized
 from ..common.checks import check, check_choice
 from ..common.device import accelerate, resolve_device
 from ..common.files import replacing
@@ -27,7 +28,7 @@ from ..evaluation.films import Shot
 from ..evaluation.machine import describe_machine
 from ..evaluation.report import Column, column, pairs, table
 from ..evaluation.results import Result
-from .predictor import PredictOptions, Predictor, no_predictor
+from .predictor import PredictOptions, Predictor, no_predictor, no_victim
 
 E = TypeVar("E", bound="Experiment")
 C = TypeVar("C")
@@ -190,6 +191,8 @@ class Paper(Generic[E]):
     """Columns of the table of results; the first is compared with `baseline`."""
     baseline: str
     """The method with which the others are compared."""
+    found_columns: Callable[[Sequence[Result]], Sequence[Column]] = lambda results: ()
+    """Further columns of that table, of what these results have."""
     more_columns: tuple[Column | str, ...] = ()
     """Columns of a second table, of the results that have the first of them."""
     baselines: Mapping[str, Baseline[E, Any]] = field(default_factory=dict)
@@ -204,6 +207,8 @@ class Paper(Generic[E]):
     """The logged scalars of a run's agent, one dict per logged `step`, which counts environment steps."""
     predictor: Callable[[Run, E, PredictOptions], Predictor] = no_predictor
     """One method of a finished run, loaded once, for images without labels."""
+    victim: Callable[[Run, E], tuple[Normalized, tuple[str, ...]]] = no_victim
+    """The segmenter of a finished run behind its normalisation, and the names of its classes, for `attack`."""
     volumes: bool = False
     """Whether its images are volumes, of which `evaluate --html` draws pictures in 3-D."""
     frame_ms: int = 125
@@ -310,6 +315,7 @@ class Paper(Generic[E]):
         judged = all(column(self.columns[0]).name in result.metrics for result in results)
         known = judged and any(result.method == self.baseline for result in results)
         columns = [one for one in self.columns if not judged or any(column(one).name in r.metrics for r in results)]
+        columns += self.found_columns(results)
         first = table(results, columns, baseline=self.baseline if known else None)
         more = [r for r in results if self.more_columns and column(self.more_columns[0]).name in r.metrics]
         return [first, *([table(more, self.more_columns)] if more else [])]

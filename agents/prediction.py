@@ -34,9 +34,25 @@ from .predictor import PredictOptions, Predictor
 log = logging.getLogger(__name__)
 OnError = Literal["stop", "skip"]
 Status = Literal["done", "kept", "skipped"]
-FILE = "predictions.json"
 HEADERS = (".mhd", ".nhdr")
 """Suffixes of headers whose pixels lie in a file beside them."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the table of a call is called, and what it shows beside the facts of each image."""
+
+    name: str
+    """Of its files, without suffix."""
+    entries: str
+    """What the images' entries are called."""
+    files: tuple[str, ...]
+    """Kinds of files that have a column in the CSV."""
+    settings: tuple[str, ...]
+    """Settings that have a column in the CSV."""
+
+
+PREDICTIONS = Table("predictions", "predictions", ("mask",), ("method",))
 
 
 @dataclass(frozen=True)
@@ -114,18 +130,24 @@ def open_predictor(run: str | Path, options: PredictOptions, device: str | None 
 
 
 def predict_each(
-    predictor: Predictor, images: Sequence[ImageFiles], out: Path, *, on_error: OnError, overwrite: bool
+    predictor: Predictor,
+    images: Sequence[ImageFiles],
+    out: Path,
+    *,
+    on_error: OnError,
+    overwrite: bool,
+    table: Table = PREDICTIONS,
 ) -> list[Prediction]:
-    """Predict the images one by one; see `predict`.
+    """Predict the images one by one; see `predict`. table: what is kept of them.
 
     Raises:
         ValueError, FileNotFoundError: as there.
     """
     settings = {"version": __version__, **predictor.settings}
-    finished = _finished(out, settings, overwrite=overwrite)
+    finished = _finished(out, table, settings, overwrite=overwrite)
     predictions = dict[str, Prediction]()
     with logging_redirect_tqdm():
-        for files in tqdm(images, desc="predict", unit="image", disable=None):
+        for files in tqdm(images, desc=table.name, unit="image", disable=None):
             started = time.perf_counter()
             try:
                 digest = _digest(files)
@@ -143,13 +165,14 @@ def predict_each(
                 log.warning("skipping %s: %s", files.id, error)
                 one = Prediction(files.id, str(files.path), "skipped", reason=str(error))
             predictions[files.id] = one
-            _write(out, settings, (finished | predictions).values())
+            _write(out, table, settings, (finished | predictions).values())
     return list(predictions.values())
 
 
 def _digest(files: ImageFiles) -> str:
-    """SHA-256 of all files of an image: every slice, and the pixels beside a header."""
+    """SHA-256 of all files of an image: every slice, the pixels beside a header, and its labels where they are used."""
     parts = files.slices or (files.path, *(files.path.with_suffix(s) for s in PIXELS if suffix_of(files.path, HEADERS)))
+    parts = parts if files.label is None else (*parts, files.label)
     digests = [file_digest(path) for path in parts if path.is_file()]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
@@ -157,7 +180,7 @@ def _digest(files: ImageFiles) -> str:
 # -- what is kept --------------------------------------------------------------------------------------------------
 
 
-def _finished(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> dict[str, Prediction]:
+def _finished(out: Path, table: Table, settings: Mapping[str, Any], *, overwrite: bool) -> dict[str, Prediction]:
     """The images that an earlier call with the same settings has done, by id.
 
     Raises:
@@ -167,24 +190,24 @@ def _finished(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> dic
         raise ValueError(f"out is {str(out)!r}, which is no folder")
     if not out.is_dir() or not any(out.iterdir()):
         return {}
-    way_out = "name another folder, or replace what it has with --overwrite"
+    file, way_out = out / f"{table.name}.json", "name another folder, or replace what it has with --overwrite"
     try:
-        content = read_json(out / FILE)
-        before, entries = content["settings"], [_read(out, entry) for entry in content["predictions"]]
+        content = read_json(file)
+        before, entries = content["settings"], [_read(out, entry) for entry in content[table.entries]]
     except FileNotFoundError:
         if overwrite:
             return {}
-        raise ValueError(f"out is {str(out)!r}, which is not empty and holds no {FILE}; {way_out}") from None
+        raise ValueError(f"out is {str(out)!r}, which is not empty and holds no {file.name}; {way_out}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         if overwrite:
             return {}
-        raise ValueError(f"{out / FILE} cannot be understood ({error!r}); {way_out}") from error
+        raise ValueError(f"{file} cannot be understood ({error!r}); {way_out}") from error
     if differing := [key for key in sorted({*before, *settings}) if before.get(key) != settings.get(key)]:
         if overwrite:
             return {}
         key = differing[0]
         raise ValueError(
-            f"out is {str(out)!r}, which holds predictions with {key} = {before.get(key)!r}, not "
+            f"out is {str(out)!r}, which holds {table.entries} with {key} = {before.get(key)!r}, not "
             f"{settings.get(key)!r}; {way_out}"
         )
     done = (one for one in entries if one.status != "skipped" and all(path.is_file() for path in one.files.values()))
@@ -195,25 +218,26 @@ def _read(out: Path, entry: Mapping[str, Any]) -> Prediction:
     return Prediction(**{**entry, "files": {kind: out / name for kind, name in entry["files"].items()}})
 
 
-def _write(out: Path, settings: Mapping[str, Any], predictions: Iterable[Prediction]) -> None:
-    """predictions.json and predictions.csv; file names as they lie in the folder."""
+def _write(out: Path, table: Table, settings: Mapping[str, Any], predictions: Iterable[Prediction]) -> None:
+    """The JSON and the CSV of the table; file names as they lie in the folder."""
     entries = [
         asdict(one) | {"files": {kind: path.name for kind, path in one.files.items()}, "status": _kept(one.status)}
         for one in predictions
     ]
-    content = {"settings": settings, "predictions": entries}
-    write_text(out / FILE, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    content = {"settings": settings, table.entries: entries}
+    write_text(out / f"{table.name}.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     found = [item for entry in entries for item in entry["facts"].items()]
     facts = list(dict.fromkeys(name for name, value in found if not isinstance(value, dict)))
-    plain = ("method",)
-    with replacing(out / "predictions.csv") as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["id", "image", "mask", *plain, *facts, "seconds", "status", "reason"])
+    with replacing(out / f"{table.name}.csv") as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        lines = csv.writer(file)
+        lines.writerow(["id", "image", *table.files, *table.settings, *facts, "seconds", "status", "reason"])
         for entry in entries:
-            values = [settings.get(name) for name in plain] + [_cell(entry["facts"].get(name)) for name in facts]
-            mask, seconds = entry["files"].get("mask"), entry["seconds"]
+            values = [settings.get(name) for name in table.settings] + [
+                _cell(entry["facts"].get(name)) for name in facts
+            ]
+            names, seconds = [entry["files"].get(kind) for kind in table.files], entry["seconds"]
             ends = [None if seconds is None else round(seconds, 3), entry["status"], entry["reason"]]
-            table.writerow([entry["id"], entry["image"], mask, *values, *ends])
+            lines.writerow([entry["id"], entry["image"], *names, *values, *ends])
 
 
 def _kept(status: Status) -> Status:

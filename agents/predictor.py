@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..attacks.victim import Normalized
 from ..common.runs import Run
 from ..datasets.readers import ImageFiles
 
@@ -61,4 +62,12 @@ def no_predictor(run: Run, experiment: Any, options: PredictOptions) -> Predicto
     raise ValueError(
         f"{str(run.folder)!r} is a run of paper {experiment.paper!r}, which has no masks to predict; `predict` is for "
         f"the papers that segment, spars and rl4seg"
+    )
+
+
+def no_victim(run: Run, experiment: Any) -> tuple[Normalized, tuple[str, ...]]:
+    """Raises ValueError: a paper that trains no segmenter to attack."""
+    raise ValueError(
+        f"{str(run.folder)!r} is a run of paper {experiment.paper!r}, which leaves no victim to attack; name a run of "
+        f"rp_pgd, or a file of save_victim"
     )

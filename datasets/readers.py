@@ -42,6 +42,8 @@ class ImageFiles:
     """The files of a DICOM series, in the order of their positions."""
     frame: int | None = None
     """Number of the frame, from 0, of an image in a sequence of several."""
+    label: Path | None = None
+    """File of its labels, where somebody who uses them has named one."""
 
 
 Finder = Callable[[Path, list[Path]], list[ImageFiles]]

@@ -3,11 +3,10 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from ..attacks.regions import BOUNDARY, FALSE, TRUE
+from ..evaluation.attack_panels import class_colours, image_picture
 from ..evaluation.drawing import GAP_GREY, GAP_PX, Bytes, Colour, Legend
 from .core import Frame
 
@@ -29,7 +28,7 @@ def picture(env: "AttackEnv", env_id: int) -> Frame:
     """The four panels of one environment, uint8 [H', W', 3]; the regions only where the labels are shown."""
     core = env.core
     x, clean = core.adversarial[env_id].detach(), core.images[env_id]
-    panels = [_grey_or_rgb(x), _grey_or_rgb((x - clean) / (2 * env.eps.value) + 0.5)]
+    panels = [image_picture(x), image_picture((x - clean) / (2 * env.eps.value) + 0.5)]
     if env.shows_truth:
         panels.append(_regions(core.regions[env_id], core.right[env_id]))
     panels.append(class_colours(core.logits.shape[1])[core.logits[env_id].argmax(dim=0).cpu().numpy()])
@@ -50,22 +49,6 @@ def legend(env: "AttackEnv") -> Legend:
     for name, (red, green, blue) in zip(names, colours.tolist(), strict=False):
         of_classes.append(((red, green, blue), f"predicted: {name}"))
     return (*rows, *of_classes)
-
-
-def class_colours(number: int) -> Bytes:
-    """A colour for each class, uint8 [number, 3], by VOC's rule: the bits of the class spread over three channels."""
-    values = np.arange(number, dtype=np.int64)
-    colours = np.zeros((number, 3), np.int64)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= ((values >> (3 * bit + channel)) & 1) << (7 - bit)
-    return colours.astype(np.uint8)
-
-
-def _grey_or_rgb(image: Tensor) -> Bytes:
-    """uint8 [H, W, 3] of an image [C, H, W] in [0, 1]."""
-    shown: npt.NDArray[np.uint8] = (255 * image.clamp(0, 1)).round().to(torch.uint8).cpu().numpy()
-    return np.repeat(shown[:1], 3, axis=0).transpose(1, 2, 0) if len(shown) != 3 else shown.transpose(1, 2, 0)
 
 
 def _regions(regions: Tensor, right: Tensor) -> Bytes:

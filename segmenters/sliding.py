@@ -49,6 +49,33 @@ REFERENCE = {"voc": Protocol(), "cityscapes": Protocol(449, 1024), "ade20k": Pro
 """The released program's numbers for each data set; with `flip` it evaluates clean images, without it attacked ones."""
 
 
+class ProtocolNet(nn.Module):
+    """A network behind a protocol: ln of the probabilities [B, K, H, W] of images [B, C, H, W], which are logits, too.
+
+    So whatever takes a network takes a protocol, too: an attack on it changes the whole image, and its gradient is that
+    of all windows.
+
+    Args:
+        net: gives logits of K classes, at least 2.
+        protocol: see there.
+    """
+
+    def __init__(self, net: nn.Module, protocol: Protocol) -> None:
+        super().__init__()
+        self.net, self.protocol = net, protocol
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, K, H, W].
+
+        Raises:
+            ValueError: as `protocol_probabilities`; or a network of one class.
+        """
+        found = protocol_probabilities(self.net, images, self.protocol)
+        if found.shape[1] == 1:
+            raise ValueError("the network gives one class but ProtocolNet needs at least two")
+        return found.clamp(min=torch.finfo(found.dtype).tiny).log()
+
+
 def window_starts(length: int, crop: int) -> list[int]:
     """First pixels of the windows along an axis of at least `crop` pixels.
 

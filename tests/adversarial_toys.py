@@ -24,7 +24,7 @@ TINY = {
     "augmentation": {"crop": 33, "scale": [1.0, 1.0], "rotation": 0.0, "blur": 0.0},
     "network": {"kind": "unet", "init_channels": 2},
     "training": {"epochs": 3, "batch_size": 4, "learning_rate": 0.05, "loaders": 0},
-    "evaluation": {"attacks": ["fgsm", "rp_pgd_pp"], "steps": 2},
+    "evaluation": {"attacks": ["fgsm", "rp_pgd_pp_2"]},
 }
 """A run of seconds."""
 
@@ -66,6 +66,6 @@ def config(**settings):
 def train_toy(folder, victim=None, scenes=None, *, val=None, seed=0, augmentation=WHOLE, **settings):
     """The victim after its training, its last scalars, and the run."""
     victim, run = victim or toy_victim(), Run(folder)
-    scalars = train_adversarial(victim, scenes or toys(8), val, augmentation, config(**settings), "unet", run, seed)
+    scalars = train_adversarial(victim, scenes or toys(8), val, augmentation, config(**settings), run, seed)
     run.close()
     return victim, scalars, run

@@ -36,7 +36,7 @@ SHARED |= {
     "packaged",
     "refusals",
 }
-SHARED |= {"completion", "threads", "exits", "prediction", "predictor", "sweep", "sweep_engine"}
+SHARED |= {"attacking", "completion", "threads", "exits", "prediction", "predictor", "sweep", "sweep_engine"}
 """What all papers of `agents` share; only `papers`, the table, knows them."""
 OUTSIDE = {"tests", "benchmarks", "docs", "build"}
 """Folders of the root that are no part of the package."""

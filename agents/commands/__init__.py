@@ -11,6 +11,7 @@ COMMANDS = {
     "evaluate": "results, table and pictures of trained runs",
     "sweep": "train and evaluate the variants of a sweep file, several at once, and compare them on one page",
     "predict": "segment images of one's own with a trained run",
+    "attack": "perturb images of one's own so that a segmenter goes wrong",
     "render": "write an episode of a trained policy as a GIF or MP4",
     "plot": "draw learning curves of runs, with intervals over seeds",
     "play": "play reference policies, without any trained run",

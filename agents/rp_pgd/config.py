@@ -1,14 +1,27 @@
 """The configuration of an adversarial training (docs/rp-pgd.md, Method 23-25)."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from torch import nn
+
 from ...attacks.budget import Epsilon
 from ...attacks.methods import ATTACKS, Attack
+from ...attacks.named import GRID_STEPS, PRESETS, named_attack, preset
 from ...attacks.options import RPOptions
-from ...common.checks import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, check, check_choice, whole_path
+from ...attacks.victims import feature_layer_of
+from ...common.checks import (
+    ABOVE_0,
+    AT_LEAST_0,
+    AT_LEAST_1,
+    BELOW_1,
+    POSITIVE,
+    check,
+    check_choice,
+    check_range,
+    whole_path,
+)
 from ...common.device import resolve_device
 from ...datasets.scenes.augmentation import AugmentationConfig
 from ...datasets.scenes.images import SceneDataConfig
@@ -17,8 +30,6 @@ from ..experiment import Experiment
 
 NetworkName = Literal["pspnet", "deeplab", "unet"]
 Method = Literal["none", "sat", "ddc_at", "at"]
-FEATURES: Mapping[NetworkName, str] = {"pspnet": "model.layer4", "deeplab": "model.layer4", "unet": "model.down.4"}
-"""Submodule of the victim whose output the prototypes are made of: the last stage, or the lowest level."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +70,8 @@ class TrainingConfig:
     random_start: bool | None = None
     """Whether the attack of method at begins anywhere in the ball; null: from 10 steps on, where the attack has it."""
     feature_layer: str | None = None
-    """Submodule whose output RP-PGD's prototypes are made of, such as model.layer3; null: model.layer4, or model.down.4
-    of unet."""
+    """Submodule whose output RP-PGD's prototypes are made of, such as model.layer3; null: model.layer4, or
+    model.merge.1 of unet."""
     options: RPOptions = field(default_factory=RPOptions)
     """Options of the attacks whose names begin with rp; the others have none."""
     adv_ratio: float = 0.5
@@ -138,26 +149,53 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class RobustnessConfig:
-    """What the trained network is judged by (docs/rp-pgd.md, Method 25)."""
+    """What the trained network is judged by (docs/rp-pgd.md, Method 26 and 27)."""
 
-    attacks: list[str] = field(default_factory=lambda: ["pgd", "segpgd", "cospgd", "rp_pgd_pp"])
-    """Attacks by name, beside the clean images."""
-    eps: float | str = "8/255"
-    """Radius of each."""
-    steps: int = 10
-    """Gradients of each; FGSM has one."""
+    attacks: list[str] | str = field(default_factory=lambda: ["pgd", "segpgd", "cospgd", "rp_pgd_pp"])
+    """Attacks by name, such as pgd_20 (10 steps where the name has none), beside the clean images; or a preset:
+    reference, grid, sea, battery."""
+    eps: list[float | str] | float | str = "8/255"
+    """Radius of each, or several."""
+    steps: list[int] = field(default_factory=lambda: [*GRID_STEPS])
+    """Gradients of the attacks of the preset grid."""
     batch_size: int = 8
-    """Images that are attacked at once; changes no number but the last digits."""
+    """Images of one size that are attacked at once."""
+    protocol: Literal["whole", "reference"] = "whole"
+    """How photographs are segmented and attacked: whole, or by the windows of the released program (docs/rp-pgd.md,
+    Method 16), where attacks have no features."""
     pictures: int = 4
     """Images of the figure."""
 
     def __post_init__(self) -> None:
-        check(self, "evaluation.", steps=AT_LEAST_1, batch_size=AT_LEAST_1, pictures=AT_LEAST_1)
-        for name in self.attacks:
-            check_choice("each of evaluation.attacks", name, ATTACKS)
-        if len(set(self.attacks)) < len(self.attacks):
-            raise ValueError(f"evaluation.attacks is {self.attacks} but must name each attack once")
-        Epsilon.parse(self.eps, "evaluation.eps")
+        check(self, "evaluation.", batch_size=AT_LEAST_1, pictures=AT_LEAST_1)
+        for count in self.steps:
+            check_range("each of evaluation.steps", count, AT_LEAST_1)
+        if isinstance(self.attacks, str):
+            check_choice("evaluation.attacks", self.attacks, PRESETS)
+            preset(self.attacks, self.steps)
+        else:
+            self._check_names(self.attacks)
+        if not self.radii or len(set(self.radii)) < len(self.radii):
+            raise ValueError(f"evaluation.eps is {self.eps} but must name each radius once, at least one")
+        for eps in self.radii:
+            Epsilon.parse(eps, "evaluation.eps")
+
+    def _check_names(self, names: list[str]) -> None:
+        needs = {name: named_attack(name).needs for name in names}
+        if len(needs) < len(names):
+            raise ValueError(f"evaluation.attacks is {names} but must name each attack once")
+        if other := [name for name, of in needs.items() if "surrogates" in of]:
+            raise ValueError(f"evaluation.attacks has {other[0]} but a run has no other models for it; leave it out")
+        if self.protocol == "reference" and (lost := [name for name, of in needs.items() if "feature_layer" in of]):
+            raise ValueError(
+                f"evaluation.attacks has {lost[0]} but evaluation.protocol is 'reference', whose windows give no "
+                "features of a whole image; leave it out, or use whole"
+            )
+
+    @property
+    def radii(self) -> list[float | str]:
+        """All radii, as they were given."""
+        return self.eps if isinstance(self.eps, list) else [self.eps]
 
 
 @dataclass(frozen=True)
@@ -208,18 +246,18 @@ class RPPGDExperiment(Experiment):
         return replace(self, data=data, network=network)
 
 
-def attack_arguments(config: TrainingConfig, network: NetworkName) -> dict[str, Any]:
+def attack_arguments(config: TrainingConfig, victim: nn.Module) -> dict[str, Any]:
     """Arguments of the inner attack, beside model, images and labels."""
     arguments: dict[str, Any] = {"eps": config.eps, "steps": config.steps}
     if config.method == "at":
         arguments |= {"step_size": config.step_size, "random_start": config.random_start}
     else:
         arguments["step_size"] = Epsilon.parse(config.eps).value / config.steps
-    return arguments | feature_arguments(config.inner_attack, config, network)
+    return arguments | feature_arguments(config.inner_attack, config, victim)
 
 
-def feature_arguments(attack: Attack, config: TrainingConfig, network: NetworkName) -> dict[str, Any]:
+def feature_arguments(attack: Attack, config: TrainingConfig, victim: nn.Module) -> dict[str, Any]:
     """What the attacks whose names begin with rp need beside it."""
     if not attack.regional:
         return {}
-    return {"feature_layer": config.feature_layer or FEATURES[network], "options": config.options}
+    return {"feature_layer": config.feature_layer or feature_layer_of(victim), "options": config.options}

@@ -1,45 +1,85 @@
-"""A trained segmenter on test images, clean and attacked (docs/rp-pgd.md, Method 25), and the film of one attack."""
+"""A trained segmenter on test images, clean and attacked (docs/rp-pgd.md, Method 27), and the film of one attack."""
 
-import logging
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
+from torch import Tensor, nn
 
+from ...attacks.budget import Epsilon
 from ...attacks.core import AttackCore
-from ...attacks.methods import ATTACKS
-from ...attacks.victim import Normalized
-from ...attacks.victims import load_victim
+from ...attacks.named import named_attack
+from ...attacks.victim import Normalized, frozen
+from ...attacks.victims import feature_layer_of, load_victim
 from ...common.checkpoints import load_into
 from ...common.checks import check_choice
-from ...common.files import replacing
 from ...common.names import slug
 from ...common.runs import Run, plain
-from ...datasets.images import IGNORED, ImagePool
+from ...datasets.images import IGNORED
 from ...datasets.sample import BadSample
+from ...datasets.scenes import ade20k, cityscapes, voc
 from ...datasets.scenes.images import Scenes, load_scenes
+from ...evaluation.attack_panels import attack_panel, class_legend, save_picture
 from ...evaluation.films import Shot
-from ...evaluation.report import Column
+from ...evaluation.report import Column, mean_metrics
 from ...evaluation.results import Case, Result, count_origins
+from ...evaluation.robustness import robustness_report
+from ...evaluation.robustness_metrics import image_miou
+from ...evaluation.robustness_report import RobustnessReport
+from ...evaluation.robustness_results import AttackResult
+from ...segmenters.sliding import REFERENCE, Protocol, ProtocolNet
 from ..context import StageContext
 from ..experiment import Episode, EvaluateOptions, RenderOptions, check_names, method_name, write_result
 from ..predictor import PredictOptions, Predictor
 from .config import RPPGDExperiment, feature_arguments
-from .judging import Judged, judge
-from .pictures import attack_panel, class_legend
 from .training import SEGMENTER, VICTIM, build_victim, segmenter, victim_file
 
-log = logging.getLogger(__name__)
-CLEAN = "clean"
+REPORT = "robustness"
+"""Folder of the report on the attacks, beside the results."""
+WINDOWS = {
+    voc.CLASSES: REFERENCE["voc"],
+    cityscapes.CLASSES: REFERENCE["cityscapes"],
+    ade20k.CLASSES: REFERENCE["ade20k"],
+}
+"""The released program's protocol of each data set, which is known by its classes."""
+WORST = "worst"
+KINDS = {"nmiou": "NmIoU", "acc": "accuracy of an image"}
+"""Metrics of the table of results, means over images."""
 COLUMNS = tuple(
-    Column(f"{name}_miou", f"{title}, mIoU of an image", "%", 100, 1)
-    for name, title in [(CLEAN, "Clean"), *((name, attack.title) for name, attack in ATTACKS.items())]
+    Column(f"{name}_{kind}", f"{title}, {about}", "%", 100, 1)
+    for name, title in ((WORST, "Worst attack"), ("clean", "Clean"))
+    for kind, about in KINDS.items()
 )
-"""The table of results."""
+"""The first columns of the table of results; those of each attack follow."""
+SHOWN = 8
+"""Attacks that have columns in the table of results, at most."""
+
+
+class Images(NamedTuple):
+    """Photographs of their own sizes, with labels."""
+
+    ids: list[str]
+    groups: list[str]
+    pixels: list[Tensor]
+    """float32 [3, H, W] in [0, 1]."""
+    labels: list[Tensor]
+    """uint8 [H, W]."""
+
+
+def found_columns(results: Sequence[Result]) -> list[Column]:
+    """The columns of each attack that all of these results have; none of more than `SHOWN` attacks, whose rows are in
+    the report."""
+    titles: dict[str, str] = results[0].settings["titles"]
+    shared = [name for name in titles if all(f"{name}_nmiou" in one.metrics for one in results)]
+    return [
+        Column(f"{name}_{kind}", f"{titles[name]}, {about}", "%", 100, 1)
+        for name in shared
+        for kind, about in KINDS.items()
+        if len(shared) <= SHOWN
+    ]
 
 
 def evaluate(runs: Sequence[tuple[Run, RPPGDExperiment]], options: EvaluateOptions) -> tuple[list[Result], list[str]]:
@@ -53,17 +93,20 @@ def evaluate(runs: Sequence[tuple[Run, RPPGDExperiment]], options: EvaluateOptio
         given = "policies" if options.policies else "save_masks"
         raise ValueError(f"--{given} is of runs that have an agent, but paper 'rp_pgd' trains segmenters; leave it out")
     check_names([experiment for _, experiment in runs], [])
-    results, skipped = list[Result](), list[str]()
+    results, skipped, found, left_out = list[Result](), list[str](), list[AttackResult](), list[str]()
     for run, experiment in runs:
-        victim, classes, step = trained_victim(run, experiment, unfinished=options.unfinished)
+        victim, classes, epoch = trained_victim(run, experiment, unfinished=options.unfinished)
+        victim.to(StageContext(experiment, run, trains=False).device)
         bad = list[BadSample]()
         images, split = _test_images(experiment, options, bad)
         skipped += [f"{one.id}: {one.reason}" for one in bad]
-        judged = _judged(victim.to(StageContext(experiment, run, trains=False).device), images, experiment)
-        result = _result(experiment, images, split, judged, step, options.command)
         folder = options.folder(run)
+        report = _report(victim, classes, images, experiment, epoch, folder / REPORT)
+        result = _result(experiment, images, split, report, epoch, options.command)
+        found, left_out = found + report.results, report.left_out
         results.append(write_result(folder, result))
-        _figure(folder / f"{result.id}.png", images, judged, experiment, len(classes))
+        _figure(folder / f"{result.id}.png", victim, classes, images, report, experiment)
+    RobustnessReport(found, left_out=left_out).write(options.folder(runs[0][0]) / REPORT)
     return results, skipped
 
 
@@ -86,7 +129,12 @@ def trained_victim(
     return *load_victim(victim_file(run)), experiment.training.epochs
 
 
-def _test_images(experiment: RPPGDExperiment, options: EvaluateOptions, bad: list[BadSample]) -> tuple[ImagePool, str]:
+def victim_of(run: Run, experiment: RPPGDExperiment) -> tuple[Normalized, tuple[str, ...]]:
+    """The network of a finished run, and the names of its classes; raises as `trained_victim`."""
+    return trained_victim(run, experiment)[:2]
+
+
+def _test_images(experiment: RPPGDExperiment, options: EvaluateOptions, bad: list[BadSample]) -> tuple[Images, str]:
     split = options.split or experiment.test_split
     scenes = load_scenes(experiment.data, split, "--")
     if options.cases is not None:
@@ -94,10 +142,14 @@ def _test_images(experiment: RPPGDExperiment, options: EvaluateOptions, bad: lis
         if not found:
             raise ValueError(f"split {split!r} has no image {', '.join(options.cases)}; choose others by --cases")
         scenes = _chosen(scenes, found)
-    pool = scenes.pool(bad.append if options.skip_bad else None)
-    if pool.labels is None:
-        raise ValueError(f"{pool.unlabelled[0]} has no labels, by which robustness is judged; choose others by --split")
-    return pool, split
+    whole = scenes.whole(bad.append if options.skip_bad else None)
+    groups = dict(zip(scenes.ids, scenes.groups, strict=True))
+    labels = [scene.label for scene in whole.values() if scene.label is not None]
+    if len(labels) < len(whole):
+        bare = next(name for name, scene in whole.items() if scene.label is None)
+        raise ValueError(f"{bare} has no labels, by which robustness is judged; choose others by --split")
+    pixels = [scene.image.float() / 255 for scene in whole.values()]
+    return Images([*whole], [groups[name] for name in whole], pixels, labels), split
 
 
 def _chosen(scenes: Scenes, ids: list[str]) -> Scenes:
@@ -106,74 +158,122 @@ def _chosen(scenes: Scenes, ids: list[str]) -> Scenes:
     return replace(scenes, ids=ids, groups=[groups[name] for name in ids])
 
 
-def _judged(victim: Normalized, images: ImagePool, experiment: RPPGDExperiment) -> dict[str, Judged]:
-    """What the victim makes of the images, clean and under each attack, by name."""
-    settings, found = experiment.evaluation, dict[str, Judged]()
-    for name in (CLEAN, *settings.attacks):
-        attack = ATTACKS.get(name)
-        arguments: dict[str, Any] = {}
-        if attack is not None:
-            steps = None if attack.single else settings.steps
-            arguments = {"eps": settings.eps, "steps": steps}
-            arguments |= feature_arguments(attack, experiment.training, experiment.network.kind)
-        found[name] = judge(victim, images, attack, arguments, batch_size=settings.batch_size)
-        log.info("%s, %s: mIoU %.3f", experiment.name, name, found[name].means["miou"])
-    return found
+def _report(
+    victim: Normalized, classes: Sequence[str], images: Images, experiment: RPPGDExperiment, epoch: int, out: Path
+) -> RobustnessReport:
+    """What the attacks leave of the victim, kept in the folder `out`."""
+    settings = experiment.evaluation
+    return robustness_report(
+        _attacked(victim, classes, experiment),
+        images.pixels,
+        images.labels,
+        eps=settings.radii,
+        attacks=settings.attacks,
+        steps=settings.steps,
+        name=f"{method_name(experiment, epoch, experiment.training.epochs)}, seed {experiment.seed}",
+        classes=classes,
+        ids=images.ids,
+        batch_size=settings.batch_size,
+        ignore_index=IGNORED,
+        feature_layer=_feature_layer(victim, experiment),
+        out=out,
+    )
+
+
+def _attacked(victim: Normalized, classes: Sequence[str], experiment: RPPGDExperiment) -> nn.Module:
+    """The victim, behind the protocol of the evaluation."""
+    if experiment.evaluation.protocol == "whole":
+        return victim
+    windows = WINDOWS.get(tuple(classes), Protocol(base_size=None))
+    return ProtocolNet(victim, replace(windows, crop=experiment.augmentation.crop))
+
+
+def _feature_layer(victim: Normalized, experiment: RPPGDExperiment) -> str | None:
+    if experiment.evaluation.protocol == "reference":
+        return None
+    return experiment.training.feature_layer or feature_layer_of(victim)
+
+
+def _key(one: AttackResult) -> str:
+    """Begin of the names of an attack's metrics, such as clean, pgd_20_eps_8_255."""
+    return one.attack if one.kind == "none" else f"{one.attack}_{slug(f'eps {one.eps}')}"
 
 
 def _result(
-    experiment: RPPGDExperiment,
-    images: ImagePool,
-    split: str,
-    judged: dict[str, Judged],
-    epoch: int,
-    command: str,
+    experiment: RPPGDExperiment, images: Images, split: str, report: RobustnessReport, epoch: int, command: str
 ) -> Result:
+    data, epochs = experiment.data, experiment.training.epochs
+    origin = "phantom" if data.data == "phantom" else "real"
     cases: list[Case] = [
-        {"case_id": name, "origin": images.origin, "patient": group}
+        {"case_id": name, "origin": origin, "patient": group}
         for name, group in zip(images.ids, images.groups, strict=True)
     ]
-    metrics = dict[str, float | None]()
-    for name, one in judged.items():
-        for case, values in zip(cases, one.of_each, strict=True):
-            case |= {f"{name}_{key}": None if math.isnan(value) else value for key, value in values.items()}
-        metrics |= {f"{name}_{key}": value for key, value in one.means.items()}
-    data, epochs = experiment.data, experiment.training.epochs
+    judged = {_key(one): one for one in report.results if one.kind in ("none", "white", "black")}
+    of_all = dict[str, float | None]()
+    for key, one in judged.items():
+        values = {"nmiou": image_miou(one.counts), "acc": one.counts.accuracy}
+        for row, case in enumerate(cases):
+            for kind, of_each in values.items():
+                value = _known(of_each[row])
+                case[f"{key}_{kind}"] = value
+                case[f"{WORST}_{kind}"] = None if value is None else min(case.get(f"{WORST}_{kind}", value), value)
+        whole = report.metrics(one.attack, one.eps)
+        of_all |= {f"{key}_{name}": getattr(whole, name) for name in ("miou", "macc", "aacc")}
+    name = method_name(experiment, epoch, epochs)
+    titles = {key: f"{one.title}, ε = {one.eps}" for key, one in judged.items() if one.kind != "none"}
     return Result(
-        id=f"{slug(method_name(experiment, epoch, epochs))}_seed{experiment.seed}",
+        id=f"{slug(name)}_seed{experiment.seed}",
         paper="RP-PGD",
         env="none",
-        method=method_name(experiment, epoch, epochs),
+        method=name,
         seed=experiment.seed,
         data="scene phantom" if data.data == "phantom" else Path(data.data).name,
         split=split,
         supervision="voxel",
         mode="inductive",
         origins=count_origins(cases),
-        metrics=metrics,
+        metrics={**mean_metrics(cases), **of_all},
         cases=cases,
-        settings={**plain(asdict(experiment.evaluation)), "size": data.size, "epochs": epoch},
+        settings={**plain(asdict(experiment.evaluation)), "titles": titles, "epochs": epoch},
         command=command,
     )
 
 
-def _figure(
-    path: Path, images: ImagePool, judged: dict[str, Judged], experiment: RPPGDExperiment, classes: int
-) -> None:
-    """The first images under the last attack, and what is predicted of them clean and under every attack."""
-    number = min(experiment.evaluation.pictures, len(images))
-    assert images.labels is not None
-    panel = attack_panel(
-        images.images[:number].float() / 255,
-        [*judged.values()][-1].images[:number],
-        images.labels[:number],
-        [one.predicted[:number] for one in judged.values()],
-        classes,
-    )
-    with replacing(path) as unfinished:
-        from PIL import Image
+def _known(value: Any) -> float | None:
+    return None if value != value else float(value)
 
-        Image.fromarray(panel).save(unfinished, format="PNG")
+
+def _figure(
+    path: Path,
+    victim: Normalized,
+    classes: Sequence[str],
+    images: Images,
+    report: RobustnessReport,
+    experiment: RPPGDExperiment,
+) -> None:
+    """The first images of one size under the white-box attack that left the lowest mIoU, and what is predicted of them
+    before and after."""
+    rivals = [one for one in report.results if one.kind == "white"]
+    strongest = min(rivals, key=lambda one: report.metrics(one.attack, one.eps).miou, default=report.of("clean"))
+    model, device = _attacked(victim, classes, experiment), victim.mean.device
+    alike = [n for n, one in enumerate(images.pixels) if one.shape == images.pixels[0].shape]
+    rows = alike[: experiment.evaluation.pictures]
+    x, y = (torch.stack([part[n] for n in rows]).to(device) for part in (images.pixels, images.labels))
+    valid = [one[one != IGNORED].long() for one in images.labels]
+    with frozen(model):
+        adversarial = named_attack(strongest.attack)(
+            model,
+            x,
+            y,
+            eps=Epsilon.parse(strongest.eps if strongest.radius else 1.0),
+            ignore_index=IGNORED,
+            generator=torch.Generator().manual_seed(0),
+            feature_layer=_feature_layer(victim, experiment),
+            class_counts=torch.bincount(torch.cat(valid), minlength=len(classes)),
+        )
+        with torch.no_grad():
+            before, after = (model(one).argmax(dim=1) for one in (x, adversarial))
+    save_picture(path, attack_panel(x, adversarial, [y, before, after], len(classes)))
 
 
 # -- one attack ----------------------------------------------------------------------------------------------------
@@ -196,7 +296,7 @@ def render(run: Run, experiment: RPPGDExperiment, options: RenderOptions) -> Epi
         with torch.no_grad():
             found = victim(adversarial).argmax(dim=1).to(torch.uint8)
         shown = labels if options.truth else torch.zeros_like(labels)
-        picture = attack_panel(image, adversarial, shown, [found], len(classes))
+        picture = attack_panel(image, adversarial, [shown, found], len(classes))
         right = 100 * (found == labels)[labels != IGNORED].float().mean().item()
         line = f"{pool.ids[0]}, {attack.title}, step {len(shots)} of {config.steps}: {right:.1f} % of the pixels right"
         shots.append(Shot(picture, [line]))
@@ -206,7 +306,7 @@ def render(run: Run, experiment: RPPGDExperiment, options: RenderOptions) -> Epi
 
     attack = config.inner_attack
     arguments: dict[str, Any] = {"eps": config.eps, "steps": config.steps}
-    arguments |= feature_arguments(attack, config, experiment.network.kind)
+    arguments |= feature_arguments(attack, config, victim)
     arguments["generator"] = torch.Generator().manual_seed(options.seed)
     draw(attack(victim, image, labels, watch=watch, **arguments))
     return Episode(shots, class_legend(classes), shots[-1].lines[0])

@@ -14,7 +14,9 @@ PAPER: Paper[RPPGDExperiment] = Paper(
     evaluate=evaluation.evaluate,
     render=evaluation.render,
     predictor=evaluation.no_masks,
+    victim=evaluation.victim_of,
     columns=evaluation.COLUMNS,
+    found_columns=evaluation.found_columns,
     baseline="no defence",
     hparams=(
         *("seed", "network.kind", "network.backbone", "training.method", "training.attack", "training.steps"),

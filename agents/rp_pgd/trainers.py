@@ -20,7 +20,7 @@ from ...common.workers import ONE_PROCESS, Workers
 from ...datasets.images import IGNORED
 from ...segmenters.dilated import DilatedSegmenter
 from .batches import Batch
-from .config import NetworkName, TrainingConfig, attack_arguments
+from .config import TrainingConfig, attack_arguments
 
 REGIONS = {"true": TRUE, "boundary": BOUNDARY, "false": FALSE}
 """Regions by the name of their curves."""
@@ -54,7 +54,6 @@ class Trainer:
     Args:
         victim: the network that is trained, behind its normalisation.
         config: method, attack and composition of the batches.
-        network: kind of the network.
         workers: the processes that train together; losses are those of all, so that the mean of the workers' gradients
             is that of one process.
 
@@ -62,13 +61,11 @@ class Trainer:
         clean, attacked: images of each kind in the batch of this process.
     """
 
-    def __init__(
-        self, victim: Normalized, config: TrainingConfig, network: NetworkName, workers: Workers = ONE_PROCESS
-    ) -> None:
+    def __init__(self, victim: Normalized, config: TrainingConfig, workers: Workers = ONE_PROCESS) -> None:
         self.victim, self.config, self.workers = victim, config, workers
         self.clean, self.attacked = config.composition
         self.eps = Epsilon.parse(config.eps).value
-        self._attack, self._arguments = config.inner_attack, attack_arguments(config, network)
+        self._attack, self._arguments = config.inner_attack, attack_arguments(config, victim)
         self.forget()
 
     def forget(self) -> None:

@@ -25,15 +25,15 @@ from ...common.workers import ONE_PROCESS, Workers
 from ...datasets.images import IMAGENET_MEAN, IMAGENET_STD, ImagePool
 from ...datasets.scenes.augmentation import AugmentationConfig
 from ...datasets.scenes.images import Scenes, load_scenes
+from ...evaluation.attack_panels import attack_panel
 from ...segmenters.dilated import DilatedSegmenter
 from ...segmenters.norms import synchronise
 from ...segmenters.pretrained import load_imagenet
 from ..context import StageContext
 from .batches import Drawn, batches_of, draw_epoch, steps_of
-from .config import NetworkConfig, NetworkName, RPPGDExperiment, TrainingConfig, feature_arguments
-from .judging import Judged, judge
-from .pictures import attack_panel
+from .config import NetworkConfig, RPPGDExperiment, TrainingConfig, feature_arguments
 from .trainers import PolySchedule, Trainer, make_optimizer
+from .validation import Judged, judge
 
 SEGMENTER, VICTIM = "segmenter", "victim.safetensors"
 """Name of the stage, and of its file."""
@@ -63,7 +63,7 @@ def check(experiment: RPPGDExperiment) -> None:
     victim = build_victim(experiment.network, config, len(scenes.classes), experiment.seed).eval()
     if config.method != "none":  # a feature layer that there is not, sides that the network refuses
         image, label = torch.full((1, CHANNELS, SMALL, SMALL), 0.5), torch.zeros(1, SMALL, SMALL, dtype=torch.uint8)
-        Trainer(victim, config, experiment.network.kind).attack(image, label)
+        Trainer(victim, config).attack(image, label)
 
 
 def train(experiment: RPPGDExperiment, run: Run) -> None:
@@ -89,7 +89,6 @@ def segmenter(context: StageContext[RPPGDExperiment]) -> Path:
             val,
             experiment.augmentation,
             config,
-            experiment.network.kind,
             stage,
             context.seed("training"),
             workers=workers,
@@ -158,7 +157,6 @@ def train_adversarial(
     val: ImagePool | None,
     augmentation: AugmentationConfig,
     config: TrainingConfig,
-    network: NetworkName,
     run: Run,
     seed: int,
     *,
@@ -174,7 +172,6 @@ def train_adversarial(
         val: labelled images of other scenes, for the curves; None: no validation.
         augmentation: of the training images.
         config: see there.
-        network: kind of the network.
         run: the stage: receives `segmenter/<scalar>` per epoch, pictures and checkpoints.
         seed: of batches, crops, dropout and random starts.
         workers: the processes that train together, batch normalisation by the statistics of all.
@@ -186,7 +183,7 @@ def train_adversarial(
     """
     net, device = victim.model, victim.mean.device
     synchronise(net, workers)
-    trainer = Trainer(victim, config, network, workers)
+    trainer = Trainer(victim, config, workers)
     optimizer = make_optimizer(net, config)
     batches = batches_of(scenes, augmentation, device, config.loaders)
     if val is not None and val.labels is None:
@@ -224,7 +221,7 @@ def train_adversarial(
         if val is None or (epoch % config.validate_every and epoch != config.epochs):
             return None, {}
         attack = ATTACKS[config.val_attack]
-        arguments = {"eps": config.eps, "steps": config.val_steps, **feature_arguments(attack, config, network)}
+        arguments = {"eps": config.eps, "steps": config.val_steps, **feature_arguments(attack, config, victim)}
         judged = {
             "clean": judge(victim, val, None, batch_size=config.batch_size),
             "adv": judge(victim, val, attack, arguments, batch_size=config.batch_size),
@@ -261,8 +258,7 @@ def _show(run: Run, val: ImagePool, judged: dict[str, Judged], epoch: int) -> No
     panel = attack_panel(
         val.images[:number].float() / 255,
         adversarial.images[:number],
-        val.labels[:number],
-        [clean.predicted[:number], adversarial.predicted[:number]],
+        [val.labels[:number], clean.predicted[:number], adversarial.predicted[:number]],
         len(val.classes),
     )
     run.log_image("segmenter/attack", panel, epoch)

@@ -81,17 +81,28 @@ def read_scene(files: SceneFiles) -> Scene:
     image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
     if files.label is None:
         return Scene(files.id, image, None)
-    stored = read_picture(_existing(files.label), ("PNG",))
+    return Scene(
+        files.id, image, read_labels(files.label, files.table, files.image, (pixels.shape[0], pixels.shape[1]))
+    )
+
+
+def read_labels(path: Path, table: Table, image: Path, size: tuple[int, int]) -> Tensor:
+    """Class numbers and `IGNORED`, uint8 [H, W], of the photograph in the file `image`, which has H x W pixels.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_scene`.
+    """
+    stored = read_picture(_existing(path), ("PNG",))
     if stored.ndim == 3 and (stored == stored[..., :1]).all():
         stored = stored[..., 0]
     if stored.ndim != 2:
-        raise ValueError(f"{files.label} holds labels in colours, but needs one number in each pixel; save it as grey")
-    if stored.shape != pixels.shape[:2]:
+        raise ValueError(f"{path} holds labels in colours, but needs one number in each pixel; save it as grey")
+    if stored.shape != size:
         raise ValueError(
-            f"{files.label} has {stored.shape[0]} x {stored.shape[1]} pixels (y, x) but {files.image} has "
-            f"{pixels.shape[0]} x {pixels.shape[1]}: they do not lie on each other; fetch both again"
+            f"{path} has {stored.shape[0]} x {stored.shape[1]} pixels (y, x) but {image} has "
+            f"{size[0]} x {size[1]}: they do not lie on each other; fetch both again"
         )
-    return Scene(files.id, image, torch.from_numpy(_classes_of(stored, files.table, files.label)))
+    return torch.from_numpy(_classes_of(stored, table, path))
 
 
 def _existing(path: Path) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from .augmentation import centred, long_side_resized
 from .files import Scene, SceneFiles, SceneFolder, read_list, read_scene, unique_ids
 from .phantom import scene_phantom
 
+T = TypeVar("T")
 FIRST_PHANTOM = {"train": 0, "val": 100_000, "test": 200_000}
 """Number of the first phantom scene of each split."""
 PHANTOMS = PhantomNames("scene_", digits=6)
@@ -117,10 +118,7 @@ class Scenes:
         Raises:
             FileNotFoundError, ValueError: a file that is missing or cannot be used; or none is left.
         """
-        sources = [_Named(name, group) for name, group in zip(self.ids, self.groups, strict=True)]
-        fitted = dict(load_each(sources, lambda one: self._fitted(self.load(one.id)), on_bad))
-        if not fitted:
-            raise ValueError(f"none of the {len(self)} scenes of {self.config.data!r} can be used")
+        fitted = self._each(lambda name: self._fitted(self.load(name)), on_bad)
         labels = [label for _, label in fitted.values() if label is not None]
         return ImagePool(
             images=torch.stack([image for image, _ in fitted.values()]),
@@ -132,6 +130,18 @@ class Scenes:
             classes=self.classes,
             origin=self.origin,
         )
+
+    def whole(self, on_bad: Callable[[BadSample], object] | None = None) -> dict[str, Scene]:
+        """All scenes by id, each of its own size; `on_bad` and errors as of `pool`."""
+        return {one.id: scene for one, scene in self._each(self.load, on_bad).items()}
+
+    def _each(self, load: Callable[[str], T], on_bad: Callable[[BadSample], object] | None) -> "dict[_Named, T]":
+        """What `load` makes of each scene."""
+        sources = [_Named(name, group) for name, group in zip(self.ids, self.groups, strict=True)]
+        found = dict(load_each(sources, lambda one: load(one.id), on_bad))
+        if not found:
+            raise ValueError(f"none of the {len(self)} scenes of {self.config.data!r} can be used")
+        return found
 
     def _fitted(self, scene: Scene) -> tuple[Tensor, Tensor | None]:
         """Image uint8 [3, size, size] and label uint8 [size, size]."""

@@ -59,6 +59,8 @@ def test_versions_are_printed(capsys):
 def test_a_shell_completes_commands_options_and_names(capsys, tmp_path):
     assert main(["--print_completion", "bash"]) == 0
     script = capsys.readouterr().out
+    for word in ("attack", "--model", "--training.attack", "rp_pgd/phantom"):
+        assert word in script
     for word in ("--ppo.learning_rate", "--warm_start.kind", "spars/demo", "rl4seg/ablation/full", "RL4Seg-Echo-v0"):
         assert word in script
     bash = shutil.which("bash")
@@ -70,6 +72,10 @@ def test_a_shell_completes_commands_options_and_names(capsys, tmp_path):
     )
     done = subprocess.run([bash, "ask.sh"], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert "--ppo.learning_rate" in done.stdout.split()
+    ask = (tmp_path / "ask.sh").read_text().replace("train --ppo.lea", "attack --lab")
+    (tmp_path / "ask.sh").write_text(ask)
+    done = subprocess.run([bash, "ask.sh"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.split() == ["--labels"]
     assert main(["--print_completion", "cmd"]) == 2
     assert "print_completion is 'cmd' but must be one of 'bash'" in capsys.readouterr().err
 

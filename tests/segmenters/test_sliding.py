@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 from segarena.datasets.images import IMAGENET_MEAN
-from segarena.segmenters.sliding import REFERENCE, Protocol, protocol_probabilities, to_classes, window_starts
+from segarena.segmenters.sliding import (
+    REFERENCE,
+    Protocol,
+    ProtocolNet,
+    protocol_probabilities,
+    to_classes,
+    window_starts,
+)
 from torch import nn
 from torch.nn import functional
 
@@ -186,3 +193,21 @@ def test_everything_runs_where_the_images_lie(police):
         found = protocol_probabilities(net.to("cuda"), batch.to("cuda"), Protocol(17, 50, flip=True))
     assert found.device.type == "cuda"
     assert torch.allclose(found.to("cpu"), on_host, atol=1e-5)
+
+
+def test_a_network_behind_its_protocol_gives_logits_of_the_protocols_probabilities():
+    net, x = Net(), images(2)
+    for protocol in (Protocol(crop=17, base_size=40, flip=True), Protocol(crop=None, base_size=None)):
+        behind = ProtocolNet(net, protocol).eval()
+        probabilities = protocol_probabilities(net, x, protocol)
+        torch.testing.assert_close(behind(x).softmax(dim=1), probabilities)
+        moved = x.clone().requires_grad_()
+        labels = torch.randint(0, 4, (2, 30, 44), generator=torch.Generator().manual_seed(3))
+        (gradient,) = torch.autograd.grad(functional.cross_entropy(behind(moved), labels), moved)
+        wanted = x.clone().requires_grad_()
+        right = protocol_probabilities(net, wanted, protocol).gather(1, labels[:, None])
+        (expected,) = torch.autograd.grad(-right.log().mean(), wanted)
+        torch.testing.assert_close(gradient, expected)
+        assert (gradient != 0).flatten(1).any(dim=1).all()
+    with pytest.raises(ValueError, match="gives one class but ProtocolNet needs at least two"):
+        ProtocolNet(Net(classes=1), Protocol(crop=17, base_size=40))(x)

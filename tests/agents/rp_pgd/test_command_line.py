@@ -15,13 +15,20 @@ from adversarial_toys import TINY
 from PIL import Image
 from safetensors.torch import load_file
 from segarena.agents.command_line import main
+from segarena.agents.rp_pgd import evaluation
+from segarena.agents.rp_pgd.config import RobustnessConfig, RPPGDExperiment
 from segarena.attacks.victim import Normalized
 from segarena.attacks.victims import load_victim, save_victim
 from segarena.common import fitting
 from segarena.common.runs import Run
+from segarena.datasets.scenes import cityscapes, voc
+from segarena.datasets.scenes.augmentation import AugmentationConfig
 from segarena.datasets.scenes.images import SceneDataConfig, load_scenes
 from segarena.evaluation.results import read_results
+from segarena.evaluation.robustness_report import RobustnessReport
+from segarena.evaluation.robustness_run import Evaluation
 from segarena.segmenters.pspnet import PSPNet
+from segarena.segmenters.sliding import Protocol
 from segarena.segmenters.unet import UNet
 
 ROOT = Path(segarena.__file__).parent
@@ -59,19 +66,91 @@ def test_a_run_leaves_a_victim_curves_and_its_table_row(trained):
 
 def test_evaluate_writes_results_table_and_pictures(trained, capsys):
     assert main(["evaluate", "--run", str(trained)]) == 0
-    said = capsys.readouterr().out
-    for title in ("RP-PGD-PP-AT", "Clean, mIoU of an image (%)", "FGSM, mIoU", "RP-PGD++, mIoU"):
+    said, folder = capsys.readouterr().out, trained / "evaluation" / "test"
+    for title in ("RP-PGD-PP-AT", "Worst attack, NmIoU (%)", "Clean, NmIoU (%)", "RP-PGD++, 2 steps, ε = 8/255, NmIoU"):
         assert title in said
-    (result,) = read_results(trained / "evaluation" / "test")
+    (result,) = read_results(folder)
     assert [case["case_id"] for case in result.cases] == ["scene_200000", "scene_200001", "scene_200002"]
-    assert result.metrics["clean_aacc"] >= result.metrics["rp_pgd_pp_aacc"]
-    assert (trained / "evaluation" / "test" / f"{result.id}.png").is_file()
+    assert result.metrics["clean_aacc"] >= result.metrics["rp_pgd_pp_2_eps_8_255_aacc"]
+    report = RobustnessReport.read(folder / "robustness")
+    assert {one.attack for one in report.results} == {"clean", "fgsm", "rp_pgd_pp_2", "random", "unbounded"}
+    assert report.of("rp_pgd_pp_2").depends["feature_layer"] == "model.merge.1"
+    for name in ("clean", "fgsm", "rp_pgd_pp_2"):
+        key = name if name == "clean" else f"{name}_eps_8_255"
+        found = {kind: result.metrics[f"{key}_{kind}"] for kind in ("miou", "macc", "aacc", "nmiou")}
+        assert found == pytest.approx({kind: getattr(report.metrics(name), kind) for kind in found})
+    for case in result.cases:
+        worst = min(case[f"{key}_nmiou"] for key in ("clean", "fgsm_eps_8_255", "rp_pgd_pp_2_eps_8_255"))
+        assert case["worst_nmiou"] == worst
+    assert "RP-PGD++, 2 steps" not in (folder / "robustness" / "index.md").read_text()
+    assert "rp_pgd_pp_2" in (folder / "robustness" / "index.md").read_text()
+    with Image.open(folder / f"{result.id}.png") as picture:
+        assert picture.size == (6 * 33 + 5 * 4, 3 * 33 + 2 * 4)
     assert (
         main(["evaluate", "--run", str(trained), "--cases", '[scene_200000, "*2"]', "--out", str(trained / "two")]) == 0
     )
     assert len(read_results(trained / "two")[0].cases) == 2
     assert main(["evaluate", "--run", str(trained), "--split", "val"]) == 0
     assert len(read_results(trained / "evaluation" / "split_val")[0].cases) == 2
+
+
+def test_an_evaluation_goes_on_where_it_was(trained, tmp_path, monkeypatch, capsys):
+    made, make = [], Evaluation._made
+
+    def noted(self, attack, *rest):
+        made.append(attack.name)
+        return make(self, attack, *rest)
+
+    monkeypatch.setattr(Evaluation, "_made", noted)
+    command = ["evaluate", "--run", str(trained), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert made == ["clean", "fgsm", "rp_pgd_pp_2", "random", "unbounded"]
+    kept = tmp_path / "out" / "robustness" / "RP_PGD_PP_AT_seed_0__fgsm__eps_8_255.json"
+    kept.unlink()
+    made.clear()
+    assert main(command) == 0
+    assert made == ["fgsm"]
+    kept.write_text(kept.read_text().replace('"weights": "', '"weights": "0'))
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "was made with other weights; remove it, or give another folder" in capsys.readouterr().err
+
+
+def test_runs_are_compared_on_one_page_and_pair_by_pair(trained, tmp_path):
+    other = ["--training.method", "none", "--name", "no defence"]
+    assert main(["train", "--config", write(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "none"), *other]) == 0
+    out = tmp_path / "out"
+    assert main(["evaluate", "--run", str(tmp_path / "none"), str(trained), "--out", str(out)]) == 0
+    page = (out / "robustness" / "index.md").read_text()
+    assert "no defence, seed 0" in page
+    assert "RP-PGD-PP-AT, seed 0" in page
+    assert "Difference: Worst attack, NmIoU of the method" in (out / "pairs.md").read_text()
+    assert "p (Worst attack, NmIoU vs no defence)" in (out / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("classes", "base_size"), [(voc.CLASSES, 512), (cityscapes.CLASSES, 1024), (list("abc"), None)]
+)
+def test_windows_are_as_large_as_the_crops_of_the_training(classes, base_size):
+    experiment = RPPGDExperiment(
+        augmentation=AugmentationConfig(crop=65), evaluation=RobustnessConfig(attacks=["pgd"], protocol="reference")
+    )
+    assert evaluation._attacked(torch.nn.Identity(), classes, experiment).protocol == Protocol(65, base_size)
+
+
+def test_presets_radii_and_windows(tmp_path, capsys):
+    changes = {
+        "data": {"size": 49},
+        "training": {"epochs": 1, "method": "none"},
+        "evaluation": {"attacks": "grid", "steps": [1, 2], "eps": ["4/255", 0.05], "protocol": "reference"},
+    }
+    assert main(["train", "--config", write(tmp_path / "a.yaml", **changes), "--out", str(tmp_path / "run")]) == 0
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--cases", "[scene_200000]"]) == 0
+    (result,) = read_results(next((tmp_path / "run" / "evaluation").iterdir()))
+    assert {"pgd_1_eps_4_255_nmiou", "pgd_2_eps_0_05_nmiou", "rp_global_2_eps_0_05_miou"} <= result.metrics.keys()
+    assert not any("rp_pgd" in name for name in result.metrics), "windows have no features of a whole image"
+    page = next((tmp_path / "run" / "evaluation").rglob("index.md")).read_text()
+    assert "Left out, as they need what was not given: rp_pgd_1, rp_pgd_2, rp_pgd_pp_1, rp_pgd_pp_2." in page
 
 
 def test_render_and_plot(trained, tmp_path, capsys):
@@ -117,10 +196,14 @@ def test_an_unfinished_run_is_evaluated_when_asked(tmp_path, monkeypatch, capsys
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--unfinished"]) == 0
 
 
-def test_the_driver_is_the_command_line():
+def test_the_driver_is_the_command_line(trained, tmp_path):
     command = [sys.executable, str(ROOT / "run_adversarial.py"), "train", "--paper", "rp_pgd", "--print_config"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert yaml.safe_load(shown)["training"]["attack"] == "rp_pgd_pp"
+    Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(tmp_path / "a.png")
+    attack = ["attack", "--input", str(tmp_path / "a.png"), "--model", str(trained), "--attack", "fgsm"]
+    subprocess.run([*command[:2], *attack, "--out", str(tmp_path / "out")], capture_output=True, check=True)
+    assert (tmp_path / "out" / "a_attacked.png").is_file()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "rp_pgd").glob("*.yaml")), ids=lambda path: path.stem)
@@ -153,6 +236,12 @@ def test_eps_stays_as_it_was_written(tmp_path):
         (["--val_split", "vall"], "such as --val_split train"),
         (["--network.pretrained", "nowhere.safetensors"], "does not exist"),
         (["--evaluation.attacks", "[pgd,pgd]"], "must name each attack once"),
+        (["--evaluation.attacks", "[pdg_20]"], "there is no attack 'pdg_20'; there are clean, "),
+        (["--evaluation.attacks", "gird"], "evaluation.attacks is 'gird' but must be one of 'reference', 'grid'"),
+        (["--evaluation.attacks", "[transfer]"], "has transfer but a run has no other models for it"),
+        (["--evaluation.protocol", "reference"], "has rp_pgd_pp_2 but evaluation.protocol is 'reference'"),
+        (["--evaluation.eps", "[4/255, 8]"], "evaluation.eps is 8.0 but must be above 0 and at most 1"),
+        (["--evaluation.eps", "[4/255, 4/255]"], "must name each radius once"),
         (["--export_sb3", "a.zip"], "paper 'rp_pgd' trains a segmenter: its file is segmenter/victim.safetensors"),
         (
             [

@@ -33,7 +33,7 @@ def attacked(monkeypatch):
 
 def test_of_five_images_two_stay_clean_and_exactly_three_are_attacked(attacked):
     """docs/rp-pgd.md, Method 23."""
-    trainer, batch = Trainer(toy_victim(), config(batch_size=5), "unet"), batch_of(5)
+    trainer, batch = Trainer(toy_victim(), config(batch_size=5)), batch_of(5)
     assert (trainer.clean, trainer.attacked) == (2, 3)
     mixed = trainer.mix(batch)
     assert torch.equal(mixed.images[:2], batch.images[:2])
@@ -56,12 +56,10 @@ def test_the_composition_of_a_batch(batch_size, ratio, parts):
 
 
 def test_all_are_attacked_with_ratio_one_and_none_without_a_method(attacked):
-    trainer, batch = Trainer(toy_victim(), config(batch_size=3, adv_ratio=1.0), "unet"), batch_of(3)
+    trainer, batch = Trainer(toy_victim(), config(batch_size=3, adv_ratio=1.0)), batch_of(3)
     assert len(trainer.mix(batch).images) == 3
     assert len(attacked[0][1]) == 3
-    assert torch.equal(
-        Trainer(toy_victim(), config(batch_size=3, method="none"), "unet").mix(batch).images, batch.images
-    )
+    assert torch.equal(Trainer(toy_victim(), config(batch_size=3, method="none")).mix(batch).images, batch.images)
     assert len(attacked) == 1
 
 
@@ -69,7 +67,7 @@ def test_paired_images_stand_in_the_batch_clean_and_attacked(attacked):
     settings = config(batch_size=6, pairing="paired")
     assert settings.drawn == (3,)
     batch = batch_of(3)
-    mixed = Trainer(toy_victim(), settings, "unet").mix(batch)
+    mixed = Trainer(toy_victim(), settings).mix(batch)
     assert torch.equal(mixed.images[:3], batch.images)
     assert torch.equal(attacked[0][1], batch.images)
     assert torch.equal(mixed.labels[:3], mixed.labels[3:])
@@ -93,7 +91,7 @@ def test_the_inner_attack_and_its_step_size(attacked, monkeypatch, settings, tit
         return weigh(self, weighting, step_size, momentum)
 
     monkeypatch.setattr("segarena.attacks.core.AttackCore.weigh", spy)
-    Trainer(toy_victim(), config(**settings), "unet").mix(batch_of(4))
+    Trainer(toy_victim(), config(**settings)).mix(batch_of(4))
     assert attacked[0][0] == title
     assert shares == pytest.approx([step / EPS] * settings.get("steps", 3))
 
@@ -101,7 +99,7 @@ def test_the_inner_attack_and_its_step_size(attacked, monkeypatch, settings, tit
 def test_the_attack_leaves_running_statistics_modes_and_gradients_alone():
     victim = toy_victim().train()
     before = {name: value.clone() for name, value in victim.state_dict().items()}
-    trainer = Trainer(victim, config(method="at", attack="rp_pgd_pp"), "unet")
+    trainer = Trainer(victim, config(method="at", attack="rp_pgd_pp"))
     first, second = (trainer.attack(*batch_of(4)) for _ in range(2))
     assert torch.equal(first, second), "dropout would change it"
     assert all(torch.equal(value, before[name]) for name, value in victim.state_dict().items())
@@ -111,7 +109,7 @@ def test_the_attack_leaves_running_statistics_modes_and_gradients_alone():
 
 def test_the_update_counts_statistics_and_reaches_every_weight():
     victim = toy_victim().train()
-    trainer = Trainer(victim, config(), "unet")
+    trainer = Trainer(victim, config())
     mixed = trainer.mix(batch_of(4))
     mean = victim.model.stem[1].running_mean.clone()
     trainer.weighted(trainer.losses(trainer.outputs(mixed.images), mixed)).backward()
@@ -126,14 +124,14 @@ def test_shared_statistics_are_those_of_the_mixed_batch_and_split_ones_of_each_h
         victim = toy_victim(dropout=0.0).train()
         seen = []
         victim.model.stem[1].register_forward_pre_hook(lambda _, args, seen=seen: seen.append(len(args[0])))
-        norm[bn] = Trainer(victim, config(bn=bn), "unet").outputs(images).logits
+        norm[bn] = Trainer(victim, config(bn=bn)).outputs(images).logits
         assert seen == ([4] if bn == "shared" else [2, 2])
     assert norm["shared"].shape == norm["split"].shape == (4, 3, SIDE, SIDE)
     assert not torch.allclose(norm["shared"], norm["split"], atol=1e-3)
 
 
 def test_the_loss_is_the_mean_over_valid_pixels_of_main_and_weighted_auxiliary_logits():
-    trainer = Trainer(toy_victim(), config(), "unet")
+    trainer = Trainer(toy_victim(), config())
     generator = torch.Generator().manual_seed(3)
     main, aux = (torch.randn(2, 3, 4, 4, generator=generator) for _ in range(2))
     labels = torch.randint(0, 3, (2, 4, 4), generator=generator)
@@ -148,7 +146,7 @@ def test_the_loss_is_the_mean_over_valid_pixels_of_main_and_weighted_auxiliary_l
 
 def test_region_shares_and_size_of_the_inner_attack():
     victim = toy_victim()
-    trainer, batch = Trainer(victim, config(steps=2), "unet"), batch_of(4)
+    trainer, batch = Trainer(victim, config(steps=2)), batch_of(4)
     adversarial = trainer.attack(batch.images, batch.labels)
     found = {name: value.item() for name, value in trainer.look().items()}
     assert sum(found[f"attack_{name}"] for name in ("true", "boundary", "false")) == pytest.approx(1)
@@ -173,7 +171,7 @@ def psp(ddc_at=True, seed=1):
 
 def test_the_mask_of_ddc_at_is_where_the_attack_changes_what_is_predicted_of_clean_images(attacked):
     victim, batch = psp(), batch_of(4)
-    trainer = Trainer(victim, TrainingConfig(method="ddc_at", eps="16/255", batch_size=4), "pspnet")
+    trainer = Trainer(victim, TrainingConfig(method="ddc_at", eps="16/255", batch_size=4))
     mixed = trainer.mix(batch)
     ((title, images, _),) = attacked
     assert title == "BIM"
@@ -195,7 +193,7 @@ def test_the_mask_of_ddc_at_is_where_the_attack_changes_what_is_predicted_of_cle
 
 def test_ddc_at_reaches_all_heads():
     victim = psp().train()
-    trainer = Trainer(victim, TrainingConfig(method="ddc_at", batch_size=4), "pspnet")
+    trainer = Trainer(victim, TrainingConfig(method="ddc_at", batch_size=4))
     mixed = trainer.mix(batch_of(4))
     losses = trainer.losses(trainer.outputs(mixed.images), mixed)
     assert list(losses) == ["loss_main", "loss_aux", "loss_mask"]

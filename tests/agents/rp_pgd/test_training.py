@@ -4,12 +4,11 @@ import pytest
 import torch
 from adversarial_toys import EPS, SIDE, WHOLE, config, draw, toy_victim, toys, train_toy
 from segarena.agents.rp_pgd.batches import Crops, Resident, batches_of, draw_epoch
-from segarena.agents.rp_pgd.judging import judge, scores
+from segarena.agents.rp_pgd.validation import judge
 from segarena.attacks import core
 from segarena.attacks.methods import ATTACKS
 from segarena.common import fitting
 from segarena.common.finite import NotFiniteError
-from segarena.common.overlap import class_counts
 from segarena.common.runs import Run
 from segarena.datasets.scenes.augmentation import AugmentationConfig
 from segarena.datasets.scenes.files import Scene
@@ -168,10 +167,3 @@ def test_logits_that_are_not_finite_stop_the_training_and_name_the_images(tmp_pa
 def test_settings_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         config(**settings)
-
-
-def test_the_means_of_counts():
-    predicted = torch.tensor([[[0, 0, 1, 1], [1, 1, 0, 2]]])
-    labels = torch.tensor([[[0, 0, 1, 0], [1, 255, 0, 1]]])
-    (found,) = scores(class_counts(predicted, labels, 4))
-    assert found == pytest.approx({"miou": 0.416667, "macc": 0.708333, "aacc": 0.714286}, abs=1e-6)

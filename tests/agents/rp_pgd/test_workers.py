@@ -34,7 +34,7 @@ def train(name, workers, **settings):
     val, augmentation = toys(3, first=50).pool(), AugmentationConfig(crop=SIDE)
     run = Run(Path(folder, name))
     given = config(**{{"epochs": 2, "learning_rate": 0.02, **settings}})
-    training.train_adversarial(victim, toys(16), val, augmentation, given, "unet", run, 7, workers=workers)
+    training.train_adversarial(victim, toys(16), val, augmentation, given, run, 7, workers=workers)
     run.close()
     save_weights(Path(folder, f"{{name}}-{{workers.rank}}.safetensors"), victim.model.state_dict())
 
