@@ -77,7 +77,7 @@ def schedule_shape(env: BatchedEnv) -> tuple[int, int]:
     return shape
 
 
-def tune_schedule(env: BatchedEnv, config: OpenLoopConfig, seed: int, run: Run, first_episode: int = 0) -> Tensor:
+def tune_schedule(env: BatchedEnv, config: OpenLoopConfig, seed: int, run: Run) -> Tensor:
     """The mean of CMA-ES's last generation, float32 [T, A]: the schedule with the highest mean return, about.
 
     It begins at the middle of each action's range. A run that was killed goes on from its last generation.
@@ -87,7 +87,6 @@ def tune_schedule(env: BatchedEnv, config: OpenLoopConfig, seed: int, run: Run, 
         config: of the search.
         seed: of the search.
         run: the stage; gets scalars and checkpoints.
-        first_episode: seed of the first episode.
 
     Raises:
         ValueError: actions that are not continuous.
@@ -110,7 +109,7 @@ def tune_schedule(env: BatchedEnv, config: OpenLoopConfig, seed: int, run: Run, 
     with run.progress.bar(config.generations, initial=len(returns), title="open loop", unit="generation") as bar:
         for generation in range(len(returns), config.generations):
             asked = search.ask()
-            found = [_mean_return(env, decode(one), config, first_episode, generation) for one in asked]
+            found = [_mean_return(env, decode(one), config, generation) for one in asked]
             search.tell(asked, [-value for value in found])
             returns.append(found)
             mean, best = sum(found) / len(found), max(found)
@@ -121,11 +120,11 @@ def tune_schedule(env: BatchedEnv, config: OpenLoopConfig, seed: int, run: Run, 
     return decode(search.result.xfavorite)
 
 
-def _mean_return(env: BatchedEnv, schedule: Tensor, config: OpenLoopConfig, first: int, generation: int) -> float:
+def _mean_return(env: BatchedEnv, schedule: Tensor, config: OpenLoopConfig, generation: int) -> float:
     """Over the episodes of a generation, as many of them at once as there are environments."""
     policy, total, played = OpenLoop(schedule), 0.0, 0
     while played < config.episodes:
-        begin = first + generation * config.episodes + played
+        begin = generation * config.episodes + played
         env.seed([begin + number for number in range(env.num_envs)])
         env.reset()
         returns = play(env, policy).returns[: config.episodes - played]
