@@ -77,6 +77,22 @@ def schedule_shape(env: BatchedEnv) -> tuple[int, int]:
     return shape
 
 
+def evolution_strategy() -> Callable[..., Any]:
+    """CMA-ES of `cma`.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        from cma import CMAEvolutionStrategy
+    except ImportError as missing:
+        raise ValueError(
+            "open_loop needs cma: pip install 'segarena[attacks]', or leave the schedule out by open_loop.generations 0"
+        ) from missing
+    strategy: Callable[..., Any] = CMAEvolutionStrategy
+    return strategy
+
+
 def tune_schedule(env: BatchedEnv, config: OpenLoopConfig, seed: int, run: Run) -> Tensor:
     """The mean of CMA-ES's last generation, float32 [T, A]: the schedule with the highest mean return, about.
 
@@ -89,8 +105,7 @@ def tune_schedule(env: BatchedEnv, config: OpenLoopConfig, seed: int, run: Run) 
         run: the stage; gets scalars and checkpoints.
 
     Raises:
-        ValueError: actions that are not continuous.
-        ImportError: `cma` is not installed.
+        ValueError: actions that are not continuous, or `cma` is not installed.
         Stopped: a signal asked for it; the last generation is kept.
     """
     steps, width = schedule_shape(env)
@@ -101,7 +116,7 @@ def tune_schedule(env: BatchedEnv, config: OpenLoopConfig, seed: int, run: Run) 
         actions = low + (high - low) * np.clip(numbers, 0.0, 1.0)
         return torch.from_numpy(actions.astype(np.float32)).view(steps, width)
 
-    search = _cma()(np.full(steps * width, 0.5), config.sigma, _options(config, seed))
+    search = evolution_strategy()(np.full(steps * width, 0.5), config.sigma, _options(config, seed))
     checkpoint = run.resume()
     returns: list[list[float]] = checkpoint.state["returns"] if checkpoint else []
     for known in returns:  # what was asked follows from the seed: nothing is played again
@@ -136,12 +151,3 @@ def _options(config: OpenLoopConfig, seed: int) -> dict[str, Any]:
     population = {} if config.population is None else {"popsize": config.population}
     # cma takes seed 0 for the clock's
     return {"bounds": [0.0, 1.0], "seed": seed + 1, "verbose": -9, "maxiter": np.inf, **population}
-
-
-def _cma() -> Callable[..., Any]:
-    try:
-        from cma import CMAEvolutionStrategy
-    except ImportError as error:
-        raise ImportError("open_loop needs cma; pip install 'segarena[attacks]'") from error
-    strategy: Callable[..., Any] = CMAEvolutionStrategy
-    return strategy
