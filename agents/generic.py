@@ -38,7 +38,7 @@ from .experiment import (
     write_result,
 )
 from .learning import learn, restore
-from .open_loop import OpenLoop, OpenLoopConfig, schedule_shape, tune_schedule
+from .open_loop import OpenLoop, OpenLoopConfig, evolution_strategy, schedule_shape, tune_schedule
 from .papers import POLICIES
 from .policy import Episodes, Policy, TrainedPolicy, make_env, play, play_and_draw, reference
 from .ppo import LEARNERS, Learner, MaskableLearner, PPOConfig
@@ -108,6 +108,7 @@ def check(experiment: PPOExperiment) -> None:
         env_of(_evaluated(experiment), 1)
     if experiment.open_loop.generations:
         schedule_shape(env)
+        evolution_strategy()
         check_names([experiment], [(OPEN_LOOP_TITLE, experiment.seed)])
     experiment.ppo.check_memory(env)
     experiment.ppo.wrap(LearnerEnv(env))

@@ -77,7 +77,23 @@ def schedule_shape(env: BatchedEnv) -> tuple[int, int]:
     return shape
 
 
-def tune_schedule(env: BatchedEnv, config: OpenLoopConfig, seed: int, run: Run, first_episode: int = 0) -> Tensor:
+def evolution_strategy() -> Callable[..., Any]:
+    """CMA-ES of `cma`.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        from cma import CMAEvolutionStrategy
+    except ImportError as missing:
+        raise ValueError(
+            "open_loop needs cma: pip install 'segarena[attacks]', or leave the schedule out by open_loop.generations 0"
+        ) from missing
+    strategy: Callable[..., Any] = CMAEvolutionStrategy
+    return strategy
+
+
+def tune_schedule(env: BatchedEnv, config: OpenLoopConfig, seed: int, run: Run) -> Tensor:
     """The mean of CMA-ES's last generation, float32 [T, A]: the schedule with the highest mean return, about.
 
     It begins at the middle of each action's range. A run that was killed goes on from its last generation.
@@ -87,11 +103,9 @@ def tune_schedule(env: BatchedEnv, config: OpenLoopConfig, seed: int, run: Run, 
         config: of the search.
         seed: of the search.
         run: the stage; gets scalars and checkpoints.
-        first_episode: seed of the first episode.
 
     Raises:
-        ValueError: actions that are not continuous.
-        ImportError: `cma` is not installed.
+        ValueError: actions that are not continuous, or `cma` is not installed.
         Stopped: a signal asked for it; the last generation is kept.
     """
     steps, width = schedule_shape(env)
@@ -102,7 +116,7 @@ def tune_schedule(env: BatchedEnv, config: OpenLoopConfig, seed: int, run: Run, 
         actions = low + (high - low) * np.clip(numbers, 0.0, 1.0)
         return torch.from_numpy(actions.astype(np.float32)).view(steps, width)
 
-    search = _cma()(np.full(steps * width, 0.5), config.sigma, _options(config, seed))
+    search = evolution_strategy()(np.full(steps * width, 0.5), config.sigma, _options(config, seed))
     checkpoint = run.resume()
     returns: list[list[float]] = checkpoint.state["returns"] if checkpoint else []
     for known in returns:  # what was asked follows from the seed: nothing is played again
@@ -110,7 +124,7 @@ def tune_schedule(env: BatchedEnv, config: OpenLoopConfig, seed: int, run: Run, 
     with run.progress.bar(config.generations, initial=len(returns), title="open loop", unit="generation") as bar:
         for generation in range(len(returns), config.generations):
             asked = search.ask()
-            found = [_mean_return(env, decode(one), config, first_episode, generation) for one in asked]
+            found = [_mean_return(env, decode(one), config, generation) for one in asked]
             search.tell(asked, [-value for value in found])
             returns.append(found)
             mean, best = sum(found) / len(found), max(found)
@@ -121,11 +135,11 @@ def tune_schedule(env: BatchedEnv, config: OpenLoopConfig, seed: int, run: Run, 
     return decode(search.result.xfavorite)
 
 
-def _mean_return(env: BatchedEnv, schedule: Tensor, config: OpenLoopConfig, first: int, generation: int) -> float:
+def _mean_return(env: BatchedEnv, schedule: Tensor, config: OpenLoopConfig, generation: int) -> float:
     """Over the episodes of a generation, as many of them at once as there are environments."""
     policy, total, played = OpenLoop(schedule), 0.0, 0
     while played < config.episodes:
-        begin = first + generation * config.episodes + played
+        begin = generation * config.episodes + played
         env.seed([begin + number for number in range(env.num_envs)])
         env.reset()
         returns = play(env, policy).returns[: config.episodes - played]
@@ -137,12 +151,3 @@ def _options(config: OpenLoopConfig, seed: int) -> dict[str, Any]:
     population = {} if config.population is None else {"popsize": config.population}
     # cma takes seed 0 for the clock's
     return {"bounds": [0.0, 1.0], "seed": seed + 1, "verbose": -9, "maxiter": np.inf, **population}
-
-
-def _cma() -> Callable[..., Any]:
-    try:
-        from cma import CMAEvolutionStrategy
-    except ImportError as error:
-        raise ImportError("open_loop needs cma; pip install 'segarena[attacks]'") from error
-    strategy: Callable[..., Any] = CMAEvolutionStrategy
-    return strategy

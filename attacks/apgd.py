@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.checks import AT_LEAST_1, check_choice, check_range
-from .budget import Bounds, Epsilon, LinfBall
+from .budget import Bounds, Epsilon, LinfBall, per_image
 from .core import AttackCore
 from .losses import PixelLoss, class_balance, cross_entropy, jensen_shannon, spherical
 from .methods import Schedule, masked, segpgd, uniform
@@ -124,7 +124,7 @@ def sea(
         )  # fmt: skip
         if worst is None or lowest is None:
             worst, lowest = found, accuracy
-        worst = torch.where(_shaped(accuracy < lowest, found), found, worst)
+        worst = torch.where(per_image(accuracy < lowest, found), found, worst)
         lowest = torch.minimum(accuracy, lowest)
     assert worst is not None
     return worst
@@ -218,20 +218,20 @@ def _stage(core: AttackCore, schedule: Schedule, steps: int, balance: Tensor | N
         if balance is not None:
             spec = replace(spec, weights=spec.weights * balance)
         gradient = core.differentiate(spec)
-        best_gradient = torch.where(_shaped(improved, x), gradient, best_gradient)
-        x = torch.where(_shaped(restart, x), best, x)
-        gradient = torch.where(_shaped(restart, x), best_gradient, gradient)
+        best_gradient = torch.where(per_image(improved, x), gradient, best_gradient)
+        x = torch.where(per_image(restart, x), best, x)
+        gradient = torch.where(per_image(restart, x), best_gradient, gradient)
         inertia = INERTIA if number else 1.0
-        aimed = core.ball.project(x + _shaped(step, x) * core.ball.radius * gradient.sign())
+        aimed = core.ball.project(x + per_image(step, x) * core.ball.radius * gradient.sign())
         moved = core.ball.project(x + inertia * (aimed - x) + (1 - inertia) * (x - x_old))
-        x, x_old = torch.where(_shaped(core.active, x), moved, x), x
+        x, x_old = torch.where(per_image(core.active, x), moved, x), x
         core.observe(x, graph=number < steps - 1)
 
         accuracy, loss = core.accuracy(), _tracked(core)
-        worst = torch.where(_shaped(accuracy <= lowest, x), x, worst)
+        worst = torch.where(per_image(accuracy <= lowest, x), x, worst)
         lowest = torch.minimum(accuracy, lowest)
         improved = loss > highest
-        best = torch.where(_shaped(improved, x), x, best)
+        best = torch.where(per_image(improved, x), x, best)
         highest = torch.maximum(loss, highest)
         grown, since, last = grown + (loss > last), since + 1, loss
         restart = torch.zeros_like(restart)
@@ -248,7 +248,3 @@ def _tracked(core: AttackCore) -> Tensor:
     losses = cross_entropy(core.logits.detach(), core.targets)
     valid = core.valid.flatten(1)
     return (losses.flatten(1) * valid).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
-
-
-def _shaped(value: Tensor, images: Tensor) -> Tensor:
-    return value.view(-1, *[1] * (images.dim() - 1))

@@ -131,6 +131,11 @@ class LinfBall:
         return self.project(self.images + self.radius * signed_noise(self.images, generator))
 
 
+def per_image(value: Tensor, images: Tensor) -> Tensor:
+    """One value for each image, [B], so that it broadcasts to images [B, C, *spatial]."""
+    return value.view(-1, *[1] * (images.dim() - 1))
+
+
 def signed_noise(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """U(-1, 1) in the shape, type and on the device of the images, drawn on the generator's device."""
     device = images.device if generator is None else generator.device

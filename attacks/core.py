@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .budget import LinfBall
+from .budget import LinfBall, per_image
 from .losses import PixelLoss, confidence, correct, cross_entropy
 from .options import RPOptions
 from .prototypes import Prototypes, class_masks, inter_class, intra_class, prototypes
 from .regions import TRUE, Weighting, next_regions, pixel_weights, start_regions
-from .victim import frozen, logits_and_features
+from .victim import check_logits, frozen, logits_and_features
 
 STATE = ("regions", "forwards", "backwards", "_broken_at")
 """What an attack consists of beside x_t and the last gradient and direction; the rest follows from a forward pass."""
@@ -215,7 +215,7 @@ class AttackCore:
         direction = self.differentiate(spec)
         if spec.momentum is not None:
             norm = direction.abs().flatten(1).sum(dim=1)
-            direction = direction / self._shaped(torch.where(norm > 0, norm, 1))
+            direction = direction / per_image(torch.where(norm > 0, norm, 1), self.images)
             if self._direction is not None:
                 direction = direction + self._factor(spec.momentum) * self._direction
             self._direction = direction
@@ -328,11 +328,7 @@ class AttackCore:
             shown = torch.cat([leaf, leaf]) if self.twice and len(leaf) == 1 else leaf
             logits, features = logits_and_features(self.model, shown, self.feature_layer)
         self.forwards = self.forwards + 1
-        shape = [len(images), "K", *images.shape[2:]]
-        if not isinstance(logits, Tensor):
-            raise ValueError(f"the model gives {type(logits).__name__} but must give logits, a tensor {shape}")
-        if logits.dim() != images.dim() or [len(logits), *logits.shape[2:]] != [len(shown), *images.shape[2:]]:
-            raise ValueError(f"the model gives logits {list(logits.shape)} but must give {shape}")
+        check_logits(logits, shown)
         with torch.set_grad_enabled(graph):  # in one layout: sums over another are rounded otherwise
             self.logits = logits[: len(leaf)].contiguous()
             self.features = None if features is None else features[: len(leaf)].contiguous()
@@ -371,7 +367,7 @@ class AttackCore:
         self._broken_at = torch.where((self._broken_at < 0) & bad, self.backwards, self._broken_at)
 
     def _only_active(self, images: Tensor) -> Tensor:
-        return torch.where(self._shaped(self.active), images.detach(), self.images)
+        return torch.where(per_image(self.active, self.images), images.detach(), self.images)
 
     def _weighted(self, weight: float | Tensor, term: Tensor) -> Tensor:
         """A term of each image, [B]; one of the whole batch counts once, [1], with the mean of the weights."""
@@ -379,12 +375,8 @@ class AttackCore:
             weight = weight.mean()
         return weight * term
 
-    def _shaped(self, value: Tensor) -> Tensor:
-        """One value for each image, [B], so that it broadcasts to the images."""
-        return value.view(-1, *[1] * (self.images.dim() - 1))
-
     def _factor(self, value: float | Tensor) -> float | Tensor:
-        return self._shaped(value) if isinstance(value, Tensor) else value  # a number needs no copy to the device
+        return per_image(value, self.images) if isinstance(value, Tensor) else value  # no copy to the device
 
 
 def _check_labels_fit(images: Tensor, labels: Tensor) -> None:

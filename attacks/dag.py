@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ..common.checks import AT_LEAST_1, SHARE, check_range
-from .budget import Bounds, Epsilon, LinfBall
+from .budget import Bounds, Epsilon, LinfBall, per_image
 from .core import AttackCore
 from .losses import margin
-from .reach import finished, per_image, reachable
+from .reach import finished, reachable
 from .regions import Weighting
 
 LOOK_EVERY = 10

@@ -214,3 +214,5 @@ ATTACKS: Mapping[str, Attack] = {
     "rp_global": Attack("RP-global", region_global, regional=True),
 }
 """Every attack with a fixed number of gradients, by the name that configurations and results use."""
+PROTOTYPICAL = ("rp_pgd", "rp_pgd_pp")
+"""Those with terms of prototypes, which need `feature_layer`."""

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..common.checks import check_choice, closest_choice
 from .apgd import OBJECTIVES, apgd, sea
-from .budget import Bounds, Epsilon, LinfBall, signed_noise
+from .budget import Bounds, Epsilon, LinfBall, per_image, signed_noise
 from .dag import dag
-from .methods import ATTACKS
+from .methods import ATTACKS, PROTOTYPICAL
 from .padam import padam
 from .square import square
 from .transfer import transfer
@@ -25,7 +25,7 @@ Kind = Literal["none", "noise", "white", "black", "free"]
 """What an attack knows: nothing is done; nothing; the model's gradients; its outputs, or other models, alone. "free":
 its gradients, and it has a radius of its own, so that it stands beside no other attack."""
 Need = Literal["feature_layer", "class_counts", "surrogates"]
-"""What only some attacks are told beside the budget."""
+"""What only some attacks need beside the budget."""
 GRID_STEPS = (3, 5, 7, 10, 20, 40, 100)
 """Steps of the preset `grid`."""
 
@@ -125,7 +125,7 @@ def random_signs(
     ball = LinfBall.around(images, eps.value, bounds)
     moved = ball.project(ball.images + ball.radius * signed_noise(ball.images, generator).sign())
     active = (labels != ignore_index).flatten(1).any(dim=1)
-    return torch.where(active.view(-1, *[1] * (images.dim() - 1)), moved, ball.images)
+    return torch.where(per_image(active, images), moved, ball.images)
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -137,7 +137,7 @@ FAMILIES: Mapping[str, Family] = {
         "Unbounded PGD", partial(ATTACKS["pgd"], steps=20, step_size=0.1, random_start=False), "free", None, eps="1"
     ),
     **{
-        name: Family(attack.title, attack, needs=("feature_layer",) if name in ("rp_pgd", "rp_pgd_pp") else ())
+        name: Family(attack.title, attack, needs=("feature_layer",) if name in PROTOTYPICAL else ())
         for name, attack in ATTACKS.items()
         if not attack.single
     },

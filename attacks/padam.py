@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from ..common.checks import AT_LEAST_1, check_choice, check_range
-from .budget import Bounds, Epsilon, LinfBall
+from .budget import Bounds, Epsilon, LinfBall, per_image
 from .core import AttackCore
 from .methods import Schedule, cospgd, uniform
 from .options import RPOptions
-from .reach import finished, per_image, reachable
+from .reach import finished, reachable
 
 LOSSES: dict[str, Schedule] = {"ce": uniform, "cos": cospgd}
 """What is raised: the cross-entropy, or that of each pixel by its confidence."""

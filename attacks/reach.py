@@ -3,12 +3,8 @@
 import torch
 from torch import Tensor
 
+from .budget import per_image
 from .core import AttackCore
-
-
-def per_image(value: Tensor, images: Tensor) -> Tensor:
-    """One value for each image, [B], so that it broadcasts to the images."""
-    return value.view(-1, *[1] * (images.dim() - 1))
 
 
 def reachable(core: AttackCore, images: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ..common.checks import AT_LEAST_1, check_range
-from .budget import Bounds, Epsilon, LinfBall
+from .budget import Bounds, Epsilon, LinfBall, per_image
 from .core import AttackCore
 from .losses import jensen_shannon
-from .reach import finished, per_image, reachable
+from .reach import finished, reachable
 
 FIRST_SHARE = 0.8
 """Share of the image that the first windows cover."""

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..common.checks import AT_LEAST_1, check_range
-from .budget import Bounds, Epsilon, LinfBall
+from .budget import Bounds, Epsilon, LinfBall, per_image
 from .core import AttackCore
 from .losses import cross_entropy
-from .reach import finished, per_image, reachable
+from .reach import finished, reachable
 from .victim import frozen
 
 WEIGHT_STEP = 1 / 20

@@ -76,6 +76,15 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def check_logits(logits: object, images: Tensor) -> None:
+    """Raises ValueError: what a model gives of images [B, C, *spatial] is no tensor [B, K, *spatial]."""
+    shape = [len(images), "K", *images.shape[2:]]
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"the model gives {type(logits).__name__} but must give logits, a tensor {shape}")
+    if logits.dim() != images.dim() or [len(logits), *logits.shape[2:]] != [len(images), *images.shape[2:]]:
+        raise ValueError(f"the model gives logits {list(logits.shape)} but must give {shape}")
+
+
 def logits_and_features(model: nn.Module, images: Tensor, layer: str | None) -> tuple[Tensor, Tensor | None]:
     """Logits [B, K, *spatial], and of the same pass the output [B, D, *grid] of the submodule `layer`, attached.
 

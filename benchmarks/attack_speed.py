@@ -20,6 +20,7 @@ from measuring import Figure, alternately, apart, clocked, command_line, measure
 from segarena.attacks.methods import ATTACKS
 from segarena.attacks.prototypes import class_masks, inter_class, intra_class, prototypes
 from segarena.attacks.regions import region_schedule
+from segarena.attacks.victim import Normalized
 from segarena.datasets.images import IGNORED, IMAGENET_MEAN, IMAGENET_STD
 from segarena.datasets.scenes.images import SceneDataConfig, load_scenes
 from segarena.segmenters.pspnet import PSPNet
@@ -67,7 +68,7 @@ class Bench:
         torch.manual_seed(0)
         self.images, self.labels = scenes(sizes.side, sizes.batch, device)
         network = PSPNet(3, sizes.classes, backbone=sizes.backbone)  # type: ignore[arg-type]
-        self.net = ImageNet(network).to(device).eval()
+        self.net = Normalized(network, IMAGENET_MEAN, IMAGENET_STD).to(device).eval()
 
     def libraries(self) -> list[Figure]:
         """PGD of 20 steps from the clean image: seconds of a library divided by ours, and what both leave."""
@@ -102,9 +103,7 @@ class Bench:
         steps = 3
 
         def attack() -> None:
-            ATTACKS["rp_pgd_pp"](
-                self.net, self.images, self.labels, eps=EPS, steps=steps, feature_layer="network.layer4"
-            )
+            ATTACKS["rp_pgd_pp"](self.net, self.images, self.labels, eps=EPS, steps=steps, feature_layer="model.layer4")
 
         def pgd() -> None:
             ATTACKS["pgd"](self.net, self.images, self.labels, eps=EPS, steps=steps)
@@ -137,7 +136,7 @@ class Bench:
         def update(adversarial: Tensor) -> None:
             net.train()
             mixed = torch.cat([self.images[:half], adversarial])
-            logits, auxiliary, _ = net.network.training_outputs(net.normalized(mixed))
+            logits, auxiliary, _ = net.model.training_outputs(net.normalize(mixed))
             loss = sum(
                 weight * F.cross_entropy(found, self.labels, ignore_index=IGNORED)
                 for weight, found in ((1, logits), (0.4, auxiliary))
@@ -152,7 +151,7 @@ class Bench:
 
         def ours() -> None:
             found = ATTACKS["rp_pgd_pp"](
-                net, self.images[half:], self.labels[half:], eps=EPS, steps=3, feature_layer="network.layer4"
+                net, self.images[half:], self.labels[half:], eps=EPS, steps=3, feature_layer="model.layer4"
             )
             update(found)
 
@@ -188,26 +187,6 @@ class Bench:
     def _loss(self, images: Tensor, labels: Tensor) -> float:
         with torch.no_grad():
             return F.cross_entropy(self.net(images), labels, ignore_index=IGNORED).item()
-
-
-class ImageNet(nn.Module):
-    """A network behind ImageNet's normalisation, with its features by name."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: PSPNet) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
-
-    def normalized(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(self.normalized(images))
-        return logits
 
 
 def work(sides: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
@@ -258,13 +237,13 @@ def foolbox_pgd(net: nn.Module, images: Tensor, labels: Tensor, steps: int) -> C
 # -- the order of work of the released program (docs/rp-pgd.md, Method 10) --------------------------------------------
 
 
-def released_attack(net: "ImageNet", images: Tensor, labels: Tensor, steps: int = 3) -> Tensor:
+def released_attack(net: Normalized, images: Tensor, labels: Tensor, steps: int = 3) -> Tensor:
     """RP-region on all images, in the program's order: 1 + 3 forward passes of all heads, and one more at the end, and
     3 backward passes with the gradients of all weights. Of its prototype part, which has no effect there, nothing."""
     valid = labels != IGNORED
 
     def outputs(x: Tensor) -> tuple[Tensor, Tensor]:
-        logits, auxiliary, _ = net.network.training_outputs(net.normalized(x))
+        logits, auxiliary, _ = net.model.training_outputs(net.normalize(x))
         return logits, auxiliary
 
     with torch.enable_grad():

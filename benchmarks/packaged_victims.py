@@ -21,6 +21,7 @@ from segarena.datasets.images import IGNORED, IMAGENET_MEAN, IMAGENET_STD
 from segarena.datasets.liver.cases import LiverDataConfig
 from segarena.datasets.liver.slices import load_slices
 from segarena.datasets.scenes.images import PhantomScenes, SceneDataConfig, load_scenes
+from segarena.evaluation.robustness_metrics import Counts, metrics
 from segarena.segmenters.inference import segment
 from segarena.segmenters.training import SupervisedConfig, train_segmenter
 from segarena.segmenters.unet import UNet
@@ -68,12 +69,13 @@ def make(name, train, val, normal, epochs, out):
         with tempfile.TemporaryDirectory() as folder:
             train_segmenter(victim, train, None, config, Run(Path(folder)), seed=seed, ignore_index=ignore)
     counts = class_counts(segment(victim, val.images), val.labels, len(val.classes))
-    both, union, true = (part.sum(dim=0).double() for part in (counts.both, counts.union, counts.true))
+    both, union = (part.sum(dim=0).double() for part in (counts.both, counts.union))
+    found = metrics(Counts(*(part.numpy() for part in counts)))
     figures = {
         "images": len(train),
         "epochs": [epochs, epochs // 4],
-        "miou": round(float((both / union).mean()), 4),
-        "aacc": round(float(both.sum() / true.sum()), 4),
+        "miou": round(found.miou, 4),
+        "aacc": round(found.aacc, 4),
         "iou": {cls: round(float(x), 4) for cls, x in zip(val.classes, both / union, strict=True)},
     }
     save_victim(out / f"{name}.safetensors", victim, val.classes, {"trained_on": train.origin, "val": figures})

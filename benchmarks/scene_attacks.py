@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from segarena.attacks.budget import Epsilon
 from segarena.attacks.methods import ATTACKS
@@ -24,6 +23,7 @@ from segarena.common.overlap import class_counts
 from segarena.datasets.images import IGNORED
 from segarena.datasets.scenes.images import PhantomScenes, SceneDataConfig, load_scenes
 from segarena.evaluation.machine import describe_machine
+from segarena.evaluation.robustness_metrics import Counts, image_miou, metrics
 from segarena.evaluation.statistics import bootstrap_interval
 from segarena.segmenters.inference import segment
 
@@ -36,7 +36,7 @@ BATCH = 16
 
 
 def attacked_counts(victim, pool, name, eps, steps, share, *, random_start):
-    """Pixels of each class after an attack, [3, N, K]: both, predicted, true."""
+    """Pixels of each class in each image after an attack."""
     attack, found = ATTACKS[name], []
     arguments = {"eps": eps, "steps": steps, "random_start": random_start, "ignore_index": IGNORED}
     if attack.regional:
@@ -49,30 +49,16 @@ def attacked_counts(victim, pool, name, eps, steps, share, *, random_start):
         moved = attack(victim, images, labels, generator=generator, **arguments)
         with torch.inference_mode():
             predicted = victim(moved).argmax(dim=1)
-        found.append(torch.stack([*class_counts(predicted, labels, len(pool.classes), IGNORED)]))
-    return torch.cat(found, dim=1).numpy()
-
-
-def dataset_miou(counts):
-    """Mean over the classes that are somewhere of sum I / sum U, of [3, N, K]."""
-    both, predicted, true = counts.sum(axis=1)
-    union = predicted + true - both
-    return float((both[union > 0] / union[union > 0]).mean())
-
-
-def image_mious(counts):
-    """Mean over the classes in an image of I / U, [N], of [3, N, K]."""
-    both, predicted, true = counts
-    union = predicted + true - both
-    return np.where(union > 0, both / np.maximum(union, 1), 0).sum(axis=1) / (union > 0).sum(axis=1)
+        found.append(class_counts(predicted, labels, len(pool.classes), IGNORED))
+    return Counts(*(torch.cat(parts).numpy() for parts in zip(*found, strict=True)))
 
 
 def summary(counts, rival):
     """mIoU of all images; of each, the mean with its interval, and that of the difference to the rival's."""
-    values = image_mious(counts)
-    row = {"miou": dataset_miou(counts), "image_miou": list(bootstrap_interval(values))}
+    values = image_miou(counts)
+    row = {"miou": metrics(counts).miou, "image_miou": list(bootstrap_interval(values))}
     if rival is not None:
-        row["minus_pgd"] = list(bootstrap_interval(values - image_mious(rival)))
+        row["minus_pgd"] = list(bootstrap_interval(values - image_miou(rival)))
     return row
 
 
@@ -84,7 +70,7 @@ def grid(victim, test, val, eps, *, tune):
             ways = {"given": (None, False), "random": (None, True)}
             if tune and steps in SHARES:
                 tried = {
-                    share: dataset_miou(attacked_counts(victim, val, name, eps, steps, share, random_start=False))
+                    share: metrics(attacked_counts(victim, val, name, eps, steps, share, random_start=False)).miou
                     for share in SHARES[steps]
                 }
                 ways["tuned"] = (min(tried, key=tried.get), False)
@@ -133,8 +119,8 @@ def main():
         victim, _ = load_victim(path)
         mine = results.setdefault(name, {})
         predicted = segment(victim, test.images)
-        clean = torch.stack([*class_counts(predicted, test.labels.long(), len(test.classes), IGNORED)]).numpy()
-        mine["clean"] = summary(clean, None)
+        clean = class_counts(predicted, test.labels.long(), len(test.classes), IGNORED)
+        mine["clean"] = summary(Counts(*(part.numpy() for part in clean)), None)
         for number, eps in enumerate(map(Epsilon.parse, args.eps)):
             if eps.given in mine:
                 continue

@@ -14,9 +14,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from ..attacks.budget import Epsilon, LinfBall
+from ..attacks.budget import Epsilon, LinfBall, per_image
 from ..attacks.core import AttackCore
 from ..attacks.losses import PixelLoss, cross_entropy, jensen_shannon, margin
+from ..attacks.methods import PROTOTYPICAL
 from ..attacks.options import RPOptions
 from ..attacks.regions import GROUPS, groups
 from ..attacks.victims import PACKAGED, feature_layer_of, load_victim
@@ -24,10 +25,10 @@ from ..datasets.images import IGNORED, ImagePool
 from ..evaluation.drawing import Legend
 from ..rewards.damage import measures
 from . import attack_pictures
-from .attack_actions import NUMBERS, PROTOTYPICAL, action_space, decode, move, script, scripts_of
+from .attack_actions import NUMBERS, action_space, decode, move, script, scripts_of
 from .attack_config import AttackConfig
 from .attack_observations import HIGHEST, MAPS, NUMBER, maps, summary
-from .attack_starts import PairedBaseline, ball_of, may_start_at_random, per_image, start_of
+from .attack_starts import PairedBaseline, ball_of, may_start_at_random, start_of
 from .core import BatchedEnv, Frame, Obs, notice_phantom
 from .samplers import chosen_images
 
@@ -150,7 +151,7 @@ class AttackEnv(BatchedEnv):
         self.single_observation_space = (
             numbers if cfg.obs_mode == "summary" else spaces.Dict({"map": seen, "vec": numbers})
         )
-        self._horizons = torch.tensor(cfg.horizons, device=self.device)
+        self.horizons = torch.tensor(cfg.horizons, device=self.device)
         zero = torch.zeros(num_envs, device=self.device)
         self.index, self.horizon_of = zero.long(), zero.long()
         self.numbers = torch.zeros(num_envs, len(NUMBERS), dtype=torch.float64, device=self.device)
@@ -200,7 +201,7 @@ class AttackEnv(BatchedEnv):
     @property
     def steps(self) -> Tensor:
         """Steps N of the running episodes, int64 [N]."""
-        return self._horizons[self.horizon_of]
+        return self.horizons[self.horizon_of]
 
     # -- the dynamics: docs/rp-pgd.md, Method 3 and 19 -------------------------------------------------------------
 
@@ -216,10 +217,10 @@ class AttackEnv(BatchedEnv):
         if "index" in options:
             index = chosen_images(options["index"], len(env_ids), len(self.pool), self.device)
         self.index = self.index.index_copy(0, env_ids, index)
-        horizon_of = (drawn[:, 1] * len(self._horizons)).long()
+        horizon_of = (drawn[:, 1] * len(self.horizons)).long()
         self.horizon_of = self.horizon_of.index_copy(0, env_ids, horizon_of)
         ball, labels = self._subject(index)
-        start = start_of(self.config, ball, drawn[:, 2:], self._horizons[horizon_of])
+        start = start_of(self.config, ball, drawn[:, 2:], self.horizons[horizon_of])
         if first:
             whole, of_all = self._subject(self.index)
             try:
@@ -233,7 +234,7 @@ class AttackEnv(BatchedEnv):
         self.now = measures(self.core)
         kept = torch.ones_like(self.t, dtype=torch.bool).index_fill(0, env_ids, False)
         self.worth = self.now if first else _where(kept, self.worth, self.now)
-        self.x_adv = torch.where(per_image(kept), self.x_adv, self.core.adversarial)
+        self.x_adv = torch.where(per_image(kept, self.x_adv), self.x_adv, self.core.adversarial)
         self.begun_at = torch.where(kept, self.begun_at, self.now[self.config.reward])
         self.numbers, self.flipped, self.turned = (
             last.index_fill(0, env_ids, 0) for last in (self.numbers, self.flipped, self.turned)
@@ -264,7 +265,7 @@ class AttackEnv(BatchedEnv):
         if self.config.best_iterate:
             counts = self.now[measure] < before[measure]
         self.worth = _where(counts, self.now, before)
-        self.x_adv = torch.where(per_image(counts), core.adversarial, self.x_adv)
+        self.x_adv = torch.where(per_image(counts, self.x_adv), core.adversarial, self.x_adv)
         over = (self.t + 1 >= self.steps) | (core.accuracy() == 0) | core.broken_rows()
         terms = {"damage": before[measure] - self.worth[measure]}
         if self._paired is not None:
@@ -275,7 +276,7 @@ class AttackEnv(BatchedEnv):
     def _look(self, which: Tensor, elsewhere: Tensor | float) -> None:
         """Take the gradient that the maps show, where it is not the last one: a backward pass of the images `which`."""
         if self.config.obs_grad == "probe":
-            self.probed = torch.where(per_image(which), self.core.probe(), elsewhere)
+            self.probed = torch.where(per_image(which, self.x_adv), self.core.probe(), elsewhere)
             self.core.backwards = self.core.backwards + which
         self._summary = None
 

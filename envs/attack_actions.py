@@ -15,7 +15,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ..attacks.budget import Epsilon
-from ..attacks.methods import ATTACKS, Attack
+from ..attacks.methods import ATTACKS, PROTOTYPICAL, Attack
 from ..attacks.options import RPOptions
 from ..attacks.regions import GROUPS, Weighting
 from ..common.checks import check_choice
@@ -31,11 +31,9 @@ RANGES = {
     "step_size": (0.01, 1.0),
     "confidence": (0.0, 2.0),
 }
-"""Of each number; the step size is a share of epsilon."""
+"""Of each number, in their order; the step size is a share of epsilon."""
 RESIDUAL = 0.5
 """How far a residual action moves the script's, in units of the action space."""
-PROTOTYPICAL = ("rp_pgd", "rp_pgd_pp")
-"""The attacks with terms of prototypes."""
 GRID_GAIN = 2.0
 """Logarithm of the largest factor of a grid of weights."""
 
@@ -52,11 +50,10 @@ class Step(NamedTuple):
 
 def decode(actions: Tensor) -> Tensor:
     """Numbers float64 [..., 11] in their `RANGES`, in the order of `NUMBERS`, of actions [..., 11] in [-1, 1]."""
-    actions = actions.double()
-    low, high = _ends(actions)
-    linear = low + (actions + 1) / 2 * (high - low)
-    place = torch.arange(len(NUMBERS), device=actions.device) == NUMBERS.index("step_size")
-    return torch.where(place, 10 ** (actions - 1), linear)
+    columns = dict(zip(NUMBERS, actions.double().unbind(dim=-1), strict=True))  # no ends of ranges go to the device
+    numbers = {name: low + (columns[name] + 1) / 2 * (high - low) for name, (low, high) in RANGES.items()}
+    numbers["step_size"] = 10 ** (columns["step_size"] - 1)
+    return torch.stack([*numbers.values()], dim=-1)
 
 
 def encode(numbers: Sequence[float], what: str = "the step") -> list[float]:
@@ -182,8 +179,3 @@ def move(env: "AttackEnv", actions: Tensor) -> None:
     if mode == "gridweight":
         spec = replace(spec, weights=spec.weights * grid_factors(actions, spec.weights.shape[1:]))
     core.step(spec)
-
-
-def _ends(like: Tensor) -> tuple[Tensor, Tensor]:
-    low, high = zip(*(RANGES[name] for name in NUMBERS), strict=True)
-    return like.new_tensor(low), like.new_tensor(high)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..attacks.budget import LinfBall
+from ..attacks.budget import LinfBall, per_image
 from ..attacks.methods import RANDOM_FROM
 from ..rewards.damage import measures
 from .attack_actions import decode, step_of
@@ -15,11 +15,6 @@ from .attack_config import AttackConfig
 
 if TYPE_CHECKING:
     from .attack import AttackEnv
-
-
-def per_image(values: Tensor) -> Tensor:
-    """One value for each image, [N], so that it broadcasts to [N, C, H, W]."""
-    return values[:, None, None, None]
 
 
 def ball_of(images: Tensor, eps: float) -> LinfBall:
@@ -42,7 +37,7 @@ def start_of(config: AttackConfig, ball: LinfBall, noise: Tensor, steps: Tensor)
         return ball.images
     signed = (2 * noise - 1).float().view_as(ball.images)
     start = ball.project(ball.images + ball.radius * signed)
-    return start if config.rand_start else torch.where(per_image(steps >= RANDOM_FROM), start, ball.images)
+    return start if config.rand_start else torch.where(per_image(steps >= RANDOM_FROM, start), start, ball.images)
 
 
 class PairedBaseline:
@@ -65,7 +60,7 @@ class PairedBaseline:
         env, table = self._env, self._table
         core = copy(env.core)  # of the same victim and settings
         core.reset(ball, labels, start)
-        steps = torch.tensor(env.config.horizons, device=env.device)[horizon_of]
+        steps = env.horizons[horizon_of]
         first = last = measures(core)[env.config.reward]
         over = torch.zeros_like(core.active)
         for t in range(table.shape[1]):

@@ -25,7 +25,7 @@ from ..common.progress import Bar, Progress
 from .robustness_metrics import Absent
 from .robustness_report import RobustnessReport
 from .robustness_results import read_attack_results
-from .robustness_run import Evaluation, Told, logits_of
+from .robustness_run import Evaluation, Needs, logits_of
 
 Budget = float | str | Fraction | Epsilon
 SANITY = ("random", "unbounded")
@@ -121,7 +121,7 @@ def robustness_report(
             batch_size=batch_size,
             bounds=bounds,
             ignore_index=ignore_index,
-            told=Told(feature_layer, _counts(class_counts, pairs, number, ignore_index), tuple(surrogates)),
+            needs=Needs(feature_layer, _counts(class_counts, pairs, number, ignore_index), tuple(surrogates)),
             seed=seed,
             out=None if out is None else Path(out),
         )

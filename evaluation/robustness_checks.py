@@ -62,7 +62,7 @@ def _more_steps(results: Sequence[AttackResult], miou: MeanIoU) -> Complaints:
     for family, eps in dict.fromkeys((one.family, one.eps) for one in results if one.kind == "white"):
         line = [one for one in results if (one.family, one.eps) == (family, eps) and one.steps is not None]
         line.sort(key=lambda one: one.steps or 0)
-        for few, many in _neighbours(line):
+        for few, many in pairwise(line):
             yield (
                 f"{_named(many)} is weaker than {few.attack}: its steps do not add up; try other step sizes and starts."
                 if miou(many) > miou(few) + TOLERANCE
@@ -73,7 +73,7 @@ def _more_steps(results: Sequence[AttackResult], miou: MeanIoU) -> Complaints:
 def _larger_eps(results: Sequence[AttackResult], miou: MeanIoU) -> Complaints:
     for attack in dict.fromkeys(one.attack for one in results if one.kind in ("white", "black")):
         line = sorted((one for one in results if one.attack == attack), key=lambda one: one.radius)
-        for small, large in _neighbours(line):
+        for small, large in pairwise(line):
             yield (
                 f"{_named(large)} is weaker than with eps {small.eps}: the attack gets stuck; gradients may be masked."
                 if miou(large) > miou(small) + TOLERANCE
@@ -158,10 +158,6 @@ RULES: dict[str, Callable[[Sequence[AttackResult], MeanIoU], Complaints]] = {
 def _strongest(results: Iterable[AttackResult], eps: str, kind: str, miou: MeanIoU) -> AttackResult | None:
     there = [one for one in results if (one.eps, one.kind) == (eps, kind)]
     return min(there, key=miou, default=None)
-
-
-def _neighbours(line: Sequence[AttackResult]) -> Iterator[tuple[AttackResult, AttackResult]]:
-    return pairwise(line)
 
 
 def _named(one: AttackResult) -> str:

@@ -6,7 +6,7 @@ I, P, G = pixels of a class that are both predicted and true, predicted, true, i
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +69,7 @@ def metrics(counts: Counts, absent: Absent = "skip") -> Metrics:
     Raises:
         ValueError: another way to treat absent classes.
     """
-    check_choice("absent", absent, ("skip", "zero"))
+    check_choice("absent", absent, get_args(Absent))
     both, union, true = (part.sum(axis=0) for part in (counts.both, counts.union, counts.true))
     by_size = {name: _mean(sized_iou(counts, low, high)) for name, (low, high) in SIZES.items()}
     return Metrics(

@@ -105,11 +105,6 @@ class AttackResult:
         """Pixels of each image and class."""
         return Counts(*(np.array(part, dtype=np.int64) for part in (self.both, self.predicted, self.true)))
 
-    @property
-    def file_name(self) -> str:
-        """Of its JSON: model, attack and radius."""
-        return file_name(self.model, self.attack, self.eps)
-
     def write(self, path: str | Path) -> None:
         """Writes the result as JSON, whole or not at all."""
         text = json.dumps(asdict(self), allow_nan=False, ensure_ascii=False)

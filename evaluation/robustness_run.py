@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..attacks.budget import Bounds, Epsilon, as_bounds, image_range
 from ..attacks.named import NamedAttack
+from ..attacks.victim import check_logits
 from ..common.overlap import class_counts
 from .robustness_results import AttackResult, file_name, read_attack_results
 
@@ -20,8 +21,8 @@ SLACK = 1e-4
 """How far, as a share of the radius and of the range, rounding may take an image out of its ball."""
 
 
-class Told(NamedTuple):
-    """What only some attacks are told; see `NamedAttack`."""
+class Needs(NamedTuple):
+    """What only some attacks need; see `NamedAttack`."""
 
     feature_layer: str | None
     class_counts: Tensor
@@ -42,7 +43,7 @@ class Evaluation:
     batch_size: int
     bounds: Bounds | Literal["image"]
     ignore_index: int
-    told: Told
+    needs: Needs
     seed: int
     out: Path | None
 
@@ -61,7 +62,7 @@ class Evaluation:
     def result(
         self, attack: NamedAttack, eps: Epsilon | None, depends: dict[str, Any], reach: Callable[[int], None]
     ) -> AttackResult:
-        """The result of an attack, from `out` where it lies there; `reach` is told the number of images done.
+        """The result of an attack, from `out` where it lies there; `reach` is called with the number of images done.
 
         Raises:
             ValueError: a result of other data, weights or settings; an attack that leaves its ball; logits that are not
@@ -103,9 +104,9 @@ class Evaluation:
                     bounds=(low, high),
                     ignore_index=self.ignore_index,
                     generator=torch.Generator().manual_seed(self.seed + first),
-                    feature_layer=self.told.feature_layer,
-                    class_counts=self.told.class_counts,
-                    surrogates=self.told.surrogates,
+                    feature_layer=self.needs.feature_layer,
+                    class_counts=self.needs.class_counts,
+                    surrogates=self.needs.surrogates,
                 )
                 if self.device.type == "cuda":
                     torch.cuda.synchronize(self.device)
@@ -143,11 +144,11 @@ class Evaluation:
         )
 
     def _needed(self, attack: NamedAttack) -> dict[str, Any]:
-        """What the attack is told, as its result keeps it."""
+        """What the attack needs, as its result keeps it."""
         texts: dict[str, Any] = {
-            "feature_layer": self.told.feature_layer,
-            "class_counts": self.told.class_counts.tolist(),
-            "surrogates": [digest(one.state_dict().values()) for one in self.told.surrogates],
+            "feature_layer": self.needs.feature_layer,
+            "class_counts": self.needs.class_counts.tolist(),
+            "surrogates": [digest(one.state_dict().values()) for one in self.needs.surrogates],
         }
         return {need: texts[need] for need in attack.needs}
 
@@ -205,12 +206,8 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     Raises:
         ValueError: something else, or logits that are not finite.
     """
-    logits = model(images)
-    shape = [len(images), "K", *images.shape[2:]]
-    if not isinstance(logits, Tensor):
-        raise ValueError(f"the model gives {type(logits).__name__} but must give logits, a tensor {shape}")
-    if logits.dim() != images.dim() or [len(logits), *logits.shape[2:]] != [len(images), *images.shape[2:]]:
-        raise ValueError(f"the model gives logits {[*logits.shape]} of images {[*images.shape]} but must give {shape}")
+    logits: Tensor = model(images)
+    check_logits(logits, images)
     if not bool(logits.isfinite().all()):
         raise ValueError("the model's logits have NaN or infinity; look for it in its weights, or for a low precision")
     return logits

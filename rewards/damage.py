@@ -4,17 +4,15 @@
 Symbols: I, P, G = pixels of a class that are both, predicted, true; p_y = probability of the true class.
 """
 
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.checks import check_choice
 from ..common.overlap import class_counts
 
 Measure = Literal["miou", "acc", "dice", "p_y"]
-MEASURES = get_args(Measure)
 NOWHERE = -1
 """Label of pixels that count nowhere, which no class has."""
 
@@ -30,23 +28,14 @@ class Predicted(Protocol):
     """Whether the label is known, bool [B, *spatial]."""
 
 
-def measure(name: str, state: Predicted) -> Tensor:
-    """One measure of each image, float32 [B] in [0, 1]; 1 where no pixel is valid.
+@torch.no_grad()
+def measures(state: Predicted) -> dict[str, Tensor]:
+    """Measures of each image by name, float32 [B] in [0, 1]; 1 where no pixel is valid.
 
     miou: mean of I / (P + G - I) over the classes that are predicted or true in the image; acc: share of the valid
     pixels that are right; dice: mean of 2 I / (P + G) over the classes from 1 on that are predicted or true, 1 where
     none is; p_y: mean over the valid pixels.
-
-    Raises:
-        ValueError: there is no such measure.
     """
-    check_choice("measure", name, MEASURES)
-    return measures(state)[name]
-
-
-@torch.no_grad()
-def measures(state: Predicted) -> dict[str, Tensor]:
-    """All measures by name; see `measure`."""
     classes = state.logits.shape[1]
     labels = torch.where(state.valid, state.targets, NOWHERE)
     counts = class_counts(state.logits.argmax(dim=1), labels, classes, ignore_index=NOWHERE)

@@ -1,4 +1,5 @@
-"""Modes of batch normalisation, AdaBN, and shrink-and-perturb (docs/rl4seg.md, Method 3 and 5).
+"""Modes of batch normalisation, AdaBN, and shrink-and-perturb (docs/rl4seg.md, Method 3 and 5); statistics of several
+processes together (docs/rp-pgd.md, Method 25).
 
 Batch normalisation makes a policy depend on the batch that an image comes in. `frozen` keeps it a function of the
 image: the running statistics are estimated once on target images (AdaBN) and then stay. `batch` is what the paper's

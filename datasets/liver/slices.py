@@ -1,6 +1,5 @@
 """Axial slices of liver CTs as a pool of images, for what works in two dimensions (docs/rp-pgd.md, Method 14)."""
 
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -8,7 +7,6 @@ from torch import Tensor
 
 from ...common.checks import check_choice
 from ..images import ImagePool
-from ..sample import BadSample
 from .cases import CLASSES, LiverCase, LiverDataConfig, iter_liver_cases
 from .lesions import LIVER, TUMOUR
 
@@ -17,9 +15,7 @@ NAMES = ("background", "liver", "tumour")
 Slices = Literal["liver", "tumour", "all"]
 
 
-def load_slices(
-    config: LiverDataConfig, which: Slices = "liver", on_bad: Callable[[BadSample], object] | None = None
-) -> ImagePool:
+def load_slices(config: LiverDataConfig, which: Slices = "liver") -> ImagePool:
     """Axial slices of all cases that the configuration names, their intensity window as [0, 1].
 
     Rows grow to the back and columns to the patient's left, as radiologists look at them. A group is a case.
@@ -27,7 +23,6 @@ def load_slices(
     Args:
         config: data, cases, working grid and intensity window.
         which: liver: slices with liver or tumour; tumour: those with tumour; all: every slice.
-        on_bad: as for `iter_liver_cases`.
 
     Raises:
         FileNotFoundError: a missing folder or file.
@@ -41,7 +36,7 @@ def load_slices(
     (torch.Size([1, 64, 64]), 'phantom_03000', [0, 1, 2])
     """
     check_choice("slices", which, get_args(Slices))
-    parts = [part for case in iter_liver_cases(config, on_bad) if (part := _slices_of(case, which)) is not None]
+    parts = [part for case in iter_liver_cases(config) if (part := _slices_of(case, which)) is not None]
     if not parts:
         raise ValueError(f"no slice of the chosen cases shows {which}; name other cases, or choose slices='all'")
     return ImagePool.concatenate(parts)

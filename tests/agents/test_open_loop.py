@@ -91,6 +91,15 @@ def test_what_has_no_schedule_is_refused():
         schedule_shape(TrackEnv(EnvConfig(horizon=3000), num_envs=1, device="cpu"))
 
 
+def test_without_cma_nothing_is_written(track, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cma", None)  # as where it is not installed
+    options = ["--device", "cpu", "--ppo.total_timesteps", "96", "--out", str(tmp_path / "run")]
+    train = ["train", "--paper", "ppo", "--env", track, *options, "--open_loop.generations"]
+    assert main([*train, "1"]) == 2
+    assert "open_loop needs cma: pip install 'segarena[attacks]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_it_stands_beside_the_policy_of_its_run(track, tmp_path):
     config = tmp_path / "track.yaml"
     config.write_text(

@@ -1,10 +1,11 @@
 """Measures of a prediction, and that an attack's damage is their fall (docs/rp-pgd.md, Method 22)."""
 
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
-from segarena.rewards.damage import MEASURES, measure, measures
+from segarena.rewards.damage import Measure, measures
 
 
 def predicted(labels, classes, truth, ignored=255):
@@ -16,7 +17,8 @@ def predicted(labels, classes, truth, ignored=255):
 
 def test_known_values():
     state = predicted([[[0, 0, 1, 1], [1, 1, 0, 2]]], 4, [[[0, 0, 1, 0], [1, 255, 0, 1]]])
-    found = {name: measure(name, state).item() for name in MEASURES}
+    found = {name: value.item() for name, value in measures(state).items()}
+    assert found.keys() == set(get_args(Measure))
     assert found["miou"] == pytest.approx((3 / 4 + 2 / 4 + 0) / 3)
     assert found["acc"] == pytest.approx(5 / 7)
     assert found["dice"] == pytest.approx((4 / 6 + 0) / 2)
@@ -34,13 +36,8 @@ def test_without_a_valid_pixel_nothing_is_wrong():
 
 
 def test_dice_leaves_the_background_out():
-    assert measure("dice", predicted([[[0, 0]]], 3, [[[0, 0]]])).tolist() == [1.0]
-    assert measure("dice", predicted([[[0, 1]]], 3, [[[0, 2]]])).tolist() == [0.0]
-
-
-def test_an_unknown_measure_is_refused():
-    with pytest.raises(ValueError, match="measure is 'iou' but must be one of"):
-        measure("iou", predicted([[[0]]], 2, [[[0]]]))
+    assert measures(predicted([[[0, 0]]], 3, [[[0, 0]]]))["dice"].tolist() == [1.0]
+    assert measures(predicted([[[0, 1]]], 3, [[[0, 2]]]))["dice"].tolist() == [0.0]
 
 
 def test_measures_never_wait_for_the_device(police):
