@@ -83,6 +83,24 @@ def grid(victim, test, val, eps, *, tune):
     return rows
 
 
+def table_of(rows):
+    """Markdown: mIoU by steps at the given and the tuned step size, and the difference to BIM image by image."""
+    ways = ("given", "tuned") if any(row["way"] == "tuned" for row in rows) else ("given", "random")
+    title = {"given": "N = {}", "tuned": "tuned, N = {}", "random": "random start, N = {}"}
+    found = {(row["attack"], row["way"], row["steps"]): row for row in rows}
+    columns = [(way, steps) for way in ways for steps in (STEPS if way == "given" else STEPS[1:-1])]
+    lines = [["attack", *(title[way].format(steps) for way, steps in columns), "N = 3 less BIM", "N = 20 less BIM"]]
+    lines.append(["---"] * len(lines[0]))
+    for name in dict.fromkeys(row["attack"] for row in rows):
+        shown = "BIM, PGD from x" if name == "bim" else ATTACKS[name].title
+        cells = [f"{100 * found[name, way, steps]['miou']:.1f}" for way, steps in columns]
+        for steps in (3, 20):
+            less = found[name, "given", steps].get("minus_pgd")
+            cells.append("–" if less is None else "{:+.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in less[:3])))
+        lines.append([shown, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def picture(results, path):
     """mIoU against steps, one panel for each victim, at the first eps."""
     figure, axes = plt.subplots(1, len(results), figsize=(5.5 * len(results), 4.2), sharey=True, squeeze=False)
@@ -130,6 +148,11 @@ def main():
             about = {"images": args.images, "machine": describe_machine(), "results": results}
             with replacing(args.out) as unfinished:
                 unfinished.write_text(json.dumps(about, indent=1))
+    for name, mine in results.items():
+        print(f"\n{name}, clean: {100 * mine['clean']['miou']:.1f}")
+        for eps, rows in mine.items():
+            if eps != "clean":
+                print(f"\neps {eps}\n\n{table_of(rows)}")
     picture(results, args.out.with_suffix(".png"))
 
 
