@@ -197,6 +197,9 @@ def _evaluated(experiment: PPOExperiment) -> PPOExperiment:
 def evaluate(runs: Sequence[tuple[Run, PPOExperiment]], options: EvaluateOptions) -> tuple[list[Result], list[str]]:
     """Results of every run's policy, and of every reference policy once per seed, on the same new episodes.
 
+    Reference policies that are named may need other arguments of the environment than the runs have, such as another
+    meaning of its actions: they play in one that has them, from the same seeds.
+
     Raises:
         ValueError: cases or splits, which there are not; runs on different environments or numbers of episodes.
     """
@@ -218,12 +221,17 @@ def evaluate(runs: Sequence[tuple[Run, PPOExperiment]], options: EvaluateOptions
         model = learner(experiment, run)
         env = env_of(_evaluated(experiment), experiment.episodes)
         players: dict[str, Policy[Any]] = {experiment.name: _policy(model, experiment)}
+        places = dict[str, BatchedEnv]()
         if experiment.open_loop.generations:
             players[OPEN_LOOP_TITLE] = open_loop(StageContext(experiment, run, trains=False))
         if experiment.seed not in {result.seed for result in results}:
-            players |= {name: row.policy(env, experiment.seed) for name, row in policies.items()}
+            for name, row in policies.items():
+                if not row.fits(env):
+                    settings = {**_evaluated(experiment).settings, **row.settings}
+                    places[name] = env_of(replace(experiment, settings=settings), experiment.episodes)
+                players[name] = row.policy(places.get(name, env), experiment.seed)
         for method, policy in players.items():
-            played = _new_episodes(env, policy, experiment.seed)
+            played = _new_episodes(places.get(method, env), policy, experiment.seed)
             supervision = policies[method].supervision if method in policies else "none"
             name = method_name(experiment, step, experiment.ppo.total_timesteps)
             shown = name if method == experiment.name else method

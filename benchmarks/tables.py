@@ -43,6 +43,10 @@ ROWS = {
         *("SPARS search", "SPARS search, single", "SPARS search, cooperative"),
         *("SPARS search, single, from equal chances", "SPARS search, single, 8 windows", "search_clairvoyant"),
     ),
+    "PPO": (
+        *("random", "bim", "mi_fgsm", "segpgd", "cospgd", "masked_ce", "js", "rp_region", "rp_pgd", "rp_pgd_pp"),
+        *("rp_global", "open-loop schedule", "learned attack"),
+    ),
     "RL4Seg": (
         *("source only", "AdaBN", "entropy minimisation", "TI-ST", "UDAS", "corrector", "MC dropout", "ensemble"),
         *("test-time augmentation", "gold self-training", "gold and corrected self-training"),
@@ -90,7 +94,7 @@ def readme_table(folder: str) -> str:
 
 
 if __name__ == "__main__":
-    for folder in sorted(path.name for path in RESULTS.iterdir() if path.is_dir()):
+    for folder in sorted(path.name for path in RESULTS.iterdir() if path.is_dir() and path.name != "scene_trainings"):
         print(f"### {folder}\n\n" + "\n\n".join(tables_of(folder)) + "\n")
     print(f"### spars_masks\n\n{masks_table()}\n")
     for folder in README:

@@ -71,6 +71,7 @@ def tables(monkeypatch):
         ("spars", "spars_baselines", 1),
         ("spars", "spars_implanted", 1),
         ("spars", "spars_implanted_unseen_patient", 1),
+        ("rp-pgd", "scene_learned_attack", 1),
         ("rl4seg", "rl4seg_phantom", 2),
         ("rl4seg", "rl4seg_camus", 2),
     ],
