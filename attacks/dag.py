@@ -37,7 +37,12 @@ def dag(
     divided by its largest value. At most `steps` forward and backward passes; arguments as those of `Attack`.
 
     Args:
-        model, images, labels, eps, bounds, ignore_index: see `Attack`.
+        model: gives logits [B, K, *spatial] of images in their own units.
+        images: floating point [B, C, *spatial], within the bounds.
+        labels: integers [B, *spatial] in 0 .. K - 1, or `ignore_index`.
+        eps: radius as a share of high - low, in (0, 1]: 0.03, or "8/255".
+        bounds: (low, high), numbers or tensors for each image and channel.
+        ignore_index: label of pixels that count for nothing.
         steps: at most, at least 1.
         step_size: largest change of a value in one step, a share of the range.
         wrong: share of the valid pixels at which an image is done.

@@ -41,7 +41,14 @@ def padam(
     largest value in their image, so that images do not depend on each other and small ones are not lost.
 
     Args:
-        model, images, labels, eps, random_start, bounds, ignore_index, generator: see `Attack`.
+        model: gives logits [B, K, *spatial] of images in their own units.
+        images: floating point [B, C, *spatial], within the bounds.
+        labels: integers [B, *spatial] in 0 .. K - 1, or `ignore_index`.
+        eps: radius as a share of high - low, in (0, 1]: 0.03, or "8/255".
+        random_start: from U(-eps, eps) around the images.
+        bounds: (low, high), numbers or tensors for each image and channel.
+        ignore_index: label of pixels that count for nothing.
+        generator: of what is drawn; None: PyTorch's own.
         loss: "ce", or "cos" with the weights of CosPGD.
         steps: at least 1.
         step_size: Adam's learning rate, a share of the range.

@@ -37,7 +37,13 @@ def square(
     `steps` + 2 forward passes; contract and arguments as those of `Attack`.
 
     Args:
-        model, images, labels, eps, bounds, ignore_index, generator: see `Attack`.
+        model: gives logits [B, K, *spatial] of images in their own units.
+        images: floating point [B, C, *spatial], within the bounds.
+        labels: integers [B, *spatial] in 0 .. K - 1, or `ignore_index`.
+        eps: radius as a share of high - low, in (0, 1]: 0.03, or "8/255".
+        bounds: (low, high), numbers or tensors for each image and channel.
+        ignore_index: label of pixels that count for nothing.
+        generator: of what is drawn; None: PyTorch's own.
         steps: windows that are tried, at least 1.
 
     Raises:

@@ -43,7 +43,11 @@ def transfer(
 
     Args:
         model: of which `queries` predictions are seen, and nothing else.
-        images, labels, eps, bounds, ignore_index: see `Attack`.
+        images: floating point [B, C, *spatial], within the bounds.
+        labels: integers [B, *spatial] in 0 .. K - 1, or `ignore_index`.
+        eps: radius as a share of high - low, in (0, 1]: 0.03, or "8/255".
+        bounds: (low, high), numbers or tensors for each image and channel.
+        ignore_index: label of pixels that count for nothing.
         surrogates: models with the same classes; left as they were.
         steps: of PGD for each query, at least 1.
         queries: predictions of the model, at least 1; with 1 the weights stay alike.

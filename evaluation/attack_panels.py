@@ -48,7 +48,8 @@ def attack_panel(images: Tensor, adversarial: Tensor, maps: Sequence[Tensor], cl
     """A row for each image: it, the change, it attacked, and each of its maps.
 
     Args:
-        images, adversarial: float32 [N, C, H, W] in [0, 1].
+        images: float32 [N, C, H, W] in [0, 1].
+        adversarial: the same, attacked.
         maps: class numbers [N, H, W] each: its labels, and what is predicted of it.
         classes: K.
     """
