@@ -175,7 +175,7 @@ def open_loop(context: StageContext[PPOExperiment]) -> OpenLoop:
         return [SCHEDULE]
 
     folder = context.complete(OPEN_LOOP, make, keys=("seed", "env", "settings", "open_loop"))
-    return OpenLoop(load_weights(folder / SCHEDULE)[0]["schedule"])
+    return OpenLoop(load_weights(folder / SCHEDULE)[0]["schedule"].to(context.device))
 
 
 def learner(experiment: PPOExperiment, run: Run) -> Learner | MaskableLearner:
@@ -221,21 +221,22 @@ def evaluate(runs: Sequence[tuple[Run, PPOExperiment]], options: EvaluateOptions
         model = learner(experiment, run)
         env = env_of(_evaluated(experiment), experiment.episodes)
         players: dict[str, Policy[Any]] = {experiment.name: _policy(model, experiment)}
-        places = dict[str, BatchedEnv]()
+        places = dict[str, tuple[BatchedEnv, PPOExperiment]]()
         if experiment.open_loop.generations:
             players[OPEN_LOOP_TITLE] = open_loop(StageContext(experiment, run, trains=False))
         if experiment.seed not in {result.seed for result in results}:
             for name, row in policies.items():
-                if not row.fits(env):
-                    settings = {**_evaluated(experiment).settings, **row.settings}
-                    places[name] = env_of(replace(experiment, settings=settings), experiment.episodes)
-                players[name] = row.policy(places.get(name, env), experiment.seed)
+                if lacking := row.lacking(env):
+                    other = replace(experiment, evaluate_settings={**experiment.evaluate_settings, **lacking})
+                    places[name] = env_of(_evaluated(other), experiment.episodes), other
+                players[name] = row.policy(places.get(name, (env, experiment))[0], experiment.seed)
         for method, policy in players.items():
-            played = _new_episodes(places.get(method, env), policy, experiment.seed)
+            place, settings = places.get(method, (env, experiment))
+            played = _new_episodes(place, policy, experiment.seed)
             supervision = policies[method].supervision if method in policies else "none"
             name = method_name(experiment, step, experiment.ppo.total_timesteps)
             shown = name if method == experiment.name else method
-            result = _result(experiment, env, shown, played, supervision, step, options.command)
+            result = _result(settings, place, shown, played, supervision, step, options.command)
             results.append(write_result(options.folder(run), result))
     return results, []
 

@@ -49,14 +49,14 @@ class OpenLoopConfig:
 
 @dataclass(frozen=True)
 class OpenLoop:
-    """A policy that plays a schedule, actions [T, A] of the first T steps of an episode, the last one after them."""
+    """A policy that plays a schedule, actions [T, ...] of the first T steps of an episode, the last one after them."""
 
     schedule: Tensor
+    """On the device of the environments that it plays in."""
 
     def __call__(self, env: BatchedEnv) -> Tensor:
-        """Actions float32 [N, A] of the steps that the episodes are in."""
-        schedule = self.schedule.to(env.device)
-        return schedule[env.t.clamp(max=len(schedule) - 1)]
+        """Actions float32 [N, ...] of the steps that the episodes are in."""
+        return self.schedule[env.t.clamp(max=len(self.schedule) - 1)]
 
 
 def schedule_shape(env: BatchedEnv) -> tuple[int, int]:
@@ -94,7 +94,8 @@ def evolution_strategy() -> Callable[..., Any]:
 
 
 def tune_schedule(env: BatchedEnv, config: OpenLoopConfig, seed: int, run: Run) -> Tensor:
-    """The mean of CMA-ES's last generation, float32 [T, A]: the schedule with the highest mean return, about.
+    """The mean of CMA-ES's last generation, about the schedule with the highest mean return: float32 [T, ...], on the
+    environment's device.
 
     It begins at the middle of each action's range. A run that was killed goes on from its last generation.
 
@@ -110,11 +111,12 @@ def tune_schedule(env: BatchedEnv, config: OpenLoopConfig, seed: int, run: Run) 
     """
     steps, width = schedule_shape(env)
     space = env.single_action_space
-    low, high = (np.tile(np.asarray(end, dtype=np.float64).ravel(), steps) for end in (space.low, space.high))  # type: ignore[attr-defined]
+    assert isinstance(space, spaces.Box)
+    low, high = (np.tile(np.asarray(end, dtype=np.float64).ravel(), steps) for end in (space.low, space.high))
 
     def decode(numbers: np.ndarray[Any, np.dtype[np.float64]]) -> Tensor:
         actions = low + (high - low) * np.clip(numbers, 0.0, 1.0)
-        return torch.from_numpy(actions.astype(np.float32)).view(steps, width)
+        return torch.from_numpy(actions.astype(np.float32)).view(steps, *space.low.shape).to(env.device)
 
     search = evolution_strategy()(np.full(steps * width, 0.5), config.sigma, _options(config, seed))
     checkpoint = run.resume()

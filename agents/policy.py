@@ -49,9 +49,13 @@ class Reference(Generic[Env]):
     """Arguments of the environment without which it cannot play: their names, and the values that will do, of which
     `play` takes the first where none is given."""
 
+    def lacking(self, env: BatchedEnv) -> dict[str, Any]:
+        """The arguments that it needs and the environment has not, with the first value of each that will do."""
+        return {name: values[0] for name, values in self.needs.items() if getattr(env.config, name) not in values}
+
     def fits(self, env: BatchedEnv) -> bool:
         """Whether the environment has what it needs."""
-        return all(getattr(env.config, name) in values for name, values in self.needs.items())
+        return not self.lacking(env)
 
     def policy(self, env: Env, seed: int) -> Policy[Env]:
         """The policy for an environment.

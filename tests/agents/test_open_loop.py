@@ -10,7 +10,8 @@ import torch
 from gymnasium import spaces
 from segarena.agents.command_line import main
 from segarena.agents.open_loop import OpenLoop, OpenLoopConfig, schedule_shape, tune_schedule
-from segarena.agents.policy import play
+from segarena.agents.papers import POLICIES
+from segarena.agents.policy import Reference, play
 from segarena.common.runs import Run
 from segarena.common.stopping import Stopped
 from segarena.envs import ENVIRONMENTS, Entry, register
@@ -58,6 +59,20 @@ def test_it_finds_the_best_action_of_each_step(tmp_path):
     env = TrackEnv(num_envs=2, device="cpu")
     env.reset()
     assert play(env, OpenLoop(schedule)).returns.min() > -0.01
+
+
+def test_actions_of_any_shape_have_a_schedule(tmp_path):
+    class Column(TrackEnv):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            self.single_action_space = spaces.Box(-1.0, 1.0, (2, 1), np.float32)
+
+        def _step(self, actions):
+            return super()._step(actions[:, :, 0])
+
+    schedule = tune_schedule(Column(num_envs=4, device="cpu"), CONFIG, 0, Run(tmp_path))
+    assert schedule.shape == (3, 2, 1)
+    assert (schedule[..., 0] - TARGET).abs().max() < 0.05
 
 
 def test_one_that_was_stopped_ends_like_one_that_was_not(tmp_path, monkeypatch):
@@ -113,3 +128,23 @@ def test_it_stands_beside_the_policy_of_its_run(track, tmp_path):
     returns = {result.method: result.metrics["return"] for result in read_results(tmp_path / "run/evaluation/test")}
     assert returns.keys() == {"tracker", "open-loop schedule"}
     assert returns["open-loop schedule"] > -0.05 > returns["tracker"]
+
+
+def test_a_policy_that_is_named_plays_with_the_arguments_that_it_needs(track, tmp_path, monkeypatch):
+    needs = {"horizon": (1, 2)}
+    rule = Reference("The middle.", lambda env, seed: lambda env: torch.zeros(env.num_envs, 2), needs=needs)
+    monkeypatch.setitem(POLICIES, track, {"middle": rule})
+    config, out = tmp_path / "track.yaml", tmp_path / "run"
+    config.write_text(
+        "paper: ppo\nname: tracker\nenv: Track-v0\nepisodes: 4\nsettings: {horizon: 3}\n"
+        "ppo: {total_timesteps: 24, num_envs: 8, n_steps: 3, batch_size: 24}\n"
+    )
+    assert main(["train", "--config", str(config), "--device", "cpu", "--out", str(out)]) == 0
+    assert main(["evaluate", "--run", str(out)]) == 0
+    assert {result.method for result in read_results(out / "evaluation/test")} == {"tracker"}, "unasked it has no row"
+    assert main(["evaluate", "--run", str(out), "--policies", "middle"]) == 0
+    found = {result.method: result for result in read_results(out / "evaluation/test")}
+    assert {name: one.metrics["steps"] for name, one in found.items()} == {"tracker": 3.0, "middle": 1.0}
+    assert found["middle"].settings["settings"] == {"horizon": 1}, "results say in what it played"
+    assert found["tracker"].settings["settings"] == {"horizon": 3}
+    assert found["middle"].metrics["return"] == pytest.approx(-float(TARGET[0].square().sum()))

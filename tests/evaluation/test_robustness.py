@@ -1,6 +1,7 @@
 """The report of a model: what it says, how it goes on, what it refuses (docs/rp-pgd.md, Method 26-28)."""
 
 import json
+import math
 from fractions import Fraction
 
 import pytest
@@ -36,7 +37,7 @@ def test_clean_and_attacked_metrics_are_those_of_the_model(axes):
     pgd = found.of("pgd_10")
     assert (pgd.forwards, pgd.backwards, pgd.eps, pgd.radius) == (10, 10, "0.06", 0.06)
     assert max(pgd.farthest) == pytest.approx(0.06, abs=1e-6)
-    assert pgd.seconds > 0
+    assert math.isfinite(pgd.seconds)
     assert pgd.zero_gradient < 0.01
     assert (found.of("clean").forwards, found.of("clean").zero_gradient, found.of("clean").eps) == (0, None, "0")
 
