@@ -1,0 +1,1 @@
+"""SEAT: training against attacks whose number of steps follows the gradient."""
