@@ -27,6 +27,7 @@ from ...datasets.scenes.augmentation import AugmentationConfig
 from ...datasets.scenes.images import SceneDataConfig
 from ...segmenters.resnet import Backbone
 from ..experiment import Experiment
+from .learned_attack import LearnedAttack, is_run
 
 NetworkName = Literal["pspnet", "deeplab", "unet"]
 Method = Literal["none", "sat", "ddc_at", "at"]
@@ -60,7 +61,8 @@ class TrainingConfig:
     """none: clean images alone; sat: BIM with step size eps / N; ddc_at: SAT with two heads more (pspnet, deeplab); at:
     `attack`."""
     attack: str = "rp_pgd_pp"
-    """The inner attack of method at, one of the attacks by name (docs/rp-pgd.md, Method 9)."""
+    """The inner attack of method at: one of the attacks by name, or the folder of a run whose policy attacks
+    (docs/rp-pgd.md, Method 9 and 30)."""
     steps: int = 3
     """Gradients N of the inner attack."""
     eps: float | str = 0.03
@@ -115,8 +117,9 @@ class TrainingConfig:
         check(self, "training.", momentum=(0, BELOW_1))
         check(self, "training.", epochs=AT_LEAST_1, batch_size=AT_LEAST_1, warmup_epochs=AT_LEAST_0, loaders=AT_LEAST_0)
         check(self, "training.", validate_every=AT_LEAST_1, val_steps=AT_LEAST_1)
-        for name in ("attack", "val_attack"):
-            check_choice(f"training.{name}", getattr(self, name), ATTACKS)
+        check_choice("training.val_attack", self.val_attack, ATTACKS)
+        if not is_run(self.attack):
+            check_choice("training.attack", self.attack, ATTACKS)
         Epsilon.parse(self.eps, "training.eps")
         if self.step_size is not None:
             Epsilon.parse(self.step_size, "training.step_size")
@@ -129,8 +132,10 @@ class TrainingConfig:
         ATTACKS[self.val_attack].steps(self.val_steps)
 
     @property
-    def inner_attack(self) -> Attack:
+    def inner_attack(self) -> "Attack | LearnedAttack":
         """What attacks while it trains: BIM in sat and ddc_at."""
+        if self.method == "at" and is_run(self.attack):
+            return LearnedAttack.open(self.attack)
         return ATTACKS[self.attack if self.method == "at" else "bim"]
 
     @property
@@ -152,8 +157,8 @@ class RobustnessConfig:
     """What the trained network is judged by (docs/rp-pgd.md, Method 26 and 27)."""
 
     attacks: list[str] | str = field(default_factory=lambda: ["pgd", "segpgd", "cospgd", "rp_pgd_pp"])
-    """Attacks by name, such as pgd_20 (10 steps where the name has none), beside the clean images; or a preset:
-    reference, grid, sea, battery."""
+    """Attacks by name, such as pgd_20 (10 steps where the name has none), or folders of runs, whose policies attack,
+    beside the clean images; or a preset: reference, grid, sea, battery."""
     eps: list[float | str] | float | str = "8/255"
     """Radius of each, or several."""
     steps: list[int] = field(default_factory=lambda: [*GRID_STEPS])
@@ -181,7 +186,7 @@ class RobustnessConfig:
             Epsilon.parse(eps, "evaluation.eps")
 
     def _check_names(self, names: list[str]) -> None:
-        needs = {name: named_attack(name).needs for name in names}
+        needs = {name: () if is_run(name) else named_attack(name).needs for name in names}
         if len(needs) < len(names):
             raise ValueError(f"evaluation.attacks is {names} but must name each attack once")
         if other := [name for name, of in needs.items() if "surrogates" in of]:
@@ -243,7 +248,17 @@ class RPPGDExperiment(Experiment):
             data = replace(data, data=whole_path("data.data", data.data), lists=lists)
         if network.pretrained is not None:
             network = replace(network, pretrained=whole_path("network.pretrained", network.pretrained))
-        return replace(self, data=data, network=network)
+        training = replace(training, attack=_whole(training.attack))
+        attacks = self.evaluation.attacks
+        if not isinstance(attacks, str):
+            attacks = [_whole(name) for name in attacks]
+        evaluation = replace(self.evaluation, attacks=attacks)
+        return replace(self, data=data, network=network, training=training, evaluation=evaluation)
+
+
+def _whole(attack: str) -> str:
+    """The name of an attack, or the whole path of its run."""
+    return whole_path("attack", attack) if is_run(attack) else attack
 
 
 def attack_arguments(config: TrainingConfig, victim: nn.Module) -> dict[str, Any]:
@@ -256,7 +271,7 @@ def attack_arguments(config: TrainingConfig, victim: nn.Module) -> dict[str, Any
     return arguments | feature_arguments(config.inner_attack, config, victim)
 
 
-def feature_arguments(attack: Attack, config: TrainingConfig, victim: nn.Module) -> dict[str, Any]:
+def feature_arguments(attack: Attack | LearnedAttack, config: TrainingConfig, victim: nn.Module) -> dict[str, Any]:
     """What the attacks whose names begin with rp need beside it."""
     if not attack.regional:
         return {}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...attacks.budget import Epsilon
 from ...attacks.core import AttackCore
-from ...attacks.named import named_attack
+from ...attacks.named import NamedAttack, named_attack
 from ...attacks.victim import Normalized, frozen
 from ...attacks.victims import feature_layer_of, load_victim
 from ...common.checkpoints import load_into
@@ -35,6 +35,7 @@ from ..context import StageContext
 from ..experiment import Episode, EvaluateOptions, RenderOptions, check_names, method_name, write_result
 from ..predictor import PredictOptions, Predictor
 from .config import RPPGDExperiment, feature_arguments
+from .learned_attack import open_attack
 from .training import SEGMENTER, VICTIM, build_victim, segmenter, victim_file
 
 REPORT = "robustness"
@@ -168,7 +169,7 @@ def _report(
         images.pixels,
         images.labels,
         eps=settings.radii,
-        attacks=settings.attacks,
+        attacks=_attacks(experiment),
         steps=settings.steps,
         name=f"{method_name(experiment, epoch, experiment.training.epochs)}, seed {experiment.seed}",
         classes=classes,
@@ -178,6 +179,12 @@ def _report(
         feature_layer=_feature_layer(victim, experiment),
         out=out,
     )
+
+
+def _attacks(experiment: RPPGDExperiment) -> str | list[NamedAttack]:
+    """The preset, or the attacks that are named."""
+    attacks = experiment.evaluation.attacks
+    return attacks if isinstance(attacks, str) else [open_attack(name) for name in attacks]
 
 
 def _attacked(victim: Normalized, classes: Sequence[str], experiment: RPPGDExperiment) -> nn.Module:
@@ -261,7 +268,9 @@ def _figure(
     x, y = (torch.stack([part[n] for n in rows]).to(device) for part in (images.pixels, images.labels))
     valid = [one[one != IGNORED].long() for one in images.labels]
     with frozen(model):
-        adversarial = named_attack(strongest.attack)(
+        known = _attacks(experiment)
+        own = {} if isinstance(known, str) else {one.name: one for one in known}
+        adversarial = (own.get(strongest.attack) or named_attack(strongest.attack))(
             model,
             x,
             y,
