@@ -38,8 +38,9 @@ def uniform(items: Tensor, lanes: int, *words: int) -> Tensor:
         words: what else they depend on, such as a seed and the number of an epoch.
     """
     key = torch.zeros_like(items)
-    for word in (*words, items):
+    for word in words:
         key = mixed(key + word + GOLDEN)
+    key = mixed(key + items + GOLDEN)
     return unit(key[:, None] + torch.arange(1, lanes + 1, device=items.device) * GOLDEN)
 
 

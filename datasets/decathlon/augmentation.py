@@ -134,8 +134,8 @@ def _spatial(
     """
     whole = images.shape[2:]
     first = [(outer - inner) // 2 for outer, inner in zip(whole, size, strict=True)]
-    middle = tuple(slice(start, start + inner) for start, inner in zip(first, size, strict=True))
-    cut, cut_labels = images[(..., *middle)], labels[(..., *middle)]
+    x, y, z = (slice(start, start + inner) for start, inner in zip(first, size, strict=True))
+    cut, cut_labels = images[..., x, y, z], labels[..., x, y, z]
     # from a voxel of the result to one of the patch, both counted from their middles in (x, y, z)
     turn = _rotation(angles) * factor[:, None, None]
     to_ends = torch.tensor([inner / 2 for inner in size], device=images.device)

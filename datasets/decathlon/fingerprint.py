@@ -1,4 +1,4 @@
-"""What is known of a task's training cases: sizes, spacing, and intensities of the foreground (docs/seat.md, Method 2)."""
+"""What is known of a task's training cases: sizes, spacing, intensities of the foreground (docs/seat.md, Method 2)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

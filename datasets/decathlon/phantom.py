@@ -83,7 +83,7 @@ def brain_phantom(number: int) -> Sample:
 
     - no channel shows a class alone: edema is bright in FLAIR and T2w, as old lesions are, which are no tumour; the
       enhancing core is bright in T1gd, as vessels are; fluid is as bright in T2w as the core;
-    - the tumour lies anywhere in the brain, with a diameter of about 12 to 22 voxels, and its core anywhere in its edema;
+    - the tumour lies anywhere in the brain, about 12 to 22 voxels wide, and its core anywhere in its edema;
     - the scanner: noise, shading and a unit of each channel by itself.
 
     Raises:

@@ -1,8 +1,8 @@
 """From a volume as it is recorded to what networks see: resampled, clipped, in z-scores (docs/seat.md, Method 3)."""
 
 import logging
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,9 @@ from torch import Tensor
 from ...common.files import file_digest
 from ..cache import cached
 from ..msd import CaseFiles, read_sample
-from ..nifti import MOST_VOXELS, read_header
+from ..nifti import MOST_VOXELS
 from ..sample import Sample
-from .fingerprint import Fingerprint, own_range
+from .fingerprint import Fingerprint, measure_intensities, own_range
 from .tasks import Task
 
 log = logging.getLogger(__name__)
@@ -49,9 +49,10 @@ def prepare(sample: Sample, constants: Fingerprint, *, ct: bool) -> Sample:
     spacing, target = np.array(sample.spacing_mm), np.array(constants.spacing_mm)
     sizes = np.round(np.array(sample.image.shape[1:]) * spacing / target)
     if sizes.prod() > MOST_VOXELS:
+        old, new = (" x ".join(f"{mm:g}" for mm in sides) for sides in (spacing, target))
         raise ValueError(
-            f"{sample.id} has voxels of {' x '.join(f'{mm:g}' for mm in spacing)} mm and would have {sizes.prod():,.0f} "
-            f"at {' x '.join(f'{mm:g}' for mm in target)} mm, more than {MOST_VOXELS:,}; check the size in its file"
+            f"{sample.id} has voxels of {old} mm and would have {sizes.prod():,.0f} of {new} mm, more than "
+            f"{MOST_VOXELS:,}; check the size in its file"
         )
     coarse = _coarse_axis(spacing, target)
     axis = 2 if coarse is None else coarse
@@ -131,64 +132,79 @@ def _coarse_axis(spacing: npt.NDArray[np.float64], target: npt.NDArray[np.float6
     return None
 
 
-def prepare_files(
-    cases: Iterable[CaseFiles], task: Task, constants: Fingerprint, cache_dir: str | None = None
-) -> Iterable[Sample]:
-    """Each case prepared, one at a time; kept on disk by its contents, and said where it is prepared anew.
-
-    Args:
-        cases: files of images and labels.
-        task: of these.
-        constants: as of `prepare`.
-        cache_dir: see `cache_folder`.
-
-    Raises:
-        FileNotFoundError: a missing file.
-        ValueError: what `read_sample` and `prepare` refuse.
-    """
-    listed = list(cases)
-    for number, files in enumerate(listed, 1):
-        yield _prepared(files, task, constants, cache_dir, f"{number} of {len(listed)}")
-
-
 def read_case(files: CaseFiles, task: Task) -> Sample:
     """A case of the task as it is recorded.
 
     Raises:
         FileNotFoundError: a missing file.
-        ValueError: another number of channels than the task has, and what `read_sample` refuses.
+        ValueError: another number of channels than the task has, and what else `read_sample` refuses.
     """
-    shape = [int(n) for n in read_header(files.image).get_data_shape()]
-    found = shape[3] if len(shape) > 3 else 1
-    if found != len(task.channels):
-        raise ValueError(
-            f"{files.image} has {found} channel(s) but {task.name} has {len(task.channels)} ({', '.join(task.channels)}), "
-            "as the fourth axis of a file; choose the task of these images"
-        )
     return read_sample(files, len(task.classes), len(task.channels))
 
 
-def _prepared(files: CaseFiles, task: Task, constants: Fingerprint, cache_dir: str | None, place: str) -> Sample:
-    used = {name: asdict(constants)[name] for name in ("spacing_mm", "window", "mean", "std")}
-    key = {
-        "preparation": PREPARATION,
-        "image": file_digest(files.image) if files.image.is_file() else None,
-        "label": None if files.label is None or not files.label.is_file() else file_digest(files.label),
-        "constants": used,
-        "ct": task.ct,
-        "channels": task.channels,
-        "classes": len(task.classes),
-    }
+def prepared_case(
+    files: CaseFiles, task: Task, constants: Fingerprint, cache_dir: str | None = None, place: str = "1 of 1"
+) -> Sample:
+    """A case prepared, by `prepare`; kept on disk by its contents, and said where it is prepared anew.
+
+    Args:
+        files: of image and label.
+        task: of these.
+        constants: as of `prepare`.
+        cache_dir: see `cache_folder`.
+        place: of the case among those that are loaded, for the log.
+
+    Raises:
+        FileNotFoundError: a missing file.
+        ValueError: what `read_case` and `prepare` refuse.
+    """
+    used = asdict(constants)
+    key = {**_key(files, task), "constants": [used[name] for name in ("spacing_mm", "window", "mean", "std")]}
 
     def build() -> dict[str, Tensor]:
-        log.info("preparing %s of %s (%s); it is kept for the next time", files.id, task.name, place)
+        log.info("preparing %s of %s (%s), kept in the cache for the next time", files.id, task.name, place)
         made = prepare(read_case(files, task), constants, ct=task.ct)
         return {"image": made.image} if made.label is None else {"image": made.image, "label": made.label}
 
     tensors = cached("decathlon", key, build, cache_dir)
-    return Sample(
-        id=files.id,
-        image=tensors["image"],
-        label=tensors.get("label"),
-        spacing_mm=constants.spacing_mm,
+    return Sample(files.id, tensors["image"], tensors.get("label"), constants.spacing_mm)
+
+
+def measured_cases(cases: Sequence[CaseFiles], task: Task, cache_dir: str | None = None) -> Fingerprint:
+    """`measure_intensities` of some cases; kept on disk by their contents, and said where they are measured anew.
+
+    Raises:
+        FileNotFoundError: a missing file.
+        ValueError: what `read_case` and `measure_intensities` refuse.
+    """
+
+    def build() -> dict[str, Tensor]:
+        log.info("measuring the intensities of %d training cases of %s, kept for the next time", len(cases), task.name)
+        samples = (read_case(files, task) for files in cases)
+        found = measure_intensities(samples, len(task.classes), ct=task.ct)
+        values = {"window": found.window, "mean": found.mean, "std": found.std}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+
+    key = {"cases": [_key(files, task) for files in cases]}
+    found = {name: values.tolist() for name, values in cached("decathlon_fingerprint", key, build, cache_dir).items()}
+    return replace(
+        task.fingerprint,
+        window=tuple((low, high) for low, high in found["window"]),
+        mean=tuple(found["mean"]),
+        std=tuple(found["std"]),
     )
+
+
+def _key(files: CaseFiles, task: Task) -> dict[str, object]:
+    """What a case as it is read depends on."""
+    for path in (files.image, files.label):
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist; unpack the archive again")
+    return {
+        "preparation": PREPARATION,
+        "image": file_digest(files.image),
+        "label": None if files.label is None else file_digest(files.label),
+        "ct": task.ct,
+        "channels": len(task.channels),
+        "classes": len(task.classes),
+    }

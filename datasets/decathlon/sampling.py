@@ -122,7 +122,8 @@ class PatchSampler:
 
     def epoch(self, number: int, batch: int | None = None) -> Iterator[Patches]:
         """Each volume's patch of an epoch, in batches; the last may be smaller. batch: None: that of the plan."""
-        for rows in self.order(number).split(batch or self.plan.batch):
+        order, size = self.order(number), batch or self.plan.batch
+        for rows in (order[start : start + size] for start in range(0, len(order), size)):
             yield self.batch(rows, number)
 
 

@@ -237,5 +237,57 @@ TASKS = {
 }
 """The ten tasks by the name of their folder."""
 
-PHANTOM_TASKS: dict[str, Task] = {}
-"""Tasks whose volumes are procedural, by name; their constants are measured on the phantoms."""
+PHANTOM_TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            "Task01_BrainTumour",
+            "MR",
+            TASKS["Task01_BrainTumour"].channels,
+            TASKS["Task01_BrainTumour"].classes,
+            Fingerprint(
+                spacing_mm=(1.0, 1.0, 1.0),
+                window=((0.437, 0.957), (0.115, 0.738), (0.147, 0.941), (0.389, 0.909)),
+                mean=(0.746, 0.490, 0.520, 0.665),
+                std=(0.094, 0.102, 0.129, 0.085),
+                mean_size=(48, 48, 40),
+                small_size=(7, 7, 7),
+                small_volume=235,
+            ),
+            batch=4,
+        ),
+        Task(
+            "Task04_Hippocampus",
+            "MR",
+            _MR,
+            TASKS["Task04_Hippocampus"].classes,
+            Fingerprint(
+                spacing_mm=(1.0, 1.0, 1.0),
+                window=((0.195, 0.639),),
+                mean=(0.407,),
+                std=(0.093,),
+                mean_size=(37, 50, 36),
+                small_size=(16, 22, 14),
+                small_volume=1707,
+            ),
+            batch=8,
+        ),
+        Task(
+            "Toy",
+            "MR",
+            _MR,
+            ("background", "ball"),
+            Fingerprint(
+                spacing_mm=(1.0, 1.0, 1.0),
+                window=((0.361, 0.984),),
+                mean=(0.660,),
+                std=(0.120,),
+                mean_size=(16, 16, 16),
+                small_size=(8, 8, 8),
+                small_volume=258,
+            ),
+            batch=8,
+        ),
+    )
+}
+"""Tasks whose volumes are procedural, by name; their constants are measured on the first 50 phantoms."""
