@@ -9,7 +9,7 @@ import torch
 
 from ..common.reading import read_json
 from .folders import below, find_pairs
-from .nifti import NIFTI, read_label, read_nifti
+from .nifti import NIFTI, read_channels, read_label
 from .sample import Sample
 
 
@@ -55,14 +55,16 @@ def find_cases(folder: Path, task: str = "Task03_Liver") -> list[CaseFiles]:
     return sorted(cases, key=lambda case: [int(part) if part.isdigit() else part for part in _digits(case.id)])
 
 
-def read_sample(files: CaseFiles, classes: int) -> Sample:
-    """The case in RAS+ order: image float32 [1, X, Y, Z], label uint8 [X, Y, Z] with values 0..classes-1 or None.
+def read_sample(files: CaseFiles, classes: int, channels: int = 1) -> Sample:
+    """The case in RAS+ order: image float32 [C, X, Y, Z], label uint8 [X, Y, Z] with values 0..classes-1 or None.
+
+    channels: C; more than one are the fourth axis of the file.
 
     Raises:
         FileNotFoundError: a missing file.
         ValueError: a file that `nifti` refuses, or a label whose shape or affine is not the image's.
     """
-    image, frame = read_nifti(files.image)
+    image, frame = read_channels(files.image, channels)
     label = None
     if files.label is not None:
         label, label_frame = read_label(files.label, classes)
@@ -75,7 +77,7 @@ def read_sample(files: CaseFiles, classes: int) -> Sample:
             )
     return Sample(
         id=files.id,
-        image=torch.from_numpy(np.ascontiguousarray(image))[None],
+        image=torch.from_numpy(image),
         label=None if label is None else torch.from_numpy(np.ascontiguousarray(label)),
         spacing_mm=frame.ras_spacing_mm,
         affine=frame.ras_affine,

@@ -114,6 +114,30 @@ def read_nifti(path: Path) -> tuple[npt.NDArray[np.float32], Frame]:
     return volume, frame
 
 
+def read_channels(path: Path, channels: int) -> tuple[npt.NDArray[np.float32], Frame]:
+    """An image of several channels, or of one, in RAS+ order, float32 [C, X, Y, Z] in the file's unit, and its frame.
+
+    Channels are the fourth axis of the file, which a file of one channel may lack. A channel may be constant, if
+    another is not.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: as `read_nifti`, or another number of channels.
+    """
+    header = read_header(path)
+    shape = tuple(int(n) for n in header.get_data_shape())
+    frame = _frame(path, header, shape[:3] if len(shape) == 4 else shape)
+    if (found := math.prod(shape[3:])) != channels:
+        raise ValueError(
+            f"{path} has shape {shape}, {found} channel(s), but {channels} are needed; split or join it first"
+        )
+    stored = read_stored(path, header)
+    volume = frame.to_ras(stored.reshape(*frame.shape, channels))
+    if volume.min() == volume.max():
+        raise ValueError(f"{path} holds the value {volume.flat[0]:g} in every voxel: it is no image")
+    return np.ascontiguousarray(np.moveaxis(volume, 3, 0)), frame
+
+
 def read_label(path: Path, classes: int) -> tuple[npt.NDArray[np.uint8], Frame]:
     """A label in RAS+ order, uint8 [X, Y, Z] with values 0..classes-1, and the file's frame.
 
@@ -272,9 +296,9 @@ def _objection(header: nib.Nifti1Header) -> str | None:
     return None
 
 
-def _frame(path: Path, header: nib.Nifti1Header) -> Frame:
-    """Shape and affine of a 3-D volume."""
-    shape = tuple(int(n) for n in header.get_data_shape())
+def _frame(path: Path, header: nib.Nifti1Header, spatial: tuple[int, ...] | None = None) -> Frame:
+    """Shape and affine of a 3-D volume; `spatial`: its shape where the file has channels too."""
+    shape = spatial or tuple(int(n) for n in header.get_data_shape())
     if len(shape) != 3:
         raise ValueError(f"{path} has shape {shape} but a 3-D volume is needed; split or squeeze it first")
     try:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from ..common.counted import GOLDEN, mixed, unit
 
 
 class Streams:
@@ -28,7 +29,7 @@ class Streams:
     def seed(self, seeds: Sequence[int]) -> None:
         """Start every stream anew, from the seed of its environment."""
         signed = [(seed & (2**64 - 1)) - (seed & 2**63) * 2 for seed in seeds]
-        self.key = _mix(torch.tensor(signed, dtype=torch.int64, device=self.key.device) + _GOLDEN)
+        self.key = mixed(torch.tensor(signed, dtype=torch.int64, device=self.key.device) + GOLDEN)
         self.drawn = torch.zeros_like(self.drawn)
         self.ticks, self._ahead = 0, None
 
@@ -42,7 +43,7 @@ class Streams:
             key, drawn = key.index_select(0, env_ids), drawn.index_select(0, env_ids)
             self.drawn.index_copy_(0, env_ids, drawn + lanes)
         number = drawn[:, None] + torch.arange(1, lanes + 1, device=key.device)
-        return _unit(key[:, None] + number * _GOLDEN)
+        return unit(key[:, None] + number * GOLDEN)
 
     def tick(self) -> Tensor:
         """One number for every environment, float64 [N] in [0, 1), of a second stream that is drawn `AHEAD` of its use.
@@ -52,7 +53,7 @@ class Streams:
         place = self.ticks % self.AHEAD
         if place == 0 or self._ahead is None:
             number = self.ticks - place + torch.arange(1, self.AHEAD + 1, device=self.key.device)
-            self._ahead = _unit(_mix(self.key) + number[:, None] * _GOLDEN)
+            self._ahead = unit(mixed(self.key) + number[:, None] * GOLDEN)
         self.ticks += 1
         return self._ahead[place]
 
@@ -64,29 +65,3 @@ class Streams:
         """Continue where `state` was read."""
         self.key, self.drawn = (state[name].to(self.key.device, copy=True) for name in ("key", "drawn"))
         self.ticks, self._ahead = state["ticks"], None
-
-
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-
-
-def _unit(x: Tensor) -> Tensor:
-    """The upper 53 bits of `_mix`, as float64 in [0, 1)."""
-    if x.device.type == "cpu":  # the numbers are few, and a small operation costs NumPy a quarter of PyTorch's time
-        bits = x.numpy().view(np.uint64)
-        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(_FIRST)
-        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(_SECOND)
-        return torch.from_numpy(((bits ^ (bits >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53)
-    return _shift(_mix(x), 11).double() * 2.0**-53
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser."""
-    x = (x ^ _shift(x, 30)) * (_FIRST - 2**64)
-    x = (x ^ _shift(x, 27)) * (_SECOND - 2**64)
-    return x ^ _shift(x, 31)

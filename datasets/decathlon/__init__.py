@@ -1,0 +1,1 @@
+"""Patches of volumes of the ten tasks of the Medical Segmentation Decathlon, and of phantoms of them."""
