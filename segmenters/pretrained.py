@@ -142,7 +142,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 def _numpy_globals() -> list[Any]:
     """What makes arrays and numbers of NumPy again, under the names of its versions 1 and 2; none of it runs code."""
-    makers = [np.empty(0).__reduce__()[0], np.float64().__reduce__()[0]]
+    makers: list[Any] = [np.empty(0).__reduce__()[0], np.float64().__reduce__()[0]]
     named = [(make, f"numpy.{core}.multiarray.{make.__name__}") for make in makers for core in ("core", "_core")]
     return [*named, np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in NUMPY_TYPES)]
 
