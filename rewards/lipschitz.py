@@ -87,7 +87,8 @@ def spectral_norm(model: nn.Module, images: Tensor, *, steps: int = 5, generator
         pull = vjp(model, images)[1]
         for _ in range(steps):
             (direction,) = pull(push(direction))
-        return torch.linalg.vector_norm(push(direction).flatten(1), dim=1)
+        found: Tensor = torch.linalg.vector_norm(push(direction).flatten(1), dim=1)
+    return found
 
 
 def _unit(direction: Tensor) -> Tensor:
