@@ -12,13 +12,18 @@ from ..common.networks import Network, load_network, save_network
 from ..common.reading import parse_json
 from ..segmenters.deeplab import DeepLabV3
 from ..segmenters.pspnet import PSPNet
+from ..segmenters.rog import ROG
 from ..segmenters.unet import UNet
+from ..segmenters.volume_networks import DynUNet, SegResNet, UNet3D
 from .victim import Normalized
 
-NETWORKS: dict[str, type[Network]] = {"pspnet": PSPNet, "deeplab": DeepLabV3, "unet": UNet}
-"""The networks by the name that configurations give."""
+NETWORKS: dict[str, type[Network]] = {
+    "pspnet": PSPNet, "deeplab": DeepLabV3, "unet": UNet,
+    "rog": ROG, "segresnet": SegResNet, "unet3d": UNet3D, "dynunet": DynUNet,
+}  # fmt: skip
+"""The networks by the name that configurations give: of images, and of volumes."""
 FEATURE_LAYERS = {"pspnet": "layer4", "deeplab": "layer4", "unet": "merge.1"}
-"""Submodule of each network whose output prototypes are made of: all at an eighth of the image's size."""
+"""Submodule of each network of images whose output prototypes are made of: all at an eighth of the image's size."""
 _WEIGHTS = Path(__file__).parents[1] / "segmenters" / "weights"
 PACKAGED = {"scenes": _WEIGHTS / "scene_phantom.safetensors", "liver": _WEIGHTS / "liver_slice_phantom.safetensors"}
 """The victims that come with the package, by what their phantoms show; cards beside them say how they were made."""
@@ -30,9 +35,9 @@ def feature_layer_of(victim: nn.Module) -> str:
     Raises:
         ValueError: none is known of this network.
     """
-    for name, network in NETWORKS.items():
-        if isinstance(victim, Normalized) and isinstance(victim.model, network):
-            return f"model.{FEATURE_LAYERS[name]}"
+    for name, layer in FEATURE_LAYERS.items():
+        if isinstance(victim, Normalized) and isinstance(victim.model, NETWORKS[name]):
+            return f"model.{layer}"
     raise ValueError(
         f"no feature_layer is known of a {type(victim).__name__}; give the name of a submodule, or None to leave the "
         "prototype terms out"

@@ -1,4 +1,4 @@
-"""Weights that others have trained, in their own layouts (docs/rp-pgd.md, Method 13).
+"""Weights that others have trained, in their own layouts (docs/rp-pgd.md, Method 13; docs/seat.md, Method 8).
 
 A layout says which name a file has for each part of the network. Files are safetensors or PyTorch's own, of which only
 tensors, numbers and text are read: never code.
@@ -6,14 +6,17 @@ tensors, numbers and text are read: never code.
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..common.checkpoints import check_weights, load_weights
 from ..common.reading import quoted
 from .dilated import DilatedSegmenter
 from .pspnet import PSPNet
+from .rog import ROG
 
 STAGES = {f"layer{number}": f"layer{number}" for number in range(1, 5)}
 TORCHVISION = {"layer0.0": "conv1", "layer0.1": "bn1", **STAGES}
@@ -24,6 +27,10 @@ CLASSIFIER = "fc."
 """Beginning of the names of the ImageNet classifier, which no segmenter has."""
 COUNTER = ".num_batches_tracked"
 """End of the names of a counter that nothing here reads and that old files lack."""
+ROG_PREFIX = "ROG."
+"""Beginning of the names of ROG's published weights, after "module."."""
+NUMPY_TYPES = (np.float64, np.float32, np.int64, np.uint32)
+"""Of the numbers beside the weights, such as the state of NumPy's random generator."""
 NAMED = 5
 """Weights that an error names, at most."""
 
@@ -43,7 +50,7 @@ def load_imagenet(net: DilatedSegmenter, path: str | Path) -> None:
     weights, source = read_state_dict(path), f"checkpoint {str(path)!r}"
     _check_stem(net, "conv2.weight" in weights, source)
     weights = {name: value for name, value in weights.items() if not name.startswith(CLASSIFIER)}
-    _put(net, weights, SEMSEG if net.deep_stem else TORCHVISION, source)
+    _put(net, weights, SEMSEG if net.deep_stem else TORCHVISION, source, _described(net))
 
 
 def load_released(net: DilatedSegmenter, path: str | Path) -> None:
@@ -73,7 +80,32 @@ def load_released(net: DilatedSegmenter, path: str | Path) -> None:
             f"{source} is of {len(classes)} classes but the network has {net.out_channels}; build "
             f"{type(net).__name__} with out_channels={len(classes)}"
         )
-    _put(net, weights, layout, source)
+    _put(net, weights, layout, source, _described(net))
+
+
+def load_rog(net: ROG, path: str | Path) -> None:
+    """Put a published checkpoint of ROG, or of SEAT's fine-tuning of it, into `net`.
+
+    Args:
+        net: is changed; of the file's number of channels and classes. Strides are not in the file: take the task's.
+        path: a .safetensors file, or one that `torch.save` wrote, of which only the weights are used.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or holds code, is of another number of channels or classes or of another
+            network, or not finite.
+    """
+    weights, source = read_state_dict(path), f"checkpoint {str(path)!r}"
+    weights = {name.removeprefix(ROG_PREFIX): value for name, value in weights.items()}
+    first, last = weights.get("stem.0.0.conv.weight"), weights.get("final.1.weight")
+    for name, layer, own in (("in_channels", first, net.in_channels), ("out_channels", last, net.out_channels)):
+        if layer is not None and layer.dim() and len(layer) != own:
+            what = "channels" if name == "in_channels" else "classes"
+            raise ValueError(
+                f"{source} is of a task with {len(layer)} {what} but the network has {own}; build ROG with "
+                f"{name}={len(layer)}, or take the weights of this task"
+            )
+    _put(net, weights, {name: name for name, _ in net.named_children()}, source, "ROG")
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -89,7 +121,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"checkpoint {quoted(str(path))} does not exist; name a file of weights")
     else:
         try:
-            found = torch.load(path, weights_only=True, map_location="cpu")
+            with torch.serialization.safe_globals(_numpy_globals()):
+                found = torch.load(path, weights_only=True, map_location="cpu")
         except Exception as error:  # PyTorch's reader raises anything on a malformed file: EOFError, KeyError, ...
             raise ValueError(
                 f"checkpoint {str(path)!r} holds more than tensors, numbers and text, or is damaged "
@@ -105,6 +138,13 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     weights = {str(name): value for name, value in found.items()}
     wrapped = all(name.startswith("module.") for name in weights)
     return {name.removeprefix("module."): value for name, value in weights.items()} if wrapped else weights
+
+
+def _numpy_globals() -> list[Any]:
+    """What makes arrays and numbers of NumPy again, under the names of its versions 1 and 2; none of it runs code."""
+    makers: list[Any] = [np.empty(0).__reduce__()[0], np.float64().__reduce__()[0]]
+    named = [(make, f"numpy.{core}.multiarray.{make.__name__}") for make in makers for core in ("core", "_core")]
+    return [*named, np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in NUMPY_TYPES)]
 
 
 def _released(net: DilatedSegmenter) -> dict[str, str]:
@@ -126,8 +166,12 @@ def _check_stem(net: DilatedSegmenter, deep: bool, source: str) -> None:
         )
 
 
-def _put(net: DilatedSegmenter, weights: Mapping[str, Tensor], layout: Mapping[str, str], source: str) -> None:
-    """Put exactly the weights of the parts in `layout` into `net`.
+def _described(net: DilatedSegmenter) -> str:
+    return f"{type(net).__name__} on {net.backbone}"
+
+
+def _put(net: nn.Module, weights: Mapping[str, Tensor], layout: Mapping[str, str], source: str, described: str) -> None:
+    """Put exactly the weights of the parts in `layout` into `net`, which errors describe so.
 
     Raises:
         ValueError: some are missing or unexpected, or do not fit.
@@ -144,7 +188,7 @@ def _put(net: DilatedSegmenter, weights: Mapping[str, Tensor], layout: Mapping[s
     unexpected = [name for name in weights if name not in known]
     if missing or unexpected:
         raise ValueError(
-            f"{source} does not fit {type(net).__name__} on {net.backbone}: missing {_listed(missing)}, unexpected "
+            f"{source} does not fit {described}: missing {_listed(missing)}, unexpected "
             f"{_listed(unexpected)}; build the network as the weights were trained"
         )
     own |= {name: weights[theirs] for name, theirs in names.items() if theirs in weights}

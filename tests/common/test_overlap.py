@@ -4,7 +4,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from segarena.common.overlap import class_counts, class_dice
+from segarena.common.overlap import (
+    class_counts,
+    class_dice,
+    dice_batch,
+    dice_case,
+    dice_global,
+    recall_and_precision,
+)
 
 
 def test_dice_of_known_masks() -> None:
@@ -61,3 +68,42 @@ def test_counts_equal_a_plain_loop_over_classes(seed: int) -> None:
             p, y = (predicted[row] == k) & (labels[row] != 255), labels[row] == k
             expected = [(p & y).sum(), p.sum(), y.sum(), ((p | y) & (labels[row] != 255)).sum()]
             assert [x[row, k].item() for x in (*counts, counts.union)] == [int(x) for x in expected]
+
+
+# -- Dice of foreground classes by cases, batches and sets (docs/seat.md, Method 9) ------------------------------------
+
+
+def of(predicted, labels, classes):
+    return class_counts(torch.tensor(predicted), torch.tensor(labels), classes)
+
+
+def test_dice_of_a_batch_has_its_known_values():
+    assert dice_batch(of([[1, 1, 1, 0]], [[1, 1, 0, 0]], 2)).item() == pytest.approx(0.7999984, abs=1e-7)
+    perfect = of([[0, 1, 1, 0]], [[0, 1, 1, 0]], 3)
+    assert dice_batch(perfect, strict_reference=True).item() == pytest.approx(0.4999987, abs=1e-7)
+    assert dice_batch(perfect).item() == pytest.approx(1, abs=1e-5)
+    nothing = of([[0, 0]], [[0, 0]], 3)
+    assert dice_batch(nothing).item() == 1
+    assert dice_batch(nothing, strict_reference=True).item() == 0
+
+
+def test_dice_of_a_case_counts_what_is_nowhere_as_right():
+    counts = of([[1, 1, 1, 0], [0, 0, 0, 0]], [[1, 1, 0, 0], [0, 0, 2, 0]], 3)
+    assert torch.allclose(dice_case(counts), torch.tensor([[0.8, 1.0], [1.0, 0.0]]))
+    assert torch.equal(dice_case(counts), class_dice(*maps(), [1, 2]))
+    recall, precision = recall_and_precision(counts)
+    expected = torch.tensor([[1.0, torch.nan], [torch.nan, 0.0]])
+    assert torch.allclose(recall, expected, equal_nan=True)
+    expected = torch.tensor([[2 / 3, torch.nan], [torch.nan, torch.nan]])
+    assert torch.allclose(precision, expected, equal_nan=True)
+
+
+def maps():
+    return torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0]]), torch.tensor([[1, 1, 0, 0], [0, 0, 2, 0]])
+
+
+def test_dice_of_a_set_adds_all_voxels_first():
+    counts = of([[1, 1, 1, 0], [1, 0, 0, 0]], [[1, 1, 0, 0], [0, 1, 0, 0]], 3)
+    found = dice_global(counts)
+    assert found[0].item() == pytest.approx(2 * 2 / (4 + 3))
+    assert found[1].isnan()
