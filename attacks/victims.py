@@ -14,12 +14,12 @@ from ..segmenters.deeplab import DeepLabV3
 from ..segmenters.pspnet import PSPNet
 from ..segmenters.rog import ROG
 from ..segmenters.unet import UNet
-from ..segmenters.volume_networks import DynUNet, SegResNet, UNet3D
+from ..segmenters.volume_networks import DynUNet, SegResNet, SmallVolumeNet, UNet3D
 from .victim import Normalized
 
 NETWORKS: dict[str, type[Network]] = {
     "pspnet": PSPNet, "deeplab": DeepLabV3, "unet": UNet,
-    "rog": ROG, "segresnet": SegResNet, "unet3d": UNet3D, "dynunet": DynUNet,
+    "rog": ROG, "segresnet": SegResNet, "unet3d": UNet3D, "dynunet": DynUNet, "small3d": SmallVolumeNet,
 }  # fmt: skip
 """The networks by the name that configurations give: of images, and of volumes."""
 FEATURE_LAYERS = {"pspnet": "layer4", "deeplab": "layer4", "unet": "merge.1"}

@@ -124,6 +124,32 @@ class DynUNet(VolumeNetwork):
         )  # fmt: skip
 
 
+class SmallVolumeNet(VolumeNetwork):
+    """Four convolutions with group normalisation at full size, the second and third dilated: for toys and two cores.
+
+    Args:
+        in_channels: C, at least 1.
+        out_channels: K, at least 1.
+        width: maps of each layer, even.
+    """
+
+    unit = (1, 1, 1)
+
+    def __init__(self, in_channels: int = 1, out_channels: int = 2, width: int = 8) -> None:
+        super().__init__(in_channels, out_channels)
+        check_range("width", width, (2, 1024))
+        self.width = width
+        layers: list[nn.Module] = []
+        for number, dilation in enumerate((1, 2, 4)):
+            maps = width if number else in_channels
+            layers += [
+                nn.Conv3d(maps, width, 3, padding=dilation, dilation=dilation),
+                nn.GroupNorm(2, width),
+                nn.SiLU(),
+            ]
+        self.body = nn.Sequential(*layers, nn.Conv3d(width, out_channels, 3, padding=1))
+
+
 def kernels_and_strides(
     patch_size: Stride, spacing: tuple[float, float, float]
 ) -> tuple[list[list[int]], list[list[int]]]:
