@@ -22,6 +22,7 @@ PAPERS: "Table[Paper[Any]]" = Table(
         "spars": "segarena.agents.spars.paper:PAPER",
         "rl4seg": "segarena.agents.rl4seg.paper:PAPER",
         "rp_pgd": "segarena.agents.rp_pgd.paper:PAPER",
+        "seat": "segarena.agents.seat.paper:PAPER",
         "ppo": "segarena.agents.generic:PAPER",
     },
 )

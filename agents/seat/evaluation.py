@@ -1,0 +1,326 @@
+"""A trained segmenter on whole volumes, and on patches under attack (docs/seat.md, Method 15 and 17)."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...attacks.budget import Epsilon, image_range
+from ...attacks.core import AttackCore
+from ...attacks.methods import ATTACKS
+from ...attacks.named import NamedAttack
+from ...attacks.victim import Normalized
+from ...attacks.victims import load_victim
+from ...common.checkpoints import load_into
+from ...common.checks import check_choice
+from ...common.device import bfloat16_on_cuda
+from ...common.names import slug
+from ...common.overlap import class_counts, dice_case, recall_and_precision
+from ...common.runs import Run, plain
+from ...datasets.decathlon.cases import constants_of, load_decathlon
+from ...datasets.decathlon.sampling import mass_corners
+from ...datasets.sample import BadSample
+from ...datasets.volumes import Patches, VolumePool
+from ...evaluation.attack_panels import attack_panel, class_legend, save_picture
+from ...evaluation.drawing import Bytes
+from ...evaluation.films import Shot
+from ...evaluation.report import Column, mean_metrics
+from ...evaluation.results import Case, Result, count_origins
+from ...evaluation.robustness import robustness_report
+from ...evaluation.robustness_metrics import Counts, Floats
+from ...evaluation.robustness_report import RobustnessReport
+from ...evaluation.robustness_results import AttackResult
+from ...segmenters.volume_windows import VolumeWindows
+from ..context import StageContext
+from ..experiment import Episode, EvaluateOptions, RenderOptions, check_names, method_name, write_result
+from .config import SEATExperiment
+from .training import SEGMENTER, VICTIM, build_network, segmenter, victim_file, window_bounds
+
+REPORT = "robustness"
+"""Folder of the report on the attacks, beside the results."""
+WORST = "worst"
+COLUMNS = (
+    Column(f"{WORST}_dice", "Worst attack, Dice", "%", 100, 1),
+    Column("dice", "Clean volume, Dice", "%", 100, 1),
+    Column("clean_dice", "Clean patch, Dice", "%", 100, 1),
+)
+"""The first columns of the table of results; those of each attack follow."""
+SHOWN = 12
+"""Attacks that have columns in the table of results, at most."""
+PANEL = 4
+"""Patches of the figure."""
+
+
+def found_columns(results: Sequence[Result]) -> list[Column]:
+    """The columns of each radius, and of each attack where these are few, that all of these results have."""
+    titles: dict[str, str] = results[0].settings["titles"]
+    shared = [name for name in titles if all(f"{name}_dice" in one.metrics for one in results)]
+    worst = [name for name in shared if name.startswith(WORST)]
+    shown = shared if len(shared) <= SHOWN else worst
+    return [Column(f"{name}_dice", f"{titles[name]}, Dice", "%", 100, 1) for name in shown]
+
+
+def evaluate(runs: Sequence[tuple[Run, SEATExperiment]], options: EvaluateOptions) -> tuple[list[Result], list[str]]:
+    """Results of every run's segmenter, and the volumes left out; written into each run's folder, with a figure.
+
+    Raises:
+        ValueError: a run that is not finished, whose files were changed, or that does not go with the others; options
+            that are of agents; a volume without labels.
+    """
+    if options.policies or options.save_masks:
+        given = "policies" if options.policies else "save_masks"
+        raise ValueError(f"--{given} is of runs that have an agent, but paper 'seat' trains segmenters; leave it out")
+    check_names([experiment for _, experiment in runs], [])
+    results, skipped, found = list[Result](), list[str](), list[AttackResult]()
+    for run, experiment in runs:
+        victim, classes, epoch = _reached(run, experiment, unfinished=options.unfinished)
+        victim.to(StageContext(experiment, run, trains=False).device)
+        bad = list[BadSample]()
+        pool, split = _volumes(experiment, options, bad)
+        pool = pool.to(victim.mean.device)
+        skipped += [f"{one.id}: {one.reason}" for one in bad]
+        folder, plan = options.folder(run), experiment.data.found_plan()
+        patches = pool.patches(
+            torch.arange(len(pool), device=pool.device), mass_corners(pool, plan.val_size), plan.val_size
+        )
+        report = _report(victim, classes, pool, patches, experiment, epoch, folder / REPORT)
+        result = _result(experiment, victim, pool, split, report, epoch, options.command)
+        found += report.results
+        results.append(write_result(folder, result))
+        _figure(folder / f"{result.id}.png", victim, classes, patches, experiment)
+    RobustnessReport(found).write(options.folder(runs[0][0]) / REPORT)
+    return results, skipped
+
+
+def trained_victim(run: Run, experiment: SEATExperiment) -> tuple[Normalized, tuple[str, ...]]:
+    """The network of a finished run, and the names of its classes.
+
+    Raises:
+        ValueError: it is not trained to its end, or its file was changed since.
+    """
+    return _reached(run, experiment)[:2]
+
+
+def _reached(
+    run: Run, experiment: SEATExperiment, *, unfinished: bool = False
+) -> tuple[Normalized, tuple[str, ...], int]:
+    """The trained network of a run, the names of its classes, and the epoch that it reached."""
+    experiment = experiment.resolved()
+    if unfinished and not victim_file(run).is_file():
+        task, plan = experiment.data.found_task, experiment.data.found_plan()
+        channels = len(task.channels)
+        net = build_network(experiment.network, channels, len(task.classes), plan, experiment.seed)
+        checkpoint = run.stage(SEGMENTER).checkpoint()
+        load_into(net, checkpoint.weights, f"{run.folder} at epoch {checkpoint.step}")
+        return Normalized(net, [0.0] * channels, [1.0] * channels).eval(), task.classes, checkpoint.step
+    segmenter(StageContext(experiment, run, trains=False))
+    return *load_victim(victim_file(run)), experiment.training.epochs
+
+
+def _volumes(experiment: SEATExperiment, options: EvaluateOptions, bad: list[BadSample]) -> tuple[VolumePool, str]:
+    split = options.split or experiment.test_split
+    pool = load_decathlon(experiment.data, split, "--", bad.append if options.skip_bad else None)
+    if options.cases is not None:
+        rows = [row for row, name in enumerate(pool.ids) if any(fnmatchcase(name, case) for case in options.cases)]
+        if not rows:
+            raise ValueError(f"split {split!r} has no case {', '.join(options.cases)}; choose others by --cases")
+        pool = pool.take(rows)
+    if pool.labels is None:
+        raise ValueError(f"the cases of split {split!r} have no labels, by which Dice is counted; choose another split")
+    return pool, split
+
+
+def _report(
+    victim: Normalized,
+    classes: Sequence[str],
+    pool: VolumePool,
+    patches: Patches,
+    experiment: SEATExperiment,
+    epoch: int,
+    out: Path,
+) -> RobustnessReport:
+    """What the attacks leave of the victim on a patch of each volume, kept in the folder `out`."""
+    settings = experiment.evaluation
+    attacks: str | list[str | NamedAttack] = (
+        settings.attacks if isinstance(settings.attacks, str) else [*settings.attacks]
+    )
+    return robustness_report(
+        victim,
+        patches.images.cpu(),
+        patches.labels.cpu(),
+        eps=settings.eps,
+        attacks=attacks,
+        name=f"{method_name(experiment, epoch, experiment.training.epochs)}, seed {experiment.seed}",
+        classes=classes,
+        ids=pool.ids,
+        batch_size=settings.batch_size,
+        bounds="image" if experiment.training.eps_range == "patch" else window_bounds(constants_of(experiment.data)),
+        sanity=settings.sanity,
+        out=out,
+    )
+
+
+def _key(one: AttackResult) -> str:
+    """Begin of the names of an attack's metrics, such as clean, pgd_20_eps_8_255."""
+    return one.attack if one.kind == "none" else f"{one.attack}_{slug(f'eps {one.eps}')}"
+
+
+def _dice(counts: Counts) -> Floats:
+    """Mean Dice of the foreground classes of each patch, [N]; a class that is neither predicted nor true has 1."""
+    sizes = (counts.predicted + counts.true)[:, 1:]
+    return np.asarray(np.where(sizes > 0, 2 * counts.both[:, 1:] / np.maximum(sizes, 1), 1.0).mean(axis=1))
+
+
+def _result(
+    experiment: SEATExperiment,
+    victim: Normalized,
+    pool: VolumePool,
+    split: str,
+    report: RobustnessReport,
+    epoch: int,
+    command: str,
+) -> Result:
+    cases: list[Case] = [
+        {"case_id": name, "origin": pool.origin, "patient": group}
+        for name, group in zip(pool.ids, pool.groups, strict=True)
+    ]
+    for case, metrics in zip(cases, _whole(experiment, victim, pool), strict=True):
+        case.update(metrics)
+    titles = dict[str, str]()
+    for one in report.results:
+        if one.kind not in ("none", "white", "black"):
+            continue
+        radius = f"{WORST}_{slug(f'eps {one.eps}')}"
+        for case, value in zip(cases, _dice(one.counts).tolist(), strict=True):
+            case[f"{_key(one)}_dice"] = value
+            if one.kind != "none":
+                for name in (WORST, radius):
+                    case[f"{name}_dice"] = min(case.get(f"{name}_dice", value), value)
+        if one.kind != "none":
+            titles |= {radius: f"Worst, ε = {one.eps}", _key(one): f"{one.title}, ε = {one.eps}"}
+    name = method_name(experiment, epoch, experiment.training.epochs)
+    return Result(
+        id=f"{slug(name)}_seed{experiment.seed}",
+        paper="SEAT",
+        env="none",
+        method=name,
+        seed=experiment.seed,
+        data=f"{experiment.data.found_task.title} phantom"
+        if experiment.data.phantom
+        else Path(experiment.data.data).name,
+        split=split,
+        supervision="voxel",
+        mode="inductive",
+        origins=count_origins(cases),
+        metrics=dict(mean_metrics(cases)),
+        cases=cases,
+        settings={
+            **plain(asdict(experiment.evaluation)),
+            "titles": titles,
+            "fold": experiment.data.fold,
+            "epochs": epoch,
+        },
+        command=command,
+    )
+
+
+@torch.no_grad()
+def _whole(experiment: SEATExperiment, victim: Normalized, pool: VolumePool) -> list[dict[str, float | None]]:
+    """Dice, recall and precision of each class of every whole volume, and the mean Dice."""
+    plan = experiment.data.found_plan()
+    net, found = VolumeWindows(victim, plan.val_size, experiment.evaluation.windows), list[dict[str, float | None]]()
+    for row in range(len(pool)):
+        sample = pool[row]
+        assert sample.label is not None
+        with bfloat16_on_cuda(pool.device):
+            predicted = net(sample.image[None]).argmax(dim=1)
+        counts = class_counts(predicted, sample.label[None].long(), len(pool.classes), 255)
+        dice, (recall, precision) = dice_case(counts)[0], recall_and_precision(counts)
+        metrics: dict[str, float | None] = {"dice": float(dice.mean())}
+        for name, values in (("dice", dice), ("recall", recall[0]), ("precision", precision[0])):
+            for cls, value in zip(pool.classes[1:], values.tolist(), strict=True):
+                metrics[f"{name}_{slug(cls)}"] = None if value != value else value
+        found.append(metrics)
+    return found
+
+
+def _figure(
+    path: Path, victim: Normalized, classes: Sequence[str], patches: Patches, experiment: SEATExperiment
+) -> None:
+    """The middle slices of the first patches, attacked by PGD at the largest radius, and what is predicted of both."""
+    images, labels = patches.images[:PANEL], patches.labels[:PANEL]
+    eps = max(experiment.evaluation.radii, key=lambda one: Epsilon.parse(one).value)
+    adversarial = ATTACKS["pgd"](victim, images, labels, eps=eps, steps=20, bounds=image_range(images))
+    save_picture(path, _panel(victim, images, adversarial, [labels], len(classes)))
+
+
+@torch.no_grad()
+def _panel(victim: Normalized, images: Tensor, adversarial: Tensor, maps: Sequence[Tensor], classes: int) -> Bytes:
+    middle = images.shape[-1] // 2
+    low, high = image_range(images)
+    shown = [((x - low) / (high - low).clamp(min=1e-6))[:, :1, ..., middle] for x in (images, adversarial)]
+    found = [torch.cat([victim(x).argmax(dim=1) for x in torch.split(part, 1)]) for part in (images, adversarial)]
+    return attack_panel(shown[0], shown[1], [one[..., middle] for one in (*maps, *found)], classes)
+
+
+# -- one attack ----------------------------------------------------------------------------------------------------
+
+
+def render(run: Run, experiment: SEATExperiment, options: RenderOptions) -> Episode:
+    """PGD with the training's radius and number of steps on the middle patch of one test volume, step by step."""
+    victim, classes, _ = _reached(run, experiment, unfinished=options.unfinished)
+    pool, _ = _volumes(experiment, EvaluateOptions(split=options.split), [])
+    if options.case is not None:
+        check_choice("case", options.case, pool.ids)
+    row = 0 if options.case is None else pool.ids.index(options.case)
+    size, config = experiment.data.found_plan().val_size, experiment.training
+    images, labels = pool.patches(torch.tensor([row]), mass_corners(pool.take([row]), size), size)
+    shots = list[Shot]()
+
+    def draw(adversarial: Tensor) -> None:
+        with torch.no_grad():
+            dice = float(dice_case(class_counts(victim(adversarial).argmax(dim=1), labels, len(classes), 255)).mean())
+        shown = labels if options.truth else torch.zeros_like(labels)
+        line = f"{pool.ids[row]}, PGD, step {len(shots)} of {config.iterations}: Dice {100 * dice:.1f} %"
+        shots.append(Shot(_panel(victim, images, adversarial, [shown], len(classes)), [line]))
+
+    def watch(core: AttackCore) -> None:
+        draw(core.adversarial.detach())
+
+    draw(
+        ATTACKS["pgd"](
+            victim,
+            images,
+            labels,
+            eps=config.eps,
+            steps=config.iterations,
+            step_size=Epsilon.parse(config.eps).value * config.step_share,
+            random_start=False,
+            bounds=image_range(images),
+            watch=watch,
+        )
+    )
+    return Episode(shots, class_legend(classes), shots[-1].lines[0])
+
+
+def check_export(experiment: SEATExperiment) -> NoReturn:
+    """Raises ValueError: there is no agent to export."""
+    raise ValueError(
+        "export_sb3 writes an agent, but paper 'seat' trains a segmenter: its file is "
+        f"{SEGMENTER}/{VICTIM} in the run's folder"
+    )
+
+
+def learner(experiment: SEATExperiment, run: Run) -> NoReturn:
+    """Raises ValueError: as `check_export`."""
+    check_export(experiment)
+
+
+def lines(experiment: SEATExperiment, run: Run) -> list[dict[str, float]]:
+    """The curves of the training; a step is an epoch."""
+    return run.stage(SEGMENTER).metrics()

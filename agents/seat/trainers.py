@@ -1,0 +1,221 @@
+"""What the weights learn from a batch of patches: replays, PGD-AT, TRADES (docs/seat.md, Method 11, 12 and 14).
+
+Symbols as in `attacks/replays.py`; K = adversarial iterations, s = step size as a share of the radius.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ...attacks.budget import Bounds, Epsilon, LinfBall, image_range
+from ...attacks.replays import Replays
+from ...attacks.victim import frozen
+from ...common.device import bfloat16_on_cuda
+from ...common.workers import ONE_PROCESS, Workers
+from ...rewards.lipschitz import magnitude, relative_magnitude
+from ...segmenters.dice_ce import dice_ce_of_images, kl_divergence
+from .config import TrainingConfig
+
+NOISE = 0.001
+"""Deviation of the start of TRADES, in units of the image."""
+
+
+class NoiseBuffer:
+    """The perturbation that one batch leaves to the next, zero at first; a training keeps it (`Stateful`)."""
+
+    def __init__(self) -> None:
+        self.delta: Tensor | None = None
+
+    def start(self, images: Tensor) -> Tensor:
+        """Images [B, C, *spatial] with what the last batch left to them; rows that it had not begin clean."""
+        if self.delta is None:
+            return images
+        moved, rows = images.clone(), min(len(images), len(self.delta))
+        moved[:rows] += self.delta[:rows].to(images)
+        return moved
+
+    def keep(self, delta: Tensor) -> None:
+        """Take over what a batch leaves [B, C, *spatial]; rows beyond it stay."""
+        rest = None if self.delta is None else self.delta[len(delta) :]
+        self.delta = delta if rest is None or not len(rest) else torch.cat([delta, rest.to(delta)])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The buffer."""
+        return {} if self.delta is None else {"delta": self.delta}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with a buffer that was kept."""
+        self.delta = state.get("delta")
+
+
+class Trainer:
+    """Takes a network through a batch as its configuration says; sums up magnitudes and passes on the way.
+
+    Args:
+        net: the network in training.
+        optimizer: of its weights.
+        config: method, attack and magnitude.
+        buffer: what is carried from batch to batch.
+        workers: the processes that train together, each with its share of the batch.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: Optimizer,
+        config: TrainingConfig,
+        buffer: NoiseBuffer,
+        workers: Workers = ONE_PROCESS,
+    ) -> None:
+        self.net, self.optimizer, self.config, self.buffer, self.workers = net, optimizer, config, buffer, workers
+        self.radius = Epsilon.parse(config.eps).value * config.eps_enlarger
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin the sums of an epoch anew."""
+        self.sums = dict[str, Tensor]()
+        self.passes = self.images = 0
+
+    def batch(self, images: Tensor, labels: Tensor, iterations: int, bounds: Bounds | None = None) -> None:
+        """Learn from a batch.
+
+        Args:
+            images: patches float32 [B, C, *spatial].
+            labels: int64 [B, *spatial].
+            iterations: K.
+            bounds: what epsilon is a share of; None: the range of each patch and channel.
+        """
+        ball = make_ball(images, self.radius, bounds)
+        self.images += len(images)
+        if self.config.method == "replay":
+            self._replay(ball, labels, iterations)
+        elif self.config.method == "pgd":
+            self._pgd(ball, labels, iterations)
+        else:
+            self._trades(ball, labels)
+
+    def _replay(self, ball: LinfBall, labels: Tensor, iterations: int) -> None:
+        config, share = self.config, self.config.step_share if self.config.noise else 0.0
+        replays = Replays(self.net, self.loss, "every_step")
+        start = self._start(ball) if config.noise else None
+        for k in range(iterations):
+            self.optimizer.zero_grad(set_to_none=True)
+            if k == 0:
+                replays.begin(ball, labels, start)
+                self._add("first_loss", replays.losses)
+            else:
+                replays.advance(share)
+            self._measure(replays, k, iterations)
+            self._descend(len(labels))
+        self._add("loss", replays.losses)
+        if config.noise and config.start == "carry":
+            replays.move(share)
+            self.buffer.keep(replays.delta)
+        self._add("delta", _share_of(replays))
+
+    def _pgd(self, ball: LinfBall, labels: Tensor, iterations: int) -> None:
+        config, learns = self.config, self.config.attack_mode == "train"
+        replays = Replays(self.net, self.loss, "at_end" if learns else "never")
+        self.optimizer.zero_grad(set_to_none=True)
+        replays.begin(ball, labels, self._start(ball))
+        self._add("first_loss", replays.losses)
+        self._measure(replays, 0, iterations)
+        for k in range(1, iterations):
+            replays.advance(config.step_share)
+            self._measure(replays, k, iterations)
+        if learns:
+            replays.advance(config.step_share)
+            replays.learn()
+        else:  # dropout and batch statistics are for what teaches
+            replays.move(config.step_share)
+            reached, replays = replays.adversarial, Replays(self.net, self.loss, "every_step")
+            replays.begin(ball, labels, reached)
+        self.passes += 1
+        self._descend(len(labels))
+        self._add("loss", replays.losses)
+        self._add("delta", _share_of(replays))
+        if config.start == "carry":
+            self.buffer.keep(replays.delta)
+
+    def _trades(self, ball: LinfBall, labels: Tensor) -> None:
+        config, images = self.config, ball.images
+        with frozen(self.net), torch.no_grad(), bfloat16_on_cuda(images.device):
+            clean = self.net(images).float()
+        replays = Replays(self.net, lambda logits, _: mean_kl(clean, logits))
+        steps = config.trades_steps
+        for k in range(steps):
+            if k == 0:
+                replays.begin(ball, labels, images + NOISE * torch.randn_like(images))
+            else:
+                replays.advance(1.0 / steps if config.trades_step is None else config.trades_step)
+            self._measure(replays, k, steps)
+        replays.move(1.0 / steps if config.trades_step is None else config.trades_step)
+        self.optimizer.zero_grad(set_to_none=True)
+        with bfloat16_on_cuda(images.device):
+            logits = self.net(torch.cat([images, replays.adversarial])).float()
+        before, after = logits.chunk(2)
+        losses, apart = self.loss(before, labels), mean_kl(before, after)
+        (losses + config.beta * apart).mean().backward()  # type: ignore[no-untyped-call]
+        self.passes += 3  # the clean images of the attack, and both of the loss
+        self._descend(len(labels))
+        self._add("loss", losses)
+        self._add("kl", apart)
+        self._add("delta", _share_of(replays))
+
+    def _start(self, ball: LinfBall) -> Tensor | None:
+        """Where the noise of a batch begins; None: at the clean images."""
+        if self.config.start == "zero":
+            return None
+        return self.buffer.start(ball.images) if self.config.start == "carry" else ball.random()
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Dice + cross-entropy of each image, [B]."""
+        return dice_ce_of_images(logits, labels, ignore_absent=self.config.ignore_absent)
+
+    def _descend(self, rows: int) -> None:
+        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
+        self.workers.average_gradients(parameters, rows)
+        self.optimizer.step()
+
+    def _measure(self, replays: Replays, k: int, iterations: int) -> None:
+        """Add the magnitudes of a pass, where they count."""
+        self.passes += 1
+        if {"all": True, "first": k == 0, "last": k == iterations - 1, "probe": False}[self.config.magnitude]:
+            self._add("grad_l1_raw", magnitude(replays.gradient))
+            self._add("grad_l1_rel", relative_magnitude(replays.gradient, *image_range(replays.images)))
+            self._add("measured", torch.ones_like(replays.losses))
+
+    def _add(self, name: str, values: Tensor) -> None:
+        self.sums[name] = self.sums.get(name, torch.zeros((), device=values.device)) + values.detach().sum()
+
+
+def make_ball(images: Tensor, eps: float, bounds: Bounds | None = None) -> LinfBall:
+    """What may be reached: b = eps times the range of each patch and channel, or that of `bounds`; within the former.
+
+    Args:
+        images: patches [B, C, *spatial].
+        eps: share of the range, above 0.
+        bounds: (low, high), numbers or tensors that broadcast to the images.
+    """
+    own = LinfBall.around(images, eps, image_range(images))
+    if bounds is None:
+        return own
+    low, high = (torch.as_tensor(end, dtype=images.dtype, device=images.device) for end in bounds)
+    radius = eps * (high - low)
+    least, most = image_range(images)
+    lower, upper = torch.maximum(own.images - radius, least), torch.minimum(own.images + radius, most)
+    return LinfBall(own.images, lower, upper, radius.expand(1, images.shape[1], *[1] * (images.dim() - 2)))
+
+
+def mean_kl(clean: Tensor, other: Tensor) -> Tensor:
+    """Mean over the voxels of KL(softmax clean || softmax other), [B]; of logits [B, K, *spatial]."""
+    return kl_divergence(clean, other).flatten(1).mean(dim=1)
+
+
+def _share_of(replays: Replays) -> Tensor:
+    """Mean |delta| / b of each image, [B]; 0 where nothing may move."""
+    radius = replays.ball.radius.expand_as(replays.images)
+    return torch.where(radius > 0, replays.delta.abs() / radius.clamp(min=1e-12), 0.0).flatten(1).mean(dim=1)

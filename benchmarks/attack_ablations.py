@@ -1,0 +1,98 @@
+"""What each part of RP-PGD is worth: options of the attack, one changed at a time (docs/rp-pgd.md, Results).
+
+    python benchmarks/attack_ablations.py --victim runs/none_0/segmenter/victim.safetensors runs/none_1/...
+
+Victims of phantom scenes, one seed each, on 48 scenes of the split test, from the clean image at the given step size.
+Writes results/attack_ablations.json beside this and prints the table.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from attack_grid import BATCH, pools
+from segarena.attacks.budget import Epsilon
+from segarena.attacks.methods import ATTACKS
+from segarena.attacks.options import RELEASED, RPOptions
+from segarena.attacks.victims import feature_layer_of, load_victim
+from segarena.common.files import replacing
+from segarena.common.overlap import class_counts
+from segarena.datasets.images import IGNORED
+from segarena.evaluation.machine import describe_machine
+from segarena.evaluation.robustness_metrics import Counts, image_miou
+from segarena.evaluation.statistics import bootstrap_interval
+
+RESULT = Path(__file__).parent / "results" / "attack_ablations.json"
+STEPS = (3, 20)
+PLAIN = RPOptions()
+BASE = "RP-PGD++"
+VARIANTS = {
+    BASE: ("rp_pgd_pp", PLAIN),
+    "regions alone (RP-region)": ("rp_region", PLAIN),
+    "regions, inter (RP-PGD)": ("rp_pgd", PLAIN),
+    "intra below 0: classes spread": ("rp_pgd_pp", replace(PLAIN, w_intra=-0.25)),
+    "prototype terms 4 times as heavy": ("rp_pgd_pp", replace(PLAIN, w_inter=2.0, w_intra=1.0)),
+    "features without gradient": ("rp_pgd_pp", replace(PLAIN, detach_features=True)),
+    "steps counted from 0": ("rp_pgd_pp", replace(PLAIN, lambda_base=0)),
+    "regions of the batch": ("rp_pgd_pp", replace(PLAIN, region_norm="batch")),
+    "one mean over all pixels": ("rp_pgd_pp", replace(PLAIN, region_norm="global")),
+    "one mean, regions alone (RP-global)": ("rp_global", PLAIN),
+    "prototypes of the batch": ("rp_pgd_pp", replace(PLAIN, proto_scope="batch")),
+    "background has an intra term, too": ("rp_pgd_pp", replace(PLAIN, intra_skip=())),
+    "released program, all of it": ("rp_pgd_pp", replace(RELEASED, norm_clamp_start=False)),
+    "BIM": ("bim", None),
+}
+"""Attack and options by what is changed."""
+LAYERS = ("model.merge.0", "model.merge.1", "model.merge.2")
+"""Outputs of the U-Net's way up, from a sixteenth to a quarter of the image's size."""
+
+
+def damage(victim, pool, name, options, steps, eps, layer):
+    """mIoU of each image after an attack, [N]."""
+    arguments = {"eps": eps, "steps": steps, "random_start": False, "ignore_index": IGNORED}
+    if options is not None:
+        arguments |= {"feature_layer": layer, "options": options}
+    found = []
+    for rows in torch.arange(len(pool)).split(BATCH):
+        images, labels = pool.at(rows), pool.labels[rows].long()
+        moved = ATTACKS[name](victim, images, labels, **arguments)
+        with torch.inference_mode():
+            found.append(class_counts(victim(moved).argmax(dim=1), labels, len(pool.classes), IGNORED))
+    return image_miou(Counts(*(torch.cat(parts).numpy() for parts in zip(*found, strict=True))))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--victim", nargs="+", required=True, metavar="FILE", help="one for each seed")
+    parser.add_argument("--eps", default="8/255")
+    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args()
+    found = {}
+    for path in args.victim:
+        victim, classes = load_victim(path)
+        pool, own = pools(classes, args.images)[1], feature_layer_of(victim)
+        cases = [(title, *given, own) for title, given in VARIANTS.items()]
+        cases += [(f"features of {layer}", *VARIANTS[BASE], layer) for layer in LAYERS if layer != own]
+        for title, name, options, layer in cases:
+            for steps in STEPS:
+                values = damage(victim, pool, name, options, steps, Epsilon.parse(args.eps), layer)
+                found.setdefault(title, {}).setdefault(str(steps), []).append([round(float(one), 4) for one in values])
+        print(path, flush=True)
+    with replacing(args.out) as unfinished:
+        unfinished.write_text(json.dumps({"eps": args.eps, "machine": describe_machine(), "miou": found}))
+    print("| changed | N = 3 | N = 20 | N = 3 less RP-PGD++ | N = 20 less RP-PGD++ |\n|---|---|---|---|---|")
+    for title, by_steps in found.items():
+        values = [100 * np.array(by_steps[str(steps)]) for steps in STEPS]
+        less = [
+            bootstrap_interval(one - 100 * np.array(found[BASE][str(n)])) for one, n in zip(values, STEPS, strict=True)
+        ]
+        shown = ["–" if title == BASE else "{:+.1f} [{:.1f}, {:.1f}]".format(*one) for one in less]
+        print("|", " | ".join([title, *(f"{one.mean():.1f}" for one in values), *shown]), "|")
+
+
+if __name__ == "__main__":
+    main()
