@@ -95,17 +95,17 @@ class DecathlonConfig:
         return self.data == "phantom"
 
     @property
-    def found_task(self) -> Task:
+    def resolved_task(self) -> Task:
         """The task, with the constants of its phantoms where these are used."""
         return find_task(self.task, phantom=self.phantom)
 
-    def found_plan(self) -> Plan:
+    def resolved_plan(self) -> Plan:
         """The plan of the file that `plan` names, or of the task.
 
         Raises:
             FileNotFoundError, ValueError: as `Plan.load`.
         """
-        return self.found_task.plan if self.plan is None else Plan.load(self.plan)
+        return self.resolved_task.plan if self.plan is None else Plan.load(self.plan)
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def load_decathlon(
 
 
 def _find(config: DecathlonConfig) -> _Cases:
-    task = config.found_task
+    task = config.resolved_task
     if config.phantom:
         number = config.phantom_cases
         labelled = [NAMES.name(n) for n in range(number.labelled)]

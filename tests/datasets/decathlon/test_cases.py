@@ -99,7 +99,7 @@ def test_a_phantom_pool_is_deterministic_and_prepared():
         assert torch.equal(pool.images, again.images)
         assert pool.origin == "phantom"
         assert (len(pool.classes), len(pool.channels), len(pool)) == (classes, channels, 4)
-        for channel, (low, high) in zip(pool.images, config.found_task.fingerprint.z_window(), strict=True):
+        for channel, (low, high) in zip(pool.images, config.resolved_task.fingerprint.z_window(), strict=True):
             assert (channel.min().item(), channel.max().item()) == pytest.approx((low, high), abs=1e-4)
 
 
@@ -171,7 +171,7 @@ def test_a_volume_is_prepared_once_and_anew_when_its_file_or_the_constants_chang
 
 def test_corrected_statistics_are_measured_on_the_training_cases_of_the_fold(task_folder):
     config = DecathlonConfig(data=str(task_folder), stats="corrected")
-    task, cases = config.found_task, {case.id: case for case in find_cases(task_folder)}
+    task, cases = config.resolved_task, {case.id: case for case in find_cases(task_folder)}
     train = [read_case(cases[one], task) for one in decathlon_case_ids(config, "train")]
     expected = measure(train, 3, ct=False)
     found = constants_of(config)
@@ -181,13 +181,13 @@ def test_corrected_statistics_are_measured_on_the_training_cases_of_the_fold(tas
     other = constants_of(DecathlonConfig(data=str(task_folder), stats="corrected", fold=1))
     assert other.mean != found.mean
     phantom = constants_of(DecathlonConfig(task="toy", stats="corrected"))
-    assert phantom.mean == pytest.approx(DecathlonConfig(task="toy").found_task.fingerprint.mean, abs=0.02)
+    assert phantom.mean == pytest.approx(DecathlonConfig(task="toy").resolved_task.fingerprint.mean, abs=0.02)
 
 
 def test_a_plan_of_ones_own(tmp_path):
     config = DecathlonConfig(task="toy")
-    config.found_plan().save(tmp_path / "plan.json")
-    assert DecathlonConfig(task="toy", plan=str(tmp_path / "plan.json")).found_plan() == config.found_plan()
+    config.resolved_plan().save(tmp_path / "plan.json")
+    assert DecathlonConfig(task="toy", plan=str(tmp_path / "plan.json")).resolved_plan() == config.resolved_plan()
 
 
 # -- real hippocampi -----------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_real_hippocampi_are_loaded_whatever_their_type_and_scale():
     assert [len(found) for found in splits.values()] == [48, 12, 7, 5]
     pool = load_decathlon(config, "all")
     assert len(pool) == 60
-    low, high = config.found_task.fingerprint.z_window()[0]
+    low, high = config.resolved_task.fingerprint.z_window()[0]
     inside = []
     for row in range(60):
         case = pool[row]
@@ -210,7 +210,7 @@ def test_real_hippocampi_are_loaded_whatever_their_type_and_scale():
     assert max(inside) < high
     assert abs(np.mean(inside)) < 0.15, "the foreground lies about 0, the mean of the table"
     assert np.std(inside) < 1
-    plan = config.found_plan()
+    plan = config.resolved_plan()
     patches = PatchSampler(pool, plan, seed=0).batch(torch.arange(22), 0)
     assert patches.images.shape == (22, 1, 32, 48, 32)
     assert (patches.labels[::2, 16, 24, 16] > 0).all()

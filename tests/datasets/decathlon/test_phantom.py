@@ -57,7 +57,7 @@ def test_units_and_sizes_differ_between_volumes():
 def validation(name):
     """Middle patches of 40 training and of 10 validation phantoms."""
     config = DecathlonConfig(task="toy" if name == "Toy" else name)
-    size = config.found_plan().val_size
+    size = config.resolved_plan().val_size
     pools = [load_decathlon(config, split) for split in ("train", "val")]
     return [pool.patches(torch.arange(len(pool)), centre_corners(pool, size), size) for pool in pools]
 

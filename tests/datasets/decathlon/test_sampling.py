@@ -1,9 +1,14 @@
 """The pool of volumes, and where patches of it are cut."""
 
+import doctest
+
 import numpy as np
 import pytest
 import torch
 from segarena.common.counted import uniform
+from segarena.datasets import volumes
+from segarena.datasets.decathlon import cases, sampling
+from segarena.datasets.decathlon import plan as plan_module
 from segarena.datasets.decathlon.augmentation import AugmentationConfig
 from segarena.datasets.decathlon.cases import DecathlonConfig, load_decathlon
 from segarena.datasets.decathlon.plan import Plan
@@ -218,7 +223,7 @@ def test_a_patch_depends_on_seed_epoch_and_row_alone():
 
 def test_an_epoch_shows_each_volume_once_in_an_order_of_its_own():
     pool = load_decathlon(DecathlonConfig(task="toy"), "train")
-    sampler = PatchSampler(pool, DecathlonConfig(task="toy").found_plan(), seed=1)
+    sampler = PatchSampler(pool, DecathlonConfig(task="toy").resolved_plan(), seed=1)
     orders = [sampler.order(epoch).tolist() for epoch in (0, 1, 0)]
     assert orders[0] == orders[2] != orders[1]
     assert sorted(orders[0]) == list(range(40))
@@ -238,3 +243,10 @@ def test_sampling_and_augmentation_stay_on_the_device(police):
         sampler.draw(rows, rows == 0, uniform(rows, DRAWS, 3))
     assert {tensor.device.type for tensor in (*found, *fixed)} == {"cuda"}
     assert counted.total == 0, counted.report()
+
+
+@pytest.mark.parametrize("module", [volumes, sampling, cases, plan_module])
+def test_the_examples_of_docstrings_run(module):
+    failed, tried = doctest.testmod(module)
+    assert tried > 1
+    assert failed == 0
