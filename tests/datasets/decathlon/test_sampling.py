@@ -9,7 +9,7 @@ from segarena.common.counted import uniform
 from segarena.datasets import volumes
 from segarena.datasets.decathlon import cases, sampling
 from segarena.datasets.decathlon import plan as plan_module
-from segarena.datasets.decathlon.augmentation import AugmentationConfig
+from segarena.datasets.decathlon.augmentation import NO_AUGMENTATION, AugmentationConfig, augment
 from segarena.datasets.decathlon.cases import DecathlonConfig, load_decathlon
 from segarena.datasets.decathlon.plan import Plan
 from segarena.datasets.decathlon.sampling import (
@@ -219,6 +219,18 @@ def test_a_patch_depends_on_seed_epoch_and_row_alone():
     assert not torch.allclose(sampler.batch(torch.tensor([3]), 4).images, few.images, atol=0.1)
     other = PatchSampler(pool, whole, AugmentationConfig(), seed=6)
     assert not torch.allclose(other.batch(torch.tensor([3]), 2).images, few.images, atol=0.1)
+
+
+def test_without_augmentation_the_middle_is_cut_as_augmentation_does():
+    pool = pool_of(noise_label((12, 9, 10)), noise_label((8, 14, 9), 1))
+    sampler = PatchSampler(pool, plan((8, 8, 9), (6, 5, 6)), seed=0)
+    rows = torch.tensor([1, 0, 1])
+    numbers, foreground = uniform(rows, DRAWS, 1), torch.tensor([True, False, False])
+    found = sampler.draw(rows, foreground, numbers)
+    whole = pool.patches(rows, sampler.corners(rows, foreground, numbers[:, :PLACE_DRAWS]), (8, 8, 9))
+    cut = augment(whole, (6, 5, 6), NO_AUGMENTATION, numbers[:, PLACE_DRAWS:])
+    assert torch.equal(found.images, cut.images)
+    assert torch.equal(found.labels, cut.labels)
 
 
 def test_an_epoch_shows_each_volume_once_in_an_order_of_its_own():
