@@ -21,7 +21,6 @@ from .tasks import Task, find_task
 NAMES = PhantomNames("phantom_", digits=5)
 FIRST_TEST = 100_000
 """Number of the first phantom of the test split."""
-SPLITS = ("train", "val", "select", "report", "test", "all")
 
 
 @dataclass(frozen=True)
