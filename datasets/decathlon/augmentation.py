@@ -6,6 +6,7 @@ come as uniform ones from outside, `DRAWS` for each patch, so that a patch is ch
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -138,9 +139,7 @@ def _spatial(
     cut, cut_labels = images[..., x, y, z], labels[..., x, y, z]
     # from a voxel of the result to one of the patch, both counted from their middles in (x, y, z)
     turn = _rotation(angles) * factor[:, None, None]
-    to_ends = torch.tensor([inner / 2 for inner in size], device=images.device)
-    from_ends = torch.tensor([2 / outer for outer in whole], device=images.device)
-    theta = (from_ends[:, None] * turn * to_ends).flip(1, 2)  # grid_sample counts the last axis first
+    theta = (turn * _ratios(tuple(whole), size, images.device)).flip(1, 2)  # grid_sample counts the last axis first
     theta = torch.cat((theta, torch.zeros_like(theta[:, :, :1])), dim=2)
     grid = functional.affine_grid(theta, [len(images), 1, *size], align_corners=False)
     sampled = functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -149,6 +148,13 @@ def _spatial(
     )
     images = torch.where(_wide(changed, sampled), sampled, cut)
     return images, torch.where(_wide(changed, cut_labels), nearest[:, 0].long(), cut_labels)
+
+
+@lru_cache(maxsize=32)
+def _ratios(whole: tuple[int, ...], size: Triple, device: torch.device) -> Tensor:
+    """Size of the result along each axis as a multiple of that of the patch along each other, [3, 3]; kept, since it
+    comes from the host."""
+    return torch.tensor([[inner / outer for inner in size] for outer in whole], device=device)
 
 
 def _rotation(angles: list[Tensor]) -> Tensor:

@@ -1,6 +1,5 @@
 """Volumes of a Decathlon task, prepared, in pools by split (docs/seat.md, Method 4): phantoms, or a folder."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from ..sample import BadSample, Sample, load_each
 from ..selection import Catalogue, PhantomNames, check_pattern, patient_of, setting
 from ..volumes import VolumePool
 from .fingerprint import Fingerprint, measure_intensities
-from .phantom import PHANTOMS
+from .phantom import drawn_phantom
 from .plan import Plan
 from .preparation import measured_cases, prepare, prepared_case
 from .splits import divided, listed
@@ -22,7 +21,6 @@ from .tasks import Task, find_task
 NAMES = PhantomNames("phantom_", digits=5)
 FIRST_TEST = 100_000
 """Number of the first phantom of the test split."""
-SPLITS = ("train", "val", "select", "report", "test", "all")
 
 
 @dataclass(frozen=True)
@@ -96,17 +94,17 @@ class DecathlonConfig:
         return self.data == "phantom"
 
     @property
-    def found_task(self) -> Task:
+    def resolved_task(self) -> Task:
         """The task, with the constants of its phantoms where these are used."""
         return find_task(self.task, phantom=self.phantom)
 
-    def found_plan(self) -> Plan:
+    def resolved_plan(self) -> Plan:
         """The plan of the file that `plan` names, or of the task.
 
         Raises:
             FileNotFoundError, ValueError: as `Plan.load`.
         """
-        return self.found_task.plan if self.plan is None else Plan.load(self.plan)
+        return self.resolved_task.plan if self.plan is None else Plan.load(self.plan)
 
 
 @dataclass(frozen=True)
@@ -181,7 +179,7 @@ def load_decathlon(
 
 
 def _find(config: DecathlonConfig) -> _Cases:
-    task = config.found_task
+    task = config.resolved_task
     if config.phantom:
         number = config.phantom_cases
         labelled = [NAMES.name(n) for n in range(number.labelled)]
@@ -233,13 +231,8 @@ def _task_folder(config: DecathlonConfig, task: Task) -> Path:
 
 def _load(source: _Source, task: Task, constants: Fingerprint, config: DecathlonConfig, place: str) -> Sample:
     if isinstance(source.origin, int):
-        return prepare(_drawn(task.name, source.origin), constants, ct=task.ct)
+        return prepare(drawn_phantom(task.name, source.origin), constants, ct=task.ct)
     return prepared_case(source.origin, task, constants, config.cache_dir, place)
-
-
-@functools.lru_cache(maxsize=256)
-def _drawn(name: str, number: int) -> Sample:
-    return PHANTOMS[name](number)
 
 
 def _constants(config: DecathlonConfig, cases: _Cases) -> Fingerprint:
@@ -248,7 +241,7 @@ def _constants(config: DecathlonConfig, cases: _Cases) -> Fingerprint:
         return task.fingerprint
     origins = [cases.sources[one].origin for one in cases.splits["train"]]
     files = [one for one in origins if isinstance(one, CaseFiles)]
-    phantoms = (_drawn(task.name, one) for one in origins if isinstance(one, int))
+    phantoms = (drawn_phantom(task.name, one) for one in origins if isinstance(one, int))
     if files:
         measured = measured_cases(files, task, config.cache_dir)
     else:

@@ -4,6 +4,7 @@ Coordinates are voxels of 1 mm from the middle of the volume: x to the right, y 
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +18,17 @@ Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 CSF, GREY, WHITE = 0.15, 0.5, 0.8
 """Brightness of fluid, grey and white matter in a T1-weighted image, 1 the brightest tissue."""
+TAIL = 0.06
+"""By how much the tail of the hippocampus is darker."""
 BRAIN_TISSUE = {
-    "white": (0.45, 0.70, 0.70, 0.40),
-    "grey": (0.55, 0.50, 0.52, 0.52),
+    "white": (0.48, 0.70, 0.70, 0.40),
+    "grey": (0.62, 0.50, 0.52, 0.55),
     "fluid": (0.10, 0.15, 0.15, 0.95),
     "vessel": (0.35, 0.50, 0.90, 0.25),
-    "old lesion": (0.80, 0.50, 0.50, 0.70),
-    "edema": (0.80, 0.48, 0.48, 0.75),
-    "core": (0.65, 0.32, 0.34, 0.80),
-    "enhancing": (0.70, 0.42, 0.85, 0.65),
+    "old lesion": (0.82, 0.46, 0.46, 0.74),
+    "edema": (0.76, 0.48, 0.48, 0.72),
+    "core": (0.60, 0.32, 0.34, 0.80),
+    "enhancing": (0.66, 0.42, 0.85, 0.65),
 }
 """Brightness in FLAIR, T1w, T1gd, T2w."""
 
@@ -33,8 +36,8 @@ BRAIN_TISSUE = {
 def hippocampus_phantom(number: int) -> Sample:
     """Volume number `number` (0 or more): image float32 [1, X, Y, Z] of about 36 x 50 x 36, label uint8 0/1/2.
 
-    A bent body of grey matter, its front (1) and its back (2) divided by a tilted plane that nothing in the image shows
-    but the shape. What makes it hard, as in patients:
+    A bent body of grey matter with a thick, hooked head (1) and a thin, rising, slightly darker tail (2), divided by a
+    tilted plane. What makes it hard, as in patients:
 
     - grey matter elsewhere is as bright: cortex around it, and an amygdala that touches its front;
     - it lies at any place within 5 voxels, turned by up to 25 degrees, 0.8 to 1.2 times as large;
@@ -51,8 +54,9 @@ def hippocampus_phantom(number: int) -> Sample:
     x, y, z = space.bent
     length = rng.uniform(17, 21)
     t = np.clip(y / length, -1, 1)  # -1 the back, 1 the front
-    thick = (rng.uniform(5.4, 6.6) + rng.uniform(0.6, 1.8) * t) * np.sqrt(1 - t**4 + 1e-9)
-    side, rise = rng.uniform(2, 6) * (t**2 - 0.5), rng.uniform(-5, -2) * (t**2 - 0.5)
+    thick = (rng.uniform(5.0, 6.0) + rng.uniform(1.6, 2.6) * t) * np.sqrt(1 - t**4 + 1e-9)
+    side = rng.uniform(2, 5) * (t**2 - 0.5) + rng.uniform(2, 4) * np.maximum(t, 0) ** 2  # the head is a hook
+    rise = rng.uniform(-3, -1) * (t**2 - 0.5) + rng.uniform(4, 8) * np.minimum(t, 0) ** 2  # the tail rises
     away = np.sqrt(((x - side) / 1.15) ** 2 + ((z - rise) / 0.9) ** 2) / np.maximum(thick, 0.1)
     inside = (away < 1) & (np.abs(y) < length)
     front = y + rng.uniform(-0.3, 0.3) * z + rng.uniform(-0.3, 0.3) * x > rng.uniform(-1, 3)
@@ -65,7 +69,8 @@ def hippocampus_phantom(number: int) -> Sample:
     amygdala = ((x - rng.uniform(-3, 1)) / 7) ** 2 + ((y - length - 2) / 7) ** 2 + ((z - 5) / 6) ** 2 < 1
     tissue[amygdala] = GREY
     tissue[inside] = GREY + rng.normal(0, 0.02)
-    image = _scan(tissue, rng, noise=(0.04, 0.09))
+    tissue[inside & ~front] -= TAIL
+    image = _scan(tissue ** rng.uniform(0.85, 1.2), _shading(shape, rng), rng, noise=(0.04, 0.09))
     if rng.random() < 0.5:  # fat in a corner of the volume
         corner = sum(((axis / half) - sign) ** 2 for axis, half, sign in space.corners(rng))
         image[corner < 0.2] *= rng.uniform(1.3, 2.2)
@@ -100,11 +105,11 @@ def brain_phantom(number: int) -> Sample:
     kind[(radius > 0.82) | (np.abs(_smooth_field(shape, rng, 1.0)) < 0.25)] = grey
     kind[np.sqrt(((np.abs(x) - 4) / 2.2) ** 2 + (y / 9) ** 2 + ((z - 1) / 4) ** 2) < 1] = fluid
     kind[(np.abs(_smooth_field(shape, rng, 1.0)) < 0.05) & (np.abs(_smooth_field(shape, rng, 1.0)) < 0.4)] = vessel
-    for _ in range(rng.integers(0, 5)):
-        spot = _inside(radius, rng, 0.8)
-        kind[_distance(space.grid, spot) < rng.uniform(1.2, 2.5)] = old
+    kind[np.sqrt(((np.abs(x) - 4) / 4) ** 2 + ((np.abs(y) - 10) / 3) ** 2 + ((z - 1) / 4) ** 2) < 1] = old  # caps
+    for spot in _inside(radius, rng, 0.9, int(rng.integers(3, 12))):
+        kind[_distance(space.grid, spot) < rng.uniform(1.5, 3.5)] = old
     label = np.zeros(shape, np.uint8)
-    middle, reach = _inside(radius, rng, 0.75), rng.uniform(6, 11)
+    (middle,), reach = _inside(radius, rng, 0.75), rng.uniform(6, 11)
     lumpy = 1 + _smooth_field(shape, rng, 0.18)
     outer = _distance(space.grid, middle) * lumpy < reach
     core = middle + rng.normal(0, 0.15, 3) * reach
@@ -117,10 +122,10 @@ def brain_phantom(number: int) -> Sample:
         kind[label == k] = of_class
     kind[~brain] = 0
     levels = np.array([(0.0,) * 4, *BRAIN_TISSUE.values()], np.float32)
-    levels[1:] += rng.normal(0, 0.03, levels[1:].shape)
-    channels = []
+    levels[1:] = (levels[1:] + rng.normal(0, 0.03, levels[1:].shape)).clip(0.02) ** rng.uniform(0.85, 1.2, 4)
+    shading, channels = _shading(shape, rng), []
     for channel in range(4):
-        image = _scan(levels[kind, channel], rng, noise=(0.03, 0.08)) * 10 ** rng.uniform(1, 4)
+        image = _scan(levels[kind, channel], shading, rng, noise=(0.03, 0.08)) * 10 ** rng.uniform(1, 4)
         channels.append(np.where(brain, image, 0))
     return _sample(number, np.stack(channels), label)
 
@@ -148,6 +153,12 @@ PHANTOMS: dict[str, Callable[[int], Sample]] = {
     "Toy": toy_phantom,
 }
 """Phantom of each task that has one, by the task's name."""
+
+
+@lru_cache(maxsize=256)
+def drawn_phantom(task: str, number: int) -> Sample:
+    """The phantom of this number, drawn once per process (the last 256 are kept); not to be changed."""
+    return PHANTOMS[task](number)
 
 
 class _Space:
@@ -194,11 +205,12 @@ def _distance(grid: list[Array], centre: npt.ArrayLike) -> Array:
     return np.sqrt(squared)
 
 
-def _inside(radius: Array, rng: np.random.Generator, most: float) -> npt.NDArray[np.float64]:
-    """A random voxel where `radius` is below `most`, as coordinates from the middle."""
-    voxels = np.argwhere(radius < most)
-    voxel: npt.NDArray[np.float64] = voxels[rng.integers(len(voxels))] - (np.array(radius.shape) - 1) / 2
-    return voxel
+def _inside(radius: Array, rng: np.random.Generator, most: float, number: int = 1) -> npt.NDArray[np.float64]:
+    """Random voxels where `radius` is below `most`, as coordinates [number, 3] from the middle."""
+    voxels = np.flatnonzero(radius < most)
+    chosen = np.stack(np.unravel_index(rng.choice(voxels, number), radius.shape), axis=1)
+    places: npt.NDArray[np.float64] = chosen - (np.array(radius.shape) - 1) / 2
+    return places
 
 
 def _smooth_field(shape: tuple[int, ...], rng: np.random.Generator, amplitude: float) -> Array:
@@ -215,11 +227,16 @@ def _cortex(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     return np.where(folds < -0.4, WHITE, np.where(folds < 0.8, GREY, CSF)).astype(np.float32)
 
 
-def _scan(tissue: Array, rng: np.random.Generator, noise: tuple[float, float]) -> Array:
-    """Image of the tissue: partial volume, contrast, shading, noise; not negative."""
-    image = ndimage.gaussian_filter(tissue, 0.6, truncate=3) ** rng.uniform(0.85, 1.2)
-    image *= 1 + 0.12 * np.clip(_smooth_field(tissue.shape, rng, 0.6), -1.5, 1.5)
-    image += rng.uniform(*noise) * rng.standard_normal(tissue.shape, dtype=np.float32)
+def _shading(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Factor near 1 by which brightness rises and falls over a volume."""
+    shading: Array = 1 + 0.12 * np.clip(_smooth_field(shape, rng, 0.6), -1.5, 1.5)
+    return shading
+
+
+def _scan(tissue: Array, shading: Array, rng: np.random.Generator, noise: tuple[float, float]) -> Array:
+    """Image of the tissue: partial volume, shading, noise; not negative."""
+    image = ndimage.gaussian_filter(tissue, 0.6, truncate=2) * shading
+    image += np.float32(rng.uniform(*noise)) * rng.standard_normal(tissue.shape, dtype=np.float32)
     scanned: Array = np.maximum(image, 0).astype(np.float32)
     return scanned
 

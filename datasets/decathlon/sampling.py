@@ -57,6 +57,7 @@ class PatchSampler:
         small = (pool.shapes <= size).any(1, keepdim=True)
         beyond = torch.where(small, ((size - pool.shapes).div(2, rounding_mode="floor") + BEYOND).clamp(min=0), 0)
         self._half = size // 2
+        self._cut = (size - torch.tensor(plan.in_size, device=pool.device)) // 2
         self._lowest = self._half - beyond  # of middles; [N, 3]
         self._places = pool.shapes + beyond - self._half - self._lowest  # number of middles along each axis
         self._find_foreground()
@@ -107,6 +108,8 @@ class PatchSampler:
             numbers: float64 [B, DRAWS] in [0, 1), on the device of the pool.
         """
         corners = self.corners(rows, foreground, numbers[:, :PLACE_DRAWS])
+        if self.config == augmentation.NO_AUGMENTATION:  # the same, without a resampling that changes nothing
+            return self.pool.patches(rows, corners + self._cut, self.plan.in_size)
         patches = self.pool.patches(rows, corners, self.plan.p_size)
         return augment(patches, self.plan.in_size, self.config, numbers[:, PLACE_DRAWS:])
 

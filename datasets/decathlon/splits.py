@@ -83,7 +83,8 @@ def _rows(path: Path, root: Path, cases: Mapping[Path, CaseFiles], *, labelled: 
         raise ValueError(f"{path} is no CSV file ({error}); its first line must be image,label") from error
     if missing := [column for column in needed if column not in columns]:
         raise ValueError(
-            f"{path} has the columns {quoted(columns)} but lacks {', '.join(missing)}; its first line must be image,label"
+            f"{path} has the columns {quoted(columns)} but lacks {', '.join(missing)}; its first line must be "
+            "image,label"
         )
     ids = []
     for number, row in enumerate(rows, start=2):

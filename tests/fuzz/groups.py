@@ -10,6 +10,7 @@ from . import (
     checkpoint,
     configuration,
     dataset,
+    decathlon,
     names,
     nifti,
     plane,
@@ -24,6 +25,7 @@ from .harness import Input
 GROUPS: dict[str, Callable[[random.Random], Iterator[Input]]] = {
     "nifti": nifti.inputs,
     "dataset": dataset.inputs,
+    "decathlon": decathlon.inputs,
     "camus": camus.inputs,
     "plane": plane.inputs,
     "safetensors": weights.inputs,
