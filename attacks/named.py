@@ -16,11 +16,13 @@ from ..common.checks import check_choice, closest_choice
 from .apgd import OBJECTIVES, ONE_RADIUS, SEA_LOSSES_V1, apgd, sea
 from .budget import Bounds, Epsilon, LinfBall, per_image, signed_noise
 from .dag import dag
+from .fab import fab
 from .methods import ATTACKS, PROTOTYPICAL
 from .padam import padam
 from .restarts import pgd_restarts, trades
 from .square import square
 from .transfer import transfer
+from .vafa import vafa
 
 Kind = Literal["none", "noise", "white", "black", "free"]
 """What an attack knows: nothing is done; nothing; the model's gradients; its outputs, or other models, alone. "free":
@@ -174,6 +176,9 @@ FAMILIES: Mapping[str, Family] = {
         for loss in ("ce", "dlr", "dice_ce")
     },
     "sea_by_dice": Family("SEA, lowest Dice", partial(sea, losses=SEA_LOSSES_V1, keep="dice"), steps=60),
+    "fab": Family("FAB, lowest Dice", fab, steps=20),
+    "vafa_q20": Family("VAFA, q to 20", partial(vafa, q_max=20), "free", 20, eps="1"),
+    "vafa_q30": Family("VAFA, q to 30", partial(vafa, q_max=30), "free", 20, eps="1"),
     "square_by_dice": Family("Square of Dice", partial(square, objective="dice"), "black", 1000),
 }
 """Families by name."""
