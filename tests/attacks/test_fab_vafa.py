@@ -84,8 +84,8 @@ def test_on_a_linear_victim_the_first_steps_reach_the_boundary_by_the_shortest_w
 def test_fab_is_about_as_strong_as_pgd_and_restarts_never_weaken_it():
     images, labels = scene(3, 3, seed=50)
     common = {"eps": 0.08, "bounds": image_range(images)}
-    one = fab(trained(3), images, labels, steps=8, restarts=1, **common)
-    again = fab(trained(3), images, labels, steps=8, restarts=2, generator=torch.Generator().manual_seed(1), **common)
+    one = fab(trained(3), images, labels, steps=4, restarts=1, **common)
+    again = fab(trained(3), images, labels, steps=4, restarts=2, generator=torch.Generator().manual_seed(1), **common)
     pgd = pgd_restarts(trained(3), images, labels, generator=torch.Generator().manual_seed(1), **common)
     left, more, other, clean = (dice_of(trained(3), x, labels) for x in (one, again, pgd, images))
     assert (more <= left + 1e-6).all()
@@ -119,12 +119,10 @@ def test_the_cosine_transform_is_that_of_scipy_in_each_block_and_goes_back(sides
 def test_gradients_find_worse_tables_than_the_coarsest_ones(axes):
     images, labels = scene(3, axes, seed=51)
     coarsest = vafa(trained(axes), images, labels, steps=1)
-    found = vafa(trained(axes), images, labels, steps=15)
+    found = vafa(trained(axes), images, labels, steps=10)
     clean, first, last = (dice_of(trained(axes), x, labels).mean() for x in (images, coarsest, found))
     assert last < first - 0.005
     assert last < clean - 0.01
-    coarser = vafa(trained(axes), images, labels, steps=15, q_max=60)
-    assert dice_of(trained(axes), coarser, labels).mean() < last
     assert ((found >= 0) & (found <= 1)).all()
 
 
