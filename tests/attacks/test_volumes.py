@@ -1,12 +1,17 @@
 """Attacks on 3-D patches in units of their own, by Dice (docs/seat.md, Method 16)."""
 
+import copy
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from attack_toys import scene, trained
-from segarena.attacks.apgd import OBJECTIVES, ONE_RADIUS, apgd
+from segarena.attacks.apgd import OBJECTIVES, ONE_RADIUS, SEA_LOSSES_V1, apgd, sea
 from segarena.attacks.budget import Epsilon, LinfBall, image_range
 from segarena.attacks.core import AttackCore, StepSpec
+from segarena.attacks.dag import dag
+from segarena.attacks.fab import fab
 from segarena.attacks.losses import confidence, cross_entropy, dlr, jensen_shannon, spherical
 from segarena.attacks.methods import ATTACKS
 from segarena.attacks.named import FAMILIES, PRESETS, named_attack, preset
@@ -15,7 +20,9 @@ from segarena.attacks.reach import score
 from segarena.attacks.regions import Weighting, pixel_weights, start_regions
 from segarena.attacks.restarts import LOSSES, pgd_restarts, trades
 from segarena.attacks.square import square, window_sides
+from segarena.attacks.vafa import vafa
 from segarena.common.overlap import class_counts, dice_batch
+from segarena.evaluation.robustness import robustness_report
 from segarena.rewards.lipschitz import magnitude, relative_magnitude
 from segarena.segmenters.dice_ce import dice_ce_of_images, kl_divergence
 from torch import nn
@@ -327,6 +334,69 @@ def test_presets_of_volumes_name_what_the_protocols_run():
     assert not {one.kind for name in ("seat", "strict") for one in preset(name)} - {"none", "white", "black"}
     assert not any(one.needs for name in ("seat", "strict") for one in preset(name))
     assert {"seat", "strict"} <= PRESETS.keys()
+
+
+ALONE = {
+    "fgsm": ATTACKS["fgsm"],
+    "pgd": partial(ATTACKS["pgd"], random_start=False),
+    "segpgd": partial(ATTACKS["segpgd"], random_start=False),
+    "apgd_dice_ce": partial(apgd, loss="dice_ce", steps=6, radii=ONE_RADIUS, random_start=False, keep="dice"),
+    "apgd_dlr": partial(apgd, loss="dlr", steps=6, radii=ONE_RADIUS, random_start=False),
+    "sea": partial(sea, losses=SEA_LOSSES_V1, steps=6, random_start=False, keep="dice"),
+    "dag": partial(dag, steps=6),
+    "fab": partial(fab, steps=3, restarts=1),
+    "vafa": partial(vafa, steps=4),
+}
+"""Attacks in which nothing is drawn."""
+
+
+@volumes
+@pytest.mark.parametrize("name", ALONE)
+def test_an_image_alone_is_attacked_as_in_a_batch(name, axes):
+    images, labels = scene(3, axes, seed=53)
+    images, labels, net = images.double(), labels.clone(), copy.deepcopy(trained(axes)).double()
+    images[1] *= 0.5
+    labels[2, :3] = 255
+    images[0] = 0.25
+    together = ALONE[name](net, images, labels, eps="8/255", bounds=image_range(images))
+    assert torch.equal(together[0], images[0])
+    for row in (1, 2):
+        x = images[row : row + 1]
+        alone = ALONE[name](net, x, labels[row : row + 1], eps="8/255", bounds=image_range(x))
+        assert torch.allclose(alone, together[row : row + 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*sorted(ALONE.keys() - {"sea"}), "pgd_restarts", "trades", "square"])
+def test_a_device_is_not_waited_for_in_a_step(name, police):
+    images, labels = (x.to("cuda") for x in scene(2, 3))
+    net, waits = copy.deepcopy(trained(3)).to("cuda"), []
+    attacks = {"pgd_restarts": partial(pgd_restarts, restarts=1), "trades": trades}
+    attacks["square"] = partial(square, objective="dice", generator=torch.Generator().manual_seed(0))
+    attack = {**ALONE, **attacks}[name]
+    for steps in (1, 1) if name == "fgsm" else (2, 2, 5):
+        with police.count() as counted:
+            attack(net, images, labels, eps=0.05, steps=steps)
+        waits.append(counted.total)
+    per_step = {"square": 6, "vafa": 1}.get(name, 0)  # what is drawn on the host, and MONAI's window, are copied
+    assert waits[-1] <= waits[1] + 3 * per_step, counted.report()
+
+
+def test_a_report_of_volumes_runs_the_released_protocol_and_the_checks_on_frequencies():
+    images, labels = scene(3, 3, seed=49)
+    attacks = [*preset("seat"), named_attack("vafa_q20_3"), named_attack("fab_1"), named_attack("trades_3")]
+    report = robustness_report(
+        trained(3), images, labels, eps="12/255", attacks=attacks, bounds="image", sanity=False, progress=False
+    )
+    dice = {one.attack: report.metrics(one.attack, eps=one.eps).dice for one in report.results}
+    assert dice.keys() == {one.name for one in attacks}
+    assert max(dice["seat_pgd"], dice["seat_apgd"]) < dice["clean"] - 0.05
+    passes = {one.attack: (one.forwards, one.backwards) for one in report.results}
+    assert passes["seat_pgd"] == (30, 25)
+    assert passes["seat_apgd"] == (30, 25)
+    assert passes["seat_square"] == (7, 0)
+    assert passes["vafa_q20_3"] == (5, 3)
+    assert passes["trades_3"] == (4, 3)
+    assert passes["fab_1"] == (1 + 2 * 5 * 4, 2 * 5)
 
 
 @pytest.mark.parametrize(

@@ -119,3 +119,11 @@ def test_the_spectral_norm_bounds_small_changes_and_leaves_the_network_as_it_was
     with torch.no_grad():
         moved = (net(images + change) - net(images)).flatten(1).norm(dim=1) / change.flatten(1).norm(dim=1)
     assert (moved < found).all()
+
+
+def test_estimates_stay_on_the_device(police):
+    net, images = ROG(1, 2).to("cuda"), torch.randn(2, 1, 16, 16, 16).to("cuda")
+    with torch.no_grad():
+        logits = net(images)
+    assert difference_quotient(logits, 2 * logits, images, 1.1 * images).shape == (2,)
+    assert relative_magnitude(images, *image_range(images)).shape == (2,)
