@@ -20,7 +20,7 @@ from .core import AttackCore
 from .losses import PixelLoss, class_balance, cross_entropy, dlr, jensen_shannon, spherical
 from .methods import Schedule, masked, segpgd, uniform, with_dice
 from .options import RPOptions
-from .reach import Score, score
+from .reach import Measure, measure
 
 INERTIA = 0.75
 """Share of the projected gradient step in a move; the rest repeats the last move."""
@@ -72,13 +72,13 @@ def apgd(
     radii: Sequence[tuple[float, float]] = SEA_RADII,
     random_start: bool = True,
     restarts: int = 1,
-    keep: Score = "accuracy",
+    keep: Measure = "accuracy",
     bounds: Bounds = (0.0, 1.0),
     ignore_index: int = 255,
     class_counts: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Adversarial images [B, C, *spatial] within eps: of the last stage, those with the lowest score.
+    """Adversarial images [B, C, *spatial] within eps: of the last stage, those with the lowest measure.
 
     `steps` backward passes, and one forward pass more for each stage, of each restart. Contract as that of `Attack`.
 
@@ -103,7 +103,7 @@ def apgd(
         ValueError: names what was given, what is allowed, and the way out.
     """
     check_range("restarts", restarts, AT_LEAST_1)
-    check_choice("keep", keep, get_args(Score))
+    check_choice("keep", keep, get_args(Measure))
     budget = Epsilon.parse(eps)
     return _worst(
         _apgd(
@@ -123,19 +123,19 @@ def sea(
     losses: Sequence[str] = SEA_LOSSES,
     steps: int = 300,
     random_start: bool = True,
-    keep: Score = "accuracy",
+    keep: Measure = "accuracy",
     bounds: Bounds = (0.0, 1.0),
     ignore_index: int = 255,
     class_counts: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """SEA: of `apgd` with each of the losses, for each image the result with the lowest score, [B, C, *spatial].
+    """SEA: of `apgd` with each of the losses, for each image the result with the lowest measure, [B, C, *spatial].
 
     Arguments and errors as those of `apgd`; `steps` for each of `losses`.
     """
     if not losses:
         raise ValueError(f"losses is empty but must name some of {[*OBJECTIVES]}")
-    check_choice("keep", keep, get_args(Score))
+    check_choice("keep", keep, get_args(Measure))
     budget = Epsilon.parse(eps)
     return _worst(
         _apgd(
@@ -175,7 +175,7 @@ def stalled(rises: Tensor, moves: int, gained: Tensor, halved: Tensor) -> Tensor
 
 
 def _worst(runs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Of several runs, each images and their scores [B], for each image the first with the lowest score."""
+    """Of several runs, each images and their measures [B], for each image the first with the lowest one."""
     worst, lowest = next(runs := iter(runs))
     for found, left in runs:
         worst = torch.where(per_image(left < lowest, found), found, worst)
@@ -193,13 +193,13 @@ def _apgd(
     steps: int,
     radii: Sequence[tuple[float, float]],
     random_start: bool,
-    keep: Score,
+    keep: Measure,
     bounds: Bounds,
     ignore_index: int,
     class_counts: Tensor | None,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
-    """Adversarial images, and their score [B]."""
+    """Adversarial images, and their measure [B]."""
     check_choice("loss", loss, OBJECTIVES)
     check_range("steps", steps, AT_LEAST_1)
     if not radii or radii[-1][0] != 1 or sum(share for _, share in radii[:-1]) >= 1:
@@ -228,11 +228,11 @@ def _apgd(
 
 
 def _stage(
-    core: AttackCore, objective: Objective, steps: int, balance: Tensor | None, keep: Score
+    core: AttackCore, objective: Objective, steps: int, balance: Tensor | None, keep: Measure
 ) -> tuple[Tensor, Tensor]:
-    """APGD in one ball: the images with the lowest score, and that."""
+    """APGD in one ball: the images with the lowest measure, and that."""
     x = x_old = core.adversarial.detach()
-    worst, lowest = x, score(core, keep)
+    worst, lowest = x, measure(core, keep)
     best, highest = x, _tracked(core, objective)
     best_gradient = torch.zeros_like(x)
     improved = torch.ones_like(core.active)
@@ -255,7 +255,7 @@ def _stage(
         x, x_old = torch.where(per_image(core.active, x), moved, x), x
         core.observe(x, graph=number < steps - 1)
 
-        left, loss = score(core, keep), _tracked(core, objective)
+        left, loss = measure(core, keep), _tracked(core, objective)
         worst = torch.where(per_image(left <= lowest, x), x, worst)
         lowest = torch.minimum(left, lowest)
         improved = loss > highest

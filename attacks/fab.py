@@ -13,7 +13,7 @@ from ..common.checks import AT_LEAST_1, SHARE, check_range
 from .budget import Bounds, Epsilon, LinfBall, as_bounds, per_image, signed_noise
 from .core import AttackCore
 from .losses import PixelLoss
-from .reach import finished, reachable, score
+from .reach import finished, measure, reachable
 from .regions import Weighting
 
 TINY = 1e-8
@@ -74,7 +74,7 @@ def fab(
     core = AttackCore(model, ignore_index=ignore_index)
     core.reset(whole, labels)
     ranked = core.logits.argsort(dim=1, descending=True)
-    worst, lowest = ball.images, score(core, "dice")
+    worst, lowest = ball.images, measure(core, "dice")
 
     for rank in range(1, min(targets, core.logits.shape[1] - 1) + 1):
         core.loss = _lead_of(ranked[:, rank])
@@ -94,7 +94,7 @@ def fab(
                 found, crossed = core.adversarial, core.losses.flatten(1).sum(dim=1) >= 0
                 cut = torch.where(per_image(core.active, images), ball.project(found), ball.images)
                 core.observe(cut, graph=False)
-                left = score(core, "dice")
+                left = measure(core, "dice")
                 worst = torch.where(per_image(left < lowest, images), cut, worst)
                 lowest = torch.minimum(left, lowest)
                 back = ball.images + backward * (found - ball.images)

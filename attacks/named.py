@@ -132,6 +132,7 @@ def random_signs(
 
 
 PLAIN_APGD = partial(apgd, radii=ONE_RADIUS, keep="dice")
+"""APGD in one ball, of whose images the lowest Dice is kept."""
 FAMILIES: Mapping[str, Family] = {
     "clean": Family("Clean", clean, "none", None),
     "random": Family("Random signs", random_signs, "noise", None),
@@ -176,10 +177,10 @@ FAMILIES: Mapping[str, Family] = {
         for loss in ("ce", "dlr", "dice_ce")
     },
     "sea_by_dice": Family("SEA, lowest Dice", partial(sea, losses=SEA_LOSSES_V1, keep="dice"), steps=60),
+    "square_by_dice": Family("Square of Dice", partial(square, objective="dice"), "black", 1000),
     "fab": Family("FAB, lowest Dice", fab, steps=20),
     "vafa_q20": Family("VAFA, q to 20", partial(vafa, q_max=20), "free", 20, eps="1"),
     "vafa_q30": Family("VAFA, q to 30", partial(vafa, q_max=30), "free", 20, eps="1"),
-    "square_by_dice": Family("Square of Dice", partial(square, objective="dice"), "black", 1000),
 }
 """Families by name."""
 PRESETS: Mapping[str, tuple[str, ...]] = {

@@ -9,11 +9,11 @@ from ..common.overlap import class_counts, dice_batch
 from .budget import per_image
 from .core import AttackCore
 
-Score = Literal["accuracy", "dice"]
+Measure = Literal["accuracy", "dice"]
 """What an attack brings down, by which its images are chosen: share of right pixels, or hard Dice of the foreground."""
 
 
-def score(core: AttackCore, by: Score) -> Tensor:
+def measure(core: AttackCore, by: Measure) -> Tensor:
     """What is left of the prediction at x_t, [B] in [0, 1]; 1 where no pixel is valid.
 
     dice: mean over the foreground classes that are predicted or true in the image (`dice_batch`).

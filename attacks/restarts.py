@@ -1,4 +1,4 @@
-"""PGD from several random starts, of which each image's lowest score is kept: the attack of SEAT's evaluation, and
+"""PGD from several random starts, of which each image's lowest measure is kept: the attack of SEAT's evaluation, and
 TRADES' inner attack (docs/seat.md, Method 16)."""
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from .core import AttackCore
 from .losses import divergence_from
 from .methods import Schedule, cospgd, segpgd, uniform, with_dice
 from .options import RPOptions
-from .reach import Score, finished, reachable, score
+from .reach import Measure, finished, measure, reachable
 from .regions import Weighting
 
 LOSSES: Mapping[str, Schedule] = {"ce": uniform, "dice_ce": with_dice, "segpgd": segpgd, "cospgd": cospgd}
@@ -36,13 +36,13 @@ def pgd_restarts(
     steps: int = 5,
     step_size: float | str | Fraction | Epsilon | None = None,
     restarts: int = 5,
-    keep: Score = "dice",
+    keep: Measure = "dice",
     bounds: Bounds = (0.0, 1.0),
     ignore_index: int = 255,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Adversarial images [B, C, *spatial] within eps: of all that were reached, for each image the one with the lowest
-    score.
+    measure.
 
     Each restart begins at U(-b, b) and takes `steps` backward and `steps` + 1 forward passes. Contract as that of
     `Attack`.
@@ -56,7 +56,7 @@ def pgd_restarts(
         steps: gradients of each restart, at least 1.
         step_size: a share of high - low like eps; None: a quarter of eps.
         restarts: at least 1.
-        keep: the score: "dice" of the foreground, or "accuracy".
+        keep: what is measured: "dice" of the foreground, or "accuracy".
         bounds: (low, high), numbers or tensors for each image and channel, such as `image_range(images)`.
         ignore_index: label of pixels that count for nothing.
         generator: of the starts; None: PyTorch's own.
@@ -65,7 +65,7 @@ def pgd_restarts(
         ValueError: names what was given, what is allowed, and the way out.
     """
     check_choice("loss", loss, LOSSES)
-    check_choice("keep", keep, get_args(Score))
+    check_choice("keep", keep, get_args(Measure))
     check_range("steps", steps, AT_LEAST_1)
     check_range("restarts", restarts, AT_LEAST_1)
     budget = Epsilon.parse(eps)
@@ -77,7 +77,7 @@ def pgd_restarts(
     for _ in range(restarts):
         core.reset(ball, labels, ball.random(generator))
         for t in range(steps + 1):
-            left = score(core, keep)
+            left = measure(core, keep)
             worst = torch.where(per_image(left < lowest, images), core.adversarial, worst)
             lowest = torch.minimum(left, lowest)
             if t < steps:

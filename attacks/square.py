@@ -12,7 +12,7 @@ from ..common.checks import AT_LEAST_1, check_choice, check_range
 from .budget import Bounds, Epsilon, LinfBall, per_image
 from .core import AttackCore
 from .losses import jensen_shannon
-from .reach import finished, reachable, score
+from .reach import finished, measure, reachable
 
 FIRST_SHARE = 0.8
 """Share of the image that the first windows cover."""
@@ -67,7 +67,7 @@ def square(
         return torch.rand(shape, generator=generator, device=origin, dtype=images.dtype).to(device)
 
     def value() -> Tensor:
-        return core.losses.flatten(1).sum(dim=1) if objective == "js" else 1 - score(core, "dice")
+        return core.losses.flatten(1).sum(dim=1) if objective == "js" else 1 - measure(core, "dice")
 
     def try_out(change: Tensor) -> Tensor:
         core.observe(reachable(core, ball.images + change), graph=False)

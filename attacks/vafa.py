@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..common.checks import ABOVE_0, AT_LEAST_1, check_range
 from .budget import GREY_LEVELS, Bounds, Epsilon, LinfBall, as_bounds, per_image
 from .core import AttackCore, StepSpec
-from .reach import finished, reachable, score
+from .reach import finished, measure, reachable
 
 BLOCK = 32
 """Side of a block, at most that of the image."""
@@ -90,7 +90,7 @@ def vafa(
             shown = (levels + MIDDLE)[unpadded] / GREY_LEVELS  # in shares of the range
         reached = reachable(core, torch.where(high > low, low + width * shown.detach(), ball.images))
         core.observe(reached, graph=t < steps)
-        left = score(core, "dice")
+        left = measure(core, "dice")
         worst = torch.where(per_image(left < lowest, images), reached, worst)
         lowest = torch.minimum(left, lowest)
         if t == steps:

@@ -16,7 +16,7 @@ from segarena.attacks.losses import confidence, cross_entropy, dlr, jensen_shann
 from segarena.attacks.methods import ATTACKS
 from segarena.attacks.named import FAMILIES, PRESETS, named_attack, preset
 from segarena.attacks.options import RPOptions
-from segarena.attacks.reach import score
+from segarena.attacks.reach import measure
 from segarena.attacks.regions import Weighting, pixel_weights, start_regions
 from segarena.attacks.restarts import LOSSES, pgd_restarts, trades
 from segarena.attacks.square import square, window_sides
@@ -177,13 +177,13 @@ def test_the_losses_of_sea_and_their_weights_have_their_known_values():
     assert weighed(ATTACKS["cospgd"].schedule(0, 1, RPOptions())) == pytest.approx(0.2895976, abs=1e-6)
 
 
-def test_scores_are_accuracy_and_dice():
+def test_measures_are_accuracy_and_dice():
     images, labels = scene(3, 3, seed=42)
     labels[0, :3], labels[2] = 255, 255
     core = begun(trained(3), images, labels)
-    assert torch.allclose(score(core, "dice"), dice_of(trained(3), images, labels))
-    assert score(core, "dice")[2] == 1
-    assert torch.equal(score(core, "accuracy"), core.accuracy())
+    assert torch.allclose(measure(core, "dice"), dice_of(trained(3), images, labels))
+    assert measure(core, "dice")[2] == 1
+    assert torch.equal(measure(core, "accuracy"), core.accuracy())
 
 
 def test_windows_are_cubes_that_are_cut_by_short_axes():
