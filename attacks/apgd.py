@@ -1,22 +1,26 @@
-"""APGD with the losses and the schedule of radii of SEA (docs/rp-pgd.md, Method 11).
+"""APGD with the losses and the schedule of radii of SEA (docs/rp-pgd.md, Method 11), and with those of volumes, DLR and
+Dice + cross-entropy (docs/seat.md, Method 16).
 
 Short code of our own: the attack libraries that have APGD (adversarial-library, torchattacks) want one label for each
 image, know neither ignored pixels nor three spatial axes, and have no such schedule for an L-infinity ball.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..common.checks import AT_LEAST_1, check_choice, check_range
+from ..segmenters.dice_ce import soft_dice_loss
 from .budget import Bounds, Epsilon, LinfBall, per_image
 from .core import AttackCore
-from .losses import PixelLoss, class_balance, cross_entropy, jensen_shannon, spherical
-from .methods import Schedule, masked, segpgd, uniform
+from .losses import PixelLoss, class_balance, cross_entropy, dlr, jensen_shannon, spherical
+from .methods import Schedule, masked, segpgd, uniform, with_dice
 from .options import RPOptions
+from .reach import Measure, measure
 
 INERTIA = 0.75
 """Share of the projected gradient step in a move; the rest repeats the last move."""
@@ -36,6 +40,8 @@ class Objective:
     schedule: Schedule
     balanced: bool = False
     """Whether a pixel counts by the rarity of its class."""
+    followed: bool = False
+    """Whether the step size follows it; else the cross-entropy of all valid pixels."""
 
 
 OBJECTIVES: Mapping[str, Objective] = {
@@ -45,6 +51,8 @@ OBJECTIVES: Mapping[str, Objective] = {
     "js": Objective(jensen_shannon, uniform),
     "segpgd": Objective(cross_entropy, segpgd),
     "masked_spherical": Objective(spherical, masked),
+    "dlr": Objective(dlr, uniform, followed=True),
+    "dice_ce": Objective(cross_entropy, with_dice, followed=True),
 }
 """Objectives by name."""
 SEA_LOSSES = ("masked_ce", "masked_balanced_ce", "js")
@@ -63,14 +71,16 @@ def apgd(
     steps: int = 300,
     radii: Sequence[tuple[float, float]] = SEA_RADII,
     random_start: bool = True,
+    restarts: int = 1,
+    keep: Measure = "accuracy",
     bounds: Bounds = (0.0, 1.0),
     ignore_index: int = 255,
     class_counts: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Adversarial images [B, C, *spatial] within eps: of the last stage, those with the fewest right pixels.
+    """Adversarial images [B, C, *spatial] within eps: of the last stage, those with the lowest measure.
 
-    `steps` backward passes, and one forward pass more for each stage. Contract as that of `Attack`.
+    `steps` backward passes, and one forward pass more for each stage, of each restart. Contract as that of `Attack`.
 
     Args:
         model: gives logits [B, K, *spatial] of images in their own units (`Normalized`).
@@ -82,6 +92,8 @@ def apgd(
         radii: of each stage the factor of eps and its share of the steps; the last takes what is left, with factor 1.
             A stage starts at the projection of what the one before it found.
         random_start: of the first stage, in its own ball.
+        restarts: runs from other random starts, of which each image's best is kept.
+        keep: what is brought down: "accuracy", the share of right pixels, or "dice", that of the foreground.
         bounds: (low, high), numbers or tensors for each image and channel.
         ignore_index: label of pixels that count for nothing.
         class_counts: pixels of each class in the training set, [K]; for "masked_balanced_ce".
@@ -90,10 +102,16 @@ def apgd(
     Raises:
         ValueError: names what was given, what is allowed, and the way out.
     """
-    return _apgd(
-        model, images, labels, Epsilon.parse(eps), loss, steps, radii, random_start, bounds, ignore_index, class_counts,
-        generator,
-    )[0]  # fmt: skip
+    check_range("restarts", restarts, AT_LEAST_1)
+    check_choice("keep", keep, get_args(Measure))
+    budget = Epsilon.parse(eps)
+    return _worst(
+        _apgd(
+            model, images, labels, budget, loss, steps, radii, random_start, keep, bounds, ignore_index, class_counts,
+            generator,
+        )
+        for _ in range(restarts)
+    )  # fmt: skip
 
 
 def sea(
@@ -105,29 +123,27 @@ def sea(
     losses: Sequence[str] = SEA_LOSSES,
     steps: int = 300,
     random_start: bool = True,
+    keep: Measure = "accuracy",
     bounds: Bounds = (0.0, 1.0),
     ignore_index: int = 255,
     class_counts: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """SEA: of `apgd` with each of the losses, for each image the result with the fewest right pixels, [B, C, *spatial].
+    """SEA: of `apgd` with each of the losses, for each image the result with the lowest measure, [B, C, *spatial].
 
     Arguments and errors as those of `apgd`; `steps` for each of `losses`.
     """
     if not losses:
         raise ValueError(f"losses is empty but must name some of {[*OBJECTIVES]}")
-    budget, worst, lowest = Epsilon.parse(eps), None, None
-    for loss in losses:
-        found, accuracy = _apgd(
-            model, images, labels, budget, loss, steps, SEA_RADII, random_start, bounds, ignore_index, class_counts,
-            generator,
-        )  # fmt: skip
-        if worst is None or lowest is None:
-            worst, lowest = found, accuracy
-        worst = torch.where(per_image(accuracy < lowest, found), found, worst)
-        lowest = torch.minimum(accuracy, lowest)
-    assert worst is not None
-    return worst
+    check_choice("keep", keep, get_args(Measure))
+    budget = Epsilon.parse(eps)
+    return _worst(
+        _apgd(
+            model, images, labels, budget, loss, steps, SEA_RADII, random_start, keep, bounds, ignore_index,
+            class_counts, generator,
+        )
+        for loss in losses
+    )  # fmt: skip
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -158,6 +174,15 @@ def stalled(rises: Tensor, moves: int, gained: Tensor, halved: Tensor) -> Tensor
     return (rises <= GROWTH * moves) | ~(gained | halved)
 
 
+def _worst(runs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Of several runs, each images and their measures [B], for each image the first with the lowest one."""
+    worst, lowest = next(runs := iter(runs))
+    for found, left in runs:
+        worst = torch.where(per_image(left < lowest, found), found, worst)
+        lowest = torch.minimum(left, lowest)
+    return worst
+
+
 @torch.inference_mode(False)
 def _apgd(
     model: nn.Module,
@@ -168,12 +193,13 @@ def _apgd(
     steps: int,
     radii: Sequence[tuple[float, float]],
     random_start: bool,
+    keep: Measure,
     bounds: Bounds,
     ignore_index: int,
     class_counts: Tensor | None,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
-    """Adversarial images, and their accuracy [B]."""
+    """Adversarial images, and their measure [B]."""
     check_choice("loss", loss, OBJECTIVES)
     check_range("steps", steps, AT_LEAST_1)
     if not radii or radii[-1][0] != 1 or sum(share for _, share in radii[:-1]) >= 1:
@@ -183,7 +209,7 @@ def _apgd(
         raise ValueError(
             f"loss {loss!r} needs class_counts, the pixels of each class in the training set; or leave it out"
         )
-    start = accuracy = None
+    start = lowest = None
     for factor, count in stages(steps, radii):
         ball = LinfBall.around(images, factor * eps.value, bounds)
         if start is None and random_start:
@@ -195,17 +221,19 @@ def _apgd(
             if class_counts.shape != (core.logits.shape[1],):
                 raise ValueError(f"class_counts are {list(class_counts.shape)} but must be [{core.logits.shape[1]}]")
             balance = class_balance(core.targets, class_counts)
-        start, accuracy = _stage(core, objective.schedule, count, balance)
+        start, lowest = _stage(core, objective, count, balance, keep)
     assert start is not None
-    assert accuracy is not None
-    return start, accuracy
+    assert lowest is not None
+    return start, lowest
 
 
-def _stage(core: AttackCore, schedule: Schedule, steps: int, balance: Tensor | None) -> tuple[Tensor, Tensor]:
-    """APGD in one ball: the images with the fewest right pixels, and their accuracy."""
+def _stage(
+    core: AttackCore, objective: Objective, steps: int, balance: Tensor | None, keep: Measure
+) -> tuple[Tensor, Tensor]:
+    """APGD in one ball: the images with the lowest measure, and that."""
     x = x_old = core.adversarial.detach()
-    worst, lowest = x, core.accuracy()
-    best, highest = x, _tracked(core)
+    worst, lowest = x, measure(core, keep)
+    best, highest = x, _tracked(core, objective)
     best_gradient = torch.zeros_like(x)
     improved = torch.ones_like(core.active)
     restart = torch.zeros_like(core.active)
@@ -214,7 +242,7 @@ def _stage(core: AttackCore, schedule: Schedule, steps: int, balance: Tensor | N
     step = torch.full_like(highest, 2.0)  # in radii
     checks, last = {*checkpoints(steps)}, highest
     for number in range(steps):
-        spec = core.weigh(schedule(number, steps, RPOptions()), 1.0)
+        spec = core.weigh(objective.schedule(number, steps, RPOptions()), 1.0)
         if balance is not None:
             spec = replace(spec, weights=spec.weights * balance)
         gradient = core.differentiate(spec)
@@ -227,9 +255,9 @@ def _stage(core: AttackCore, schedule: Schedule, steps: int, balance: Tensor | N
         x, x_old = torch.where(per_image(core.active, x), moved, x), x
         core.observe(x, graph=number < steps - 1)
 
-        accuracy, loss = core.accuracy(), _tracked(core)
-        worst = torch.where(per_image(accuracy <= lowest, x), x, worst)
-        lowest = torch.minimum(accuracy, lowest)
+        left, loss = measure(core, keep), _tracked(core, objective)
+        worst = torch.where(per_image(left <= lowest, x), x, worst)
+        lowest = torch.minimum(left, lowest)
         improved = loss > highest
         best = torch.where(per_image(improved, x), x, best)
         highest = torch.maximum(loss, highest)
@@ -243,8 +271,11 @@ def _stage(core: AttackCore, schedule: Schedule, steps: int, balance: Tensor | N
     return worst, lowest
 
 
-def _tracked(core: AttackCore) -> Tensor:
-    """Mean cross-entropy of the valid pixels, [B]: the objectives themselves may fall while pixels are lost."""
-    losses = cross_entropy(core.logits.detach(), core.targets)
+def _tracked(core: AttackCore, objective: Objective) -> Tensor:
+    """What the step size follows, [B]: masked objectives may themselves fall while pixels are lost."""
+    losses = core.losses.detach() if objective.followed else cross_entropy(core.logits, core.targets)
     valid = core.valid.flatten(1)
-    return (losses.flatten(1) * valid).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
+    found = (losses.flatten(1) * valid).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
+    if objective.schedule is with_dice:
+        found = found + soft_dice_loss(core.logits, core.targets, core.valid)
+    return found

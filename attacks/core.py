@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..segmenters.dice_ce import soft_dice_loss
 from .budget import LinfBall, per_image
 from .losses import PixelLoss, confidence, correct, cross_entropy
 from .options import RPOptions
@@ -25,7 +26,7 @@ from .victim import check_logits, frozen, logits_and_features
 
 STATE = ("regions", "forwards", "backwards", "_broken_at")
 """What an attack consists of beside x_t and the last gradient and direction; the rest follows from a forward pass."""
-ROWS = ("adversarial", "labels", "targets", "valid", "active", "logits", "losses", "right", *STATE)
+ROWS = ("adversarial", "labels", "targets", "valid", "active", "logits", "_attached", "losses", "right", *STATE)
 """Everything that has a row for each image."""
 
 
@@ -43,6 +44,8 @@ class StepSpec:
     """Weight of the intra-class term; None: not computed."""
     momentum: float | Tensor | None = None
     """Factor of the last direction, to which gradients divided by their L1 norm are added; None: the gradient alone."""
+    dice: float | Tensor | None = None
+    """Weight of 1 - soft Dice of the foreground (docs/seat.md, Method 9); None: not computed."""
 
 
 class AttackCore:
@@ -68,7 +71,7 @@ class AttackCore:
         gradient: the last one, [B, C, *spatial], or None.
         ball: the images that may be reached.
         forwards, backwards: passes of each image since its attack began, int64 [B].
-        terms: of the total whose gradient was taken last, each image's share by name: pixels, inter, intra; each [B].
+        terms: each image's share of the total whose gradient was taken last: pixels, dice, inter, intra; each [B].
     """
 
     images: Tensor
@@ -78,6 +81,8 @@ class AttackCore:
     valid: Tensor
     active: Tensor
     logits: Tensor
+    _attached: Tensor
+    """The logits with their graph, as long as there is one."""
     features: Tensor | None
     losses: Tensor
     right: Tensor
@@ -153,8 +158,7 @@ class AttackCore:
         new._digest()
         new.regions = start_regions(new.right, new.valid, ignore_as_false=self.options.ignore_as_false)
         if len(rows) == len(self.images):  # nothing is left of what was
-            self._leaves = []
-            self.losses, self.features = self.losses.detach(), None if self.features is None else self.features.detach()
+            self._detach()
 
         @torch.enable_grad()
         def placed(old: Tensor, values: Tensor) -> Tensor:
@@ -203,7 +207,7 @@ class AttackCore:
         sure = None if weighting.confidence is None else confidence(self.logits, self.targets)
         over_batch = self.options.region_norm == "batch"
         weights = pixel_weights(self.regions, self.right, weighting, confidence=sure, over_batch=over_batch)
-        return StepSpec(weights, step_size, weighting.inter, weighting.intra, momentum)
+        return StepSpec(weights, step_size, weighting.inter, weighting.intra, momentum, weighting.dice)
 
     def step(self, spec: StepSpec, *, last: bool = False) -> None:
         """One gradient step, and the forward pass where it arrives, without a graph if it is the `last`."""
@@ -233,7 +237,7 @@ class AttackCore:
 
     @torch.enable_grad()
     def differentiate(self, spec: StepSpec) -> Tensor:
-        """Gradient of sum_p w_p l_p + inter L_inter + intra L_intra with respect to x_t, [B, C, *spatial].
+        """Gradient of sum_p w_p l_p + dice L_Dice + inter L_inter + intra L_intra in x_t, [B, C, *spatial].
 
         Raises:
             ValueError: a prototype term without `feature_layer`.
@@ -241,6 +245,8 @@ class AttackCore:
         """
         self._need_graph()
         terms = {"pixels": (spec.weights * self.losses).flatten(1).sum(dim=1)}
+        if spec.dice is not None:
+            terms["dice"] = self._weighted(spec.dice, soft_dice_loss(self._attached, self.targets, self.valid))
         if spec.inter is not None or spec.intra is not None:
             with torch.autocast(self.images.device.type, enabled=False):  # cosines in bfloat16 point elsewhere
                 protos = self.class_prototypes()
@@ -252,8 +258,7 @@ class AttackCore:
         self.gradient = self._gradient(torch.cat([*terms.values()]).sum())
         self.backwards = self.backwards + 1
         self.terms = {name: term.detach().expand(len(self.images)) for name, term in terms.items()}
-        self.losses, self._leaves = self.losses.detach(), []
-        self.features = None if self.features is None else self.features.detach()
+        self._detach()
         return self.gradient
 
     @torch.enable_grad()
@@ -337,9 +342,13 @@ class AttackCore:
         """Losses, right pixels and finiteness at x_t; their graph is that of the losses."""
         with torch.set_grad_enabled(bool(self._leaves)):
             self.losses = torch.where(self.valid, self.loss(self.logits, self.targets), 0.0)
-        self.logits = self.logits.detach()
+        self._attached, self.logits = self.logits, self.logits.detach()
         self.right = correct(self.logits, self.targets)
         self._mark_broken(self.logits)
+
+    def _detach(self) -> None:
+        self.losses, self._attached, self._leaves = self.losses.detach(), self.logits, []
+        self.features = None if self.features is None else self.features.detach()
 
     def _need_graph(self) -> None:
         if not self.losses.requires_grad:

@@ -2,7 +2,7 @@
 
 Each takes logits [B, K, *spatial] and targets, integers [B, *spatial] in 0 .. K - 1, and gives [B, *spatial] in nats;
 whoever calls sets ignored pixels to any class and leaves their loss out. z = logits, p = softmax(z), y = target
-(docs/rp-pgd.md, Method 6).
+(docs/rp-pgd.md, Method 6; docs/seat.md, Method 16).
 """
 
 import math
@@ -12,7 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..segmenters.dice_ce import kl_divergence
+
 PixelLoss = Callable[[Tensor, Tensor], Tensor]
+TINY = 1e-12
+"""Added to a difference of logits that is divided by."""
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -40,6 +44,28 @@ def margin(logits: Tensor, targets: Tensor) -> Tensor:
     """-max(z_y - max over the others, 0), at most 0: how far a right pixel is from becoming wrong; 0 once it is."""
     others = logits.scatter(1, targets.unsqueeze(1), -math.inf).amax(dim=1)
     return -(_at(logits, targets) - others).clamp(min=0)
+
+
+def dlr(logits: Tensor, targets: Tensor) -> Tensor:
+    """-(z_y - max over the others) / (z_(1) - z_(3) + 1e-12), z_(1) >= z_(2) >= ... sorted: no scale of logits counts.
+
+    Raises:
+        ValueError: fewer than three classes, which have no third logit.
+    """
+    if logits.shape[1] < 3:
+        raise ValueError(f"the DLR loss needs at least 3 classes but there are {logits.shape[1]}; take another loss")
+    others = logits.scatter(1, targets.unsqueeze(1), -math.inf).amax(dim=1)
+    first, _, third = logits.topk(3, dim=1).values.unbind(dim=1)
+    return (others - _at(logits, targets)) / (first - third + TINY)
+
+
+def divergence_from(clean: Tensor) -> PixelLoss:
+    """KL(softmax(clean) || p) of each pixel, what TRADES raises; it looks at no target.
+
+    clean: logits of the clean images, [B, K, *spatial], without gradient.
+    """
+    fixed = clean.detach()
+    return lambda logits, _targets: kl_divergence(fixed, logits)
 
 
 def confidence(logits: Tensor, targets: Tensor) -> Tensor:

@@ -51,6 +51,11 @@ def masked(t: int, steps: int, options: RPOptions) -> Weighting:
     return Weighting(1.0, 0.0, 1.0, 0.0, 1.0)
 
 
+def with_dice(t: int, steps: int, options: RPOptions) -> Weighting:
+    """Every valid pixel alike, and 1 - soft Dice of the foreground."""
+    return Weighting(dice=1.0)
+
+
 def region(t: int, steps: int, options: RPOptions) -> Weighting:
     """Regions by the schedule of their weights, t counted from `lambda_base`."""
     true, boundary, false = (options.w_region * x for x in region_schedule(t + options.lambda_base, steps))

@@ -13,13 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from ..common.checks import check_choice, closest_choice
-from .apgd import OBJECTIVES, apgd, sea
+from .apgd import OBJECTIVES, ONE_RADIUS, SEA_LOSSES_V1, apgd, sea
 from .budget import Bounds, Epsilon, LinfBall, per_image, signed_noise
 from .dag import dag
+from .fab import fab
 from .methods import ATTACKS, PROTOTYPICAL
 from .padam import padam
+from .restarts import pgd_restarts, trades
 from .square import square
 from .transfer import transfer
+from .vafa import vafa
 
 Kind = Literal["none", "noise", "white", "black", "free"]
 """What an attack knows: nothing is done; nothing; the model's gradients; its outputs, or other models, alone. "free":
@@ -128,6 +131,8 @@ def random_signs(
     return torch.where(per_image(active, images), moved, ball.images)
 
 
+PLAIN_APGD = partial(apgd, radii=ONE_RADIUS, keep="dice")
+"""APGD in one ball, of whose images the lowest Dice is kept."""
 FAMILIES: Mapping[str, Family] = {
     "clean": Family("Clean", clean, "none", None),
     "random": Family("Random signs", random_signs, "noise", None),
@@ -157,6 +162,25 @@ FAMILIES: Mapping[str, Family] = {
     "dag_free": Family("DAG, any radius", dag, "free", 200, eps="1"),
     "square": Family("Square", square, "black", 1000),
     "transfer": Family("Transfer", transfer, "black", 10, needs=("surrogates",)),
+    "trades": Family("TRADES KL", trades),
+    "seat_pgd": Family("PGD, 5 restarts", pgd_restarts, steps=5),
+    "seat_apgd": Family("APGD, 5 restarts", partial(PLAIN_APGD, loss="ce", restarts=5), steps=5),
+    "seat_square": Family("Square of Dice, few windows", partial(square, objective="dice"), "black", 5),
+    **{
+        f"{name}_by_dice": Family(f"{title}, lowest Dice", partial(pgd_restarts, loss=loss, restarts=1), steps=20)
+        for name, title, loss in (("pgd", "PGD", "ce"), ("segpgd", "SegPGD", "segpgd"), ("cospgd", "CosPGD", "cospgd"))
+    },
+    **{
+        f"apgd_{loss}_by_dice": Family(
+            f"APGD {loss}, lowest Dice".replace("_", " "), partial(PLAIN_APGD, loss=loss), steps=50
+        )
+        for loss in ("ce", "dlr", "dice_ce")
+    },
+    "sea_by_dice": Family("SEA, lowest Dice", partial(sea, losses=SEA_LOSSES_V1, keep="dice"), steps=60),
+    "square_by_dice": Family("Square of Dice", partial(square, objective="dice"), "black", 1000),
+    "fab": Family("FAB, lowest Dice", fab, steps=20),
+    "vafa_q20": Family("VAFA, q to 20", partial(vafa, q_max=20), "free", 20, eps="1"),
+    "vafa_q30": Family("VAFA, q to 30", partial(vafa, q_max=30), "free", 20, eps="1"),
 }
 """Families by name."""
 PRESETS: Mapping[str, tuple[str, ...]] = {
@@ -168,6 +192,11 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
         "cw_linf_40", "rp_global_40", "rp_pgd_40", "rp_pgd_pp_40",
         "apgd_masked_ce", "apgd_masked_balanced_ce", "apgd_js", "padam_ce", "padam_cos", "dag", "dag_free", "square",
         "transfer",
+    ),
+    "seat": ("clean", "seat_pgd", "seat_apgd", "seat_square"),
+    "strict": (
+        "clean", "pgd_by_dice", "apgd_ce_by_dice", "apgd_dice_ce_by_dice", "square_by_dice", "segpgd_by_dice",
+        "cospgd_by_dice", "sea_by_dice",
     ),
 }  # fmt: skip
 """Presets by name; N stands for each of the given numbers of steps."""

@@ -42,6 +42,8 @@ class Weighting:
     """Weight of the inter-class term of prototypes; None: not computed."""
     intra: float | Tensor | None = None
     """Weight of the intra-class term of prototypes; None: not computed."""
+    dice: float | Tensor | None = None
+    """Weight of 1 - soft Dice of the foreground; None: not computed."""
 
 
 def region_schedule(t: int, steps: int) -> tuple[float, float, float]:

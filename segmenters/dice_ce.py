@@ -52,6 +52,7 @@ def soft_dice_loss(logits: Tensor, labels: Tensor, valid: Tensor, *, ignore_abse
         labels: integers [B, *spatial] in 0 .. K - 1, of voxels that are valid.
         valid: bool [B, *spatial].
     """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # sums of many voxels
     counted = valid.flatten(1).unsqueeze(1)  # [B, 1, V]
     p = logits.softmax(dim=1).flatten(2) * counted
     targets = torch.where(valid, labels, 0).long().flatten(1).unsqueeze(1)

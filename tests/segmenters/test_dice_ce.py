@@ -117,3 +117,12 @@ def test_what_does_not_fit_is_refused():
         dice_ce(logits[:, :1], labels)
     with pytest.raises(ValueError, match=r"labels are torch.float32 but must be integers"):
         dice_ce(logits, labels.float())
+
+
+def test_the_loss_never_waits_for_the_device(police):
+    logits, labels = (x.to("cuda") for x in example())
+    with police.count() as counted:
+        dice_ce(logits, labels)
+        dice_ce_of_images(logits, labels, ignore_absent=True)
+        kl_divergence(logits, logits)
+    assert counted.total == 0, counted.report()

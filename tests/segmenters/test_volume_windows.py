@@ -124,3 +124,9 @@ def test_wrong_arguments_are_refused():
         VolumeWindows(nn.Identity(), (8, 8))
     with pytest.raises(ValueError, match=r"volumes are \[1, 8, 8, 8\]"):
         VolumeWindows(nn.Identity(), (8, 8, 8))(torch.zeros(1, 8, 8, 8))
+
+
+@pytest.mark.parametrize("windows", ["monai", "rog"])
+def test_windows_stay_on_the_device(windows, police):
+    net = VolumeWindows(nn.Conv3d(1, 2, 3, padding=1).to("cuda"), (8, 8, 8), windows)
+    assert net(torch.randn(1, 1, 11, 8, 5).to("cuda")).shape == (1, 2, 11, 8, 5)
