@@ -21,12 +21,12 @@ TINY = {
 
 
 def toy_network(seed=0, width=4):
-    return build_network(NetworkConfig(kind="small3d", width=width), 1, 2, DATA.found_plan(), seed)
+    return build_network(NetworkConfig(kind="small3d", width=width), 1, 2, DATA.resolved_plan(), seed)
 
 
 def toy_batch(number=4, epoch=0):
     """Patches float32 [number, 1, 16, 16, 16] and their labels."""
-    return PatchSampler(load_decathlon(DATA, "train"), DATA.found_plan(), seed=0).batch(torch.arange(number), epoch)
+    return PatchSampler(load_decathlon(DATA, "train"), DATA.resolved_plan(), seed=0).batch(torch.arange(number), epoch)
 
 
 def toy_config(**settings):
@@ -37,7 +37,7 @@ def toy_config(**settings):
 def train_toy(folder, net=None, *, seed=0, data=DATA, **settings):
     """The network after its training, its last scalars, and the run."""
     net, run = net or toy_network(), Run(folder)
-    sampler = PatchSampler(load_decathlon(data, "train"), data.found_plan(), seed=1)
+    sampler = PatchSampler(load_decathlon(data, "train"), data.resolved_plan(), seed=1)
     scalars = train_network(net, sampler, load_decathlon(data, "select"), toy_config(**settings), run, seed)
     run.close()
     return net, scalars, run

@@ -84,7 +84,7 @@ def evaluate(runs: Sequence[tuple[Run, SEATExperiment]], options: EvaluateOption
         pool, split = _volumes(experiment, options, bad)
         pool = pool.to(victim.mean.device)
         skipped += [f"{one.id}: {one.reason}" for one in bad]
-        folder, plan = options.folder(run), experiment.data.found_plan()
+        folder, plan = options.folder(run), experiment.data.resolved_plan()
         patches = pool.patches(
             torch.arange(len(pool), device=pool.device), mass_corners(pool, plan.val_size), plan.val_size
         )
@@ -112,7 +112,7 @@ def _reached(
     """The trained network of a run, the names of its classes, and the epoch that it reached."""
     experiment = experiment.resolved()
     if unfinished and not victim_file(run).is_file():
-        task, plan = experiment.data.found_task, experiment.data.found_plan()
+        task, plan = experiment.data.resolved_task, experiment.data.resolved_plan()
         channels = len(task.channels)
         net = build_network(experiment.network, channels, len(task.classes), plan, experiment.seed)
         checkpoint = run.stage(SEGMENTER).checkpoint()
@@ -210,7 +210,7 @@ def _result(
         env="none",
         method=name,
         seed=experiment.seed,
-        data=f"{experiment.data.found_task.title} phantom"
+        data=f"{experiment.data.resolved_task.title} phantom"
         if experiment.data.phantom
         else Path(experiment.data.data).name,
         split=split,
@@ -232,7 +232,7 @@ def _result(
 @torch.no_grad()
 def _whole(experiment: SEATExperiment, victim: Normalized, pool: VolumePool) -> list[dict[str, float | None]]:
     """Dice, recall and precision of each class of every whole volume, and the mean Dice."""
-    plan = experiment.data.found_plan()
+    plan = experiment.data.resolved_plan()
     net, found = VolumeWindows(victim, plan.val_size, experiment.evaluation.windows), list[dict[str, float | None]]()
     for row in range(len(pool)):
         sample = pool[row]
@@ -278,7 +278,7 @@ def render(run: Run, experiment: SEATExperiment, options: RenderOptions) -> Epis
     if options.case is not None:
         check_choice("case", options.case, pool.ids)
     row = 0 if options.case is None else pool.ids.index(options.case)
-    size, config = experiment.data.found_plan().val_size, experiment.training
+    size, config = experiment.data.resolved_plan().val_size, experiment.training
     images, labels = pool.patches(torch.tensor([row]), mass_corners(pool.take([row]), size), size)
     shots = list[Shot]()
 

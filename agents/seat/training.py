@@ -61,7 +61,7 @@ KEYS = (
 def check(experiment: SEATExperiment) -> None:
     """Raises whatever can be known to be wrong before anything is written."""
     config = experiment.data
-    task, plan = config.found_task, config.found_plan()
+    task, plan = config.resolved_task, config.resolved_plan()
     for split in ("train", "select"):
         load_decathlon(config, f"{split}[:1]", "--data.")
     net = build_network(experiment.network, len(task.channels), len(task.classes), plan, experiment.seed)
@@ -85,7 +85,7 @@ def segmenter(context: StageContext[SEATExperiment]) -> Path:
     experiment, workers = context.experiment, context.run.workers
 
     def make(stage: Run) -> list[str]:
-        data, plan, device = experiment.data, experiment.data.found_plan(), context.device
+        data, plan, device = experiment.data, experiment.data.resolved_plan(), context.device
         pool, val = (load_decathlon(data, split, "--data.").to(device) for split in ("train", "select"))
         network = experiment.network
         net = build_network(network, len(pool.channels), len(pool.classes), plan, context.seed("network")).to(device)
@@ -97,7 +97,7 @@ def segmenter(context: StageContext[SEATExperiment]) -> Path:
             net, sampler, val, experiment.training, stage, context.seed("training"), bounds=bounds, workers=workers
         )
         if workers.is_main:
-            about = {"task": data.found_task.name, "training": experiment.training.method}
+            about = {"task": data.resolved_task.name, "training": experiment.training.method}
             channels = len(pool.channels)
             save_victim(
                 stage.folder / VICTIM, Normalized(net.cpu(), [0.0] * channels, [1.0] * channels), pool.classes, about
@@ -114,9 +114,8 @@ def victim_file(run: Run) -> Path:
 
 def window_bounds(constants: Fingerprint) -> Bounds:
     """Lowest and highest intensity of the window of a task in z units, [1, C, 1, 1, 1] each."""
-    ends = torch.tensor(constants.window).T
-    low, high = ((end - torch.tensor(constants.mean)) / torch.tensor(constants.std) for end in ends)
-    return low.view(1, -1, 1, 1, 1), high.view(1, -1, 1, 1, 1)
+    low, high = (torch.as_tensor(end, dtype=torch.float32).view(1, -1, 1, 1, 1) for end in constants.z_window())
+    return low, high
 
 
 def build_network(config: NetworkConfig, channels: int, classes: int, plan: Plan, seed: int) -> Network:

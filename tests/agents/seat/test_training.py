@@ -124,7 +124,7 @@ def test_settings_that_do_not_go_together_are_refused(settings, said):
 
 def test_a_network_that_does_not_fit_is_refused(tmp_path):
     data = DATA
-    sides = replace(data.found_plan(), p_size=(12, 12, 12), in_size=(12, 12, 12), val_size=(12, 12, 12))
+    sides = replace(data.resolved_plan(), p_size=(12, 12, 12), in_size=(12, 12, 12), val_size=(12, 12, 12))
     sides.save(tmp_path / "plan.json")
     other = replace(data, plan=str(tmp_path / "plan.json"))
     with pytest.raises(ValueError, match="multiples of"):
@@ -132,12 +132,12 @@ def test_a_network_that_does_not_fit_is_refused(tmp_path):
     net, _, run = train_toy(tmp_path / "run", epochs=1)
     file = run.folder / "victim.safetensors"
     training.save_victim(file, training.Normalized(net, [0.0], [1.0]), ("background", "ball"))
-    begun = build_network(NetworkConfig(kind="small3d", width=4, pretrained=str(file)), 1, 2, data.found_plan(), 5)
+    begun = build_network(NetworkConfig(kind="small3d", width=4, pretrained=str(file)), 1, 2, data.resolved_plan(), 5)
     assert all(torch.equal(a, b) for a, b in zip(begun.parameters(), net.parameters(), strict=True))
     with pytest.raises(ValueError, match="is needed; change `network`"):
-        build_network(NetworkConfig(kind="small3d", pretrained=str(file)), 1, 2, data.found_plan(), 5)
+        build_network(NetworkConfig(kind="small3d", pretrained=str(file)), 1, 2, data.resolved_plan(), 5)
     with pytest.raises(ValueError, match="3"):
-        build_network(NetworkConfig(kind="small3d", width=4, pretrained=str(file)), 1, 3, data.found_plan(), 5)
+        build_network(NetworkConfig(kind="small3d", width=4, pretrained=str(file)), 1, 3, data.resolved_plan(), 5)
 
 
 def test_the_command_line_trains_resumes_evaluates_and_draws(tmp_path, capsys):
