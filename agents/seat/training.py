@@ -114,7 +114,7 @@ def victim_file(run: Run) -> Path:
 
 def window_bounds(constants: Fingerprint) -> Bounds:
     """Lowest and highest intensity of the window of a task in z units, [1, C, 1, 1, 1] each."""
-    low, high = (torch.as_tensor(end, dtype=torch.float32).view(1, -1, 1, 1, 1) for end in constants.z_window())
+    low, high = torch.tensor(constants.z_window()).T.view(2, 1, -1, 1, 1, 1)
     return low, high
 
 
