@@ -145,7 +145,7 @@ def train(arguments, said, strike=None):
     """Exit code of the training with these command-line arguments; what it says goes to the file `said`."""
     told = strike and (strike.module, strike.owner, strike.function, strike.number, strike.how)
     scope = {"arguments": ["train", *map(str, arguments)], "said": str(said), "strike": told}
-    scope["cache"] = str(said.parent / "cache")
+    scope["cache"] = os.environ["SEGARENA_CACHE"]
     process = PROCESSES.Process(target=exec, args=(PROGRAM, scope))
     process.start()
     process.join()
