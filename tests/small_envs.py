@@ -9,7 +9,7 @@ from segarena.envs.adapters import make_batch
 
 IDS = sorted(ENVIRONMENTS)
 SMALL = {
-    "RL4Seg-Echo-v0": {"size": 32, "phantom_patients": PhantomPatients(train=3)},
+    "RL4Seg-Echo-v0": {"size": 16, "phantom_patients": PhantomPatients(train=3)},
     "SPARS-LiverCT-v0": {
         "cases": ["phantom_02000", "phantom_02001"],
         "horizon": 20,
@@ -33,7 +33,7 @@ SMALL = {
 SEED = 7
 NEVER_CUT = [env_id for env_id in IDS if env_id.startswith("RPPGD")]
 """Environments of several steps that end by themselves: the observation tells when."""
-STEPS = {env_id: 18 if env_id in NEVER_CUT else 60 for env_id in IDS}
+STEPS = {env_id: 12 if env_id in NEVER_CUT else 60 for env_id in IDS}
 """An attack has six at most here, and each passes a network."""
 
 

@@ -26,7 +26,7 @@ ALLOWED_WARNINGS = (
     "Your observation  has an unconventional shape",
     "It seems that your observation  is an image but its `dtype`",  # RL4Seg's networks take floats in [0, 1] ...
     "It seems that your observation space  is an image but the upper and lower bounds are not in [0, 255]",
-    "The minimal resolution for an image is 36x36",  # ... and act on 32 x 32 here, with MlpPolicy
+    "The minimal resolution for an image is 36x36",  # ... and act on 16 x 16 here, with MlpPolicy
 )
 
 
