@@ -22,6 +22,7 @@ from ..attacks.budget import GREY_LEVELS, Epsilon
 from ..attacks.named import NamedAttack, named_attack
 from ..attacks.victim import Normalized, frozen
 from ..attacks.victims import PACKAGED, feature_layer_of, load_victim
+from ..common.finite import known
 from ..common.overlap import class_counts
 from ..common.runs import Run
 from ..datasets.folders import suffix_of
@@ -175,7 +176,7 @@ class Attacker:
             for found in (before, after)
         ]
         (clean, attacked), (right, still) = (
-            [_known(float(of(one)[0])) for one in counts] for of in (image_miou, lambda one: one.accuracy)
+            [known(float(of(one)[0])) for one in counts] for of in (image_miou, lambda one: one.accuracy)
         )
         return {
             "miou_clean": clean,
@@ -226,10 +227,6 @@ def rounded(pixels: Tensor, adversarial: Tensor, eps: Epsilon) -> Tensor:
     change = GREY_LEVELS * adversarial.double() - pixels
     levels = ((change.abs() + ROUNDING).floor().clamp(max=most) * change.sign()).to(torch.int64)
     return (pixels + levels).clamp(0, GREY_LEVELS).to(torch.uint8)
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _no_dicom(folder: Path, files: list[Path]) -> NoReturn:

@@ -75,6 +75,29 @@ class Reference(Generic[Env]):
         return {name: values[0] for name, values in self.needs.items()}
 
 
+class RandomPolicy:
+    """Any action, uniformly and independently.
+
+    Args:
+        space: of the actions of one environment: Discrete or MultiDiscrete from 0, or a bounded Box.
+        seed: seed of its own generator, so that the environment's numbers stay; on the CPU, so that devices agree.
+    """
+
+    def __init__(self, space: spaces.Space[Any], seed: int) -> None:
+        self._space = space
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, env: BatchedEnv) -> Tensor:
+        space = self._space
+        assert space.shape is not None
+        drawn = torch.rand((env.num_envs, *space.shape), generator=self._generator, dtype=torch.float64)
+        if isinstance(space, spaces.Box):
+            low, high = (torch.as_tensor(end, dtype=torch.float64) for end in (space.low, space.high))
+            return (low + (high - low) * drawn).float().to(env.device)
+        choices = space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n  # type: ignore[attr-defined]
+        return (drawn * torch.as_tensor(choices)).long().to(env.device)
+
+
 @dataclass(frozen=True)
 class TrainedPolicy:
     """The policy of a learner of Stable-Baselines3: the actions of its `predict`, without leaving the device.

@@ -64,8 +64,6 @@ RELEASED_STEPS_PER_S = 1 / 7.3
 RUN = 320_000
 """Environment steps of the paper's training."""
 N = 64
-MANY = 512
-"""Environments of the largest training."""
 ITEMS = [
     *("make_vec", "raw_steps", "observed_steps", "single_steps", "ppo_ratio", "ppo_features", "score_volume"),
     *("memory_of_training", "lattice_share", "dice", "second_environment", "preparation", "search", "values"),
@@ -103,10 +101,27 @@ class Sizes:
     episodes: int = 8
     """Episodes whose Dice is computed twice."""
     pool: int = 16
-    """Phantoms whose windows are scored when they are visited."""
+    """Phantoms, of the 16 that an environment has by default."""
+    many: int = 512
+    """Environments of the largest training."""
+    engines: Grid = PHANTOM
+    """Grid of the windows that are scored in both ways."""
 
 
-QUICK = Sizes(Grid("small grid", (96, 96, 60), (24, 24, 12)), (96, 96, 60), 2, 50, 100, 2048, 2048, 20_480, 3, 1)
+QUICK = Sizes(
+    full=Grid("small grid", (96, 96, 60), (24, 24, 12)),
+    ct=(96, 96, 60),
+    repeats=1,
+    moves=50,
+    single_steps=100,
+    ppo_steps=2048,
+    cnn_steps=2048,
+    memory_steps=8192,
+    episodes=3,
+    pool=1,
+    many=128,
+    engines=Grid("tiny grid", (32, 32, 24), (16, 16, 8)),
+)
 
 
 @dataclass(frozen=True)
@@ -136,6 +151,11 @@ class Bench:
         env.reset()
         return env
 
+    @property
+    def cases(self) -> list[str]:
+        """Names of the phantoms that an environment has by default, or of the first of them."""
+        return liver_case_ids(SparsConfig())[: self.sizes.pool]
+
     def weights(self, grid: Grid) -> str:
         """A classifier with random weights."""
         file = Path(self.folder) / f"{grid.name}.safetensors"
@@ -153,7 +173,8 @@ class Bench:
         process: on a machine that others use, steps per CPU second say more than steps per second.
         """
         scores = {} if PACKAGED.exists() else {"score_source": "oracle_fraction"}
-        settings = {"num_envs": N, "obs_mode": "features", "device": "cpu", "cache_dir": self.folder, **scores}
+        settings = {"num_envs": N, "obs_mode": "features", "device": "cpu", "cases": self.cases, **scores}
+        settings["cache_dir"] = self.folder
         made = {
             "defaults": gym.make_vec("SPARS-LiverCT-v0", **settings),
             "with Dice": gym.make_vec("SPARS-LiverCT-v0", eval_dice=True, **settings),
@@ -186,10 +207,9 @@ class Bench:
 
     def second_environment(self) -> list[Figure]:
         """A further environment on phantoms that this process has drawn."""
-        gym.make("SPARS-LiverCT-v0", cache_dir=self.folder)
-        times = [
-            seconds(lambda: gym.make("SPARS-LiverCT-v0", cache_dir=self.folder)) for _ in range(self.sizes.repeats)
-        ]
+        make = partial(gym.make, "SPARS-LiverCT-v0", cases=self.cases, cache_dir=self.folder)
+        make()
+        times = [seconds(make) for _ in range(self.sizes.repeats)]
         return [Figure("gym.make, second environment in a process", "s", times, 0.05, True)]
 
     def raw_steps(self, num_envs: int = N, target: float = 300_000, device: torch.device = CPU) -> list[Figure]:
@@ -237,7 +257,7 @@ class Bench:
         figures = []
         for scores in (*(["packaged classifier"] if PACKAGED.exists() else []), "oracle"):
             settings = {"score_source": "oracle_fraction"} if scores == "oracle" else {}
-            env = gym.make("SPARS-LiverCT-v0", device="cpu", cache_dir=self.folder, **settings)
+            env = gym.make("SPARS-LiverCT-v0", device="cpu", cases=self.cases, cache_dir=self.folder, **settings)
             env.action_space.seed(0)
             actions = [env.action_space.sample() for _ in range(self.sizes.single_steps)]
             env.reset(seed=0)
@@ -274,13 +294,13 @@ class Bench:
         ]
 
     def ppo_features(self) -> list[Figure]:
-        """PPO with features and self-play, in 64 and in 512 environments.
+        """PPO with features and self-play, in 64 environments and in many.
 
         The same on an environment that does nothing, and by Stable-Baselines3's own PPO, which keeps its rollouts in
         NumPy arrays. In CPU seconds of this process, since others may use the machine.
         """
         figures = []
-        for n in (N, MANY):
+        for n in (N, self.sizes.many):
             env, other = (self.env(PHANTOM, obs_mode="features", num_envs=n) for _ in range(2))
             sides = {
                 "": Training(env, "feature_mlp"),
@@ -300,7 +320,7 @@ class Bench:
             figures += [Figure(f"{what}{name}: per CPU second", "steps/s", values) for name, values in speed.items()]
             for name, target in ((", on an environment that does nothing", 0.6), (", rollouts by SB3", 1.3)):
                 ratio = ratios(speed[""], speed[name])
-                figures.append(Figure(f"ratio to that{name}", "x", ratio, target if n == MANY else None))
+                figures.append(Figure(f"ratio to that{name}", "x", ratio, target if n == self.sizes.many else None))
             share = [sum(gradients) / sum(spent[""])]
             figures.append(Figure(f"{what}: share of its gradient steps", "of CPU seconds", share))
         return figures
@@ -312,11 +332,10 @@ class Bench:
         and self-play.
         """
         scores = {} if PACKAGED.exists() else {"score_source": "oracle_fraction", "classifier": self.weights(PHANTOM)}
-        cases = liver_case_ids(SparsConfig())[: self.sizes.pool]
         env = SparsEnv(
             num_envs=N,
             device="cpu",
-            cases=cases,
+            cases=self.cases,
             obs_mode="features",
             threshold=0.95,
             score_engine="lazy",
@@ -326,8 +345,9 @@ class Bench:
         )
         seen = _Tenths(self.sizes.memory_steps, lambda: float((~env.table.scores.isnan()).float().mean()))
         Training(env, "feature_mlp")(self.sizes.memory_steps, seen)
-        details = {"steps": seen.steps, "share": seen.values, "windows": env.table.scores.numel(), "cases": len(cases)}
-        what = f"windows looked at in {seen.steps[-1]:,} lazy steps, N={N}, {len(cases)} phantoms"
+        details = {"steps": seen.steps, "share": seen.values, "windows": env.table.scores.numel()}
+        details["cases"] = len(env.cases)
+        what = f"windows looked at in {seen.steps[-1]:,} lazy steps, N={N}, {len(env.cases)} phantoms"
         return [
             Figure(f"{what}: after a tenth", "of all", seen.values[:1]),
             Figure(f"{what}: at the end", "of all", seen.values[-1:], details=details),
@@ -380,10 +400,9 @@ class Bench:
 
     def engines(self) -> list[Figure]:
         """All windows of a phantom by one forward, and window by window."""
-        net = DensePresenceNet(HU_WINDOW, PHANTOM.window).eval()
-        volume = torch.randint(256, PHANTOM.shape, dtype=torch.uint8)
-        lattice = WindowLattice(PHANTOM.shape, PHANTOM.window)
-        repeats = min(3, self.sizes.repeats)
+        grid, repeats = self.sizes.engines, min(3, self.sizes.repeats)
+        net = DensePresenceNet(HU_WINDOW, grid.window).eval()
+        volume, lattice = torch.randint(256, grid.shape, dtype=torch.uint8), WindowLattice(grid.shape, grid.window)
         with torch.no_grad():
             spent = alternately(
                 {
@@ -392,9 +411,10 @@ class Bench:
                 },
                 repeats,
             )
+        what = f"scores of {lattice.size:,} windows"
         return [
-            Figure("scores of 1,859 windows, dense", "s", spent["dense"]),
-            Figure("scores of 1,859 windows, sliding", "s", spent["sliding"]),
+            Figure(f"{what}, dense", "s", spent["dense"]),
+            Figure(f"{what}, sliding", "s", spent["sliding"]),
             Figure("ratio of the two", "x", ratios(spent["sliding"], spent["dense"])),
         ]
 

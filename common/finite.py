@@ -12,6 +12,11 @@ class NotFiniteError(ValueError):
     """A loss, a reward, a score or a weight is NaN or infinite."""
 
 
+def known(value: float) -> float | None:
+    """The value; None where it is NaN, which JSON does not have."""
+    return None if math.isnan(value) else float(value)
+
+
 def not_finite(scalars: Mapping[str, float]) -> list[str]:
     """What is wrong with these scalars: "loss is nan" for each that is not finite."""
     return [f"{name} is {value}" for name, value in scalars.items() if not math.isfinite(value)]

@@ -13,10 +13,23 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the commands and processes of the tes
 torch.set_num_threads(1)  # the tests' tensors are small: a second thread costs more than it gives
 
 
-@pytest.fixture(autouse=True)
-def cache_elsewhere(tmp_path_factory, monkeypatch):
+def pytest_configure(config):
+    """Files begin in the order of their collection: by number of tests, the long files, whose tests are few and are
+    whole trainings, would begin last, and one process would wait for the other."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Files of this folder itself, the longest, come first."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_elsewhere(tmp_path_factory):
     """Nothing of a test lands in the user's cache; tests share one, so that the same case is prepared once."""
-    monkeypatch.setenv("SEGARENA_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGARENA_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 @pytest.fixture

@@ -6,8 +6,13 @@ from functools import cache
 import torch
 from segarena.datasets.liver.cases import LiverDataConfig, load_liver_cases
 from segarena.datasets.liver.lesions import TUMOUR
+from segarena.envs import spars
 from segarena.envs.spars import SparsEnv
 
+ONE = {"cases": ["phantom_02000"], "device": "cpu"}
+ORACLE = {**ONE, "score_source": "oracle_fraction"}
+PAINT = {"reduce": "sum", "upsample": "blocks"}
+"""How the paper's profile makes masks."""
 PLUS_X, MINUS_X = 4, 5
 """Actions of `axis6`."""
 LINE = {"grid_shape": (40, 8, 8), "window_size": (8, 8, 8), "start": "centre", "device": "cpu"}
@@ -58,3 +63,21 @@ def line_env(scores=None, tumour=None, **settings):
     if scores is not None:
         made["score_source"] = along_x(scores)
     return SparsEnv(**made)
+
+
+def toy(monkeypatch, full, label=None, image=None):
+    """Let every environment play on one made-up case."""
+    x, y, z = full
+    image = torch.arange(x * y * z).reshape(full).remainder(256).to(torch.uint8) if image is None else image
+    case = replace(_sample(), id="toy", image=image, label=label, spacing_mm=(1.0, 1.0, 1.0))
+    monkeypatch.setattr(spars, "load_liver_cases", lambda config: [case])
+
+
+def play(env, actions):
+    """Reward, terminated, truncated of each action, taken in every environment."""
+    return [env.step(torch.as_tensor([action] * env.num_envs)) for action in actions]
+
+
+def linear_score(case, corners):
+    """Rises along every axis; no two windows of a small lattice have the same."""
+    return (corners.double() @ torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64) * 1e-3).float()

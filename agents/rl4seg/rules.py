@@ -1,6 +1,7 @@
 """Policies of RL4Seg: segmentation methods that act in its environment (docs/rl4seg.md, Method 2).
 
-A policy is a function env -> masks uint8 [N, H, W] on the environment's device, one for the image of each environment.
+A policy is a function env -> masks on the environment's device, one for the image of each environment: uint8 [N, H, W],
+or [N, H*W] as the environment's space has them.
 Those that need a network are made by the run that trained it (baselines.py, evaluation.py).
 """
 
@@ -10,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...datasets.echo.images import BACKGROUND, CLASSES
+from ...datasets.echo.images import BACKGROUND
 from ...envs.rl4seg import EchoEnv
 from ...segmenters.inference import segment
-from ..policy import Reference
+from ..policy import RandomPolicy, Reference
 
 
 @dataclass(frozen=True)
@@ -47,21 +48,6 @@ class OraclePolicy:
         return env.truth()
 
 
-class RandomPolicy:
-    """Any label, uniformly and independently: right in a third of the pixels.
-
-    Args:
-        seed: seed of its own generator, so that the order of the images stays; on the CPU, so that devices agree.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, env: EchoEnv) -> Tensor:
-        shape = tuple(env.mask.shape)
-        return torch.randint(len(CLASSES), shape, generator=self._generator, dtype=torch.uint8).to(env.device)
-
-
 @dataclass(frozen=True)
 class ConstantPolicy:
     """One label everywhere: right where the truth has it."""
@@ -74,7 +60,9 @@ class ConstantPolicy:
 
 
 POLICIES: dict[str, Reference[EchoEnv]] = {
-    "random": Reference("Any label for every pixel, uniformly.", lambda env, seed: RandomPolicy(seed)),
+    "random": Reference(
+        "Any label for every pixel, uniformly.", lambda env, seed: RandomPolicy(env.single_action_space, seed)
+    ),
     "constant": Reference("Background everywhere.", lambda env, seed: ConstantPolicy()),
     "truth": Reference("The true mask.", lambda env, seed: OraclePolicy(), supervision="target"),
 }

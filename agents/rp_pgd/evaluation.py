@@ -16,6 +16,7 @@ from ...attacks.victim import Normalized, frozen
 from ...attacks.victims import feature_layer_of, load_victim
 from ...common.checkpoints import load_into
 from ...common.checks import check_choice
+from ...common.finite import known
 from ...common.names import slug
 from ...common.runs import Run, plain
 from ...datasets.images import IGNORED
@@ -221,7 +222,7 @@ def _result(
         values = {"nmiou": image_miou(one.counts), "acc": one.counts.accuracy}
         for row, case in enumerate(cases):
             for kind, of_each in values.items():
-                value = _known(of_each[row])
+                value = known(of_each[row])
                 case[f"{key}_{kind}"] = value
                 case[f"{WORST}_{kind}"] = None if value is None else min(case.get(f"{WORST}_{kind}", value), value)
         whole = report.metrics(one.attack, one.eps)
@@ -244,10 +245,6 @@ def _result(
         settings={**plain(asdict(experiment.evaluation)), "titles": titles, "epochs": epoch},
         command=command,
     )
-
-
-def _known(value: Any) -> float | None:
-    return None if value != value else float(value)
 
 
 def _figure(

@@ -1,5 +1,6 @@
 """Another package registers environment, reference policies and paper by entry points; a broken one disturbs nobody."""
 
+import json
 import os
 import subprocess
 import sys
@@ -58,6 +59,20 @@ from segarena.agents.command_line import main
 sys.exit(main(["list"]))
 """
 """Lists, where somebody has registered an environment with Gymnasium before."""
+ONE_BY_ONE = """
+import contextlib, io, json, sys
+from segarena.agents.command_line import main
+for arguments in json.loads(sys.argv[1]):
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        status = main(arguments)
+    print(json.dumps([status, out.getvalue(), error.getvalue()]))
+"""
+"""Some commands in one process; status, output and errors of each."""
+BROKEN = [
+    (["train", "--paper", "torn"], "paper 'torn' of package walking 1.2 (walking:NO_SUCH_NAME) cannot be loaded"),
+    (["play", "--id", "Gone-v0"], "environment 'Gone-v0' of package walking 1.2 (no_such_module:Env) cannot be"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +115,7 @@ def test_a_package_is_listed_and_what_is_broken_of_it_is_named(site, tmp_path):
     assert "policy        bfs_to_tau: " in done.stdout, "the package's own are as they were"
 
 
-def test_the_program_plays_and_trains_what_a_package_adds(site, tmp_path):
-    played = program(site, tmp_path, "play", "--id", "Walk-v0", "--episodes", "5", "--device", "cpu")
-    assert played.returncode == 0, played.stderr
-    assert "| to the door " in played.stdout
-
+def test_the_program_trains_what_a_package_adds(site, tmp_path):
     quick = "--ppo.total_timesteps", "64", "--ppo.num_envs", "4", "--ppo.n_steps", "8", "--ppo.batch_size", "16"
     trained = program(site, tmp_path, "train", "--paper", "walk", "--device", "cpu", "--out", "run", *quick)
     assert trained.returncode == 0, trained.stderr
@@ -116,18 +127,18 @@ def test_the_program_plays_and_trains_what_a_package_adds(site, tmp_path):
     assert "paper 'walk' has no option --ppo.lr; did you mean --ppo.learning_rate?" in wrong.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["train", "--paper", "torn"], "paper 'torn' of package walking 1.2 (walking:NO_SUCH_NAME) cannot be loaded"),
-        (["play", "--id", "Gone-v0"], "environment 'Gone-v0' of package walking 1.2 (no_such_module:Env) cannot be"),
-    ],
-)
-def test_what_is_broken_is_refused_with_the_name_of_its_package(site, tmp_path, arguments, said):
-    done = program(site, tmp_path, *arguments)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+def test_what_a_package_adds_is_played_and_what_is_broken_is_refused_with_its_name(site, tmp_path):
+    play = ["play", "--id", "Walk-v0", "--episodes", "5", "--device", "cpu"]
+    commands = json.dumps([play, *(arguments for arguments, _ in BROKEN)])
+    done = program(site, tmp_path, commands, start=("-c", ONE_BY_ONE))
+    assert done.returncode == 0, done.stderr
+    (status, out, error), *refused = map(json.loads, done.stdout.splitlines())
+    assert status == 0, error
+    assert "| to the door " in out
+    for (status, _, error), (_, said) in zip(refused, BROKEN, strict=True):
+        assert status == 2
+        assert said in error
+        assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
 
 

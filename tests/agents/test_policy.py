@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from segarena.agents.command_line import main
 from segarena.agents.papers import PAPERS, POLICIES
-from segarena.agents.policy import TrainedPolicy, make_env, play, play_and_draw, reference
+from segarena.agents.policy import RandomPolicy, TrainedPolicy, make_env, play, play_and_draw, reference
 from segarena.agents.ppo import Learner
 from segarena.envs import ENVIRONMENTS
 from segarena.envs.core import BatchedEnv
@@ -43,6 +43,36 @@ def test_an_episode_of_every_environment_is_played_to_its_end():
         assert played.infos[number] == one.episode_info(torch.tensor([0]))[0]
         places = {at for env_ids, ats in seen for n, at in zip(env_ids, ats, strict=True) if n == number}
         assert places == {int(one.at[0, 0])}, "the hook sees how the episode ended"
+
+
+@pytest.mark.parametrize(
+    ("space", "values"),
+    [
+        (spaces.Discrete(3), [0, 1, 2]),
+        (spaces.MultiDiscrete([2, 4]), [[0, 1], [0, 1, 2, 3]]),
+        (spaces.Box(np.float32([-1, 2]), np.float32([1, 6])), None),
+    ],
+)
+def test_random_actions_are_even_over_their_space_and_drawn_by_a_generator_of_their_own(space, values):
+    class Many:
+        num_envs, device = 4000, torch.device("cpu")
+
+    before = torch.get_rng_state()
+    policy = RandomPolicy(space, 3)
+    first, second = policy(Many), policy(Many)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(RandomPolicy(space, 3)(Many), first)
+    assert not torch.equal(first, second)
+    assert all(space.contains(action) for action in first.numpy().astype(space.dtype)[:50])
+    if isinstance(space, spaces.Box):
+        torch.testing.assert_close(first.mean(dim=0), torch.tensor([0.0, 4.0]), atol=0.06, rtol=0)
+        torch.testing.assert_close(first.std(dim=0), torch.tensor([2.0, 4.0]) / 12**0.5, atol=0.04, rtol=0)
+        return
+    columns = [first] if isinstance(space, spaces.Discrete) else first.unbind(1)
+    for column, expected in zip(columns, [values] if isinstance(space, spaces.Discrete) else values, strict=True):
+        found, counts = column.unique(return_counts=True)
+        assert found.tolist() == expected
+        assert (counts / len(column) - 1 / len(expected)).abs().max() < 0.03
 
 
 def test_a_policy_may_keep_a_memory_that_begins_anew_with_each_episode():

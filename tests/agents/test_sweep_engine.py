@@ -78,7 +78,7 @@ def test_a_killed_worker_goes_on_and_a_trial_that_dies_too_often_is_named(tmp_pa
     with Sweep("sweep", "--config", "mine.yaml", "--out", "out", "--at_once", "2", "--retries", "1") as sweep:
         sweep.kill_worker(once, 0)  # the trial that begins first: it could be finished before the other one is killed
         first, step = sweep.kill_worker(twice, 0)
-        sweep.kill_worker(twice, step, other_than=first)
+        sweep.kill_worker(twice, step - 1, other_than=first)  # as soon as it has begun
         status = sweep.process.wait(LONGEST_S)
     assert status == 1, sweep.said.read_text()
     said = sweep.said.read_text()

@@ -6,12 +6,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from segarena.agents.policy import RandomPolicy
 from segarena.agents.rl4seg.rules import (
     ConstantPolicy,
     CorrectorPolicy,
     NetworkPolicy,
     OraclePolicy,
-    RandomPolicy,
 )
 from segarena.common.networks import save_network
 from segarena.datasets.echo.images import PhantomPatients
@@ -114,10 +114,15 @@ def test_dice_of_the_structures_is_as_computed_by_hand():
     torch.testing.assert_close(dice, torch.tensor([[2 / 3, 1, 4 / 5], [1, 1, 1], [0, 0, 0]]))
 
 
+def drawn(env, seed=0):
+    """Masks of any labels."""
+    return env.actions_from(RandomPolicy(env.single_action_space, seed)(env))
+
+
 def test_the_smallest_of_several_rewards_is_worth_at_most_each_of_them():
     def play(reward):
         env = begun(num_envs=8, reward=reward)
-        return env.step(RandomPolicy(0)(env))[0]
+        return env.step(drawn(env))[0]
 
     fused, *single = map(play, (list(TRUTH_REWARDS), *TRUTH_REWARDS))
     assert all((fused <= one).all() for one in single)
@@ -133,7 +138,7 @@ def test_every_named_reward_lies_in_0_to_1_and_has_a_value_for_every_pixel(tmp_p
             reward=name,
             reward_net=tmp_path / "r.safetensors" if name == "reward_net" else None,
         )
-        worth, _, _ = env.step(RandomPolicy(0)(env))
+        worth, _, _ = env.step(drawn(env))
         assert env.pixel_reward.shape == (2, 32, 32), name
         assert env.pixel_reward.dtype == torch.float32
         assert 0 <= env.pixel_reward.min() <= env.pixel_reward.max() <= 1
@@ -146,7 +151,7 @@ def test_the_reward_network_judges_image_and_mask_without_truth(tmp_path):
     net, path = RewardNet(classes=3, init_channels=2), tmp_path / "r.safetensors"
     save_network(path, net)
     env = begun(pool(3, 32, labels=False), num_envs=2, reward="reward_net", reward_net=str(path))
-    mask, images = RandomPolicy(0)(env), env.observe()
+    mask, images = drawn(env), env.observe()
     env.step(mask)
     with torch.no_grad():
         torch.testing.assert_close(env.pixel_reward, net(images, mask))
@@ -193,7 +198,7 @@ def test_a_function_may_be_the_reward_and_is_told_the_images():
         return index[:, None, None].expand(masks.shape) / 10
 
     env = begun(num_envs=3, reward_function=reward)
-    mask = RandomPolicy(0)(env)
+    mask = drawn(env)
     worth, _, _ = env.step(mask)
     assert torch.equal(told["index"], env.index)
     assert torch.equal(told["images"], env.observe())
@@ -218,10 +223,10 @@ def test_the_oracle_earns_one_and_every_dice_is_one():
 
 def test_random_labels_earn_a_third():
     env = begun(pool(4, 32), num_envs=64)
-    worth, _, _ = env.step(RandomPolicy(3)(env))
+    worth, _, _ = env.step(drawn(env, 3))
     assert float(worth.mean()) == pytest.approx(1 / 3, abs=0.01)
-    assert torch.equal(RandomPolicy(3)(env), RandomPolicy(3)(env))
-    policy = RandomPolicy(3)
+    assert torch.equal(drawn(env, 3), drawn(env, 3))
+    policy = RandomPolicy(env.single_action_space, 3)
     assert not torch.equal(policy(env), policy(env))
 
 
@@ -439,7 +444,7 @@ def test_gold_masks_that_do_not_fit_are_refused(index, masks, match):
 def test_a_restored_environment_shows_and_tells_the_same(settings):
     env, other = (begun(num_envs=4, seed=seed, **settings) for seed in (0, 50))
     shown(env, 3)
-    env.step(RandomPolicy(0)(env))
+    env.step(drawn(env))
     other.load_state(env.state())
     for name, value in env.info().items():
         assert torch.equal(value, other.info()[name]), name

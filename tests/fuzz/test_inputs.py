@@ -10,7 +10,7 @@ import pytest
 
 from fuzz.groups import GROUPS, ONCE_FAILED, inputs
 
-SAMPLE = 2
+SAMPLE = 1
 """Inputs of each group beside those that once failed."""
 
 

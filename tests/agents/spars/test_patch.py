@@ -55,9 +55,7 @@ def train(folder, config, *more):
 
 @pytest.fixture(scope="module", params=["ppo", "maskable"])
 def run(request, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEGARENA_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        return train(tmp_path_factory.mktemp("patch"), TINY, "--ppo.algorithm", request.param)
+    return train(tmp_path_factory.mktemp("patch"), TINY, "--ppo.algorithm", request.param)
 
 
 def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_weights(run, tmp_path):

@@ -42,9 +42,7 @@ def train(folder, config, *more):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEGARENA_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        return train(tmp_path_factory.mktemp("search"), TINY)
+    return train(tmp_path_factory.mktemp("search"), TINY)
 
 
 def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_weights(run, tmp_path):

@@ -70,8 +70,8 @@ def voxels(sample):
 
 @pytest.fixture(scope="module")
 def tumours():
-    """Tumours of 150 phantoms to learn from, 16 to choose on and 40 to test on, bool [N, X, Y, Z]."""
-    ranges = (range(150), range(1000, 1016), range(3000, 3040))
+    """Tumours of 60 phantoms to learn from, 8 to choose on and 24 to test on, bool [N, X, Y, Z]."""
+    ranges = (range(60), range(1000, 1008), range(3000, 3024))
     return [np.stack([liver_phantom(index).label.numpy() == 2 for index in numbers]) for numbers in ranges]
 
 
