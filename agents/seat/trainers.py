@@ -24,9 +24,13 @@ NOISE = 0.001
 
 
 class NoiseBuffer:
-    """The perturbation that one batch leaves to the next, zero at first; a training keeps it (`Stateful`)."""
+    """The perturbation that one batch leaves to the next, zero at first; a training keeps it (`Stateful`).
 
-    def __init__(self) -> None:
+    workers: the processes that train together, each with a buffer of its own.
+    """
+
+    def __init__(self, workers: Workers = ONE_PROCESS) -> None:
+        self.workers = workers
         self.delta: Tensor | None = None
 
     def start(self, images: Tensor) -> Tensor:
@@ -43,12 +47,13 @@ class NoiseBuffer:
         self.delta = delta if rest is None or not len(rest) else torch.cat([delta, rest.to(delta)])
 
     def state_dict(self) -> dict[str, Any]:
-        """The buffer."""
-        return {} if self.delta is None else {"delta": self.delta}
+        """The buffers of all workers, by rank."""
+        return {"deltas": self.workers.gather(None if self.delta is None else self.delta.cpu())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with a buffer that was kept."""
-        self.delta = state.get("delta")
+        """Go on with this worker's buffer; one more than before begins with none."""
+        deltas = state["deltas"]
+        self.delta = deltas[self.workers.rank] if self.workers.rank < len(deltas) else None
 
 
 class Trainer:
