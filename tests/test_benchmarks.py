@@ -195,6 +195,14 @@ def test_the_cost_of_a_folder_of_cts_is_measured_and_extrapolated(tmp_path, monk
     assert whole["all of this"] == "10.6 h"
 
 
+def test_the_speed_of_training_against_attacks_is_measured_and_written(tmp_path):
+    figures = measured("seat_speed", tmp_path)
+    assert set(figures) == {"attack", "epoch", "ladder"}
+    attack = named(figures["attack"], "attack: order of the released program")
+    for one in (attack, figures["ladder"][0]):  # signs of gradients near 0 depend on rounding
+        assert one["details"]["share of voxels that differ"] < 0.001, "both orders of work attack alike"
+
+
 def test_the_speed_of_attacks_is_measured_and_written(tmp_path):
     figures = measured("attack_speed", tmp_path)
     assert set(figures) == {"libraries", "step", "training", "prototypes", "memory"}
