@@ -119,6 +119,30 @@ def _shapes(space: spaces.Space[Any]) -> Any:
     return {name: part.shape for name, part in space.items()} if isinstance(space, spaces.Dict) else space.shape
 
 
+class RandomPolicy:
+    """Any action, uniformly and independently.
+
+    Args:
+        space: of the actions of one environment.
+        seed: seed of its own generator, on the CPU, so that devices agree.
+    """
+
+    def __init__(self, space: spaces.Space[Any], seed: int) -> None:
+        self._space = space
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, env: BatchedEnv) -> Tensor:
+        space = self._space
+        assert space.shape is not None
+        drawn = torch.rand((env.num_envs, *space.shape), generator=self._generator, dtype=torch.float64)
+        if isinstance(space, spaces.Box):
+            return (2 * drawn - 1).float().to(env.device)
+        if isinstance(space, spaces.MultiDiscrete):
+            return (drawn * torch.as_tensor(space.nvec)).long().to(env.device)
+        choices = int(space.n) if isinstance(space, spaces.Discrete) else 2
+        return (drawn * choices).long().to(env.device)
+
+
 @dataclass(frozen=True)
 class Episodes:
     """One episode of every environment, [N]; tensors stay on the device."""

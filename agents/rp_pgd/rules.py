@@ -4,13 +4,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from gymnasium import spaces
 from torch import Tensor
 
 from ...attacks.methods import ATTACKS
 from ...envs.attack import AttackEnv
-from ..policy import Reference
+from ..policy import RandomPolicy, Reference
 
 ABOUT = {
     "fgsm": "every valid pixel alike, one step of epsilon",
@@ -40,28 +38,6 @@ class ScriptedPolicy:
     def __call__(self, env: AttackEnv) -> Tensor:
         """Actions float64 [N, 11]: as float32 the last bits of a weight would differ from the function's."""
         return env.scripted(self.table)
-
-
-class RandomPolicy:
-    """Any action, uniformly and independently.
-
-    Args:
-        space: of the actions of one environment.
-        seed: seed of its own generator, on the CPU, so that devices agree.
-    """
-
-    def __init__(self, space: spaces.Space[Any], seed: int) -> None:
-        self._space = space
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, env: AttackEnv) -> Tensor:
-        space = self._space
-        assert space.shape is not None
-        drawn = torch.rand((env.num_envs, *space.shape), generator=self._generator, dtype=torch.float64)
-        if isinstance(space, spaces.Box):
-            return (2 * drawn - 1).float().to(env.device)
-        choices = int(space.n) if isinstance(space, spaces.Discrete) else 3
-        return (drawn * choices).long().to(env.device)
 
 
 def _scripted(name: str) -> Reference[AttackEnv]:
