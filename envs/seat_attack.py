@@ -152,7 +152,7 @@ class SEATAttackEnv(BatchedEnv):
         self.learner = Learner(network.to(self.device), cfg.update_victim, cfg.learning_rate)
         self.iterations = cfg.iterations
         """K, which a controller may change; what scripted policies go by."""
-        self.replays = Replays(self.victim, self._losses, cfg.update_victim, twice=self.device.type == "cpu")
+        self.replays = Replays(self.victim, self._losses, cfg.update_victim, twice=True)
         self.reward_weights = {cfg.reward: 1.0, "price": 1.0}
         self.patches = AttackedPatches(self.pool, cfg)
         self.single_action_space = action_space(cfg.action_mode)
@@ -300,7 +300,7 @@ class SEATAttackEnv(BatchedEnv):
         Raises:
             ValueError: names the volumes.
         """
-        if broken := self.broken.nonzero().flatten().tolist():
+        if broken := [row for row, bad in enumerate(self.broken.tolist()) if bad]:
             index = self.index.tolist()
             names = ", ".join(self.pool.ids[index[row]] for row in broken)
             raise ValueError(
@@ -324,6 +324,7 @@ class SEATAttackEnv(BatchedEnv):
         passes = self.replays.passes
         found = {
             **told,
+            "dice_per_class": told["dice_per_class"].clone(),  # a stop has no pass, and infos must not share arrays
             "loss0": self.begun_at["loss"],
             "delta_linf_rel": radii(self.replays).flatten(1).amax(dim=1),
             "n_fwd": passes,

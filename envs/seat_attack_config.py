@@ -69,9 +69,10 @@ class SEATAttackConfig(DecathlonConfig):
         super().__post_init__()
         check(
             self,
-            **dict.fromkeys(("volume_size", "horizon"), AT_LEAST_1),
+            volume_size=AT_LEAST_1,
+            horizon=AT_LEAST_1,
             price=AT_LEAST_0,
-            iterations=(1, self.horizon),
+            iterations=AT_LEAST_1,
             dice_threshold=SHARE,
             learning_rate=POSITIVE,
             reference_magnitude=(ABOVE_0, float("inf")),

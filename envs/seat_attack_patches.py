@@ -1,4 +1,4 @@
-"""Patches that SEAT's inner environment attacks, each with what may be reached from it (docs/seat.md, Method 10 and 18)."""
+"""Patches that SEAT's inner environment attacks, and what may be reached from each (docs/seat.md, Method 10, 18)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Pictures of an attack on a patch: its middle slice, the perturbation, the gradient and the prediction, side by side."""
+"""Pictures of an attack on a patch: its middle slice, perturbation, gradient and prediction, side by side."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The network of SEAT's inner environment: attacked as it is, or a copy that learns meanwhile (docs/seat.md, Method 18)."""
+"""The network of SEAT's inner environment: attacked as it is, or a copy that learns (docs/seat.md, Method 18)."""
 
 from collections.abc import Mapping
 from copy import deepcopy

