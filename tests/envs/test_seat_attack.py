@@ -205,6 +205,19 @@ def test_scripted_policies_stop_when_they_should(plan):
     assert play(begun(plan, dice_threshold=0.0), FAT()).lengths.max() <= 10
 
 
+@pytest.mark.parametrize("mode", ["discrete", "multi", "box"])
+def test_a_random_policy_takes_every_action(plan, mode):
+    env = begun(plan, 256, action_mode=mode)
+    drawn = RULES["random"].policy(env, 0)(env)
+    assert torch.equal(env.actions_from(drawn), drawn)
+    if mode == "box":
+        assert drawn.min() < -0.9
+        assert drawn.max() > 0.9
+    else:
+        assert drawn.view(256, -1).amax(dim=0).tolist() == ([5] if mode == "discrete" else [1, 4])
+        assert not drawn.view(256, -1).amin(dim=0).any()
+
+
 @pytest.mark.parametrize(
     "settings",
     [
