@@ -199,7 +199,7 @@ class SEATAttackEnv(BatchedEnv):
         """Seed every environment; the next `reset` begins from there, with the victim as it was at first."""
         super().seed(seeds)
         self.learner.restore()
-        self.carried = torch.zeros_like(self.carried)
+        self.carried, self.fresh = torch.zeros_like(self.carried), torch.zeros_like(self.fresh)
 
     def _reset(self, env_ids: Tensor, options: Mapping[str, Any]) -> None:
         if unknown := set(options) - {"index"}:
@@ -230,11 +230,11 @@ class SEATAttackEnv(BatchedEnv):
         else:
             self.replays.restart(env_ids, ball, labels, start)
         self.learner.pending = cfg.update_victim == "every_step"
-        self.over, self.broken, self.changed = (
-            last.index_fill(0, env_ids, 0) for last in (self.over, self.broken, self.changed)
-        )
+        self.over, self.changed = (last.index_fill(0, env_ids, 0) for last in (self.over, self.changed))
         self.fresh = torch.ones_like(self.fresh) if whole else self.fresh.index_fill(0, env_ids, True)
         self._look()
+        if not self.running:
+            self._check_finite()
         begun = torch.zeros_like(self.over).index_fill(0, env_ids, True)
         first = self.begun_at or self.now
         self.begun_at = {name: torch.where(begun, self.now[name], first[name]) for name in BEGUN}
@@ -282,7 +282,7 @@ class SEATAttackEnv(BatchedEnv):
                 self.learner.step()
             return torch.where(ending, LAST_SHARE, still)
         if update == "at_end" and bool(ending.any()):
-            if not bool(self.fresh[ending].all()):  # the weights have changed since, in a step that ended another
+            if not bool(self.fresh[ending].all()):  # the weights have changed since, when another's attack ended
                 self.replays.advance(0.0, ending.nonzero().flatten())
             self.replays.learn(ending)
             self.learner.step()

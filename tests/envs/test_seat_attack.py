@@ -268,10 +268,16 @@ def test_what_is_not_finite_is_named(plan):
     net = small()
     with torch.no_grad():
         net.body[0].weight.fill_(torch.nan)
-    env = begun(plan, model=net)
-    assert env.observe().isfinite().all()
     with pytest.raises(ValueError, match=r"gradient of case_\d.* is not finite; look for NaN"):
-        env.advance(all_of(env, HALF))
+        begun(plan, model=net)
+    env = begun(plan, update_victim="every_step", learning_rate=1e30)
+    env.step(all_of(env, HALF))
+    _, terminated, _ = env.step(all_of(env, HALF))
+    assert terminated.all()
+    assert env.observe().isfinite().all()
+    for ask in (env.reset, lambda: env.episode_info(torch.arange(2))):
+        with pytest.raises(ValueError, match=r"give a smaller learning_rate where it learns"):
+            ask()
 
 
 @pytest.mark.parametrize(
