@@ -4,8 +4,8 @@
 
 Scenes come from the split train (numbers from 0), slices with tumour from classifier_train; a quarter of the epochs is
 added at a tenth of the learning rate, and the last epoch is kept. Figures are of scenes of val and slices of
-classifier_val. Volumes come from phantoms that no fold holds (numbers from 50), in augmented patches; figures are of the
-patches in the middle of the 50 that folds divide. Their cards stand beside the weights.
+classifier_val. Volumes come from phantoms that no fold holds (numbers from 50), in augmented patches; figures are of
+the middle of the 50 that folds divide. Their cards stand beside the weights.
 """
 
 import argparse

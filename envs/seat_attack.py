@@ -63,14 +63,14 @@ LOSSES: dict[str, ImageLoss] = {"dice_ce": dice_ce_of_images, "cross_entropy": c
 
 
 class SEATAttackEnv(BatchedEnv):
-    """Change a patch of a volume within a small ball, one gradient step at a time, and stop when it is no longer worth it.
+    """Change a patch of a volume within a small ball, one gradient step at a time, as long as that is worth its price.
 
     ## Description
-    Each environment has a patch with its labels, and a network, the victim, which gives its loss and the gradient there.
-    A move is a step along the sign of the gradient, of a size that is chosen, or the end of the attack. The victim is
-    frozen (`update_victim="never"`), or it learns: from every pass (`every_step`, as Free-AT and SEAT do), or from the last
-    image (`at_end`, as PGD-AT does). All environments share one victim; what learns is a copy, `env.victim`, which
-    goes on from episode to episode until `seed`.
+    Each environment has a patch with its labels, and a network, the victim, which gives its loss and the gradient
+    there. A move is a step along the sign of the gradient, of a size that is chosen, or the end of the attack. The
+    victim is frozen (`update_victim="never"`), or it learns: from every pass (`every_step`, as Free-AT and SEAT do), or
+    from the last image (`at_end`, as PGD-AT does). All environments share one victim; what learns is a copy,
+    `env.victim`, which goes on from episode to episode until `seed`.
 
     ## Action Space
     | action_mode | space | meaning |
@@ -93,18 +93,18 @@ class SEATAttackEnv(BatchedEnv):
     | 6 | Dice of hard labels | 14 | (L_t - L_{t-1}) / <g_{t-1}, delta_t - delta_{t-1}>, in [-2, 2] |
     | 7 | log10(m_t + 1e-12) | 15 | Dice of hard labels at the start |
 
-    With `obs_mode="dict"` a dictionary of these as `stats`, and of `volume`, `Box(-10, 10, (C + classes + 2, 24, 24, 24))`:
-    image, probabilities, abs(delta) / b, abs(g) / its largest; `volume_full` has these at full size.
+    With `obs_mode="dict"` a dictionary of these as `stats`, and of `volume`, `Box(-10, 10, (C + classes + 2, 24, 24,
+    24))`: image, probabilities, abs(delta) / b, abs(g) / its largest; `volume_full` has these at full size.
 
     ## Rewards
-    `loss` (or `dice`, `margin`): the rise of the loss, L_{t+1} - L_t, or the fall of the Dice of hard labels, or of the mean
-    margin of the voxels that are right. `price`: minus the price of a step, 0.02. A stop gives 0. The return is L_T - L_0
-    - 0.02 T.
+    `loss` (or `dice`, `margin`): the rise of the loss, L_{t+1} - L_t, or the fall of the Dice of hard labels, or of the
+    mean margin, which is 0 for voxels that are wrong. `price`: minus the price of a step, 0.02. A stop gives 0. The return is
+    L_T - L_0 - 0.02 T.
 
     ## Starting State
-    A volume of the split, drawn uniformly; `reset(options={"index": 3})` shows volume 3 in every environment, `{"index":
-    [3, 0]}` one for each. Its middle, or a patch as in a training (`patches`). `start` says what perturbation there is.
-    One pass.
+    A volume of the split, drawn uniformly; `reset(options={"index": 3})` shows volume 3 in every environment,
+    `{"index": [3, 0]}` one for each. Its middle, or a patch as in a training (`patches`). `start` says what
+    perturbation there is. One pass.
 
     `info` has `loss`, `loss0`, `dice_soft`, `dice_hard`, `dice_per_class`, `grad_l1`, `grad_l1_rel`, `delta_linf_rel`,
     `n_fwd` and `n_bwd`, the passes of this patch, `index`, the number of the volume in `env.pool`, and, with
@@ -115,8 +115,8 @@ class SEATAttackEnv(BatchedEnv):
     after `horizon` steps, which does what a stop does.
 
     ## Arguments
-    The fields of the configuration, by name; `model` may be any module that gives logits [B, K, X, Y, Z] of patches, and
-    `volumes` a `VolumePool` to play on instead of `data`.
+    The fields of the configuration, by name; `model` may be any module that gives logits [B, K, X, Y, Z] of patches,
+    and `volumes` a `VolumePool` to play on instead of `data`.
 
     ## References
     Self-adaptive Adversarial Training for Robust Medical Segmentation (MICCAI 2023).
@@ -275,7 +275,7 @@ class SEATAttackEnv(BatchedEnv):
         self._look()
 
     def _learn(self, ending: Tensor) -> Tensor:
-        """What the victim learns before a move, or at the end of the attacks bool [N]; the share by which those move."""
+        """What the victim learns before a move, or where attacks end, bool [N]; the share by which those move."""
         update, still = self.config.update_victim, torch.zeros_like(self.now["loss"])
         if update == "every_step":
             if self.learner.pending:

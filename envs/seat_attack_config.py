@@ -24,7 +24,7 @@ class SEATAttackConfig(DecathlonConfig):
     split: str = "val"
     """train, val, select, report or a part, such as val[:8]; test of phantoms."""
     patches: Literal["centre", "train"] = "centre"
-    """centre: the middle of a volume, of the plan's val_size. train: drawn and augmented as in a training, of in_size."""
+    """centre: the middle of a volume, val_size of the plan. train: drawn and augmented as in a training, in_size."""
     model: str = "packaged"
     """Victim: "packaged", a small network trained on phantoms of toy, or a file that save_victim wrote."""
     eps: float | str = "8/255"
@@ -35,7 +35,7 @@ class SEATAttackConfig(DecathlonConfig):
     """Perturbation that an episode begins with. zero: none. carry: what the last episode of this environment ended
     with. uniform: anything within the radius."""
     loss: Literal["dice_ce", "cross_entropy"] = "dice_ce"
-    """Loss of a patch, which is raised, and which a victim that learns lowers: Dice part + cross-entropy, or the latter."""
+    """Loss of a patch, which is raised, and which a victim that learns lowers: cross-entropy, or Dice part and that."""
     obs_mode: Literal["stats", "dict", "volume_full"] = "stats"
     """stats: 16 numbers. dict: also small volumes of image, probabilities, perturbation and gradient. volume_full: also
     these at full size."""
@@ -44,7 +44,8 @@ class SEATAttackConfig(DecathlonConfig):
     action_mode: ActionMode = "discrete"
     """discrete: stop, or one of five step sizes. multi: whether to go on, and which step size. box: two numbers."""
     reward: Literal["loss", "dice", "margin"] = "loss"
-    """What is paid: the rise of the loss, the fall of the Dice of hard labels, or of the mean margin of right voxels."""
+    """What is paid: the rise of the loss, the fall of the Dice of hard labels, or that of the mean margin (of a voxel,
+    by how much its true class leads; 0 where it does not)."""
     price: float = 0.02
     """Price of a step."""
     horizon: int = 10
