@@ -98,8 +98,8 @@ class SEATAttackEnv(BatchedEnv):
 
     ## Rewards
     `loss` (or `dice`, `margin`): the rise of the loss, L_{t+1} - L_t, or the fall of the Dice of hard labels, or of the
-    mean margin, which is 0 for voxels that are wrong. `price`: minus the price of a step, 0.02. A stop gives 0. The return is
-    L_T - L_0 - 0.02 T.
+    mean margin, which is 0 for voxels that are wrong. `price`: minus the price of a step, 0.02. A stop gives 0. The
+    return is L_T - L_0 - 0.02 T.
 
     ## Starting State
     A volume of the split, drawn uniformly; `reset(options={"index": 3})` shows volume 3 in every environment,
