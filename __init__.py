@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from .envs.learner_env import LearnerEnv as LearnerEnv
     from .envs.rl4seg import EchoEnv as EchoEnv
     from .envs.rl4seg_config import EchoEnvConfig as EchoEnvConfig
+    from .envs.seat_attack import SEATAttackEnv as SEATAttackEnv
+    from .envs.seat_attack_config import SEATAttackConfig as SEATAttackConfig
     from .envs.spars import SparsEnv as SparsEnv
     from .envs.spars_config import SparsConfig as SparsConfig
     from .envs.spars_parallel import SparsParallelEnv as SparsParallelEnv
@@ -60,6 +62,8 @@ _MODULES = {
     "PPOExperiment": "agents.generic",
     "Prediction": "agents.prediction",
     "RL4SegExperiment": "agents.rl4seg.config",
+    "SEATAttackConfig": "envs.seat_attack_config",
+    "SEATAttackEnv": "envs.seat_attack",
     "SingleEnv": "envs.adapters",
     "SparsConfig": "envs.spars_config",
     "SparsEnv": "envs.spars",

@@ -79,7 +79,7 @@ class RandomPolicy:
     """Any action, uniformly and independently.
 
     Args:
-        space: of the actions of one environment: Discrete or MultiDiscrete from 0, or a bounded Box.
+        space: of the actions of one environment: Discrete or MultiDiscrete from 0, MultiBinary, or a bounded Box.
         seed: seed of its own generator, so that the environment's numbers stay; on the CPU, so that devices agree.
     """
 
@@ -94,8 +94,10 @@ class RandomPolicy:
         if isinstance(space, spaces.Box):
             low, high = (torch.as_tensor(end, dtype=torch.float64) for end in (space.low, space.high))
             return (low + (high - low) * drawn).float().to(env.device)
-        choices = space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n  # type: ignore[attr-defined]
-        return (drawn * torch.as_tensor(choices)).long().to(env.device)
+        if isinstance(space, spaces.MultiDiscrete):
+            return (drawn * torch.as_tensor(space.nvec)).long().to(env.device)
+        choices = int(space.n) if isinstance(space, spaces.Discrete) else 2
+        return (drawn * choices).long().to(env.device)
 
 
 @dataclass(frozen=True)

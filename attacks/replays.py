@@ -6,8 +6,8 @@ images that are reached, L = loss of each image [B], g = dL/dx_t, G = gradient o
 weights.
 """
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ ImageLoss = Callable[[Tensor, Tensor], Tensor]
 """Losses [B] of logits float32 [B, K, *spatial] and labels int64 [B, *spatial]."""
 Update = Literal["never", "every_step", "at_end"]
 """When the weights learn: never; from every pass (Free-AT, SEAT); from the last image alone (PGD-AT)."""
+STATE = ("adversarial", "losses", "logits", "gradient", "passes")
+"""What an attack consists of beside its ball and labels."""
 
 
 class Replays:
@@ -34,6 +36,8 @@ class Replays:
         model: gives logits of images in their own units.
         loss: of each image.
         update: when the weights learn.
+        twice: pass a single image of a frozen network twice, so that it is the same alone as among others, bit for bit
+            (as in `AttackCore`).
 
     Attributes:
         images, adversarial: x and x_t, [B, C, *spatial].
@@ -53,8 +57,8 @@ class Replays:
     gradient: Tensor
     passes: Tensor
 
-    def __init__(self, model: nn.Module, loss: ImageLoss, update: Update = "never") -> None:
-        self.model, self.loss, self.update = model, loss, update
+    def __init__(self, model: nn.Module, loss: ImageLoss, update: Update = "never", *, twice: bool = False) -> None:
+        self.model, self.loss, self.update, self.twice = model, loss, update, twice
         self._graph: Tensor | None = None
 
     def begin(self, ball: LinfBall, labels: Tensor, start: Tensor | None = None) -> None:
@@ -108,6 +112,19 @@ class Replays:
         kept.mean().backward()  # type: ignore[no-untyped-call]
         self._graph = None
 
+    def state(self) -> dict[str, Any]:
+        """Tensors from which `resume` continues the attacks, without images and labels."""
+        return {name: getattr(self, name) for name in STATE}
+
+    def resume(self, ball: LinfBall, labels: Tensor, state: Mapping[str, Any]) -> None:
+        """Continue where `state` was read, with the weights of then; `at_end` with a pass that is not counted."""
+        kept = {name: state[name].to(ball.images.device, copy=True) for name in STATE}
+        if self.update == "at_end":
+            self.begin(ball, labels, kept["adversarial"])
+        self.ball, self.images, self.labels = ball, ball.images, labels
+        for name, value in kept.items():
+            setattr(self, name, value)
+
     @property
     def delta(self) -> Tensor:
         """x_t - x, [B, C, *spatial]."""
@@ -120,8 +137,10 @@ class Replays:
         leaf = self.adversarial.index_select(0, rows).requires_grad_()
         labels = self.labels.index_select(0, rows)
         if self.update == "never":
+            copies = 2 if self.twice and len(rows) == 1 else 1
             with frozen(self.model):
-                logits, losses = self._losses(leaf, labels)
+                logits, losses = self._losses(leaf.repeat_interleave(copies, 0), labels.repeat_interleave(copies, 0))
+                logits, losses = logits[: len(rows)], losses[: len(rows)]
                 (gradient,) = torch.autograd.grad(losses.sum(), leaf)
         elif self.update == "every_step":
             logits, losses = self._losses(leaf, labels)

@@ -27,6 +27,8 @@ FEATURE_LAYERS = {"pspnet": "layer4", "deeplab": "layer4", "unet": "merge.1"}
 _WEIGHTS = Path(__file__).parents[1] / "segmenters" / "weights"
 PACKAGED = {"scenes": _WEIGHTS / "scene_phantom.safetensors", "liver": _WEIGHTS / "liver_slice_phantom.safetensors"}
 """The victims that come with the package, by what their phantoms show; cards beside them say how they were made."""
+PACKAGED_VOLUMES = {"toy": _WEIGHTS / "toy_volume_phantom.safetensors"}
+"""Those of volumes, by the task whose phantoms they were trained on."""
 
 
 def feature_layer_of(victim: nn.Module) -> str:

@@ -68,6 +68,11 @@ ENVIRONMENTS = {
         paper="RP-PGD: region-and-prototype attack on segmentation of liver tumours in slices of CTs (AAAI 2025)",
         config="configs/ppo/attack_liver.yaml",
     ),
+    "SEATAttack-MSD-v0": Entry(
+        env_class="segarena.envs.seat_attack:SEATAttackEnv",
+        paper="SEAT: the attack inside a training step on a patch of a Decathlon volume (MICCAI 2023)",
+        config="configs/ppo/seat_attack.yaml",
+    ),
 }
 
 

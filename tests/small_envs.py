@@ -28,12 +28,14 @@ SMALL = {
         for name in ("Cityscapes", "ADE20K")
     },
     "RPPGD-LiverCT-v0": {"cases": ["phantom_02000"], "grid_shape": (32, 32, 24), "horizons": (2, 6)},
+    "SEATAttack-MSD-v0": {"split": "val[:3]", "horizon": 6},  # toy volumes
 }
 """Arguments that keep an environment small; an id that is not named here plays with its defaults."""
 SEED = 7
 NEVER_CUT = [env_id for env_id in IDS if env_id.startswith("RPPGD")]
 """Environments of several steps that end by themselves: the observation tells when."""
-STEPS = {env_id: 12 if env_id in NEVER_CUT else 60 for env_id in IDS}
+ATTACKS = [*NEVER_CUT, "SEATAttack-MSD-v0"]
+STEPS = {env_id: 12 if env_id in ATTACKS else 60 for env_id in IDS}
 """An attack has six at most here, and each passes a network."""
 
 

@@ -50,6 +50,10 @@ ENVS_OF = {
         *("attack", "attack_actions", "attack_config", "attack_observations", "attack_pictures", "attack_starts"),
         "attack_tasks",
     },
+    "seat": {
+        *("seat_attack", "seat_attack_actions", "seat_attack_config", "seat_attack_observations"),
+        *("seat_attack_patches", "seat_attack_pictures", "seat_attack_victims"),
+    },
 }
 """Modules of `envs` that belong to one paper."""
 SHARED_ENVS = {"__init__", "actions", "adapters", "core", "learner_env", "random", "samplers"}

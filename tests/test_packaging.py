@@ -43,7 +43,10 @@ def test_the_wheel_holds_what_the_package_needs_and_nothing_else(wheel):
     configs = {f"segarena/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert len(configs) > 20
     needed = {"py.typed", "classifiers/weights/presence_phantom.safetensors", "datasets/liver/splits/spars_v1.json"}
-    needed |= {f"segmenters/weights/{name}.safetensors" for name in ("scene_phantom", "liver_slice_phantom")}
+    needed |= {
+        f"segmenters/weights/{name}.safetensors"
+        for name in ("scene_phantom", "liver_slice_phantom", "toy_volume_phantom")
+    }
     assert names >= configs | {f"segarena/{name}" for name in needed}
     parts = {Path(name).parts[1] for name in names if name.startswith("segarena/")}
     assert parts.isdisjoint({"tests", "benchmarks", "docs", "setup.py"})

@@ -33,7 +33,7 @@ def test_the_listed_spaces_are_those_of_the_default_environment(env_id):
     said = catalogue.spaces_of(env_id)
     for kind, space in (("observations", env.observation_space), ("actions", env.action_space)):
         numpy = {"uint8": np.uint8, "float32": np.float32, "int64": np.int64}
-        scope = {**vars(spaces), **numpy, "state": "state", "windows": "windows"}
+        scope = {**vars(spaces), **numpy, "inf": np.inf, "state": "state", "windows": "windows"}
         text = said[kind].replace("windows:", "windows=").replace("state:", "state=")
         assert eval(text, scope) == space
 

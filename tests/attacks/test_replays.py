@@ -210,3 +210,38 @@ def test_rows_that_are_passed_apart_teach_the_mean_of_all():
     for parameter, one in zip(net.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, one)
     torch.testing.assert_close(apart.gradient, whole.gradient)
+
+
+def test_an_image_is_the_same_alone_as_among_others_where_it_is_passed_twice():
+    net, ball, labels = toy()
+    whole, apart = (Replays(net, cross_entropy, twice=True) for _ in range(2))
+    whole.begin(ball, labels)
+    apart.begin(ball, labels)
+    whole.advance(0.5)
+    for row in range(3):
+        apart.advance(torch.where(torch.arange(3) == row, 0.5, 0.0), torch.tensor([row]))
+    assert apart.logits.shape == whole.logits.shape
+    for name in ("losses", "logits", "gradient", "adversarial", "passes"):
+        assert torch.equal(getattr(apart, name), getattr(whole, name)), name
+
+
+@pytest.mark.parametrize("update", ["never", "every_step", "at_end"])
+def test_a_state_continues_the_same_passes(update):
+    net, ball, labels = toy()
+    replays, other = Replays(net, cross_entropy, update), Replays(net, cross_entropy, update)
+    replays.begin(ball, labels)
+    replays.advance(0.25)
+    other.resume(ball, labels, replays.state())
+    assert other.passes.tolist() == [2, 2, 2]
+    net.zero_grad()
+    if update == "at_end":
+        found = []
+        for one in (replays, other):
+            net.zero_grad()
+            one.learn()
+            found.append([parameter.grad.clone() for parameter in net.parameters()])
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    replays.advance(0.5)
+    other.advance(0.5)
+    assert torch.equal(replays.delta, other.delta)
+    assert torch.equal(replays.losses, other.losses)

@@ -103,7 +103,7 @@ def test_a_saved_state_continues_the_same_episodes(env_id):
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_to_switch_a_term_off_changes_the_reward_by_exactly_that_term(env_id):
+def test_to_switch_a_term_off_changes_the_reward_by_that_term(env_id):
     for name in begun(env_id).reward_weights:
         whole, without, twice = (begun(env_id) for _ in range(3))
         without.reward_weights[name], twice.reward_weights[name] = 0.0, 2.0
@@ -111,8 +111,8 @@ def test_to_switch_a_term_off_changes_the_reward_by_exactly_that_term(env_id):
         for action in map(whole.actions_from, actions_for(whole.single_action_space, STEPS[env_id], 3)):
             reward, less, more = (env.advance(action).reward for env in (whole, without, twice))
             term = whole.reward_terms[name]
-            assert torch.equal(reward - less, term)
-            assert torch.equal(more - reward, term)
+            for found in (reward - less, more - reward):
+                torch.testing.assert_close(found, term, rtol=0, atol=1e-6)  # sums round
             acted |= bool(term.any())
         assert acted, f"{name}: no step paid it"
 
@@ -125,9 +125,16 @@ def test_render_gives_pictures_that_change_and_can_be_recorded(env_id, tmp_path)
     assert first.dtype == np.uint8
     assert first.ndim == 3
     assert first.shape[2] == 3
-    env.step(env.action_space.sample())
-    assert env.render().shape == first.shape
-    assert not np.array_equal(env.render(), first)
+    changed = False
+    for action in actions_for(env.action_space, 8, 1)[:, 0]:
+        _, _, terminated, truncated, _ = env.step(action)
+        assert env.render().shape == first.shape
+        changed |= not np.array_equal(env.render(), first)
+        if changed:
+            break
+        if terminated or truncated:  # an action may be to stop at once
+            env.reset(seed=0)
+    assert changed
     with pytest.raises(ValueError, match="render_mode is 'ascii'"):
         make_single(ENVIRONMENTS[env_id].env_class, render_mode="ascii", **small(env_id))
 

@@ -14,11 +14,12 @@ SPARS, ECHO = "SPARS-LiverCT-v0", "RL4Seg-Echo-v0"
 ATTACK = {f"RPPGD-{name}-v0": {"size": 33, "phantom_scenes": PhantomScenes(val=3)} for name in ("VOC", "Cityscapes")}
 ATTACK |= {"RPPGD-ADE20K-v0": ATTACK["RPPGD-VOC-v0"]}
 ATTACK |= {"RPPGD-LiverCT-v0": {"cases": ["phantom_02000"], "grid_shape": (32, 32, 24)}}
-VOC = "RPPGD-VOC-v0"
+VOC, SEAT = "RPPGD-VOC-v0", "SEATAttack-MSD-v0"
 SMALL = {
     SPARS: {"cases": ["phantom_02000", "phantom_02001"], "horizon": 12, "threshold": 0.9, "opponent": "random"},
     ECHO: {"size": 32, "phantom_patients": PhantomPatients(train=3)},
     **ATTACK,
+    SEAT: {"split": "val[:3]", "horizon": 6},
 }
 VARIANTS = [
     *((env_id, {}) for env_id in sorted(ENVIRONMENTS)),
@@ -35,6 +36,12 @@ VARIANTS = [
     (VOC, {"action_mode": "discrete", "paired_baseline": "pgd", "reward": "p_y"}),
     (VOC, {"action_mode": "gridweight", "expose_x_adv": True}),
     (VOC, {"action_mode": "signmap", "cells": 2}),
+    (
+        SEAT,
+        {"obs_mode": "dict", "start": "uniform", "eps_range": "window", "patches": "train", "stop_on_success": True},
+    ),
+    (SEAT, {"update_victim": "every_step", "start": "carry", "action_mode": "box"}),
+    (SEAT, {"update_victim": "at_end", "return_delta": True, "reward": "margin"}),
 ]
 """Every environment with the defaults, and what else they can do."""
 
@@ -135,6 +142,7 @@ def waits_of(police, env_id, num_envs, **changes):
         (ECHO, 1, {"sampler": "per_env"}),
         (VOC, 2, {}),  # and whether a logit was not finite, where an episode ended
         (VOC, 2, {"obs_mode": "map", "horizons": [2, 3], "rand_start": True}),
+        (SEAT, 3, {}),  # and who goes on
     ],
 )
 def test_a_step_with_automatic_reset_waits_at_most_once(police, env_id, most, changes):
