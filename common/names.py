@@ -18,7 +18,7 @@ _LOST = "\N{REPLACEMENT CHARACTER}"
 def slug(name: str) -> str:
     """The name as part of a file's name: 1 to `LONGEST` ASCII letters, digits and single underscores.
 
-    Accents are left out and Greek letters spelt. Where other letters are lost, or there are too many, or none is left,
+    Accents are left out, Greek letters and plus signs spelt. Where other letters are lost, or there are too many, or none is left,
     a digest of the name ends it. Different names may have one slug.
     """
     spelt = "".join(map(_spelt, unicodedata.normalize("NFKD", name)))
@@ -44,6 +44,8 @@ def check_name(name: str) -> None:
 
 def _spelt(character: str) -> str:
     """What stands for a character after decomposition: itself in ASCII, a Greek letter's name, "" for an accent."""
+    if character == "+":  # RP-PGD++ and RP-PGD are two methods
+        return " plus "
     if character.isascii():
         return character
     if unicodedata.combining(character):

@@ -44,3 +44,7 @@ def test_a_name_that_no_table_can_show_is_refused(name):
 @pytest.mark.parametrize("name", ["SPARS", "a | b", "$5", "\N{ANATOMICAL HEART}", "n" * 100, "τ = 0.3"])
 def test_any_other_name_is_taken(name):
     check_name(name)
+
+
+def test_a_plus_sign_makes_another_name():
+    assert slug("RP-PGD++-AT") == "RP_PGD_plus_plus_AT" != slug("RP-PGD-AT")
