@@ -36,6 +36,7 @@ POLICIES: "Table[Mapping[str, Reference[Any]]]" = Table(
         "RPPGD-Cityscapes-v0": "segarena.agents.rp_pgd.rules:POLICIES",
         "RPPGD-ADE20K-v0": "segarena.agents.rp_pgd.rules:POLICIES",
         "RPPGD-LiverCT-v0": "segarena.agents.rp_pgd.rules:POLICIES",
+        "SEAT-MSD-v0": "segarena.agents.seat.schedules:POLICIES",
     },
 )
 """Reference policies by name, of each environment id."""

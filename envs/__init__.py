@@ -68,6 +68,11 @@ ENVIRONMENTS = {
         paper="RP-PGD: region-and-prototype attack on segmentation of liver tumours in slices of CTs (AAAI 2025)",
         config="configs/ppo/attack_liver.yaml",
     ),
+    "SEAT-MSD-v0": Entry(
+        env_class="segarena.envs.seat:ScheduleEnv",
+        paper="SEAT: schedule of an adversarial training of 3-D segmentation, by the gradient's magnitude",
+        config="configs/ppo/seat.yaml",
+    ),
 }
 
 

@@ -1,7 +1,7 @@
-"""Small networks that learn under attack, all at once: one pass of a batch serves every victim (docs/seat.md, Method 19).
+"""Small networks that learn under attack, all at once: a pass of a batch serves every victim (docs/seat.md, Method 19).
 
-Symbols: E = victims; P = weights of one; B = patches of one's minibatch; x_t = patches that are reached; K = iterations;
-g, G = gradients of the images and of the weights.
+Symbols: E = victims; P = weights of one; B = patches of one's minibatch; x_t = patches that are reached; K =
+iterations; g, G = gradients of the images and of the weights.
 """
 
 import math
@@ -38,7 +38,7 @@ class Adam(NamedTuple):
     def fresh(cls, weights: Tensor) -> "Adam":
         """That of no update."""
         zero = torch.zeros_like(weights)
-        return cls(zero, zero, zero, torch.zeros(len(weights), dtype=torch.int64, device=weights.device))
+        return cls(zero, zero, zero, updates=torch.zeros(len(weights), dtype=torch.int64, device=weights.device))
 
 
 def adam_step(
@@ -63,8 +63,8 @@ def adam_step(
     step = (rate[:, None] / bias).to(weights.dtype)
     moved = weights - step * mean / (highest.sqrt() / bias_square.sqrt().to(weights.dtype) + ADAM_EPS)
     after, wide = Adam(mean, square, highest, updates), active[:, None]
-    kept = (torch.where(wide, new, old) for new, old in zip(after[:3], state[:3], strict=True))
-    return torch.where(wide, moved, weights), Adam(*kept, torch.where(active, updates, state.updates))
+    kept = [torch.where(wide, new, old) for new, old in zip(after[:3], state[:3], strict=True)]
+    return torch.where(wide, moved, weights), Adam(*kept, updates=torch.where(active, updates, state.updates))
 
 
 class Pass(NamedTuple):
@@ -135,7 +135,7 @@ class Victims:
 
     def _network(self, weights: Tensor, images: Tensor) -> Tensor:
         """One victim's logits, by its weights [P]."""
-        parts = weights.split([shape.numel() for shape in self._shapes.values()])
+        parts = torch.split(weights, [shape.numel() for shape in self._shapes.values()])
         named = {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
         logits: Tensor = functional_call(self.network, named, (images,))
         return logits
@@ -205,9 +205,7 @@ class Victims:
         loss, worth = (one.view(len(weights), -1).mean(dim=1) for one in (losses, dice))
         return loss, worth
 
-    def attacked(
-        self, images: Tensor, labels: Tensor, eps: float, steps: int, env_ids: Tensor | None = None
-    ) -> Tensor:
+    def attacked(self, images: Tensor, labels: Tensor, eps: float, steps: int, env_ids: Tensor | None = None) -> Tensor:
         """The same patches [B, C, *spatial] under PGD against each victim, from the clean ones: [K, B, C, *spatial].
 
         Args:

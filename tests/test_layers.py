@@ -50,6 +50,7 @@ ENVS_OF = {
         *("attack", "attack_actions", "attack_config", "attack_observations", "attack_pictures", "attack_starts"),
         "attack_tasks",
     },
+    "seat": {"seat", "seat_config", "seat_pictures", "seat_victims"},
 }
 """Modules of `envs` that belong to one paper."""
 SHARED_ENVS = {"__init__", "actions", "adapters", "core", "learner_env", "random", "samplers"}
