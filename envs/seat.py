@@ -77,7 +77,8 @@ class ScheduleEnv(BatchedEnv):
 
     `info` has of the last segment `mag`, M; `iter`, K; `train_loss`; of the victim as it is `val_loss`, `dice_clean`
     and `dice_robust`; `n_passes`, the passes of minibatches until now, in which those that judge are not counted;
-    `threshold`, with which the controller that plays compares M, or 0. The end adds `iterations`, the mean K.
+    `threshold`, with which the controller that plays compares M, or 0. The end adds `mean_iter`, the mean K,
+    `final_dice_clean`, `final_dice_robust` and `final_passes`.
 
     ## Episode End
     Terminated when `budget` passes are spent, which may be exceeded in the last segment; truncated after N segments.
@@ -244,7 +245,8 @@ class ScheduleEnv(BatchedEnv):
         """How good the victim has become, and what that cost."""
         now, passes = self.now[env_ids], self.n_passes[env_ids]
         mean = passes / (self.t[env_ids] * self.batches)
-        facts = {"dice_clean": now[:, CLEAN], "dice_robust": now[:, ROBUST], "n_passes": passes, "iterations": mean}
+        dice = {"final_dice_clean": now[:, CLEAN], "final_dice_robust": now[:, ROBUST]}
+        facts = {**dice, "final_passes": passes, "mean_iter": mean}
 
         def made() -> list[dict[str, Any]]:
             columns = [values.tolist() for values in facts.values()]
