@@ -6,11 +6,11 @@ import pydoc
 import textwrap
 import warnings
 from dataclasses import fields
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import seat_toys
 import torch
 from attack_toys import small_victim
 from gymnasium import spaces
@@ -18,7 +18,6 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from gymnasium.vector import AutoresetMode
 from segarena.datasets.echo.images import PhantomPatients
-from segarena.datasets.decathlon.cases import PhantomCases
 from segarena.datasets.scenes.images import PhantomScenes
 from segarena.envs import ENVIRONMENTS
 from segarena.envs.adapters import BatchEnv, SingleEnv, class_of, make_batch, make_single, of_env, to_numpy
@@ -51,19 +50,7 @@ SMALL = {
         for name in ("Cityscapes", "ADE20K")
     },
     "RPPGD-LiverCT-v0": {"cases": ["phantom_02000"], "grid_shape": (32, 32, 24), "horizons": (2, 6)},
-    "SEAT-MSD-v0": {
-        "phantom_cases": PhantomCases(labelled=4, test=0),
-        "folds": 2,
-        "plan": str(Path(__file__).parents[1] / "small_plan.json"),
-        "width": 2,
-        "batch": 1,
-        "segment": 1,
-        "most": 3,
-        "horizon": 6,
-        "budget": 14,
-        "learning_rate": 0.05,
-        "probe_steps": 1,
-    },
+    "SEAT-MSD-v0": {**seat_toys.SMALL, "budget": 14},
 }
 """Arguments that keep an environment small; an id that is not named here plays with its defaults."""
 ALLOWED_WARNINGS = (

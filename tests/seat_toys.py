@@ -1,0 +1,60 @@
+"""Small trainings under attack: patches of 8 x 8 x 8, and settings by which an environment takes a moment a step."""
+
+from pathlib import Path
+
+import torch
+from segarena.datasets.decathlon.cases import PhantomCases
+from segarena.envs.seat import ScheduleEnv
+from segarena.envs.seat_victims import Victims
+from segarena.segmenters.volume_networks import SmallVolumeNet
+
+SMALL = {
+    "phantom_cases": PhantomCases(labelled=4, test=0),
+    "folds": 2,
+    "plan": str(Path(__file__).parent / "small_plan.json"),
+    "width": 2,
+    "batch": 1,
+    "segment": 1,
+    "most": 3,
+    "horizon": 6,
+    "learning_rate": 0.05,
+    "probe_steps": 1,
+}
+"""Arguments of SEAT-MSD-v0."""
+EPS = 0.06
+
+
+def begun(num_envs, seeds=None, **settings):
+    env = ScheduleEnv(num_envs=num_envs, device="cpu", **{**SMALL, **settings})
+    env.seed(range(num_envs) if seeds is None else seeds)
+    env.reset()
+    return env
+
+
+def victims(number, batch=2, side=6, seed=0):
+    made = Victims(
+        SmallVolumeNet(1, 2, 4), number, (batch, 1, side, side, side), torch.device("cpu"), weight_decay=1e-3
+    )
+    generator = torch.Generator().manual_seed(seed)
+    made.begin(torch.arange(number), torch.rand(number, made.size, generator=generator, dtype=torch.float64))
+    return made
+
+
+def minibatches(number, count, batch=2, side=6, seed=1):
+    """`count` minibatches for each of `number` victims: images [E, B, 1, ...] and labels [E, B, ...]."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        labels = (torch.rand(number, batch, side, side, side, generator=generator) < 0.3).long()
+        noise = torch.randn(number, batch, 1, side, side, side, generator=generator)
+        yield 2.0 * labels[:, :, None] + noise, labels
+
+
+def taught(made, of, iterations, rate=0.01):
+    """The sums of losses and magnitudes of each victim over minibatches, each with its own K."""
+    losses = magnitudes = 0
+    for images, labels in of:
+        number = len(iterations)
+        eps, rates = torch.full((number,), EPS), torch.full((number,), rate)
+        loss, magnitude = made.replay(images, labels, eps, 0.5, iterations, int(iterations.max()), rates)
+        losses, magnitudes = losses + loss, magnitudes + magnitude
+    return losses, magnitudes
