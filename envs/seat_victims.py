@@ -38,7 +38,7 @@ class Adam(NamedTuple):
     def fresh(cls, weights: Tensor) -> "Adam":
         """That of no update."""
         zero = torch.zeros_like(weights)
-        return cls(zero, zero, zero, updates=torch.zeros(len(weights), dtype=torch.int64, device=weights.device))
+        return cls(zero, zero, zero, torch.zeros(len(weights), dtype=torch.int64, device=weights.device))
 
 
 def adam_step(
@@ -62,9 +62,17 @@ def adam_step(
     bias, bias_square = ((1 - torch.pow(beta, updates.double()))[:, None] for beta in BETAS)
     step = (rate[:, None] / bias).to(weights.dtype)
     moved = weights - step * mean / (highest.sqrt() / bias_square.sqrt().to(weights.dtype) + ADAM_EPS)
-    after, wide = Adam(mean, square, highest, updates), active[:, None]
-    kept = [torch.where(wide, new, old) for new, old in zip(after[:3], state[:3], strict=True)]
-    return torch.where(wide, moved, weights), Adam(*kept, updates=torch.where(active, updates, state.updates))
+
+    def chosen(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(active[:, None], new, old)
+
+    after = Adam(
+        chosen(mean, state.mean),
+        chosen(square, state.square),
+        chosen(highest, state.highest),
+        torch.where(active, updates, state.updates),
+    )
+    return chosen(moved, weights), after
 
 
 class Pass(NamedTuple):

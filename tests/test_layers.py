@@ -30,6 +30,7 @@ SHARED |= {
     "context",
     "rollout_buffer",
     "callbacks",
+    "cloning",
     "dense_ppo",
     "catalogue",
     "schema",
