@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ..attacks.budget import Epsilon
 from ..datasets.decathlon.cases import load_decathlon
+from ..datasets.decathlon.plan import Triple
 from ..datasets.decathlon.sampling import DRAWS, PatchSampler, centre_corners, mass_corners
+from ..datasets.volumes import Patches, VolumePool
 from ..evaluation.drawing import Legend
 from ..segmenters.volume_networks import SmallVolumeNet
 from . import seat_pictures
@@ -102,12 +104,11 @@ class ScheduleEnv(BatchedEnv):
         if cfg.phantom:
             notice_phantom("SEAT-MSD-v0", "give data=<folder> and task=<number> for volumes of the Decathlon")
         plan, eps = cfg.found_plan(), Epsilon.parse(cfg.eps)
-        pool, judged = (load_decathlon(cfg, split).to(device) for split in (cfg.split, cfg.validation_split))
+        pool, judged = load_decathlon(cfg, cfg.split).to(device), load_decathlon(cfg, cfg.validation_split)
         self.sampler, self.origin, self.classes = PatchSampler(pool, plan, seed=0), pool.origin, pool.classes
-        rows = torch.arange(len(judged), device=device)
-        self.validation = judged.patches(rows, centre_corners(judged, plan.val_size), plan.val_size)
         probed = judged.take(range(min(cfg.probe, len(judged))))
-        self.probe = probed.patches(rows[: len(probed)], mass_corners(probed, plan.val_size), plan.val_size)
+        self.validation = _patches(judged, centre_corners(judged, plan.val_size), plan.val_size, device)
+        self.probe = _patches(probed, mass_corners(probed, plan.val_size), plan.val_size, device)
         self.eps = eps.value
         self.batches = cfg.segment or -(-len(pool) // cfg.batch)
         self.victims = Victims(
@@ -286,3 +287,9 @@ class ScheduleEnv(BatchedEnv):
         choice, *factor = action.flatten().tolist()
         text = f"K {choice - 1:+d}" if self.config.action_mode == "relative" else f"K = {choice + 1}"
         return text + (f", epsilon times {ENLARGED[factor[0]]:g}" if factor else "")
+
+
+def _patches(pool: VolumePool, corners: Tensor, size: Triple, device: torch.device) -> Patches:
+    """A patch of each volume, on the device."""
+    cut = pool.patches(torch.arange(len(pool)), corners, size)
+    return Patches(*(one.to(device) for one in cut))

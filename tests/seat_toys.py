@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 from segarena.datasets.decathlon.cases import PhantomCases
+from segarena.datasets.sample import Sample
+from segarena.datasets.volumes import VolumePool
 from segarena.envs.seat import ScheduleEnv
 from segarena.envs.seat_victims import Victims
 from segarena.segmenters.volume_networks import SmallVolumeNet
@@ -58,3 +60,26 @@ def taught(made, of, iterations, rate=0.01):
         loss, magnitude = made.replay(images, labels, eps, 0.5, iterations, int(iterations.max()), rates)
         losses, magnitudes = losses + loss, magnitudes + magnitude
     return losses, magnitudes
+
+
+def brittle(number, seed=0, side=8):
+    """Volumes with balls that a weak chequered pattern tells with certainty, and brightness, under spots, in most places.
+
+    An attack of 0.08 of the range undoes the pattern, but not the brightness.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    places = torch.arange(side) - (side - 1) / 2
+    grid = torch.stack(torch.meshgrid(places, places, places, indexing="ij"))
+    chequers = 1 - 2 * (torch.arange(side).sum() + grid.sum(dim=0) + 0.5).long().remainder(2)
+    samples = []
+    for name in range(number):
+        centre = (torch.rand(3, 1, 1, 1, generator=generator) - 0.5) * side / 2
+        label = ((grid - centre).square().sum(dim=0) < (0.35 * side) ** 2).to(torch.uint8)
+        spots = torch.randn([-(-side // 4)] * 3, generator=generator)
+        for axis in range(3):
+            spots = spots.repeat_interleave(4, dim=axis)
+        image = 0.05 * torch.randn(label.shape, generator=generator) + 0.8 * spots[:side, :side, :side]
+        image = image + label * (1.5 + 0.3 * chequers)
+        samples.append(Sample(f"brittle_{name}", image[None], label, (1.0, 1.0, 1.0), origin="phantom"))
+    ids = [sample.id for sample in samples]
+    return VolumePool.of(samples, ids, ("MR",), ("background", "ball"))

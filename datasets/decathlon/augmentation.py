@@ -138,8 +138,10 @@ def _spatial(
     cut, cut_labels = images[..., x, y, z], labels[..., x, y, z]
     # from a voxel of the result to one of the patch, both counted from their middles in (x, y, z)
     turn = _rotation(angles) * factor[:, None, None]
-    to_ends = torch.tensor([inner / 2 for inner in size], device=images.device)
-    from_ends = torch.tensor([2 / outer for outer in whole], device=images.device)
+    to_ends, from_ends = (
+        torch.stack([torch.full((), end, device=images.device) for end in ends])  # no copy, for which a host would wait
+        for ends in ([inner / 2 for inner in size], [2 / outer for outer in whole])
+    )
     theta = (from_ends[:, None] * turn * to_ends).flip(1, 2)  # grid_sample counts the last axis first
     theta = torch.cat((theta, torch.zeros_like(theta[:, :, :1])), dim=2)
     grid = functional.affine_grid(theta, [len(images), 1, *size], align_corners=False)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import seat_toys
 import torch
 from device_police import DevicePolice
 from segarena.datasets.echo.images import PhantomPatients
@@ -15,10 +16,12 @@ ATTACK = {f"RPPGD-{name}-v0": {"size": 33, "phantom_scenes": PhantomScenes(val=3
 ATTACK |= {"RPPGD-ADE20K-v0": ATTACK["RPPGD-VOC-v0"]}
 ATTACK |= {"RPPGD-LiverCT-v0": {"cases": ["phantom_02000"], "grid_shape": (32, 32, 24)}}
 VOC = "RPPGD-VOC-v0"
+SEAT = "SEAT-MSD-v0"
 SMALL = {
     SPARS: {"cases": ["phantom_02000", "phantom_02001"], "horizon": 12, "threshold": 0.9, "opponent": "random"},
     ECHO: {"size": 32, "phantom_patients": PhantomPatients(train=3)},
     **ATTACK,
+    SEAT: seat_toys.SMALL,
 }
 VARIANTS = [
     *((env_id, {}) for env_id in sorted(ENVIRONMENTS)),
@@ -35,6 +38,7 @@ VARIANTS = [
     (VOC, {"action_mode": "discrete", "paired_baseline": "pgd", "reward": "p_y"}),
     (VOC, {"action_mode": "gridweight", "expose_x_adv": True}),
     (VOC, {"action_mode": "signmap", "cells": 2}),
+    (SEAT, {"action_mode": "absolute", "eps_enlarger": True, "segment": None, "budget": 5, "patience": 1}),
 ]
 """Every environment with the defaults, and what else they can do."""
 
@@ -135,6 +139,8 @@ def waits_of(police, env_id, num_envs, **changes):
         (ECHO, 1, {"sampler": "per_env"}),
         (VOC, 2, {}),  # and whether a logit was not finite, where an episode ended
         (VOC, 2, {"obs_mode": "map", "horizons": [2, 3], "rand_start": True}),
+        (SEAT, 2, {}),  # and how often the passes are to be repeated
+        (SEAT, 2, {"segment": 3, "budget": 9}),
     ],
 )
 def test_a_step_with_automatic_reset_waits_at_most_once(police, env_id, most, changes):
