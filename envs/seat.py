@@ -54,7 +54,7 @@ class ScheduleEnv(BatchedEnv):
     or 1.5 while the victim learns.
 
     ## Observation Space
-    `Box(-inf, inf, (14,))`, each at most 10 either way:
+    `Box(-10, 10, (14,))`; what is larger is cut:
 
     | index | meaning |
     |---|---|
@@ -122,7 +122,7 @@ class ScheduleEnv(BatchedEnv):
         self.single_action_space = (
             spaces.MultiDiscrete([choices, len(ENLARGED)]) if cfg.eps_enlarger else spaces.Discrete(choices)
         )
-        self.single_observation_space = spaces.Box(-np.inf, np.inf, (NUMBERS,), np.float32)
+        self.single_observation_space = spaces.Box(-HIGHEST, HIGHEST, (NUMBERS,), np.float32)
         self.reward_weights = {"robust": cfg.robust_weight, "clean": cfg.clean_weight, "price": cfg.price}
         zero, one = torch.zeros(num_envs, device=device), torch.ones(num_envs, dtype=torch.int64, device=device)
         self.iterations, self.n_passes, self.waited = one, 0 * one, 0 * one

@@ -63,17 +63,16 @@ def taught(made, of, iterations, rate=0.01):
 
 
 def brittle(number, seed=0, side=8):
-    """Volumes with balls that a weak chequered pattern tells with certainty, and brightness, under spots, in most places.
+    """Volumes with balls that a weak chequered pattern tells with certainty, and their brightness, under spots, less.
 
     An attack of 0.08 of the range undoes the pattern, but not the brightness.
     """
     generator = torch.Generator().manual_seed(seed)
-    places = torch.arange(side) - (side - 1) / 2
-    grid = torch.stack(torch.meshgrid(places, places, places, indexing="ij"))
-    chequers = 1 - 2 * (torch.arange(side).sum() + grid.sum(dim=0) + 0.5).long().remainder(2)
+    grid = torch.stack(torch.meshgrid([torch.arange(side)] * 3, indexing="ij"))
+    chequers = 1 - 2 * grid.sum(dim=0).remainder(2)
     samples = []
     for name in range(number):
-        centre = (torch.rand(3, 1, 1, 1, generator=generator) - 0.5) * side / 2
+        centre = (side - 1) / 2 + (torch.rand(3, 1, 1, 1, generator=generator) - 0.5) * side / 2
         label = ((grid - centre).square().sum(dim=0) < (0.35 * side) ** 2).to(torch.uint8)
         spots = torch.randn([-(-side // 4)] * 3, generator=generator)
         for axis in range(3):
