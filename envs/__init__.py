@@ -70,7 +70,7 @@ ENVIRONMENTS = {
     ),
     "SEAT-MSD-v0": Entry(
         env_class="segarena.envs.seat:ScheduleEnv",
-        paper="SEAT: schedule of an adversarial training of 3-D segmentation, by the gradient's magnitude",
+        paper="SEAT: self-adaptive adversarial training of 3-D segmentation, a segment a step (MICCAI 2023)",
         config="configs/ppo/seat.yaml",
     ),
 }

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attacks.budget import Epsilon
+from ..attacks.victims import load_victim
 from ..datasets.decathlon.cases import load_decathlon
 from ..datasets.decathlon.plan import Triple
 from ..datasets.decathlon.sampling import DRAWS, PatchSampler, centre_corners, mass_corners
@@ -75,7 +76,7 @@ class ScheduleEnv(BatchedEnv):
     of clean validation patches; `price`: -K / K_max. Weighted by `robust_weight`, `clean_weight` and `price`.
 
     ## Starting State
-    New weights, a fresh optimiser, no perturbation, K = 1; the victim is judged once.
+    New weights, or those of `model`; a fresh optimiser, no perturbation, K = 1; the victim is judged once.
 
     `info` has of the last segment `mag`, M; `iter`, K; `train_loss`; of the victim as it is `val_loss`, `dice_clean`
     and `dice_robust`; `n_passes`, the passes of minibatches until now, in which those that judge are not counted;
@@ -89,7 +90,7 @@ class ScheduleEnv(BatchedEnv):
     The fields of the configuration, by name.
 
     ## References
-    Adversarial training of volumetric segmentation networks with a schedule by the gradient's magnitude (SEAT).
+    Self-adaptive Adversarial Training for Robust Medical Segmentation (MICCAI 2023).
 
     ## Version History
     v0: first version.
@@ -112,11 +113,12 @@ class ScheduleEnv(BatchedEnv):
         self.eps = eps.value
         self.batches = cfg.segment or -(-len(pool) // cfg.batch)
         self.victims = Victims(
-            SmallVolumeNet(len(pool.channels), len(pool.classes), cfg.width),
+            self._network(pool),
             num_envs,
             (cfg.batch, len(pool.channels), *plan.in_size),
             device,
             weight_decay=cfg.weight_decay,
+            drawn=cfg.model is None,
         )
         choices = 3 if cfg.action_mode == "relative" else cfg.most
         self.single_action_space = (
@@ -129,6 +131,18 @@ class ScheduleEnv(BatchedEnv):
         self.curves = torch.zeros(num_envs, cfg.horizon + 1, len(CURVES), device=device)
         self.reference = self.threshold = self.rate = self.smoothed = self.lowest = zero
         self.enlarged = torch.tensor(ENLARGED, device=device)
+
+    def _network(self, pool: VolumePool) -> nn.Module:
+        """A victim: that of the file `model`, whose classes must be those of the data, or a small one."""
+        if self.config.model is None:
+            return SmallVolumeNet(len(pool.channels), len(pool.classes), self.config.width)
+        victim, names = load_victim(self.config.model)
+        if names != pool.classes:
+            raise ValueError(
+                f"model is {self.config.model!r}, which tells {names} apart, but the volumes have {pool.classes}; give "
+                "the file of a victim that was trained on such volumes"
+            )
+        return victim
 
     # -- the dynamics: docs/seat.md, Method 11, 12 and 19 --------------------------------------------------------------
 

@@ -25,8 +25,11 @@ class ScheduleConfig(DecathlonConfig):
     """Volumes that victims learn from: train, or a part, such as train[:20]."""
     validation_split: str = "val"
     """Volumes that they are judged on: val, select, report, test, or a part of one."""
+    model: str | None = None
+    """Victim whose weights every episode begins with, a file that save_victim wrote; null: a small network with new
+    weights."""
     width: int = 4
-    """Maps of each layer of a victim, even."""
+    """Maps of each layer of the small network, even."""
     eps: float | str = "16/255"
     """Radius of the ball as a share of the range of a patch, such as 8/255, the paper's."""
     step_size: float = 0.5

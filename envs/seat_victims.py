@@ -99,13 +99,21 @@ class Victims:
         noise: shape [B, C, *spatial] of the carried noise.
         device: where they live.
         weight_decay: of Adam.
+        drawn: False where all begin with the weights of `network`.
 
     Raises:
         ValueError: layers with batch statistics or dropout.
     """
 
     def __init__(
-        self, network: nn.Module, number: int, noise: tuple[int, ...], device: torch.device, *, weight_decay: float
+        self,
+        network: nn.Module,
+        number: int,
+        noise: tuple[int, ...],
+        device: torch.device,
+        *,
+        weight_decay: float,
+        drawn: bool = True,
     ) -> None:
         for name, layer in network.named_modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
@@ -113,7 +121,7 @@ class Victims:
         self.network = network.to(device).requires_grad_(False)
         self.weight_decay = weight_decay
         self._shapes = {name: value.shape for name, value in self.network.named_parameters()}
-        self._base, self._spread = _initial(self.network)
+        self._base, self._spread = _initial(self.network, drawn)
         self.weights = self._base.repeat(number, 1)
         self.adam = Adam.fresh(self.weights)
         self.noise = torch.zeros(number, *noise, device=device)
@@ -258,12 +266,12 @@ def _ball(images: Tensor, eps: Tensor) -> LinfBall:
     return LinfBall(images, torch.maximum(images - radius, low), torch.minimum(images + radius, high), radius)
 
 
-def _initial(network: nn.Module) -> tuple[Tensor, Tensor]:
+def _initial(network: nn.Module, drawn: bool) -> tuple[Tensor, Tensor]:
     """Middle and half the width of the interval that each weight is drawn from, [P] each, as PyTorch draws those of a
-    convolution: +-1 / sqrt(inputs of an output), of its bias too."""
+    convolution: +-1 / sqrt(inputs of an output), of its bias too; where they are not `drawn`, its own weights and 0."""
     spread = {name: 0.0 for name, _ in network.named_parameters()}
     for prefix, layer in network.named_modules():
-        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if drawn and isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             for name, _ in layer.named_parameters():
                 spread[f"{prefix}.{name}"] = 1 / math.sqrt(layer.weight[0].numel())
     middles, widths = [], []

@@ -10,9 +10,13 @@ from segarena.agents.papers import POLICIES
 from segarena.agents.policy import play
 from segarena.agents.seat.controller import SEAT, MPlus
 from segarena.agents.seat.schedules import Bandit, actions_towards
+from segarena.attacks.victim import Normalized
+from segarena.attacks.victims import save_victim
 from segarena.datasets.decathlon.sampling import DRAWS, PatchSampler
 from segarena.envs.seat import CLEAN, CURVES, ITERATIONS, MAGNITUDE, ROBUST, TRAIN_LOSS, VAL_LOSS, ScheduleEnv
 from segarena.envs.seat_config import ENLARGED, ScheduleConfig
+from segarena.segmenters.volume_networks import SmallVolumeNet
+from torch import nn
 
 RULES = POLICIES["SEAT-MSD-v0"]
 
@@ -260,6 +264,21 @@ def test_free_training_makes_a_victim_robust_that_training_without_noise_does_no
 def test_arguments_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         ScheduleConfig(**settings)
+
+
+def test_every_episode_of_a_given_victim_begins_with_its_weights(tmp_path):
+    network, path = SmallVolumeNet(1, 2, 4), tmp_path / "victim.safetensors"
+    save_victim(path, Normalized(network, [0.0], [1.0]), ("background", "ball"))
+    env = begun(2, model=str(path))
+    plain = nn.utils.parameters_to_vector(network.parameters())
+    assert torch.equal(env.victims.weights, plain.expand(2, -1))
+    env.step(actions(2, 2))
+    assert not torch.equal(env.victims.weights[0], env.victims.weights[1]), "patches of their own"
+    env.reset()
+    assert torch.equal(env.victims.weights, plain.expand(2, -1))
+    save_victim(path, Normalized(network, [0.0], [1.0]), ("background", "cube"))
+    with pytest.raises(ValueError, match="give the file of a victim that was trained on such volumes"):
+        begun(1, model=str(path))
 
 
 def test_reset_takes_no_options():
