@@ -25,6 +25,7 @@ from ..evaluation.curve_figures import Curve
 from ..evaluation.films import Shot
 from ..evaluation.report import mean_metrics
 from ..evaluation.results import Case, Result, count_origins
+from .cloning import CloneConfig, clone, cloned_policy
 from .context import StageContext
 from .experiment import (
     Episode,
@@ -67,6 +68,8 @@ class PPOExperiment(Experiment):
     """Arguments of the environment by name, e.g. '{horizon: 64}'."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """Settings of PPO."""
+    clone: CloneConfig = field(default_factory=CloneConfig)
+    """Reference policy as which the policy begins; by default there is none."""
     open_loop: OpenLoopConfig = field(default_factory=OpenLoopConfig)
     """An open-loop schedule as the control of a policy with continuous actions; by default there is none."""
     episodes: int = 100
@@ -110,6 +113,13 @@ def check(experiment: PPOExperiment) -> None:
         schedule_shape(env)
         evolution_strategy()
         check_names([experiment], [(OPEN_LOOP_TITLE, experiment.seed)])
+    if experiment.clone.policy is not None:
+        cloned_policy(experiment.env, env, experiment.clone, experiment.seed)
+        if experiment.ppo.normalize_observations:
+            raise ValueError(
+                f"clone.policy is {experiment.clone.policy!r}, whose observations are not normalised; leave out "
+                "ppo.normalize_observations"
+            )
     experiment.ppo.check_memory(env)
     experiment.ppo.wrap(LearnerEnv(env))
     if experiment.ppo.algorithm == "maskable":
@@ -150,9 +160,17 @@ def train(experiment: PPOExperiment, run: Run) -> None:
 
 def _train_agent(experiment: PPOExperiment, run: Run) -> None:
     model, ppo = _fresh(experiment), asdict(experiment.ppo)
-    run.depend_on({"seed": experiment.seed, "env": experiment.env, "settings": experiment.settings, "ppo": ppo})
+    cloned = {} if experiment.clone.policy is None else {"clone": asdict(experiment.clone)}
+    run.depend_on(
+        {"seed": experiment.seed, "env": experiment.env, "settings": experiment.settings, "ppo": ppo, **cloned}
+    )
     if checkpoint := run.resume():
         restore(model, checkpoint)
+    elif cloned:
+        env = env_of(experiment, experiment.ppo.num_envs)
+        env.seed([experiment.seed + number for number in range(env.num_envs)])
+        policy = cloned_policy(experiment.env, env, experiment.clone, experiment.seed)
+        run.log(0, {"clone/agreement": clone(model, env, policy, experiment.clone)})
     learn(
         model,
         run,

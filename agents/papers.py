@@ -38,6 +38,7 @@ POLICIES: "Table[Mapping[str, Reference[Any]]]" = Table(
         "RPPGD-ADE20K-v0": "segarena.agents.rp_pgd.rules:POLICIES",
         "RPPGD-LiverCT-v0": "segarena.agents.rp_pgd.rules:POLICIES",
         "SEATAttack-MSD-v0": "segarena.agents.seat.rules:POLICIES",
+        "SEAT-MSD-v0": "segarena.agents.seat.schedules:POLICIES",
     },
 )
 """Reference policies by name, of each environment id."""

@@ -18,8 +18,8 @@ _LOST = "\N{REPLACEMENT CHARACTER}"
 def slug(name: str) -> str:
     """The name as part of a file's name: 1 to `LONGEST` ASCII letters, digits and single underscores.
 
-    Accents are left out, Greek letters and plus signs spelt. Where other letters are lost, or there are too many, or none is left,
-    a digest of the name ends it. Different names may have one slug.
+    Accents are left out, Greek letters and plus signs spelt. Where other letters are lost, or there are too many, or
+    none is left, a digest of the name ends it. Different names may have one slug.
     """
     spelt = "".join(map(_spelt, unicodedata.normalize("NFKD", name)))
     words = "_".join("".join(c if c.isalnum() and c.isascii() else " " for c in spelt).split())

@@ -73,6 +73,11 @@ ENVIRONMENTS = {
         paper="SEAT: the attack inside a training step on a patch of a Decathlon volume (MICCAI 2023)",
         config="configs/ppo/seat_attack.yaml",
     ),
+    "SEAT-MSD-v0": Entry(
+        env_class="segarena.envs.seat:ScheduleEnv",
+        paper="SEAT: self-adaptive adversarial training of 3-D segmentation, a segment a step (MICCAI 2023)",
+        config="configs/ppo/seat.yaml",
+    ),
 }
 
 

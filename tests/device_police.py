@@ -79,6 +79,13 @@ class PretendedGenerator(_generator):
     device = property(lambda self: self.home)
 
 
+def _storage(x: Tensor):
+    """Its memory; within `torch.func.vmap` that of the whole batch."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x.untyped_storage()
+
+
 class _Operations(TorchDispatchMode):
     def __init__(self, police) -> None:
         super().__init__()
@@ -108,12 +115,12 @@ class DevicePolice(TorchFunctionMode):
 
     def on_device(self, x: Tensor) -> bool:
         with torch._C.DisableTorchFunction():
-            return x.untyped_storage()._cdata in self._resident
+            return _storage(x)._cdata in self._resident
 
     def _settle(self, result, there: bool) -> None:
         """Say where the tensors of `result` live. A weak reference keeps a storage's address from being used again."""
         with torch._C.DisableTorchFunction():
-            for storage in [x.untyped_storage() for x in tree_iter(result) if isinstance(x, Tensor)]:
+            for storage in [_storage(x) for x in tree_iter(result) if isinstance(x, Tensor)]:
                 if not there:
                     self._resident.pop(storage._cdata, None)
                 elif storage._cdata not in self._resident:

@@ -1,6 +1,7 @@
 """Every registered environment, made small: its arguments, its actions, its first episodes."""
 
 import numpy as np
+import schedule_toys
 from attack_toys import small_victim
 from segarena.datasets.echo.images import PhantomPatients
 from segarena.datasets.scenes.images import PhantomScenes
@@ -29,12 +30,13 @@ SMALL = {
     },
     "RPPGD-LiverCT-v0": {"cases": ["phantom_02000"], "grid_shape": (32, 32, 24), "horizons": (2, 6)},
     "SEATAttack-MSD-v0": {"split": "val[:3]", "horizon": 6},  # toy volumes
+    "SEAT-MSD-v0": {**schedule_toys.SMALL, "budget": 14},
 }
 """Arguments that keep an environment small; an id that is not named here plays with its defaults."""
 SEED = 7
 NEVER_CUT = [env_id for env_id in IDS if env_id.startswith("RPPGD")]
 """Environments of several steps that end by themselves: the observation tells when."""
-ATTACKS = [*NEVER_CUT, "SEATAttack-MSD-v0"]
+ATTACKS = [*NEVER_CUT, "SEATAttack-MSD-v0", "SEAT-MSD-v0"]
 STEPS = {env_id: 12 if env_id in ATTACKS else 60 for env_id in IDS}
 """An attack has six at most here, and each passes a network."""
 

@@ -30,6 +30,7 @@ SHARED |= {
     "context",
     "rollout_buffer",
     "callbacks",
+    "cloning",
     "dense_ppo",
     "catalogue",
     "schema",
@@ -51,6 +52,7 @@ ENVS_OF = {
         "attack_tasks",
     },
     "seat": {
+        *("seat", "seat_config", "seat_pictures", "seat_victims"),
         *("seat_attack", "seat_attack_actions", "seat_attack_config", "seat_attack_observations"),
         *("seat_attack_patches", "seat_attack_pictures", "seat_attack_victims"),
     },

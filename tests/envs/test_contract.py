@@ -106,7 +106,7 @@ def test_a_saved_state_continues_the_same_episodes(env_id):
 def test_to_switch_a_term_off_changes_the_reward_by_that_term(env_id):
     for name in begun(env_id).reward_weights:
         whole, without, twice = (begun(env_id) for _ in range(3))
-        without.reward_weights[name], twice.reward_weights[name] = 0.0, 2.0
+        without.reward_weights[name], twice.reward_weights[name] = 0.0, 2 * whole.reward_weights[name]
         acted = False
         for action in map(whole.actions_from, actions_for(whole.single_action_space, STEPS[env_id], 3)):
             reward, less, more = (env.advance(action).reward for env in (whole, without, twice))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import schedule_toys
 import torch
 from device_police import DevicePolice
 from segarena.datasets.echo.images import PhantomPatients
@@ -14,12 +15,13 @@ SPARS, ECHO = "SPARS-LiverCT-v0", "RL4Seg-Echo-v0"
 ATTACK = {f"RPPGD-{name}-v0": {"size": 33, "phantom_scenes": PhantomScenes(val=3)} for name in ("VOC", "Cityscapes")}
 ATTACK |= {"RPPGD-ADE20K-v0": ATTACK["RPPGD-VOC-v0"]}
 ATTACK |= {"RPPGD-LiverCT-v0": {"cases": ["phantom_02000"], "grid_shape": (32, 32, 24)}}
-VOC, SEAT = "RPPGD-VOC-v0", "SEATAttack-MSD-v0"
+VOC, SEAT_ATTACK, SEAT = "RPPGD-VOC-v0", "SEATAttack-MSD-v0", "SEAT-MSD-v0"
 SMALL = {
     SPARS: {"cases": ["phantom_02000", "phantom_02001"], "horizon": 12, "threshold": 0.9, "opponent": "random"},
     ECHO: {"size": 32, "phantom_patients": PhantomPatients(train=3)},
     **ATTACK,
-    SEAT: {"split": "val[:3]", "horizon": 6},
+    SEAT_ATTACK: {"split": "val[:3]", "horizon": 6},
+    SEAT: schedule_toys.SMALL,
 }
 VARIANTS = [
     *((env_id, {}) for env_id in sorted(ENVIRONMENTS)),
@@ -37,11 +39,12 @@ VARIANTS = [
     (VOC, {"action_mode": "gridweight", "expose_x_adv": True}),
     (VOC, {"action_mode": "signmap", "cells": 2}),
     (
-        SEAT,
+        SEAT_ATTACK,
         {"obs_mode": "dict", "start": "uniform", "eps_range": "window", "patches": "train", "stop_on_success": True},
     ),
-    (SEAT, {"update_victim": "every_step", "start": "carry", "action_mode": "box"}),
-    (SEAT, {"update_victim": "at_end", "return_delta": True, "reward": "margin"}),
+    (SEAT_ATTACK, {"update_victim": "every_step", "start": "carry", "action_mode": "box"}),
+    (SEAT_ATTACK, {"update_victim": "at_end", "return_delta": True, "reward": "margin"}),
+    (SEAT, {"action_mode": "absolute", "eps_enlarger": True, "segment": None, "budget": 5, "patience": 1}),
 ]
 """Every environment with the defaults, and what else they can do."""
 
@@ -142,7 +145,9 @@ def waits_of(police, env_id, num_envs, **changes):
         (ECHO, 1, {"sampler": "per_env"}),
         (VOC, 2, {}),  # and whether a logit was not finite, where an episode ended
         (VOC, 2, {"obs_mode": "map", "horizons": [2, 3], "rand_start": True}),
-        (SEAT, 3, {}),  # and who goes on
+        (SEAT_ATTACK, 3, {}),  # and who goes on
+        (SEAT, 2, {}),  # and how often the passes are to be repeated
+        (SEAT, 2, {"segment": 3, "budget": 9}),
     ],
 )
 def test_a_step_with_automatic_reset_waits_at_most_once(police, env_id, most, changes):
