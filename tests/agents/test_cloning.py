@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from seat_toys import SMALL
+from schedule_toys import SMALL
 from segarena.agents import cloning
 from segarena.agents.cloning import CloneConfig, clone, cloned_policy
 from segarena.agents.generic import PPOExperiment, check, env_of, learner, train

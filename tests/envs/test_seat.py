@@ -233,7 +233,7 @@ def test_free_training_makes_a_victim_robust_that_training_without_noise_does_no
     sign, it lowers the loss of the training below that without noise."""
     settings = {"segment": 20, "batch": 4, "width": 4, "most": 5, "eps": 0.08, "learning_rate": 0.03, "probe_steps": 2}
     env = begun(2, seeds=[1, 1], action_mode="absolute", **settings)
-    env.sampler = PatchSampler(brittle(24, seed=1), env.config.found_plan(), seed=0)
+    env.sampler = PatchSampler(brittle(24, seed=1), env.config.resolved_plan(), seed=0)
     judged = brittle(8, seed=99)
     corners = torch.zeros(8, 3, dtype=torch.int64)
     env.validation = env.probe = judged.patches(torch.arange(8), corners, (8, 8, 8))
