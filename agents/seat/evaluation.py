@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...attacks.budget import Epsilon, image_range
+from ...attacks.budget import Bounds, Epsilon, image_range
 from ...attacks.core import AttackCore
 from ...attacks.methods import ATTACKS
 from ...attacks.named import NamedAttack
@@ -159,10 +159,15 @@ def _report(
         classes=classes,
         ids=pool.ids,
         batch_size=settings.batch_size,
-        bounds="image" if experiment.training.eps_range == "patch" else window_bounds(constants_of(experiment.data)),
+        bounds=_window(experiment) or "image",
         sanity=settings.sanity,
         out=out,
     )
+
+
+def _window(experiment: SEATExperiment) -> Bounds | None:
+    """The window of intensities that epsilon is a share of; None: it is one of the range of each patch."""
+    return window_bounds(constants_of(experiment.data)) if experiment.training.eps_range == "window" else None
 
 
 def _key(one: AttackResult) -> str:
@@ -255,7 +260,9 @@ def _figure(
     """The middle slices of the first patches, attacked by PGD at the largest radius, and what is predicted of both."""
     images, labels = patches.images[:PANEL], patches.labels[:PANEL]
     eps = max(experiment.evaluation.radii, key=lambda one: Epsilon.parse(one).value)
-    adversarial = ATTACKS["pgd"](victim, images, labels, eps=eps, steps=20, bounds=image_range(images))
+    adversarial = ATTACKS["pgd"](
+        victim, images, labels, eps=eps, steps=20, bounds=_window(experiment) or image_range(images)
+    )
     save_picture(path, _panel(victim, images, adversarial, [labels], len(classes)))
 
 
@@ -301,7 +308,7 @@ def render(run: Run, experiment: SEATExperiment, options: RenderOptions) -> Epis
             steps=config.iterations,
             step_size=Epsilon.parse(config.eps).value * config.step_share,
             random_start=False,
-            bounds=image_range(images),
+            bounds=_window(experiment) or image_range(images),
             watch=watch,
         )
     )

@@ -5,6 +5,7 @@ segmenter/victim.safetensors the kept network and the names of its classes, as a
 """
 
 import io
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import fields
@@ -31,6 +32,7 @@ from ...common.workers import ONE_PROCESS, Workers
 from ...datasets.decathlon.cases import constants_of, load_decathlon
 from ...datasets.decathlon.fingerprint import Fingerprint
 from ...datasets.decathlon.plan import Plan, Triple
+from ...datasets.decathlon.preparation import to_z
 from ...datasets.decathlon.sampling import PatchSampler, centre_corners
 from ...datasets.volumes import VolumePool
 from ...evaluation.attack_panels import attack_panel
@@ -43,6 +45,7 @@ from .config import NetworkConfig, SEATExperiment, TrainingConfig
 from .controller import make_schedule
 from .trainers import NoiseBuffer, Trainer, make_ball
 
+log = logging.getLogger(__name__)
 SEGMENTER, VICTIM = "segmenter", "victim.safetensors"
 """Name of the stage, and of its file."""
 SHOWN = 2
@@ -114,7 +117,8 @@ def victim_file(run: Run) -> Path:
 
 def window_bounds(constants: Fingerprint) -> Bounds:
     """Lowest and highest intensity of the window of a task in z units, [1, C, 1, 1, 1] each."""
-    low, high = torch.tensor(constants.z_window()).T.view(2, 1, -1, 1, 1, 1)
+    ends = torch.tensor(constants.window)[..., None, None]  # rounded as the volumes are, which lie within
+    low, high = to_z(ends, constants, ct=True).movedim(1, 0)[:, None, ..., None]
     return low, high
 
 
@@ -215,7 +219,7 @@ def train_network(
 
     def train_epoch(_: nn.Module, generator: Generator) -> Scalars:
         counters.epoch += 1
-        order = workers.broadcast(sampler.order(counters.epoch))
+        order = workers.broadcast(sampler.order(counters.epoch).cpu()).to(sampler.pool.device)
         size = (config.batch_size or sampler.plan.batch) * workers.world_size
         iterations = schedule.iterations
         trainer.forget()
@@ -227,17 +231,24 @@ def train_network(
         found = means(sums)
         if config.magnitude == "probe":
             net.eval()
-            found |= judge.magnitudes()
+            found |= workers.mean(judge.magnitudes())  # K is the same for all, whatever their running statistics are
             net.train()
-        counters.magnitude = smoothed(counters.magnitude, found[MAGNITUDES[config.units]], config.smoothing)
+        measured = found[MAGNITUDES[config.units]]
+        if math.isfinite(measured):
+            measured = counters.magnitude = smoothed(counters.magnitude, measured, config.smoothing)
+        elif workers.is_main:
+            log.warning("the magnitude of epoch %d is %s: the schedule leaves it out", counters.epoch, measured)
+        found = {
+            name: value for name, value in found.items() if name not in MAGNITUDES.values() or math.isfinite(value)
+        }
         found |= {"iterations": float(iterations), "passes": float(counters.passes)}
-        schedule.update(counters.epoch, counters.magnitude)
+        schedule.update(counters.epoch, measured)
         found |= {"threshold": float(getattr(schedule, "threshold", 0.0)), "skipped": float(schedule.skipped)}
         found["lr"] = float(optimizer.param_groups[0]["lr"])
         return {name: value / workers.world_size for name, value in found.items()}
 
     def validate(_: nn.Module) -> tuple[float | None, Scalars]:
-        found = judge()
+        found = workers.mean(judge())  # so that all have one learning rate, however a device rounds
         counters.val_loss = smoothed(counters.val_loss, found["val_loss"])
         plateau.step(counters.val_loss)
         if workers.is_main:

@@ -1,5 +1,6 @@
 """A whole training: what makes it robust, what its schedule decides, that it resumes exactly, and what is refused."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,16 +9,18 @@ import yaml
 from safetensors.torch import load_file
 from seat_toys import DATA, TINY, toy_network, train_toy
 from segarena.agents.command_line import main
-from segarena.agents.seat import training
+from segarena.agents.seat import evaluation, training
 from segarena.agents.seat.config import NetworkConfig, SEATExperiment, TrainingConfig
 from segarena.agents.seat.training import build_network, means, smoothed, window_bounds
+from segarena.attacks.budget import as_bounds
 from segarena.attacks.methods import ATTACKS
 from segarena.attacks.victims import load_victim
 from segarena.common import fitting
 from segarena.common.overlap import class_counts, dice_case
 from segarena.common.runs import Run
 from segarena.datasets.decathlon.cases import load_decathlon
-from segarena.datasets.decathlon.tasks import find_task
+from segarena.datasets.decathlon.preparation import to_z
+from segarena.datasets.decathlon.tasks import PHANTOM_TASKS, TASKS, find_task
 
 
 def attacked_dice(net, eps="24/255", steps=10):
@@ -99,6 +102,34 @@ def test_means_and_smoothing_are_those_of_the_method():
     assert means(sums) == {"grad_l1_raw": 2.0, "loss": 0.5, "first_loss": 0.25, "loss_gain": 0.25}
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.5])
+@pytest.mark.parametrize("units", ["raw", "relative"])
+def test_a_magnitude_that_is_not_finite_ends_no_training_and_leaves_no_trace(tmp_path, monkeypatch, smoothing, units):
+    found = iter([2.0, 4.0, math.inf, 8.0])
+
+    def measured(self):
+        return dict.fromkeys(training.MAGNITUDES.values(), next(found))
+
+    monkeypatch.setattr(training.Judge, "magnitudes", measured)
+    settings = {"magnitude": "probe", "schedule": "seat", "period": 1, "units": units, "smoothing": smoothing}
+    _, _, run = train_toy(tmp_path / "run", epochs=4, **settings)
+    lines = run.metrics()
+    assert [line["segmenter/skipped"] for line in lines] == [0, 0, 1, 1]
+    after_two, after_four = (3.0, 5.5) if smoothing else (4.0, 8.0)
+    expected = [0.0, 1.1 * after_two, 1.1 * after_two, 1.1 * after_four]
+    assert [line["segmenter/threshold"] for line in lines] == pytest.approx(expected)
+    assert "segmenter/grad_l1_raw" not in lines[2]
+    assert lines[3]["segmenter/grad_l1_raw"] == 8.0
+
+
+@pytest.mark.parametrize("task", [*TASKS.values(), *PHANTOM_TASKS.values()], ids=lambda one: f"{one.name} {one.batch}")
+def test_no_prepared_voxel_leaves_the_window_of_its_task(task):
+    known, channels = task.fingerprint, len(task.channels)
+    ends = (-1e4, 1e4) if task.ct else (0.0, 1.0)
+    image = torch.tensor(ends).view(2, 1, 1).expand(channels, 2, 1, 1)
+    as_bounds(to_z(image, known, ct=task.ct)[None], window_bounds(known))  # refuses what lies outside
+
+
 def test_the_window_of_a_task_is_in_z_units():
     low, high = window_bounds(find_task(9).fingerprint)
     assert float(high - low) == pytest.approx(5.904, abs=1e-3)
@@ -162,6 +193,22 @@ def test_the_command_line_trains_resumes_evaluates_and_draws(tmp_path, capsys):
     assert main(["render", "--run", str(run), "--out", str(tmp_path / "attack.gif")]) == 0
     assert victim.model.description["width"] == 4
     assert Run.open(run).stage("segmenter").metrics()
+
+
+def test_a_run_whose_epsilon_is_of_a_window_is_judged_and_drawn_by_it(tmp_path, monkeypatch):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    run, window, seen = tmp_path / "run", ["--training.eps_range", "window"], []
+    assert main(["train", "--config", str(tmp_path / "tiny.yaml"), "--out", str(run), *window]) == 0
+    pgd = ATTACKS["pgd"]
+    monkeypatch.setitem(
+        evaluation.ATTACKS, "pgd", lambda *given, **named: (seen.append(named["bounds"]), pgd(*given, **named))[1]
+    )
+    assert main(["evaluate", "--run", str(run)]) == 0
+    assert main(["render", "--run", str(run), "--out", str(tmp_path / "attack.gif")]) == 0
+    low, high = window_bounds(find_task("toy", phantom=True).fingerprint)
+    assert [bounds[1].tolist() for bounds in seen] == [high.tolist()] * 2
+    (result,) = (run / "evaluation" / "test" / "robustness").glob("*pgd*.json")
+    assert yaml.safe_load(result.read_text())["depends"]["bounds"] == [low.tolist(), high.tolist()]
 
 
 def test_networks_of_a_seed_are_alike():
