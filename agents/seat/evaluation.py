@@ -114,7 +114,7 @@ def _reached(
     if unfinished and not victim_file(run).is_file():
         task, plan = experiment.data.resolved_task, experiment.data.resolved_plan()
         channels = len(task.channels)
-        net = build_network(experiment.network, channels, len(task.classes), plan, experiment.seed)
+        net = build_network(experiment.network, task, plan, experiment.seed)
         checkpoint = run.stage(SEGMENTER).checkpoint()
         load_into(net, checkpoint.weights, f"{run.folder} at epoch {checkpoint.step}")
         return Normalized(net, [0.0] * channels, [1.0] * channels).eval(), task.classes, checkpoint.step

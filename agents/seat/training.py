@@ -34,12 +34,14 @@ from ...datasets.decathlon.fingerprint import Fingerprint
 from ...datasets.decathlon.plan import Plan, Triple
 from ...datasets.decathlon.preparation import to_z
 from ...datasets.decathlon.sampling import PatchSampler, centre_corners
+from ...datasets.decathlon.tasks import Task
 from ...datasets.volumes import VolumePool
 from ...evaluation.attack_panels import attack_panel
 from ...rewards.lipschitz import magnitude, relative_magnitude
 from ...segmenters.dice_ce import dice_ce_of_images
 from ...segmenters.pretrained import load_rog
 from ...segmenters.rog import ROG
+from ...segmenters.volume_networks import TASK_PATCHES
 from ..context import StageContext
 from .config import NetworkConfig, SEATExperiment, TrainingConfig
 from .controller import make_schedule
@@ -67,7 +69,7 @@ def check(experiment: SEATExperiment) -> None:
     task, plan = config.resolved_task, config.resolved_plan()
     for split in ("train", "select"):
         load_decathlon(config, f"{split}[:1]", "--data.")
-    net = build_network(experiment.network, len(task.channels), len(task.classes), plan, experiment.seed)
+    net = build_network(experiment.network, task, plan, experiment.seed)
     smallest = getattr(net, "unit", (1, 1, 1))
     for name, size in (("in_size", plan.in_size), ("val_size", plan.val_size)):
         if any(side % of for side, of in zip(size, smallest, strict=True)):
@@ -91,7 +93,7 @@ def segmenter(context: StageContext[SEATExperiment]) -> Path:
         data, plan, device = experiment.data, experiment.data.resolved_plan(), context.device
         pool, val = (load_decathlon(data, split, "--data.").to(device) for split in ("train", "select"))
         network = experiment.network
-        net = build_network(network, len(pool.channels), len(pool.classes), plan, context.seed("network")).to(device)
+        net = build_network(network, data.resolved_task, plan, context.seed("network")).to(device)
         if device.type == "cuda":
             net = net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         sampler = PatchSampler(pool, plan, experiment.augmentation, seed=context.seed("patches"))
@@ -122,35 +124,41 @@ def window_bounds(constants: Fingerprint) -> Bounds:
     return low, high
 
 
-def build_network(config: NetworkConfig, channels: int, classes: int, plan: Plan, seed: int) -> Network:
+def build_network(config: NetworkConfig, task: Task, plan: Plan, seed: int) -> Network:
     """The network as its training begins, on the CPU.
 
     Args:
         config: its kind, and the file that it begins with.
-        channels: C of its patches.
-        classes: K.
+        task: has channels and classes, and a patch of the tutorial on dynunet; a phantom of no task has that of task 4.
         plan: has the strides of rog.
         seed: of the random weights.
 
     Raises:
         FileNotFoundError: there is no file `network.pretrained`.
-        ValueError: it does not fit the network.
+        ValueError: it does not fit the network, or is of another task.
     """
     known: dict[str, Any] = {}
     if config.kind == "rog":
         known = dict(zip(("s0", "s1", "s2"), plan.strides, strict=True))
+    elif config.kind == "dynunet":
+        known = dict(zip(("patch_size", "spacing"), TASK_PATCHES[task.number or 4], strict=True))
     elif config.kind == "small3d":
         known = {"width": config.width}
     with forked_rng(torch.device("cpu")):
         torch.manual_seed(seed)
-        net = NETWORKS[config.kind](channels, classes, **known)
+        net = NETWORKS[config.kind](len(task.channels), len(task.classes), **known)
     if config.pretrained is None:
         return net
     path = Path(config.pretrained)
     if isinstance(net, ROG) and not (path.suffix == ".safetensors" and "kind" in load_weights(path)[1]):
         load_rog(net, path)
         return net
-    victim, _ = load_victim(path, classes)
+    victim, classes = load_victim(path, len(task.classes))
+    if classes != task.classes:
+        raise ValueError(
+            f"network.pretrained {str(path)!r} was trained on the classes {', '.join(classes)} but {task.name} has "
+            f"{', '.join(task.classes)}; take the weights of this task"
+        )
     begun = victim.model
     assert isinstance(begun, Network)
     if (type(begun), begun.description) != (type(net), net.description):
@@ -209,7 +217,15 @@ def train_network(
 
     Raises:
         NotFiniteError: a loss or a weight is NaN or infinite.
+        ValueError: the workers have different cases.
     """
+    lists = workers.gather((sampler.pool.ids, val.ids))
+    if any(one != lists[0] for one in lists):
+        counts = ", ".join(f"{len(ids)} and {len(held)}" for ids, held in lists)
+        raise ValueError(
+            f"the workers have different cases to learn from and to choose by ({counts} of them, by rank); give all of "
+            "them the same data folder and lists"
+        )
     optimizer = Adam(net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, amsgrad=True)
     plateau = ReduceLROnPlateau(optimizer, factor=0.5, patience=config.patience)
     schedule = make_schedule(config.schedule, config.iterations, config.period, config.gamma, config.epochs)

@@ -7,20 +7,23 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from seat_toys import DATA, TINY, toy_network, train_toy
+from seat_toys import DATA, TINY, toy_config, toy_network, train_toy
 from segarena.agents.command_line import main
 from segarena.agents.seat import evaluation, training
 from segarena.agents.seat.config import NetworkConfig, SEATExperiment, TrainingConfig
-from segarena.agents.seat.training import build_network, means, smoothed, window_bounds
+from segarena.agents.seat.training import build_network, means, smoothed, train_network, window_bounds
 from segarena.attacks.budget import as_bounds
 from segarena.attacks.methods import ATTACKS
 from segarena.attacks.victims import load_victim
 from segarena.common import fitting
 from segarena.common.overlap import class_counts, dice_case
 from segarena.common.runs import Run
+from segarena.common.workers import Workers
 from segarena.datasets.decathlon.cases import load_decathlon
 from segarena.datasets.decathlon.preparation import to_z
+from segarena.datasets.decathlon.sampling import PatchSampler
 from segarena.datasets.decathlon.tasks import PHANTOM_TASKS, TASKS, find_task
+from segarena.segmenters.volume_networks import TASK_PATCHES
 
 
 def attacked_dice(net, eps="24/255", steps=10):
@@ -163,12 +166,39 @@ def test_a_network_that_does_not_fit_is_refused(tmp_path):
     net, _, run = train_toy(tmp_path / "run", epochs=1)
     file = run.folder / "victim.safetensors"
     training.save_victim(file, training.Normalized(net, [0.0], [1.0]), ("background", "ball"))
-    begun = build_network(NetworkConfig(kind="small3d", width=4, pretrained=str(file)), 1, 2, data.resolved_plan(), 5)
+    given, task, plan = NetworkConfig(kind="small3d", width=4, pretrained=str(file)), data.resolved_task, sides
+    begun = build_network(given, task, plan, 5)
     assert all(torch.equal(a, b) for a, b in zip(begun.parameters(), net.parameters(), strict=True))
     with pytest.raises(ValueError, match="is needed; change `network`"):
-        build_network(NetworkConfig(kind="small3d", pretrained=str(file)), 1, 2, data.resolved_plan(), 5)
+        build_network(replace(given, width=8), task, plan, 5)
     with pytest.raises(ValueError, match="3"):
-        build_network(NetworkConfig(kind="small3d", width=4, pretrained=str(file)), 1, 3, data.resolved_plan(), 5)
+        build_network(given, find_task(4), plan, 5)
+    with pytest.raises(ValueError, match=r"on the classes background, ball but Task09_Spleen has background, spleen"):
+        build_network(given, find_task(9), plan, 5)
+
+
+def test_workers_with_different_cases_are_refused(tmp_path):
+    class Apart(Workers):
+        def gather(self, value):
+            return [value, (value[0], value[1][1:])]
+
+    pool, val = (load_decathlon(DATA, split) for split in ("train", "select"))
+    with pytest.raises(ValueError, match=r"12 and 2, 12 and 1 of them, by rank.*the same data folder"):
+        train_network(
+            toy_network(), PatchSampler(pool, DATA.resolved_plan(), seed=1), val, toy_config(), Run(tmp_path), 0,
+            workers=Apart(),
+        )  # fmt: skip
+
+
+def test_a_dynunet_is_that_of_its_task():
+    with torch.device("meta"):
+        found = {
+            task: build_network(NetworkConfig(kind="dynunet"), find_task(task), find_task(task).plan, 0).description
+            for task in (4, 5, 9)
+        }
+    for task, described in found.items():
+        assert (described["patch_size"], described["spacing"]) == TASK_PATCHES[task]
+    assert found[5]["in_channels"] == 2
 
 
 def test_the_command_line_trains_resumes_evaluates_and_draws(tmp_path, capsys):
