@@ -90,6 +90,7 @@ def evaluate(runs: Sequence[tuple[Run, SEATExperiment]], options: EvaluateOption
         )
         report = _report(victim, classes, pool, patches, experiment, epoch, folder / REPORT)
         result = _result(experiment, victim, pool, split, report, epoch, options.command)
+        result.settings.update(_spent(run, epoch))
         found += report.results
         results.append(write_result(folder, result))
         _figure(folder / f"{result.id}.png", victim, classes, patches, experiment)
@@ -170,6 +171,12 @@ def _window(experiment: SEATExperiment) -> Bounds | None:
     return window_bounds(constants_of(experiment.data)) if experiment.training.eps_range == "window" else None
 
 
+def _spent(run: Run, epoch: int) -> dict[str, int]:
+    """What the training took up to an epoch at most: epochs, and passes of a batch, forward and backward together."""
+    lines = run.stage(SEGMENTER).metrics()[:epoch]
+    return {"epochs": len(lines), "passes": round(lines[-1][f"{SEGMENTER}/passes"]) if lines else 0}
+
+
 def _key(one: AttackResult) -> str:
     """Begin of the names of an attack's metrics, such as clean, pgd_20_eps_8_255."""
     return one.attack if one.kind == "none" else f"{one.attack}_{slug(f'eps {one.eps}')}"
@@ -228,7 +235,6 @@ def _result(
             **plain(asdict(experiment.evaluation)),
             "titles": titles,
             "fold": experiment.data.fold,
-            "epochs": epoch,
         },
         command=command,
     )

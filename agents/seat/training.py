@@ -272,9 +272,9 @@ def train_network(
         clean, robust = found["dice_clean"], found["dice_robust"]
         return clean if config.select == "clean" else 0.5 * (clean + robust), found
 
-    def stop(scalars: Mapping[str, float]) -> bool:
-        spent = config.budget and scalars["passes"] >= config.budget
-        return bool(spent or scalars["lr"] <= config.stop_below * config.learning_rate)
+    def stop(_: Mapping[str, float]) -> bool:  # by what is exact: means over workers are rounded
+        spent = config.budget and counters.passes >= config.budget
+        return bool(spent or optimizer.param_groups[0]["lr"] <= config.stop_below * config.learning_rate)
 
     return fit(
         run,

@@ -68,6 +68,31 @@ def test_a_budget_of_passes_ends_it(tmp_path):
     assert [line["segmenter/passes"] for line in run.metrics()] == [9, 18]
 
 
+def test_it_ends_once_the_learning_rate_is_low_enough(tmp_path):
+    settings = {"learning_rate": 1e-6, "patience": 1, "epochs": 9, "noise": False, "start": "zero", "iterations": 1}
+    _, _, run = train_toy(tmp_path / "half", stop_below=0.5, **settings)
+    assert len(run.metrics()) == 3, "one epoch, and two without a lower loss"
+    _, _, run = train_toy(tmp_path / "quarter", stop_below=0.25, **settings)
+    rates = [line["segmenter/lr"] for line in run.metrics()]
+    assert (rates[:3], {*rates[3:]}) == ([1e-6] * 3, {5e-7}), "none is learned with a rate that ends it"
+
+
+def test_the_optimiser_is_that_of_the_program(tmp_path, monkeypatch):
+    seen = {}
+
+    class Watched(training.Adam):
+        def __init__(self, parameters, **settings):
+            seen.update(settings)
+            super().__init__(parameters, **settings)
+
+    monkeypatch.setattr(training, "Adam", Watched)
+    program = TrainingConfig()
+    train_toy(tmp_path, epochs=1, learning_rate=program.learning_rate)
+    assert seen == {"lr": 1e-3, "weight_decay": 1e-5, "amsgrad": True}
+    assert (program.epochs, program.patience, program.iterations) == (1000, 50, 5)
+    assert (program.gamma, program.period, program.step_share) == (1.1, 3, 0.5)
+
+
 def test_the_epoch_is_kept_that_the_validation_chooses(tmp_path):
     _, both, run = train_toy(tmp_path / "both", epochs=5, learning_rate=0.05)
     lines = run.metrics()
@@ -148,6 +173,7 @@ def test_the_window_of_a_task_is_in_z_units():
         ({"iterations": 0}, "iterations"),
         ({"method": "pgd", "noise": False}, "use replay"),
         ({"method": "trades", "start": "zero"}, "leave it out"),
+        ({"method": "trades", "schedule": "seat"}, "give constant"),
         ({"smoothing": 1.0}, "smoothing"),
     ],
 )
@@ -216,6 +242,7 @@ def test_the_command_line_trains_resumes_evaluates_and_draws(tmp_path, capsys):
     assert "PGD, 2 steps, ε = 8/255" in out
     (result,) = (run / "evaluation" / "test").glob("SEAT_seed0.json")
     found = yaml.safe_load(result.read_text())
+    assert (found["settings"]["epochs"], found["settings"]["passes"]) == (2, 8), "8 cases in batches of 4, twice each"
     case = found["cases"][0]
     assert case["worst_dice"] == case["pgd_2_eps_8_255_dice"] <= case["clean_dice"] + 0.05
     assert {"dice", "dice_ball", "recall_ball"} <= case.keys()
