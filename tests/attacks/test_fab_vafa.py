@@ -3,6 +3,7 @@
 import pytest
 import torch
 from attack_toys import TinyNet, scene, trained
+from monai.losses.ssim_loss import SSIMLoss
 from scipy.fft import dctn
 from scipy.optimize import linprog
 from segarena.attacks.budget import image_range
@@ -124,6 +125,21 @@ def test_gradients_find_worse_tables_than_the_coarsest_ones(axes):
     assert last < first - 0.005
     assert last < clean - 0.01
     assert ((found >= 0) & (found <= 1)).all()
+
+
+def test_where_the_prediction_is_indifferent_tables_become_like_the_image():
+    images, labels = scene(2, 3, seed=53)
+    seen = []
+
+    class Indifferent(nn.Module):
+        def forward(self, x):
+            seen.append(x.detach())
+            return torch.cat([0 * x[:, :1], 0 * x[:, :1] + 1], dim=1)
+
+    vafa(Indifferent(), images, labels.clamp(max=1), steps=10)
+    loss = SSIMLoss(3, data_range=1.0, win_size=3)
+    unlike = [float(loss(shown, images)) for shown in seen[1:]]
+    assert unlike[4] < 0.8 * unlike[0], "later the rounding grows hard"
 
 
 def test_finer_tables_change_less_and_a_radius_cuts():

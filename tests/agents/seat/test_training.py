@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -66,6 +67,24 @@ def test_the_schedule_decides_the_iterations_and_is_logged(tmp_path):
 def test_a_budget_of_passes_ends_it(tmp_path):
     _, _, run = train_toy(tmp_path / "short", budget=12, epochs=9)
     assert [line["segmenter/passes"] for line in run.metrics()] == [9, 18]
+
+
+def test_the_learning_rate_follows_the_smoothed_validation_loss(tmp_path, monkeypatch):
+    seen = []
+
+    class Watched(training.ReduceLROnPlateau):
+        def step(self, loss):
+            seen.append(loss)
+            super().step(loss)
+
+    monkeypatch.setattr(training, "ReduceLROnPlateau", Watched)
+    _, _, run = train_toy(tmp_path / "run", epochs=4, learning_rate=0.05)
+    first, *others = (line["segmenter/val_loss"] for line in run.metrics())
+    means = [first]
+    for loss in others:
+        means.append((means[-1] + loss) / 2)
+    assert seen == pytest.approx(means)
+    assert len({first, *others}) == 4
 
 
 def test_it_ends_once_the_learning_rate_is_low_enough(tmp_path):
@@ -250,6 +269,25 @@ def test_the_command_line_trains_resumes_evaluates_and_draws(tmp_path, capsys):
     assert main(["render", "--run", str(run), "--out", str(tmp_path / "attack.gif")]) == 0
     assert victim.model.description["width"] == 4
     assert Run.open(run).stage("segmenter").metrics()
+
+
+def test_the_worst_is_that_of_each_case_over_attacks_and_radii_without_the_clean_patch(tmp_path, monkeypatch):
+    many = {**TINY, "evaluation": {"attacks": ["fgsm", "pgd_2"], "eps": ["4/255", "8/255"]}}
+    (tmp_path / "many.yaml").write_text(yaml.safe_dump(many))
+    run = tmp_path / "run"
+    assert main(["train", "--config", str(tmp_path / "many.yaml"), "--out", str(run)]) == 0
+    values = iter([(0.1, 0.1), (0.6, 0.3), (0.5, 0.4), (0.4, 0.5), (0.3, 0.6)])  # by case: clean, then each attack
+    monkeypatch.setattr(evaluation, "_dice", lambda counts: np.array(next(values)))
+    assert main(["evaluate", "--run", str(run), "--split", "val"]) == 0
+    (result,) = (run / "evaluation").glob("*/SEAT_seed0.json")
+    found = yaml.safe_load(result.read_text())
+    attacks = [f"{attack}_eps_{eps}_255_dice" for attack in ("fgsm", "pgd_2") for eps in (4, 8)]
+    for case in found["cases"]:
+        assert case["clean_dice"] == 0.1
+        assert case["worst_dice"] == min(case[name] for name in attacks) == 0.3
+        for eps in (4, 8):
+            assert case[f"worst_eps_{eps}_255_dice"] == min(case[name] for name in attacks if f"eps_{eps}_" in name)
+    assert found["metrics"]["worst_dice"] == pytest.approx(0.3), "the mean over attacks is 0.45"
 
 
 def test_a_run_whose_epsilon_is_of_a_window_is_judged_and_drawn_by_it(tmp_path, monkeypatch):
