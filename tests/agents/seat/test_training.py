@@ -235,6 +235,32 @@ def test_workers_with_different_cases_are_refused(tmp_path):
         )  # fmt: skip
 
 
+def test_workers_agree_on_what_decides_iterations_and_learning_rate(tmp_path, monkeypatch):
+    """Their own numbers may differ: running statistics of batch normalisation, and what a device rounds."""
+
+    class Apart(Workers):
+        def mean(self, scalars):
+            return {name: 2 * value for name, value in scalars.items()}
+
+    seen = []
+
+    class Watched(training.ReduceLROnPlateau):
+        def step(self, loss):
+            seen.append(loss)
+            super().step(loss)
+
+    monkeypatch.setattr(training, "ReduceLROnPlateau", Watched)
+    monkeypatch.setattr(training.Judge, "magnitudes", lambda self: dict.fromkeys(training.MAGNITUDES.values(), 5.0))
+    monkeypatch.setattr(training.Judge, "__call__", lambda self: {"val_loss": 3.0, "dice_clean": 0, "dice_robust": 0})
+    pool, val = (load_decathlon(DATA, split) for split in ("train", "select"))
+    given = toy_config(schedule="seat", period=1, magnitude="probe", epochs=2)
+    sampler, run = PatchSampler(pool, DATA.resolved_plan(), seed=1), Run(tmp_path)
+    train_network(toy_network(), sampler, val, given, run, 0, workers=Apart())
+    run.close()
+    assert run.metrics()[-1]["segmenter/threshold"] == pytest.approx(1.1 * 10)
+    assert seen == pytest.approx([6.0, 6.0])
+
+
 def test_a_dynunet_is_that_of_its_task():
     with torch.device("meta"):
         found = {
