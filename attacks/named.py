@@ -165,7 +165,7 @@ FAMILIES: Mapping[str, Family] = {
     "trades": Family("TRADES KL", trades),
     "seat_pgd": Family("PGD, 5 restarts", pgd_restarts, steps=5),
     "seat_apgd": Family("APGD, 5 restarts", partial(PLAIN_APGD, loss="ce", restarts=5), steps=5),
-    "seat_square": Family("Square of Dice, few windows", partial(square, objective="dice"), "black", 5),
+    "seat_square": Family("Square of Dice, few windows", partial(square, objective="dice", shrink=False), "black", 5),
     **{
         f"{name}_by_dice": Family(f"{title}, lowest Dice", partial(pgd_restarts, loss=loss, restarts=1), steps=20)
         for name, title, loss in (("pgd", "PGD", "ce"), ("segpgd", "SegPGD", "segpgd"), ("cospgd", "CosPGD", "cospgd"))

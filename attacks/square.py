@@ -30,13 +30,14 @@ def square(
     eps: float | str | Fraction | Epsilon,
     steps: int = 1000,
     objective: Literal["js", "dice"] = "js",
+    shrink: bool = True,
     bounds: Bounds = (0.0, 1.0),
     ignore_index: int = 255,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Adversarial images [B, C, *spatial] within eps, found without any gradient.
 
-    It begins with stripes of +-b along the last axis. Each step sets a window of each image, a cube, or as much of one
+    It begins with stripes of +-b along the first axis. Each step sets a window of each image, a cube, or as much of one
     as a short axis has, to +-b for each channel, and keeps it where the objective rises.
     `steps` + 2 forward passes; contract and arguments as those of `Attack`.
 
@@ -51,6 +52,7 @@ def square(
         steps: windows that are tried, at least 1.
         objective: "js", the Jensen-Shannon divergence of the valid pixels, or "dice", 1 - hard Dice of the foreground
             (docs/seat.md, Method 16).
+        shrink: halve the windows' share at `HALVED_AT`; False: all are of the first size.
 
     Raises:
         ValueError: as `Attack`.
@@ -75,12 +77,12 @@ def square(
 
     best = value()
     change = torch.zeros_like(ball.images)
-    stripes = (draw(number, channels, *[1] * (len(spatial) - 1), spatial[-1]) - 0.5).sign() * ball.radius
+    stripes = (draw(number, channels, 1, *spatial[1:]) - 0.5).sign() * ball.radius
     found = try_out(stripes.expand_as(change))
     change = torch.where(per_image(found > best, images), stripes, change)
     best = torch.maximum(best, found)
     for step in range(steps):
-        share = FIRST_SHARE / 2 ** sum(step >= part * steps for part in HALVED_AT)
+        share = FIRST_SHARE / 2 ** sum(shrink and step >= part * steps for part in HALVED_AT)
         inside = torch.ones(number, *spatial, dtype=torch.bool, device=device)
         for axis, (size, side) in enumerate(zip(spatial, window_sides(share, spatial), strict=True)):
             first = (draw(number) * (size - side + 1)).long().clamp(max=size - side)

@@ -21,7 +21,7 @@ TINY = {
 
 
 def toy_network(seed=0, width=4):
-    return build_network(NetworkConfig(kind="small3d", width=width), 1, 2, DATA.resolved_plan(), seed)
+    return build_network(NetworkConfig(kind="small3d", width=width), DATA.resolved_task, DATA.resolved_plan(), seed)
 
 
 def toy_batch(number=4, epoch=0):

@@ -89,7 +89,7 @@ class TrainingConfig:
     stop_below: float = 0.0
     """Stop once the learning rate is at most that share of the first one: 0.0625 in the program's clean training; 0:
     never."""
-    epochs: int = 300
+    epochs: int = 1000
     """Passes over the training cases, at most."""
     budget: int = 0
     """Stop after the epoch in which so many passes of a batch were made, forward and backward together; 0: no limit."""
@@ -119,6 +119,11 @@ class TrainingConfig:
             raise ValueError(f"training.noise is false but training.method {self.method!r} is an attack; use replay")
         if self.method == "trades" and self.start != "carry":
             raise ValueError("training.start is of replay and pgd; trades begins beside the clean image; leave it out")
+        if self.method == "trades" and self.schedule != "constant":
+            raise ValueError(
+                f"training.schedule is {self.schedule!r} but trades has no iterations to decide on, only trades_steps; "
+                "give constant"
+            )
 
 
 @dataclass(frozen=True)

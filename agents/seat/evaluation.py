@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...attacks.budget import Epsilon, image_range
+from ...attacks.budget import Bounds, Epsilon, image_range
 from ...attacks.core import AttackCore
 from ...attacks.methods import ATTACKS
 from ...attacks.named import NamedAttack
@@ -90,6 +90,7 @@ def evaluate(runs: Sequence[tuple[Run, SEATExperiment]], options: EvaluateOption
         )
         report = _report(victim, classes, pool, patches, experiment, epoch, folder / REPORT)
         result = _result(experiment, victim, pool, split, report, epoch, options.command)
+        result.settings.update(_spent(run, epoch))
         found += report.results
         results.append(write_result(folder, result))
         _figure(folder / f"{result.id}.png", victim, classes, patches, experiment)
@@ -114,7 +115,7 @@ def _reached(
     if unfinished and not victim_file(run).is_file():
         task, plan = experiment.data.resolved_task, experiment.data.resolved_plan()
         channels = len(task.channels)
-        net = build_network(experiment.network, channels, len(task.classes), plan, experiment.seed)
+        net = build_network(experiment.network, task, plan, experiment.seed)
         checkpoint = run.stage(SEGMENTER).checkpoint()
         load_into(net, checkpoint.weights, f"{run.folder} at epoch {checkpoint.step}")
         return Normalized(net, [0.0] * channels, [1.0] * channels).eval(), task.classes, checkpoint.step
@@ -159,10 +160,21 @@ def _report(
         classes=classes,
         ids=pool.ids,
         batch_size=settings.batch_size,
-        bounds="image" if experiment.training.eps_range == "patch" else window_bounds(constants_of(experiment.data)),
+        bounds=_window(experiment) or "image",
         sanity=settings.sanity,
         out=out,
     )
+
+
+def _window(experiment: SEATExperiment) -> Bounds | None:
+    """The window of intensities that epsilon is a share of; None: it is one of the range of each patch."""
+    return window_bounds(constants_of(experiment.data)) if experiment.training.eps_range == "window" else None
+
+
+def _spent(run: Run, epoch: int) -> dict[str, int]:
+    """What the training took up to an epoch at most: epochs, and passes of a batch, forward and backward together."""
+    lines = run.stage(SEGMENTER).metrics()[:epoch]
+    return {"epochs": len(lines), "passes": round(lines[-1][f"{SEGMENTER}/passes"]) if lines else 0}
 
 
 def _key(one: AttackResult) -> str:
@@ -223,7 +235,6 @@ def _result(
             **plain(asdict(experiment.evaluation)),
             "titles": titles,
             "fold": experiment.data.fold,
-            "epochs": epoch,
         },
         command=command,
     )
@@ -255,7 +266,9 @@ def _figure(
     """The middle slices of the first patches, attacked by PGD at the largest radius, and what is predicted of both."""
     images, labels = patches.images[:PANEL], patches.labels[:PANEL]
     eps = max(experiment.evaluation.radii, key=lambda one: Epsilon.parse(one).value)
-    adversarial = ATTACKS["pgd"](victim, images, labels, eps=eps, steps=20, bounds=image_range(images))
+    adversarial = ATTACKS["pgd"](
+        victim, images, labels, eps=eps, steps=20, bounds=_window(experiment) or image_range(images)
+    )
     save_picture(path, _panel(victim, images, adversarial, [labels], len(classes)))
 
 
@@ -301,7 +314,7 @@ def render(run: Run, experiment: SEATExperiment, options: RenderOptions) -> Epis
             steps=config.iterations,
             step_size=Epsilon.parse(config.eps).value * config.step_share,
             random_start=False,
-            bounds=image_range(images),
+            bounds=_window(experiment) or image_range(images),
             watch=watch,
         )
     )

@@ -5,6 +5,7 @@ segmenter/victim.safetensors the kept network and the names of its classes, as a
 """
 
 import io
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import fields
@@ -31,18 +32,22 @@ from ...common.workers import ONE_PROCESS, Workers
 from ...datasets.decathlon.cases import constants_of, load_decathlon
 from ...datasets.decathlon.fingerprint import Fingerprint
 from ...datasets.decathlon.plan import Plan, Triple
+from ...datasets.decathlon.preparation import to_z
 from ...datasets.decathlon.sampling import PatchSampler, centre_corners
+from ...datasets.decathlon.tasks import Task
 from ...datasets.volumes import VolumePool
 from ...evaluation.attack_panels import attack_panel
 from ...rewards.lipschitz import magnitude, relative_magnitude
 from ...segmenters.dice_ce import dice_ce_of_images
 from ...segmenters.pretrained import load_rog
 from ...segmenters.rog import ROG
+from ...segmenters.volume_networks import TASK_PATCHES
 from ..context import StageContext
 from .config import NetworkConfig, SEATExperiment, TrainingConfig
 from .controller import make_schedule
 from .trainers import NoiseBuffer, Trainer, make_ball
 
+log = logging.getLogger(__name__)
 SEGMENTER, VICTIM = "segmenter", "victim.safetensors"
 """Name of the stage, and of its file."""
 SHOWN = 2
@@ -64,7 +69,7 @@ def check(experiment: SEATExperiment) -> None:
     task, plan = config.resolved_task, config.resolved_plan()
     for split in ("train", "select"):
         load_decathlon(config, f"{split}[:1]", "--data.")
-    net = build_network(experiment.network, len(task.channels), len(task.classes), plan, experiment.seed)
+    net = build_network(experiment.network, task, plan, experiment.seed)
     smallest = getattr(net, "unit", (1, 1, 1))
     for name, size in (("in_size", plan.in_size), ("val_size", plan.val_size)):
         if any(side % of for side, of in zip(size, smallest, strict=True)):
@@ -88,7 +93,7 @@ def segmenter(context: StageContext[SEATExperiment]) -> Path:
         data, plan, device = experiment.data, experiment.data.resolved_plan(), context.device
         pool, val = (load_decathlon(data, split, "--data.").to(device) for split in ("train", "select"))
         network = experiment.network
-        net = build_network(network, len(pool.channels), len(pool.classes), plan, context.seed("network")).to(device)
+        net = build_network(network, data.resolved_task, plan, context.seed("network")).to(device)
         if device.type == "cuda":
             net = net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         sampler = PatchSampler(pool, plan, experiment.augmentation, seed=context.seed("patches"))
@@ -114,39 +119,46 @@ def victim_file(run: Run) -> Path:
 
 def window_bounds(constants: Fingerprint) -> Bounds:
     """Lowest and highest intensity of the window of a task in z units, [1, C, 1, 1, 1] each."""
-    low, high = torch.tensor(constants.z_window()).T.view(2, 1, -1, 1, 1, 1)
+    ends = torch.tensor(constants.window)[..., None, None]  # rounded as the volumes are, which lie within
+    low, high = to_z(ends, constants, ct=True).movedim(1, 0)[:, None, ..., None]
     return low, high
 
 
-def build_network(config: NetworkConfig, channels: int, classes: int, plan: Plan, seed: int) -> Network:
+def build_network(config: NetworkConfig, task: Task, plan: Plan, seed: int) -> Network:
     """The network as its training begins, on the CPU.
 
     Args:
         config: its kind, and the file that it begins with.
-        channels: C of its patches.
-        classes: K.
+        task: has channels and classes, and a patch of the tutorial on dynunet; a phantom of no task has that of task 4.
         plan: has the strides of rog.
         seed: of the random weights.
 
     Raises:
         FileNotFoundError: there is no file `network.pretrained`.
-        ValueError: it does not fit the network.
+        ValueError: it does not fit the network, or is of another task.
     """
     known: dict[str, Any] = {}
     if config.kind == "rog":
         known = dict(zip(("s0", "s1", "s2"), plan.strides, strict=True))
+    elif config.kind == "dynunet":
+        known = dict(zip(("patch_size", "spacing"), TASK_PATCHES[task.number or 4], strict=True))
     elif config.kind == "small3d":
         known = {"width": config.width}
     with forked_rng(torch.device("cpu")):
         torch.manual_seed(seed)
-        net = NETWORKS[config.kind](channels, classes, **known)
+        net = NETWORKS[config.kind](len(task.channels), len(task.classes), **known)
     if config.pretrained is None:
         return net
     path = Path(config.pretrained)
     if isinstance(net, ROG) and not (path.suffix == ".safetensors" and "kind" in load_weights(path)[1]):
         load_rog(net, path)
         return net
-    victim, _ = load_victim(path, classes)
+    victim, classes = load_victim(path, len(task.classes))
+    if classes != task.classes:
+        raise ValueError(
+            f"network.pretrained {str(path)!r} was trained on the classes {', '.join(classes)} but {task.name} has "
+            f"{', '.join(task.classes)}; take the weights of this task"
+        )
     begun = victim.model
     assert isinstance(begun, Network)
     if (type(begun), begun.description) != (type(net), net.description):
@@ -205,7 +217,15 @@ def train_network(
 
     Raises:
         NotFiniteError: a loss or a weight is NaN or infinite.
+        ValueError: the workers have different cases.
     """
+    lists = workers.gather((sampler.pool.ids, val.ids))
+    if any(one != lists[0] for one in lists):
+        counts = ", ".join(f"{len(ids)} and {len(held)}" for ids, held in lists)
+        raise ValueError(
+            f"the workers have different cases to learn from and to choose by ({counts} of them, by rank); give all of "
+            "them the same data folder and lists"
+        )
     optimizer = Adam(net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, amsgrad=True)
     plateau = ReduceLROnPlateau(optimizer, factor=0.5, patience=config.patience)
     schedule = make_schedule(config.schedule, config.iterations, config.period, config.gamma, config.epochs)
@@ -215,7 +235,7 @@ def train_network(
 
     def train_epoch(_: nn.Module, generator: Generator) -> Scalars:
         counters.epoch += 1
-        order = workers.broadcast(sampler.order(counters.epoch))
+        order = workers.broadcast(sampler.order(counters.epoch).cpu()).to(sampler.pool.device)
         size = (config.batch_size or sampler.plan.batch) * workers.world_size
         iterations = schedule.iterations
         trainer.forget()
@@ -227,17 +247,24 @@ def train_network(
         found = means(sums)
         if config.magnitude == "probe":
             net.eval()
-            found |= judge.magnitudes()
+            found |= workers.mean(judge.magnitudes())  # K is the same for all, whatever their running statistics are
             net.train()
-        counters.magnitude = smoothed(counters.magnitude, found[MAGNITUDES[config.units]], config.smoothing)
+        measured = found[MAGNITUDES[config.units]]
+        if math.isfinite(measured):
+            measured = counters.magnitude = smoothed(counters.magnitude, measured, config.smoothing)
+        elif workers.is_main:
+            log.warning("the magnitude of epoch %d is %s: the schedule leaves it out", counters.epoch, measured)
+        found = {
+            name: value for name, value in found.items() if name not in MAGNITUDES.values() or math.isfinite(value)
+        }
         found |= {"iterations": float(iterations), "passes": float(counters.passes)}
-        schedule.update(counters.epoch, counters.magnitude)
+        schedule.update(counters.epoch, measured)
         found |= {"threshold": float(getattr(schedule, "threshold", 0.0)), "skipped": float(schedule.skipped)}
         found["lr"] = float(optimizer.param_groups[0]["lr"])
         return {name: value / workers.world_size for name, value in found.items()}
 
     def validate(_: nn.Module) -> tuple[float | None, Scalars]:
-        found = judge()
+        found = workers.mean(judge())  # so that all have one learning rate, however a device rounds
         counters.val_loss = smoothed(counters.val_loss, found["val_loss"])
         plateau.step(counters.val_loss)
         if workers.is_main:
@@ -245,9 +272,9 @@ def train_network(
         clean, robust = found["dice_clean"], found["dice_robust"]
         return clean if config.select == "clean" else 0.5 * (clean + robust), found
 
-    def stop(scalars: Mapping[str, float]) -> bool:
-        spent = config.budget and scalars["passes"] >= config.budget
-        return bool(spent or scalars["lr"] <= config.stop_below * config.learning_rate)
+    def stop(_: Mapping[str, float]) -> bool:  # by what is exact: means over workers are rounded
+        spent = config.budget and counters.passes >= config.budget
+        return bool(spent or optimizer.param_groups[0]["lr"] <= config.stop_below * config.learning_rate)
 
     return fit(
         run,

@@ -31,6 +31,11 @@ class Task:
         return self.name.partition("_")[2] or self.name
 
     @property
+    def number(self) -> int | None:
+        """From 1; None of a phantom that comes from no task."""
+        return int(self.name[4:6]) if "_" in self.name else None
+
+    @property
     def ct(self) -> bool:
         """Whether intensities are HU."""
         return self.modality == "CT"
@@ -53,8 +58,7 @@ def find_task(task: int | str, *, phantom: bool = False) -> Task:
     table = PHANTOM_TASKS if phantom else TASKS
     wanted = str(task).lower()
     for one in table.values():
-        number = one.name[4:6].lstrip("0") if "_" in one.name else ""
-        if wanted in (one.name.lower(), one.title.lower(), number):
+        if wanted in (one.name.lower(), one.title.lower(), str(one.number)):
             return one
     known = [one.title for one in table.values()]
     if phantom and wanted.isdigit() | any(wanted in one.name.lower() for one in TASKS.values()):

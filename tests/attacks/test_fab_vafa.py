@@ -3,6 +3,7 @@
 import pytest
 import torch
 from attack_toys import TinyNet, scene, trained
+from monai.losses.ssim_loss import SSIMLoss
 from scipy.fft import dctn
 from scipy.optimize import linprog
 from segarena.attacks.budget import image_range
@@ -81,6 +82,22 @@ def test_on_a_linear_victim_the_first_steps_reach_the_boundary_by_the_shortest_w
     assert torch.equal(cut, images)  # no image of the ball is lower
 
 
+def test_the_clean_image_is_projected_onto_the_same_plane_from_wherever_the_step_is(monkeypatch):
+    """The boundary of a linear victim is one plane: from the clean image it is 0.3 away in each step."""
+    images, labels = torch.tensor([0.4, 0.5]).view(1, 2, 1, 1, 1), torch.ones(1, 1, 1, 1, dtype=torch.int64)
+    gains = []
+
+    def watched(slope, gain, *given):
+        gains.append(gain.item())
+        return project(slope, gain, *given)
+
+    monkeypatch.setattr("segarena.attacks.fab.project", watched)
+    fab(Linear(), images, labels, eps=0.2, steps=4, restarts=1)
+    assert gains[1::2] == pytest.approx([0.3] * 4, abs=1e-6)
+    assert gains[0] == pytest.approx(0.3, abs=1e-6)
+    assert all(abs(gain) < 0.1 for gain in gains[2::2]), "the image itself is near it by then"
+
+
 def test_fab_is_about_as_strong_as_pgd_and_restarts_never_weaken_it():
     images, labels = scene(3, 3, seed=50)
     common = {"eps": 0.08, "bounds": image_range(images)}
@@ -124,6 +141,21 @@ def test_gradients_find_worse_tables_than_the_coarsest_ones(axes):
     assert last < first - 0.005
     assert last < clean - 0.01
     assert ((found >= 0) & (found <= 1)).all()
+
+
+def test_where_the_prediction_is_indifferent_tables_become_like_the_image():
+    images, labels = scene(2, 3, seed=53)
+    seen = []
+
+    class Indifferent(nn.Module):
+        def forward(self, x):
+            seen.append(x.detach())
+            return torch.cat([0 * x[:, :1], 0 * x[:, :1] + 1], dim=1)
+
+    vafa(Indifferent(), images, labels.clamp(max=1), steps=10)
+    loss = SSIMLoss(3, data_range=1.0, win_size=3)
+    unlike = [float(loss(shown, images)) for shown in seen[1:]]
+    assert unlike[4] < 0.8 * unlike[0], "later the rounding grows hard"
 
 
 def test_finer_tables_change_less_and_a_radius_cuts():

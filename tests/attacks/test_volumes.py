@@ -310,6 +310,31 @@ def test_a_square_search_by_dice_asks_as_often_as_it_says_and_never_raises_dice(
     assert after.mean() < before.mean() - 0.02
 
 
+def test_the_released_square_begins_with_stripes_of_one_axis_and_never_shrinks_its_windows(monkeypatch):
+    images, labels = four_voxels()[0].expand(2, 1, 4, 4, 4).clone(), four_voxels()[1].expand(2, 4, 4, 4)
+    seen, shares = [], []
+
+    class Watching(Linear):
+        def forward(self, x):
+            seen.append(x - images)
+            return super().forward(x)
+
+    def sides(share, spatial):
+        shares.append(share)
+        return window_sides(share, spatial)
+
+    monkeypatch.setattr("segarena.attacks.square.window_sides", sides)
+    for name in ("seat_square", "square_by_dice_5"):
+        named_attack(name)(Watching(), images, labels, eps=EPS, bounds=(-2.0, 2.0), generator=torch.Generator())
+    assert shares[:5] == [0.8] * 5
+    assert shares[5:] == [0.8 / 2**halved for halved in (0, 6, 7, 8, 9)]
+    stripes = seen[1]
+    assert torch.equal(stripes, stripes[:, :, :1].expand_as(stripes))
+    for axis in (3, 4):
+        assert not torch.equal(stripes, stripes.narrow(axis, 0, 1).expand_as(stripes))
+    torch.testing.assert_close(stripes.abs(), torch.full_like(stripes, 4 * EPS.value))
+
+
 def test_trades_moves_the_prediction_and_looks_at_no_label():
     images, labels = scene(3, 3, seed=48)
     common = {"eps": 0.05, "steps": 5}

@@ -8,7 +8,7 @@ from segarena.attacks.victim import Normalized
 from segarena.attacks.victims import NETWORKS, load_victim, save_victim
 from segarena.common.networks import load_network, save_network
 from segarena.segmenters.pretrained import load_rog, read_state_dict
-from segarena.segmenters.rog import ROG, Norm, enlarged
+from segarena.segmenters.rog import DOWN, ROG, SAME, UP, Cell, Norm, enlarged
 from segarena.segmenters.volume_networks import TASK_PATCHES, DynUNet, SegResNet, UNet3D, kernels_and_strides
 from torch import nn
 
@@ -81,6 +81,29 @@ def test_layers_give_known_values():
     found = enlarged(torch.tensor([0.0, 1.0]).view(1, 1, 1, 1, 2), (1, 1, 2))
     assert torch.allclose(found.flatten(), torch.tensor([0, 1 / 3, 2 / 3, 1]), atol=1e-6)
     assert found.shape == (1, 1, 1, 1, 4)
+
+
+def test_a_cell_keeps_what_it_is_given_and_its_edges_follow_a_swish():
+    torch.manual_seed(1)
+    cell, x = Cell(8, (UP, SAME, DOWN), (1, 2, 2), (2, 2, 1)), torch.randn(2, 8, 4, 4, 4)
+    z = x + cell.core(x)
+    found = cell(x)
+    torch.testing.assert_close(found[SAME], z)
+    up, down = (edge[2](edge[1](F.silu(z))) for edge in (cell.up, cell.down))
+    torch.testing.assert_close(found[UP], F.interpolate(up, (4, 8, 8), mode="trilinear", align_corners=True))
+    torch.testing.assert_close(found[DOWN], down)
+    assert found[DOWN].shape == (2, 16, 2, 2, 4)
+
+
+def test_the_head_is_given_the_first_stem_beside_the_lattice():
+    torch.manual_seed(2)
+    net, seen = ROG(1, 2, **SPLEEN), {}
+    net.stem[0].register_forward_hook(lambda m, i, output: seen.update(small=output))
+    net.backbone[-1].register_forward_hook(lambda m, i, output: seen.update(lattice=output[-1][0]))
+    net.combination.register_forward_pre_hook(lambda m, inputs: seen.update(head=inputs[0]))
+    with torch.no_grad():
+        net(torch.randn(1, 1, 64, 64, 16))
+    torch.testing.assert_close(seen["head"], seen["small"] + seen["lattice"])
 
 
 @pytest.mark.parametrize("make", [ROG, SegResNet, DynUNet])

@@ -3,8 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from seat_toys import toy_batch, toy_config, toy_network
+from seat_toys import DATA, toy_batch, toy_config, toy_network
 from segarena.agents.seat.trainers import NoiseBuffer, Trainer, make_ball
+from segarena.agents.seat.training import Judge
+from segarena.datasets.decathlon.cases import load_decathlon
 from torch import nn
 
 EPS = 16 / 255
@@ -163,6 +165,38 @@ def test_the_step_of_the_noise_reaches_the_weights(share):
         float((a - b).detach().abs().max()) for a, b in zip(still.parameters(), moved.parameters(), strict=True)
     )
     assert (change > 1e-4) == (share > 0)
+
+
+def test_the_enlarged_radius_is_for_training_alone():
+    batches = [toy_batch(), toy_batch(4, 1)]
+    large, _, _ = trained(batches, eps_enlarger=2.0)
+    double, _, _ = trained(batches, eps="32/255")
+    small, _, _ = trained(batches)
+    pairs = [zip(large.parameters(), other.parameters(), strict=True) for other in (double, small)]
+    assert all(torch.equal(a, b) for a, b in pairs[0])
+    assert not all(torch.equal(a, b) for a, b in pairs[1])
+    val = load_decathlon(DATA, "select")
+    given = (toy_config(eps_enlarger=factor) for factor in (1.0, 2.0))
+    judges = [Judge(large, val, (16, 16, 16), one, None) for one in given]
+    assert torch.equal(judges[0].ball.radius, judges[1].ball.radius)
+
+
+def test_the_probe_is_attacked_by_two_steps_of_half_the_radius_up_the_loss():
+    val, net = load_decathlon(DATA, "select"), toy_network()
+    judge = Judge(net, val, (16, 16, 16), toy_config(), None)
+    found = judge()
+    images, labels = judge.patches
+    delta, radius = clipped(images, torch.zeros_like(images))
+    for _ in range(2):
+        leaf = (images + delta).requires_grad_()
+        (gradient,) = torch.autograd.grad(dice_ce(net(leaf), labels), leaf)
+        delta, _ = clipped(images, delta + 0.5 * radius * gradient.sign())
+    torch.testing.assert_close(judge.adversarial, images + delta, rtol=0, atol=1e-5)
+    for name, shown in (("clean", images), ("robust", images + delta)):
+        ball = net(shown).argmax(dim=1) == 1
+        dice = 2 * (ball & (labels == 1)).sum() / (ball.sum() + (labels == 1).sum())
+        assert found[f"dice_{name}"] == pytest.approx(float(dice), abs=1e-3)
+    assert found["val_loss"] == pytest.approx(float(dice_ce(net(images), labels).detach()), abs=1e-5)
 
 
 def test_the_buffer_keeps_what_a_smaller_batch_leaves():

@@ -1,23 +1,30 @@
 """A whole training: what makes it robust, what its schedule decides, that it resumes exactly, and what is refused."""
 
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from seat_toys import DATA, TINY, toy_network, train_toy
+from seat_toys import DATA, TINY, toy_config, toy_network, train_toy
 from segarena.agents.command_line import main
-from segarena.agents.seat import training
+from segarena.agents.seat import evaluation, training
 from segarena.agents.seat.config import NetworkConfig, SEATExperiment, TrainingConfig
-from segarena.agents.seat.training import build_network, means, smoothed, window_bounds
+from segarena.agents.seat.training import build_network, means, smoothed, train_network, window_bounds
+from segarena.attacks.budget import as_bounds
 from segarena.attacks.methods import ATTACKS
 from segarena.attacks.victims import load_victim
 from segarena.common import fitting
 from segarena.common.overlap import class_counts, dice_case
 from segarena.common.runs import Run
+from segarena.common.workers import Workers
 from segarena.datasets.decathlon.cases import load_decathlon
-from segarena.datasets.decathlon.tasks import find_task
+from segarena.datasets.decathlon.preparation import to_z
+from segarena.datasets.decathlon.sampling import PatchSampler
+from segarena.datasets.decathlon.tasks import PHANTOM_TASKS, TASKS, find_task
+from segarena.segmenters.volume_networks import TASK_PATCHES
 
 
 def attacked_dice(net, eps="24/255", steps=10):
@@ -62,6 +69,49 @@ def test_a_budget_of_passes_ends_it(tmp_path):
     assert [line["segmenter/passes"] for line in run.metrics()] == [9, 18]
 
 
+def test_the_learning_rate_follows_the_smoothed_validation_loss(tmp_path, monkeypatch):
+    seen = []
+
+    class Watched(training.ReduceLROnPlateau):
+        def step(self, loss):
+            seen.append(loss)
+            super().step(loss)
+
+    monkeypatch.setattr(training, "ReduceLROnPlateau", Watched)
+    _, _, run = train_toy(tmp_path / "run", epochs=4, learning_rate=0.05)
+    first, *others = (line["segmenter/val_loss"] for line in run.metrics())
+    means = [first]
+    for loss in others:
+        means.append((means[-1] + loss) / 2)
+    assert seen == pytest.approx(means)
+    assert len({first, *others}) == 4
+
+
+def test_it_ends_once_the_learning_rate_is_low_enough(tmp_path):
+    settings = {"learning_rate": 1e-6, "patience": 1, "epochs": 9, "noise": False, "start": "zero", "iterations": 1}
+    _, _, run = train_toy(tmp_path / "half", stop_below=0.5, **settings)
+    assert len(run.metrics()) == 3, "one epoch, and two without a lower loss"
+    _, _, run = train_toy(tmp_path / "quarter", stop_below=0.25, **settings)
+    rates = [line["segmenter/lr"] for line in run.metrics()]
+    assert (rates[:3], {*rates[3:]}) == ([1e-6] * 3, {5e-7}), "none is learned with a rate that ends it"
+
+
+def test_the_optimiser_is_that_of_the_program(tmp_path, monkeypatch):
+    seen = {}
+
+    class Watched(training.Adam):
+        def __init__(self, parameters, **settings):
+            seen.update(settings)
+            super().__init__(parameters, **settings)
+
+    monkeypatch.setattr(training, "Adam", Watched)
+    program = TrainingConfig()
+    train_toy(tmp_path, epochs=1, learning_rate=program.learning_rate)
+    assert seen == {"lr": 1e-3, "weight_decay": 1e-5, "amsgrad": True}
+    assert (program.epochs, program.patience, program.iterations) == (1000, 50, 5)
+    assert (program.gamma, program.period, program.step_share) == (1.1, 3, 0.5)
+
+
 def test_the_epoch_is_kept_that_the_validation_chooses(tmp_path):
     _, both, run = train_toy(tmp_path / "both", epochs=5, learning_rate=0.05)
     lines = run.metrics()
@@ -99,6 +149,34 @@ def test_means_and_smoothing_are_those_of_the_method():
     assert means(sums) == {"grad_l1_raw": 2.0, "loss": 0.5, "first_loss": 0.25, "loss_gain": 0.25}
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.5])
+@pytest.mark.parametrize("units", ["raw", "relative"])
+def test_a_magnitude_that_is_not_finite_ends_no_training_and_leaves_no_trace(tmp_path, monkeypatch, smoothing, units):
+    found = iter([2.0, 4.0, math.inf, 8.0])
+
+    def measured(self):
+        return dict.fromkeys(training.MAGNITUDES.values(), next(found))
+
+    monkeypatch.setattr(training.Judge, "magnitudes", measured)
+    settings = {"magnitude": "probe", "schedule": "seat", "period": 1, "units": units, "smoothing": smoothing}
+    _, _, run = train_toy(tmp_path / "run", epochs=4, **settings)
+    lines = run.metrics()
+    assert [line["segmenter/skipped"] for line in lines] == [0, 0, 1, 1]
+    after_two, after_four = (3.0, 5.5) if smoothing else (4.0, 8.0)
+    expected = [0.0, 1.1 * after_two, 1.1 * after_two, 1.1 * after_four]
+    assert [line["segmenter/threshold"] for line in lines] == pytest.approx(expected)
+    assert "segmenter/grad_l1_raw" not in lines[2]
+    assert lines[3]["segmenter/grad_l1_raw"] == 8.0
+
+
+@pytest.mark.parametrize("task", [*TASKS.values(), *PHANTOM_TASKS.values()], ids=lambda one: f"{one.name} {one.batch}")
+def test_no_prepared_voxel_leaves_the_window_of_its_task(task):
+    known, channels = task.fingerprint, len(task.channels)
+    ends = (-1e4, 1e4) if task.ct else (0.0, 1.0)
+    image = torch.tensor(ends).view(2, 1, 1).expand(channels, 2, 1, 1)
+    as_bounds(to_z(image, known, ct=task.ct)[None], window_bounds(known))  # refuses what lies outside
+
+
 def test_the_window_of_a_task_is_in_z_units():
     low, high = window_bounds(find_task(9).fingerprint)
     assert float(high - low) == pytest.approx(5.904, abs=1e-3)
@@ -114,6 +192,7 @@ def test_the_window_of_a_task_is_in_z_units():
         ({"iterations": 0}, "iterations"),
         ({"method": "pgd", "noise": False}, "use replay"),
         ({"method": "trades", "start": "zero"}, "leave it out"),
+        ({"method": "trades", "schedule": "seat"}, "give constant"),
         ({"smoothing": 1.0}, "smoothing"),
     ],
 )
@@ -132,12 +211,65 @@ def test_a_network_that_does_not_fit_is_refused(tmp_path):
     net, _, run = train_toy(tmp_path / "run", epochs=1)
     file = run.folder / "victim.safetensors"
     training.save_victim(file, training.Normalized(net, [0.0], [1.0]), ("background", "ball"))
-    begun = build_network(NetworkConfig(kind="small3d", width=4, pretrained=str(file)), 1, 2, data.resolved_plan(), 5)
+    given, task, plan = NetworkConfig(kind="small3d", width=4, pretrained=str(file)), data.resolved_task, sides
+    begun = build_network(given, task, plan, 5)
     assert all(torch.equal(a, b) for a, b in zip(begun.parameters(), net.parameters(), strict=True))
     with pytest.raises(ValueError, match="is needed; change `network`"):
-        build_network(NetworkConfig(kind="small3d", pretrained=str(file)), 1, 2, data.resolved_plan(), 5)
+        build_network(replace(given, width=8), task, plan, 5)
     with pytest.raises(ValueError, match="3"):
-        build_network(NetworkConfig(kind="small3d", width=4, pretrained=str(file)), 1, 3, data.resolved_plan(), 5)
+        build_network(given, find_task(4), plan, 5)
+    with pytest.raises(ValueError, match=r"on the classes background, ball but Task09_Spleen has background, spleen"):
+        build_network(given, find_task(9), plan, 5)
+
+
+def test_workers_with_different_cases_are_refused(tmp_path):
+    class Apart(Workers):
+        def gather(self, value):
+            return [value, (value[0], value[1][1:])]
+
+    pool, val = (load_decathlon(DATA, split) for split in ("train", "select"))
+    with pytest.raises(ValueError, match=r"12 and 2, 12 and 1 of them, by rank.*the same data folder"):
+        train_network(
+            toy_network(), PatchSampler(pool, DATA.resolved_plan(), seed=1), val, toy_config(), Run(tmp_path), 0,
+            workers=Apart(),
+        )  # fmt: skip
+
+
+def test_workers_agree_on_what_decides_iterations_and_learning_rate(tmp_path, monkeypatch):
+    """Their own numbers may differ: running statistics of batch normalisation, and what a device rounds."""
+
+    class Apart(Workers):
+        def mean(self, scalars):
+            return {name: 2 * value for name, value in scalars.items()}
+
+    seen = []
+
+    class Watched(training.ReduceLROnPlateau):
+        def step(self, loss):
+            seen.append(loss)
+            super().step(loss)
+
+    monkeypatch.setattr(training, "ReduceLROnPlateau", Watched)
+    monkeypatch.setattr(training.Judge, "magnitudes", lambda self: dict.fromkeys(training.MAGNITUDES.values(), 5.0))
+    monkeypatch.setattr(training.Judge, "__call__", lambda self: {"val_loss": 3.0, "dice_clean": 0, "dice_robust": 0})
+    pool, val = (load_decathlon(DATA, split) for split in ("train", "select"))
+    given = toy_config(schedule="seat", period=1, magnitude="probe", epochs=2)
+    sampler, run = PatchSampler(pool, DATA.resolved_plan(), seed=1), Run(tmp_path)
+    train_network(toy_network(), sampler, val, given, run, 0, workers=Apart())
+    run.close()
+    assert run.metrics()[-1]["segmenter/threshold"] == pytest.approx(1.1 * 10)
+    assert seen == pytest.approx([6.0, 6.0])
+
+
+def test_a_dynunet_is_that_of_its_task():
+    with torch.device("meta"):
+        found = {
+            task: build_network(NetworkConfig(kind="dynunet"), find_task(task), find_task(task).plan, 0).description
+            for task in (4, 5, 9)
+        }
+    for task, described in found.items():
+        assert (described["patch_size"], described["spacing"]) == TASK_PATCHES[task]
+    assert found[5]["in_channels"] == 2
 
 
 def test_the_command_line_trains_resumes_evaluates_and_draws(tmp_path, capsys):
@@ -155,6 +287,7 @@ def test_the_command_line_trains_resumes_evaluates_and_draws(tmp_path, capsys):
     assert "PGD, 2 steps, ε = 8/255" in out
     (result,) = (run / "evaluation" / "test").glob("SEAT_seed0.json")
     found = yaml.safe_load(result.read_text())
+    assert (found["settings"]["epochs"], found["settings"]["passes"]) == (2, 8), "8 cases in batches of 4, twice each"
     case = found["cases"][0]
     assert case["worst_dice"] == case["pgd_2_eps_8_255_dice"] <= case["clean_dice"] + 0.05
     assert {"dice", "dice_ball", "recall_ball"} <= case.keys()
@@ -162,6 +295,41 @@ def test_the_command_line_trains_resumes_evaluates_and_draws(tmp_path, capsys):
     assert main(["render", "--run", str(run), "--out", str(tmp_path / "attack.gif")]) == 0
     assert victim.model.description["width"] == 4
     assert Run.open(run).stage("segmenter").metrics()
+
+
+def test_the_worst_is_that_of_each_case_over_attacks_and_radii_without_the_clean_patch(tmp_path, monkeypatch):
+    many = {**TINY, "evaluation": {"attacks": ["fgsm", "pgd_2"], "eps": ["4/255", "8/255"]}}
+    (tmp_path / "many.yaml").write_text(yaml.safe_dump(many))
+    run = tmp_path / "run"
+    assert main(["train", "--config", str(tmp_path / "many.yaml"), "--out", str(run)]) == 0
+    values = iter([(0.1, 0.1), (0.6, 0.3), (0.5, 0.4), (0.4, 0.5), (0.3, 0.6)])  # by case: clean, then each attack
+    monkeypatch.setattr(evaluation, "_dice", lambda counts: np.array(next(values)))
+    assert main(["evaluate", "--run", str(run), "--split", "val"]) == 0
+    (result,) = (run / "evaluation").glob("*/SEAT_seed0.json")
+    found = yaml.safe_load(result.read_text())
+    attacks = [f"{attack}_eps_{eps}_255_dice" for attack in ("fgsm", "pgd_2") for eps in (4, 8)]
+    for case in found["cases"]:
+        assert case["clean_dice"] == 0.1
+        assert case["worst_dice"] == min(case[name] for name in attacks) == 0.3
+        for eps in (4, 8):
+            assert case[f"worst_eps_{eps}_255_dice"] == min(case[name] for name in attacks if f"eps_{eps}_" in name)
+    assert found["metrics"]["worst_dice"] == pytest.approx(0.3), "the mean over attacks is 0.45"
+
+
+def test_a_run_whose_epsilon_is_of_a_window_is_judged_and_drawn_by_it(tmp_path, monkeypatch):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    run, window, seen = tmp_path / "run", ["--training.eps_range", "window"], []
+    assert main(["train", "--config", str(tmp_path / "tiny.yaml"), "--out", str(run), *window]) == 0
+    pgd = ATTACKS["pgd"]
+    monkeypatch.setitem(
+        evaluation.ATTACKS, "pgd", lambda *given, **named: (seen.append(named["bounds"]), pgd(*given, **named))[1]
+    )
+    assert main(["evaluate", "--run", str(run)]) == 0
+    assert main(["render", "--run", str(run), "--out", str(tmp_path / "attack.gif")]) == 0
+    low, high = window_bounds(find_task("toy", phantom=True).fingerprint)
+    assert [bounds[1].tolist() for bounds in seen] == [high.tolist()] * 2
+    (result,) = (run / "evaluation" / "test" / "robustness").glob("*pgd*.json")
+    assert yaml.safe_load(result.read_text())["depends"]["bounds"] == [low.tolist(), high.tolist()]
 
 
 def test_networks_of_a_seed_are_alike():

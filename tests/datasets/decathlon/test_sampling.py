@@ -209,6 +209,13 @@ def test_volumes_that_are_not_larger_than_a_patch_are_continued_on_both_sides():
     assert corners.max(0).values.tolist() == [8 + 4 - 11, 10 + 3 - 11, 40 - 11]
 
 
+def test_a_volume_of_the_size_of_a_patch_is_continued_too():
+    pool = pool_of(*[torch.zeros(10, 12, 40, dtype=torch.uint8)] * 500)
+    sampler = PatchSampler(pool, plan((10, 10, 10)), seed=0)
+    corners = sampler.corners(torch.arange(500), torch.zeros(500, dtype=torch.bool), uniform(torch.arange(500), 5, 1))
+    assert corners.min(0).values.tolist() == [-3, -2, 0]
+
+
 def test_a_patch_depends_on_seed_epoch_and_row_alone():
     pool = load_decathlon(DecathlonConfig(task="toy"), "train[:6]")
     whole = Plan((16, 16, 16), (16, 16, 16), (16, 16, 16), ((1, 1, 1),) * 3, 2)
