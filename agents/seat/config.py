@@ -65,8 +65,10 @@ class TrainingConfig:
     patch."""
     eps_enlarger: float = 1.0
     """Factor of the radius while it trains."""
-    step_share: float = 0.5
-    """Step size as a share of the radius; 0.25 is usual of pgd."""
+    step_share: float | None = 0.5
+    """Step size as a share of the radius; 0.25 is usual of pgd. null: 1 / K, K of the epoch."""
+    least_step: float = 0.0
+    """Least step size as a share of the range, like eps; above it when step_share is smaller (DEAT: 10/255)."""
     start: Literal["carry", "zero", "uniform"] = "carry"
     """Where the noise of a batch begins: where that of the last batch ended, at 0, or anywhere in the ball."""
     attack_mode: Literal["train", "eval"] = "eval"
@@ -104,11 +106,13 @@ class TrainingConfig:
     """Gradients of that attack, PGD with step size eps / 2 from the clean patch."""
 
     def __post_init__(self) -> None:
-        check(self, "training.", iterations=AT_LEAST_1, period=AT_LEAST_1, smoothing=(0, BELOW_1), step_share=(0, 2))
+        check(self, "training.", iterations=AT_LEAST_1, period=AT_LEAST_1, smoothing=(0, BELOW_1), least_step=(0, 1))
         check(self, "training.", eps_enlarger=POSITIVE, beta=AT_LEAST_0, trades_steps=AT_LEAST_1)
         check(self, "training.", learning_rate=POSITIVE, weight_decay=AT_LEAST_0, patience=AT_LEAST_1)
         check(self, "training.", stop_below=(0, 1), epochs=AT_LEAST_1, budget=AT_LEAST_0)
         check(self, "training.", probe=AT_LEAST_1, probe_steps=AT_LEAST_1, gamma=(1 + 1e-9, math.inf))
+        if self.step_share is not None:
+            check(self, "training.", step_share=(0, 2))
         if self.batch_size is not None:
             check(self, "training.", batch_size=AT_LEAST_1)
         if self.trades_step is not None:
@@ -124,6 +128,11 @@ class TrainingConfig:
                 f"training.schedule is {self.schedule!r} but trades has no iterations to decide on, only trades_steps; "
                 "give constant"
             )
+
+    def step(self, iterations: int) -> float:
+        """Step size of an epoch of K iterations as a share of the radius without its enlarger."""
+        share = 1 / iterations if self.step_share is None else self.step_share
+        return max(share, self.least_step / Epsilon.parse(self.eps).value)
 
 
 @dataclass(frozen=True)

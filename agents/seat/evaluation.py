@@ -312,7 +312,7 @@ def render(run: Run, experiment: SEATExperiment, options: RenderOptions) -> Epis
             labels,
             eps=config.eps,
             steps=config.iterations,
-            step_size=Epsilon.parse(config.eps).value * config.step_share,
+            step_size=Epsilon.parse(config.eps).value * config.step(config.iterations),
             random_start=False,
             bounds=_window(experiment) or image_range(images),
             watch=watch,

@@ -103,7 +103,7 @@ class Trainer:
             self._trades(ball, labels)
 
     def _replay(self, ball: LinfBall, labels: Tensor, iterations: int) -> None:
-        config, share = self.config, self.config.step_share if self.config.noise else 0.0
+        config, share = self.config, self.config.step(iterations) if self.config.noise else 0.0
         replays = Replays(self.net, self.loss, "every_step")
         start = self._start(ball) if config.noise else None
         for k in range(iterations):
@@ -122,20 +122,20 @@ class Trainer:
         self._add("delta", _share_of(replays))
 
     def _pgd(self, ball: LinfBall, labels: Tensor, iterations: int) -> None:
-        config, learns = self.config, self.config.attack_mode == "train"
+        config, learns, share = self.config, self.config.attack_mode == "train", self.config.step(iterations)
         replays = Replays(self.net, self.loss, "at_end" if learns else "never")
         self.optimizer.zero_grad(set_to_none=True)
         replays.begin(ball, labels, self._start(ball))
         self._add("first_loss", replays.losses)
         self._measure(replays, 0, iterations)
         for k in range(1, iterations):
-            replays.advance(config.step_share)
+            replays.advance(share)
             self._measure(replays, k, iterations)
         if learns:
-            replays.advance(config.step_share)
+            replays.advance(share)
             replays.learn()
         else:  # dropout and batch statistics are for what teaches
-            replays.move(config.step_share)
+            replays.move(share)
             reached, replays = replays.adversarial, Replays(self.net, self.loss, "every_step")
             replays.begin(ball, labels, reached)
         self.passes += 1

@@ -199,6 +199,17 @@ def test_the_probe_is_attacked_by_two_steps_of_half_the_radius_up_the_loss():
     assert found["val_loss"] == pytest.approx(float(dice_ce(net(images), labels).detach()), abs=1e-5)
 
 
+def test_steps_may_shrink_with_the_iterations_down_to_a_least_one():
+    config = toy_config(step_share=None, eps="8/255")
+    assert [config.step(iterations) for iterations in (1, 2, 5)] == [1, 0.5, 0.2]
+    deat = toy_config(step_share=None, eps="8/255", least_step=10 / 255)
+    assert [deat.step(iterations) for iterations in (1, 5)] == pytest.approx([1.25, 1.25])
+    assert toy_config(eps="16/255", least_step=10 / 255).step(5) == pytest.approx(0.625)
+    halves, _, _ = trained([toy_batch()], iterations=2, step_share=None)
+    fixed, _, _ = trained([toy_batch()], iterations=2, step_share=0.5)
+    alike(halves, fixed, atol=0)
+
+
 def test_the_buffer_keeps_what_a_smaller_batch_leaves():
     buffer = NoiseBuffer()
     images = torch.zeros(3, 1, 2, 2, 2)
