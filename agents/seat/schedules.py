@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...envs.seat import ScheduleEnv
-from ..policy import Policy, Reference
+from ..policy import Policy, RandomPolicy, Reference
 from .controller import DEAT, SEAT, MPlus, Schedule
 
 CONSTANTS = (1, 2, 3, 4, 5)
@@ -63,21 +63,6 @@ class Constant:
         return actions_towards(env, torch.full_like(env.iterations, min(self.iterations, env.config.most)))
 
 
-class RandomPolicy:
-    """Any action, uniformly. seed: of its own generator, on the CPU, so that devices agree."""
-
-    def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, env: ScheduleEnv) -> Tensor:
-        """Actions [N], or [N, 2]."""
-        space = env.single_action_space
-        choices = torch.as_tensor(getattr(space, "nvec", None) if env.config.eps_enlarger else [space.n])  # type: ignore[attr-defined]
-        drawn = torch.rand((env.num_envs, len(choices)), generator=self._generator, dtype=torch.float64)
-        actions = (drawn * choices).long().to(env.device)
-        return actions if env.config.eps_enlarger else actions[:, 0]
-
-
 class Bandit:
     """UCB1 over K, for each environment by itself: the mean reward of the segments with this K, and a bonus for what
     was seldom tried; each K once at first, from 1 on."""
@@ -114,7 +99,7 @@ def _constant(iterations: int) -> Reference[ScheduleEnv]:
 
 
 POLICIES: dict[str, Reference[ScheduleEnv]] = {
-    "random": Reference("Any action, uniformly.", lambda env, seed: RandomPolicy(seed)),
+    "random": Reference("Any action, uniformly.", lambda env, seed: RandomPolicy(env.single_action_space, seed)),
     **{f"constant_{iterations}": _constant(iterations) for iterations in CONSTANTS},
     "seat": _schedule("SEAT's controller: K follows the magnitude of the gradient.", SEAT),
     "m_plus": _schedule("SEAT's controller without a fall of K.", MPlus),
