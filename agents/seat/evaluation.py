@@ -39,7 +39,7 @@ from ...segmenters.volume_windows import VolumeWindows
 from ..context import StageContext
 from ..experiment import Episode, EvaluateOptions, RenderOptions, check_names, method_name, write_result
 from .config import SEATExperiment
-from .training import SEGMENTER, VICTIM, build_network, segmenter, victim_file, window_bounds
+from .training import SEGMENTER, VICTIM, build_network, segmenter, victim_file
 
 REPORT = "robustness"
 """Folder of the report on the attacks, beside the results."""
@@ -159,7 +159,7 @@ def _report(
         classes=classes,
         ids=pool.ids,
         batch_size=settings.batch_size,
-        bounds="image" if experiment.training.eps_range == "patch" else window_bounds(constants_of(experiment.data)),
+        bounds="image" if experiment.training.eps_range == "patch" else constants_of(experiment.data).z_bounds(),
         sanity=settings.sanity,
         out=out,
     )

@@ -93,7 +93,7 @@ class Trainer:
             iterations: K.
             bounds: what epsilon is a share of; None: the range of each patch and channel.
         """
-        ball = make_ball(images, self.radius, bounds)
+        ball = LinfBall.of_range(images, self.radius, bounds)
         self.images += len(images)
         if self.config.method == "replay":
             self._replay(ball, labels, iterations)
@@ -195,24 +195,6 @@ class Trainer:
 
     def _add(self, name: str, values: Tensor) -> None:
         self.sums[name] = self.sums.get(name, torch.zeros((), device=values.device)) + values.detach().sum()
-
-
-def make_ball(images: Tensor, eps: float, bounds: Bounds | None = None) -> LinfBall:
-    """What may be reached: b = eps times the range of each patch and channel, or that of `bounds`; within the former.
-
-    Args:
-        images: patches [B, C, *spatial].
-        eps: share of the range, above 0.
-        bounds: (low, high), numbers or tensors that broadcast to the images.
-    """
-    own = LinfBall.around(images, eps, image_range(images))
-    if bounds is None:
-        return own
-    low, high = (torch.as_tensor(end, dtype=images.dtype, device=images.device) for end in bounds)
-    radius = eps * (high - low)
-    least, most = image_range(images)
-    lower, upper = torch.maximum(own.images - radius, least), torch.minimum(own.images + radius, most)
-    return LinfBall(own.images, lower, upper, radius.expand(1, images.shape[1], *[1] * (images.dim() - 2)))
 
 
 def mean_kl(clean: Tensor, other: Tensor) -> Tensor:

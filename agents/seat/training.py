@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ...attacks.budget import Bounds, Epsilon
+from ...attacks.budget import Bounds, Epsilon, LinfBall
 from ...attacks.replays import Replays
 from ...attacks.victim import Normalized
 from ...attacks.victims import NETWORKS, load_victim, save_victim
@@ -29,7 +29,6 @@ from ...common.progress import Progress
 from ...common.runs import Run
 from ...common.workers import ONE_PROCESS, Workers
 from ...datasets.decathlon.cases import constants_of, load_decathlon
-from ...datasets.decathlon.fingerprint import Fingerprint
 from ...datasets.decathlon.plan import Plan, Triple
 from ...datasets.decathlon.sampling import PatchSampler, centre_corners
 from ...datasets.volumes import VolumePool
@@ -41,12 +40,14 @@ from ...segmenters.rog import ROG
 from ..context import StageContext
 from .config import NetworkConfig, SEATExperiment, TrainingConfig
 from .controller import make_schedule
-from .trainers import NoiseBuffer, Trainer, make_ball
+from .trainers import NoiseBuffer, Trainer
 
 SEGMENTER, VICTIM = "segmenter", "victim.safetensors"
 """Name of the stage, and of its file."""
 SHOWN = 2
 """Probe patches in TensorBoard's picture."""
+PROBE_SHARE = 0.5
+"""Step size of the attack on the probe, as a share of the radius."""
 AT_ONCE = 4
 """Validation patches that are passed together."""
 MAGNITUDES = {"raw": "grad_l1_raw", "relative": "grad_l1_rel"}
@@ -92,7 +93,7 @@ def segmenter(context: StageContext[SEATExperiment]) -> Path:
         if device.type == "cuda":
             net = net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         sampler = PatchSampler(pool, plan, experiment.augmentation, seed=context.seed("patches"))
-        bounds = window_bounds(constants_of(data)) if experiment.training.eps_range == "window" else None
+        bounds = constants_of(data).z_bounds() if experiment.training.eps_range == "window" else None
         train_network(
             net, sampler, val, experiment.training, stage, context.seed("training"), bounds=bounds, workers=workers
         )
@@ -110,12 +111,6 @@ def segmenter(context: StageContext[SEATExperiment]) -> Path:
 def victim_file(run: Run) -> Path:
     """Where a run keeps its trained network."""
     return run.stage(SEGMENTER).folder / VICTIM
-
-
-def window_bounds(constants: Fingerprint) -> Bounds:
-    """Lowest and highest intensity of the window of a task in z units, [1, C, 1, 1, 1] each."""
-    low, high = torch.tensor(constants.z_window()).T.view(2, 1, -1, 1, 1, 1)
-    return low, high
 
 
 def build_network(config: NetworkConfig, channels: int, classes: int, plan: Plan, seed: int) -> Network:
@@ -294,7 +289,7 @@ class Judge:
         self.net, self.config, self.classes = net, config, val.classes
         self.patches = val.patches(rows, centre_corners(val, size), size)
         images = self.patches.images[: config.probe]
-        self.ball = make_ball(images, Epsilon.parse(config.eps).value, bounds)
+        self.ball = LinfBall.of_range(images, Epsilon.parse(config.eps).value, bounds)
         self.adversarial, self.predicted = images, self.patches.labels[: config.probe]
 
     def __call__(self) -> dict[str, float]:
@@ -303,12 +298,10 @@ class Judge:
         losses = self._loss(logits, self.patches.labels)
         clean = self._counts(logits, self.patches.labels)
         replays, labels = Replays(self.net, self._loss), self.patches.labels[: self.config.probe]
-        for step in range(self.config.probe_steps):
-            if step == 0:
-                replays.begin(self.ball, labels)
-            else:
-                replays.advance(0.5)
-        replays.move(0.5)
+        replays.begin(self.ball, labels)
+        for _ in range(self.config.probe_steps - 1):
+            replays.advance(PROBE_SHARE)
+        replays.move(PROBE_SHARE)
         attacked = self._logits(replays.adversarial)
         self.adversarial, self.predicted = replays.adversarial, attacked.argmax(dim=1)
         found = {"val_loss": float(losses.mean())}

@@ -10,7 +10,7 @@ from seat_toys import DATA, TINY, toy_network, train_toy
 from segarena.agents.command_line import main
 from segarena.agents.seat import training
 from segarena.agents.seat.config import NetworkConfig, SEATExperiment, TrainingConfig
-from segarena.agents.seat.training import build_network, means, smoothed, window_bounds
+from segarena.agents.seat.training import build_network, means, smoothed
 from segarena.attacks.methods import ATTACKS
 from segarena.attacks.victims import load_victim
 from segarena.common import fitting
@@ -100,7 +100,7 @@ def test_means_and_smoothing_are_those_of_the_method():
 
 
 def test_the_window_of_a_task_is_in_z_units():
-    low, high = window_bounds(find_task(9).fingerprint)
+    low, high = find_task(9).fingerprint.z_bounds()
     assert float(high - low) == pytest.approx(5.904, abs=1e-3)
     assert float(high - low) * 8 / 255 == pytest.approx(0.185224, abs=1e-5)
 
