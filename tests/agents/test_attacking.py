@@ -76,7 +76,8 @@ def test_phantoms_are_attacked_and_what_is_written_is_true(pictures, tmp_path, c
             assert picture.mode == "P"
             assert picture.getpalette()[:18] == class_colours(6).flatten().tolist()
         with Image.open(tmp_path / f"{row['id']}_attacked_overlay.png") as picture:
-            assert picture.size == (6 * clean.shape[1] + 5 * 4, clean.shape[0])
+            height, width = (2 * side for side in clean.shape[:2])  # small images are enlarged
+            assert picture.size == (6 * width + 5 * 4, height)
         assert (row["attack"], row["eps"], row["status"]) == ("pgd_5", "8/255", "done")
     assert max(float(row["damage"]) for row in table_of(tmp_path)) > 0.1
     kept = json.loads((tmp_path / "attack.json").read_text())

@@ -223,9 +223,11 @@ def test_what_the_end_tells_and_its_picture():
     assert picture.shape == start.shape
     assert (picture != start).any()
     assert "Dice" in later.caption(0)
-    assert len(later.legend()) == 6
+    assert len(later.legend()) == 7
+    assert "labels" in str(later.legend())
     later.shows_truth = False
-    assert later.render(1).shape != picture.shape
+    assert later.render(1).shape[1] < picture.shape[1]
+    assert "labels" not in str(later.legend())
 
 
 def test_free_training_makes_a_victim_robust_that_training_without_noise_does_not():
