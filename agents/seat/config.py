@@ -1,16 +1,18 @@
 """Configuration of adversarial trainings of 3-D segmenters (docs/seat.md, Method 8 to 14)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ...attacks.budget import Epsilon
-from ...attacks.named import PRESETS, named_attack
-from ...common.checks import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, check, check_choice, whole_path
+from ...attacks.named import Need
+from ...common.checks import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, check, whole_path
 from ...common.device import resolve_device
 from ...datasets.decathlon.augmentation import AugmentationConfig
 from ...datasets.decathlon.cases import DecathlonConfig
 from ..experiment import Experiment
+from ..robust_segmenters import RobustnessConfig
 from .controller import ScheduleName, make_schedule
 
 Method = Literal["replay", "pgd", "trades"]
@@ -122,7 +124,7 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
-class RobustnessConfig:
+class EvaluationConfig(RobustnessConfig):
     """What the trained network is judged by (docs/seat.md, Method 17)."""
 
     attacks: list[str] | str = field(default_factory=lambda: ["pgd_20", "segpgd_20", "cospgd_20", "apgd_ce_50"])
@@ -137,22 +139,8 @@ class RobustnessConfig:
     sanity: bool = False
     """Attack with random signs and without a bound, too, so that the checks of the report can be made."""
 
-    def __post_init__(self) -> None:
-        check(self, "evaluation.", batch_size=AT_LEAST_1)
-        if isinstance(self.attacks, str):
-            check_choice("evaluation.attacks", self.attacks, PRESETS)
-        else:
-            for name in self.attacks:
-                named_attack(name)
-        if not self.radii or len(set(self.radii)) < len(self.radii):
-            raise ValueError(f"evaluation.eps is {self.eps} but must name each radius once, at least one")
-        for eps in self.radii:
-            Epsilon.parse(eps, "evaluation.eps")
-
-    @property
-    def radii(self) -> list[float | str]:
-        """All radii, as they were given."""
-        return self.eps if isinstance(self.eps, list) else [self.eps]
+    def _lacks(self) -> Mapping[Need, str]:
+        return {**super()._lacks(), "feature_layer": "prototypes are of networks of images; leave it out"}
 
 
 @dataclass(frozen=True)
@@ -171,7 +159,7 @@ class SEATExperiment(Experiment):
     """What it learns from."""
     test_split: str = "report"
     """Split that `evaluate` and `render` take unless told otherwise: validation cases by which nothing was chosen."""
-    evaluation: RobustnessConfig = field(default_factory=RobustnessConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """What `evaluate` does."""
 
     def resolved(self) -> "SEATExperiment":

@@ -32,18 +32,17 @@ from ...datasets.decathlon.cases import constants_of, load_decathlon
 from ...datasets.decathlon.plan import Plan, Triple
 from ...datasets.decathlon.sampling import PatchSampler, centre_corners
 from ...datasets.volumes import VolumePool
-from ...evaluation.attack_panels import attack_panel
+from ...evaluation.attack_panels import volume_panel
 from ...rewards.lipschitz import magnitude, relative_magnitude
 from ...segmenters.dice_ce import dice_ce_of_images
 from ...segmenters.pretrained import load_rog
 from ...segmenters.rog import ROG
 from ..context import StageContext
+from ..robust_segmenters import SEGMENTER, VICTIM
 from .config import NetworkConfig, SEATExperiment, TrainingConfig
 from .controller import make_schedule
 from .trainers import NoiseBuffer, Trainer
 
-SEGMENTER, VICTIM = "segmenter", "victim.safetensors"
-"""Name of the stage, and of its file."""
 SHOWN = 2
 """Probe patches in TensorBoard's picture."""
 PROBE_SHARE = 0.5
@@ -106,11 +105,6 @@ def segmenter(context: StageContext[SEATExperiment]) -> Path:
         return [VICTIM]
 
     return context.complete(SEGMENTER, make, KEYS)
-
-
-def victim_file(run: Run) -> Path:
-    """Where a run keeps its trained network."""
-    return run.stage(SEGMENTER).folder / VICTIM
 
 
 def build_network(config: NetworkConfig, channels: int, classes: int, plan: Plan, seed: int) -> Network:
@@ -322,14 +316,11 @@ class Judge:
 
     def show(self, run: Run, epoch: int) -> None:
         """The middle slices of the first probe patches, what the attack adds to them, and what is predicted of both."""
-        number, middle = min(SHOWN, len(self.adversarial)), self.adversarial.shape[-1] // 2
-        images, adversarial = (
-            _unit(x[:number, :1], self.ball.images[:number, :1])[..., middle]
-            for x in (self.ball.images, self.adversarial)
-        )
-        clean = self._logits(self.ball.images[:number]).argmax(dim=1)
-        maps = [one[:number, ..., middle] for one in (self.patches.labels, clean, self.predicted)]
-        run.log_image(f"{SEGMENTER}/attack", attack_panel(images, adversarial, maps, len(self.classes)), epoch)
+        number = min(SHOWN, len(self.adversarial))
+        images, adversarial = self.ball.images[:number], self.adversarial[:number]
+        clean = self._logits(images).argmax(dim=1)
+        maps = [self.patches.labels[:number], clean, self.predicted[:number]]
+        run.log_image(f"{SEGMENTER}/attack", volume_panel(images, adversarial, maps, len(self.classes)), epoch)
 
     @torch.no_grad()
     def _logits(self, images: Tensor) -> Tensor:
@@ -341,9 +332,3 @@ class Judge:
 
     def _counts(self, logits: Tensor, labels: Tensor) -> ClassCounts:
         return class_counts(logits.argmax(dim=1), labels, len(self.classes), ignore_index=255)
-
-
-def _unit(x: Tensor, of: Tensor) -> Tensor:
-    """Intensities as shares of the range of `of`, in [0, 1]."""
-    low, high = of.amin((1, 2, 3, 4), keepdim=True), of.amax((1, 2, 3, 4), keepdim=True)
-    return (x - low) / (high - low).clamp(min=1e-6)

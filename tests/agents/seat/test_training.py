@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from seat_toys import DATA, TINY, toy_network, train_toy
 from segarena.agents.command_line import main
 from segarena.agents.seat import training
-from segarena.agents.seat.config import NetworkConfig, SEATExperiment, TrainingConfig
+from segarena.agents.seat.config import EvaluationConfig, NetworkConfig, SEATExperiment, TrainingConfig
 from segarena.agents.seat.training import build_network, means, smoothed
 from segarena.attacks.methods import ATTACKS
 from segarena.attacks.victims import load_victim
@@ -120,6 +120,20 @@ def test_the_window_of_a_task_is_in_z_units():
 def test_settings_that_do_not_go_together_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         TrainingConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("attacks", "said"),
+    [
+        (["transfer"], "has transfer but a run has no other models"),
+        (["pgd", "rp_pgd_20"], "has rp_pgd_20 but prototypes are of networks of images"),
+        (["pgd", "pgd"], "must name each attack once"),
+        ("strct", "did you mean 'strict'"),
+    ],
+)
+def test_attacks_that_a_run_cannot_be_judged_by_are_refused_before_it_trains(attacks, said):
+    with pytest.raises(ValueError, match=said):
+        EvaluationConfig(attacks=attacks)
 
 
 def test_a_network_that_does_not_fit_is_refused(tmp_path):
