@@ -28,7 +28,7 @@ class NetworkConfig:
     """rog: the lattice, with the strides of the plan; segresnet, unet3d, dynunet: MONAI's; small3d: four
     convolutions."""
     width: int = 8
-    """Maps of small3d, even."""
+    """Maps of each layer of small3d, even."""
     pretrained: str | None = None
     """Weights to begin with: a victim.safetensors of a training, or of rog a published checkpoint; null: random
     ones."""
@@ -59,7 +59,7 @@ class TrainingConfig:
     smoothing: float = 0.0
     """Share of the last epochs' mean in the magnitude that the schedule is given, in [0, 1)."""
     noise: bool = True
-    """false: images stay clean, in as many iterations; with iterations 1 that is clean training."""
+    """Whether a replay attacks; false: images stay clean, in as many iterations: with one, clean training."""
     eps: float | str = "8/255"
     """Radius as a share of the range: 8/255, or 0.03."""
     eps_range: Literal["patch", "window"] = "patch"
@@ -68,7 +68,7 @@ class TrainingConfig:
     eps_enlarger: float = 1.0
     """Factor of the radius while it trains."""
     step_share: float = 0.5
-    """Step size as a share of the radius; 0.25 is usual of pgd."""
+    """Step size as a share of the radius, up to 2; of pgd 0.25 is usual."""
     start: Literal["carry", "zero", "uniform"] = "carry"
     """Where the noise of a batch begins: where that of the last batch ended, at 0, or anywhere in the ball."""
     attack_mode: Literal["train", "eval"] = "eval"
@@ -80,21 +80,21 @@ class TrainingConfig:
     trades_step: float | None = None
     """Step size of trades as a share of the radius; null: 1 / trades_steps."""
     ignore_absent: bool = False
-    """Leave classes out of the Dice loss of an image that its labels do not have; false: the program's, which punishes
-    every probability of them."""
+    """Leave classes that are not in an image's labels out of its Dice loss; false, as in the program: they add a
+    constant."""
     learning_rate: float = 1e-3
-    """Of Adam, with amsgrad."""
+    """Adam learning rate at the start; with amsgrad."""
     weight_decay: float = 1e-5
-    """Of Adam."""
+    """Adam weight decay."""
     patience: int = 50
     """Epochs without a lower smoothed validation loss after which the learning rate is halved."""
     stop_below: float = 0.0
-    """Stop once the learning rate is at most that share of the first one: 0.0625 in the program's clean training; 0:
-    never."""
+    """Stop once the learning rate is at most this share of the first one, such as 0.0625, that of the program's clean
+    training; 0: never."""
     epochs: int = 300
     """Passes over the training cases, at most."""
     budget: int = 0
-    """Stop after the epoch in which so many passes of a batch were made, forward and backward together; 0: no limit."""
+    """Passes of a batch, forward and backward together, after whose epoch the training ends; 0: no limit."""
     batch_size: int | None = None
     """Patches of one step in this process; null: the plan's."""
     select: Literal["both", "clean"] = "both"
