@@ -11,7 +11,7 @@ from ..evaluation.drawing import GAP_PX, Bytes, Colour, Legend, beside, enlarged
 from .core import Frame
 
 if TYPE_CHECKING:
-    from .seat import ScheduleEnv
+    from .seat import SEATEnv
 
 PANEL_PX = 192
 MARGIN_PX, TEXT_PX = 10, 14
@@ -23,7 +23,7 @@ CHARTS: tuple[tuple[str, tuple[tuple[int, Colour], ...]], ...] = (
 """Title of each chart, and column of `CURVES` and colour of its lines."""
 
 
-def picture(env: "ScheduleEnv", env_id: int) -> Frame:
+def picture(env: "SEATEnv", env_id: int) -> Frame:
     """Three charts, and below them a patch: it, it under attack, its labels where they are shown, what is predicted of
     both; uint8 [H, W, 3]."""
     images, labels = (one[:1] for one in env.probe)
@@ -37,7 +37,7 @@ def picture(env: "ScheduleEnv", env_id: int) -> Frame:
     return beside([_charts(env, env_id, patch.shape[1]), patch], axis=0)
 
 
-def legend(env: "ScheduleEnv") -> Legend:
+def legend(env: "SEATEnv") -> Legend:
     """What each line, panel and colour means in the pictures of `env`."""
     names = ("iterations K", "magnitude of the gradient", "Dice of clean patches", "Dice of the probe under attack")
     lines = [*zip((colour for _, lines in CHARTS for _, colour in lines), names, strict=True)]
@@ -46,7 +46,7 @@ def legend(env: "ScheduleEnv") -> Legend:
     return [*lines, ((128, 128, 128), below), *class_legend(env.classes)[:-1]]  # nothing is ignored
 
 
-def _charts(env: "ScheduleEnv", env_id: int, width: int) -> Bytes:
+def _charts(env: "SEATEnv", env_id: int, width: int) -> Bytes:
     """The charts beside each other, so many pixels wide."""
     done = int(env.t[env_id].clamp(max=env.horizon))
     curves = env.curves[env_id, : done + 1].nan_to_num(0.0, 0.0, 0.0).cpu().numpy()

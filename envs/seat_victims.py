@@ -167,7 +167,14 @@ class Victims:
         return Pass(losses.detach(), g * images.shape[1], rest[0] if rest else None)
 
     def replay(
-        self, images: Tensor, labels: Tensor, eps: Tensor, step_size: float, iterations: Tensor, most: int, rate: Tensor
+        self,
+        images: Tensor,
+        labels: Tensor,
+        eps: Tensor,
+        step_share: float,
+        iterations: Tensor,
+        most: int,
+        rate: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Learn from one minibatch, each victim K times; one that is done stays as it is while others go on.
 
@@ -175,7 +182,7 @@ class Victims:
             images: [E, B, C, *spatial].
             labels: int64 [E, B, *spatial].
             eps: share of the range of a patch, [E].
-            step_size: s, share of the radius.
+            step_share: s, share of the radius.
             iterations: K, int64 [E].
             most: the largest K.
             rate: learning rate, [E].
@@ -192,7 +199,7 @@ class Victims:
             one = self.run(self.weights, reached.view(shape), labels, learn=True)
             assert one.weights is not None
             g = one.images.flatten(0, 1)
-            moved = ball.project(reached + step_size * ball.radius * g.sign())
+            moved = ball.project(reached + step_share * ball.radius * g.sign())
             reached = torch.where(per_image(active.repeat_interleave(shape[1]), moved), moved, reached)
             self.weights, self.adam = adam_step(
                 self.weights, one.weights, self.adam, rate, active, weight_decay=self.weight_decay
