@@ -143,10 +143,19 @@ def _report(
         classes=classes,
         ids=pool.ids,
         batch_size=settings.batch_size,
-        bounds="image" if experiment.training.eps_range == "patch" else constants_of(experiment.data).z_bounds(),
+        bounds=_window(experiment, patches.images.cpu()) or "image",
         sanity=settings.sanity,
         out=out,
     )
+
+
+def _window(experiment: SEATExperiment, images: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Bounds [1, C, 1, 1, 1] of the task's window where epsilon is a share of it, for patches [N, C, *spatial]."""
+    if experiment.training.eps_range == "patch":
+        return None
+    low, high = (end.to(images.device) for end in constants_of(experiment.data).z_bounds())
+    least, most = (end(images.transpose(0, 1).flatten(1), dim=1).view_as(low) for end in (torch.amin, torch.amax))
+    return torch.minimum(low, least), torch.maximum(high, most)  # by its last digit a patch may lie outside
 
 
 def _dice(counts: Counts) -> Floats:
@@ -234,7 +243,9 @@ def _figure(
     """The middle slices of the first patches, attacked by PGD at the largest radius, and what is predicted of both."""
     images, labels = patches.images[:PANEL], patches.labels[:PANEL]
     eps = max(experiment.evaluation.radii, key=lambda one: Epsilon.parse(one).value)
-    adversarial = ATTACKS["pgd"](victim, images, labels, eps=eps, steps=20, bounds=image_range(images))
+    adversarial = ATTACKS["pgd"](
+        victim, images, labels, eps=eps, steps=20, bounds=_window(experiment, images) or image_range(images)
+    )
     save_picture(path, _panel(victim, images, adversarial, [labels], len(classes)))
 
 
@@ -277,7 +288,7 @@ def render(run: Run, experiment: SEATExperiment, options: RenderOptions) -> Epis
             steps=config.iterations,
             step_size=Epsilon.parse(config.eps).value * config.step_share,
             random_start=False,
-            bounds=image_range(images),
+            bounds=_window(experiment, images) or image_range(images),
             watch=watch,
         )
     )

@@ -178,6 +178,18 @@ def test_the_command_line_trains_resumes_evaluates_and_draws(tmp_path, capsys):
     assert Run.open(run).stage("segmenter").metrics()
 
 
+def test_a_window_is_what_epsilon_is_a_share_of_in_every_attack(tmp_path):
+    config = {**TINY, "training": {**TINY["training"], "epochs": 1, "eps_range": "window"}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    run = tmp_path / "run"
+    assert main(["train", "--config", str(tmp_path / "tiny.yaml"), "--out", str(run)]) == 0
+    assert main(["evaluate", "--run", str(run)]) == 0
+    assert main(["render", "--run", str(run), "--out", str(tmp_path / "attack.gif")]) == 0
+    (file,) = (run / "evaluation" / "test" / "robustness").glob("*pgd_2__*.json")
+    farthest = yaml.safe_load(file.read_text())["farthest"]
+    assert max(farthest) == pytest.approx(8 / 255, rel=1e-3), "a share of the window"
+
+
 def test_networks_of_a_seed_are_alike():
     assert all(torch.equal(a, b) for a, b in zip(toy_network(1).parameters(), toy_network(1).parameters(), strict=True))
     assert not torch.equal(next(toy_network(1).parameters()), next(toy_network(2).parameters()))
