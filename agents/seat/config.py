@@ -7,7 +7,7 @@ from typing import Literal
 
 from ...attacks.budget import Epsilon
 from ...attacks.named import Need
-from ...common.checks import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, check, whole_path
+from ...common.checks import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, check, whole_path
 from ...common.device import resolve_device
 from ...datasets.decathlon.augmentation import AugmentationConfig
 from ...datasets.decathlon.cases import DecathlonConfig
@@ -76,9 +76,7 @@ class TrainingConfig:
     beta: float = 6.0
     """Weight of the divergence of trades."""
     trades_steps: int = 10
-    """Steps of the attack of trades."""
-    trades_step: float | None = None
-    """Step size of trades as a share of the radius; null: 1 / trades_steps."""
+    """Steps of the attack of trades, of size eps / trades_steps each."""
     ignore_absent: bool = False
     """Leave classes that are not in an image's labels out of its Dice loss; false, as in the program: they add a
     constant."""
@@ -113,8 +111,6 @@ class TrainingConfig:
         check(self, "training.", probe=AT_LEAST_1, probe_steps=AT_LEAST_1, gamma=(1 + 1e-9, math.inf))
         if self.batch_size is not None:
             check(self, "training.", batch_size=AT_LEAST_1)
-        if self.trades_step is not None:
-            check(self, "training.", trades_step=(ABOVE_0, 2))
         Epsilon.parse(self.eps, "training.eps")
         make_schedule(self.schedule, self.iterations, self.period, self.gamma, self.epochs)
         if not self.noise and self.method != "replay":

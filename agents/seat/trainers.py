@@ -150,14 +150,13 @@ class Trainer:
         with frozen(self.net), torch.no_grad(), bfloat16_on_cuda(images.device):
             clean = self.net(images).float()
         replays = Replays(self.net, lambda logits, _: mean_kl(clean, logits))
-        steps = config.trades_steps
-        for k in range(steps):
-            if k == 0:
-                replays.begin(ball, labels, images + NOISE * torch.randn_like(images))
-            else:
-                replays.advance(1.0 / steps if config.trades_step is None else config.trades_step)
+        steps, share = config.trades_steps, 1 / config.trades_steps
+        replays.begin(ball, labels, images + NOISE * torch.randn_like(images))
+        self._measure(replays, 0, steps)
+        for k in range(1, steps):
+            replays.advance(share)
             self._measure(replays, k, steps)
-        replays.move(1.0 / steps if config.trades_step is None else config.trades_step)
+        replays.move(share)
         self.optimizer.zero_grad(set_to_none=True)
         with bfloat16_on_cuda(images.device):
             logits = self.net(torch.cat([images, replays.adversarial])).float()

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ...attacks.budget import Bounds, Epsilon, LinfBall
+from ...attacks.budget import Bounds, Epsilon, LinfBall, image_range
 from ...attacks.replays import Replays
 from ...attacks.victim import Normalized
 from ...attacks.victims import NETWORKS, load_victim, save_victim
@@ -310,8 +310,7 @@ class Judge:
         replays = Replays(self.net, self._loss)
         replays.begin(self.ball, self.patches.labels[: self.config.probe])
         images = self.ball.images
-        low, high = images.amin((2, 3, 4), keepdim=True), images.amax((2, 3, 4), keepdim=True)
-        relative = relative_magnitude(replays.gradient, low, high)
+        relative = relative_magnitude(replays.gradient, *image_range(images))
         return {"grad_l1_raw": float(magnitude(replays.gradient).mean()), "grad_l1_rel": float(relative.mean())}
 
     def show(self, run: Run, epoch: int) -> None:
