@@ -18,6 +18,7 @@ from ..evaluation.report import Column
 from ..evaluation.results import Result
 from ..evaluation.robustness_results import AttackResult
 from .experiment import EvaluateOptions, Experiment
+from .predictor import PredictOptions
 
 SEGMENTER, VICTIM = "segmenter", "victim.safetensors"
 """Name of the stage, and of its file."""
@@ -132,3 +133,11 @@ def learner(experiment: Experiment, run: Run) -> NoReturn:
 def lines(experiment: Experiment, run: Run) -> list[dict[str, float]]:
     """The curves of the training; a step is an epoch."""
     return run.stage(SEGMENTER).metrics()
+
+
+def no_masks(run: Run, experiment: Experiment, options: PredictOptions, *, applied_by: str) -> NoReturn:
+    """Raises ValueError: the network is for Python. applied_by: what applies it to whole images."""
+    raise ValueError(
+        f"predict does not take runs of paper {experiment.paper!r}, such as {str(run.folder)!r}; "
+        f"attacks.victims.load_victim reads its network, {SEGMENTER}/{VICTIM}, in Python, and {applied_by}"
+    )

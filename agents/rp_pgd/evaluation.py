@@ -34,8 +34,7 @@ from ...evaluation.robustness_results import AttackResult
 from ...segmenters.sliding import REFERENCE, Protocol, ProtocolNet
 from ..context import StageContext
 from ..experiment import Episode, EvaluateOptions, RenderOptions, check_names, method_name, write_result
-from ..predictor import PredictOptions, Predictor
-from ..robust_segmenters import REPORT, SEGMENTER, VICTIM, WORST, check_options, metric_of, victim_file
+from ..robust_segmenters import REPORT, SEGMENTER, WORST, check_options, metric_of, victim_file
 from .config import RPPGDExperiment, feature_arguments
 from .learned_attack import open_attack
 from .training import build_victim, segmenter
@@ -292,11 +291,3 @@ def render(run: Run, experiment: RPPGDExperiment, options: RenderOptions) -> Epi
     arguments["generator"] = torch.Generator().manual_seed(options.seed)
     draw(attack(victim, image, labels, watch=watch, **arguments))
     return Episode(shots, class_legend(classes), shots[-1].lines[0])
-
-
-def no_masks(run: Run, experiment: RPPGDExperiment, options: PredictOptions) -> Predictor:
-    """Raises ValueError: the network is for Python."""
-    raise ValueError(
-        f"predict does not take runs of paper 'rp_pgd', such as {str(run.folder)!r}; attacks.victims.load_victim reads "
-        f"its network, {SEGMENTER}/{VICTIM}, in Python, and segmenters.sliding applies it to whole photographs"
-    )

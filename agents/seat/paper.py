@@ -16,6 +16,7 @@ PAPER: Paper[SEATExperiment] = Paper(
     check_export=robust_segmenters.check_export,
     evaluate=evaluation.evaluate,
     render=evaluation.render,
+    predictor=partial(robust_segmenters.no_masks, applied_by="segmenters.volume_windows applies it to whole volumes"),
     victim=evaluation.victim_of,
     columns=evaluation.COLUMNS,
     found_columns=partial(robust_segmenters.attack_columns, kinds={"dice": "Dice"}),

@@ -174,6 +174,8 @@ def test_the_command_line_trains_resumes_evaluates_and_draws(tmp_path, capsys):
     assert {"dice", "dice_ball", "recall_ball"} <= case.keys()
     assert (run / "evaluation" / "test" / "SEAT_seed0.png").is_file()
     assert main(["render", "--run", str(run), "--out", str(tmp_path / "attack.gif")]) == 0
+    assert main(["predict", "--run", str(run), "--input", str(tmp_path), "--out", str(tmp_path / "masks")]) == 2
+    assert "volume_windows applies it to whole volumes" in capsys.readouterr().err
     assert victim.model.description["width"] == 4
     assert Run.open(run).stage("segmenter").metrics()
 
