@@ -13,7 +13,7 @@ from segarena.agents.attacking import open_victim, rounded
 from segarena.agents.command_line import main
 from segarena.attacks.budget import Epsilon
 from segarena.attacks.victim import Normalized
-from segarena.attacks.victims import PACKAGED, load_victim, save_victim
+from segarena.attacks.victims import PACKAGED, PACKAGED_VOLUMES, load_victim, save_victim
 from segarena.common.runs import Run
 from segarena.datasets.scenes.images import SceneDataConfig, load_scenes
 from segarena.evaluation.attack_panels import class_colours
@@ -158,6 +158,7 @@ def test_bad_files_are_named_and_skipped(pictures, tmp_path, capsys):
     ("words", "said"),
     [
         (["--model", "nowhere"], "model is 'nowhere', which does not exist; name the folder of a run"),
+        (["--model", str(PACKAGED_VOLUMES["toy"])], "segments volumes, no pictures"),
         (["--attack", "pdg_20"], "there is no attack 'pdg_20'"),
         (["--attack", "transfer"], "attack is 'transfer', which needs other models"),
         (["--eps", "8"], "8 grey levels are 8/255"),
