@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from .envs.learner_env import LearnerEnv as LearnerEnv
     from .envs.rl4seg import EchoEnv as EchoEnv
     from .envs.rl4seg_config import EchoEnvConfig as EchoEnvConfig
+    from .envs.seat import SEATEnv as SEATEnv
     from .envs.seat_attack import SEATAttackEnv as SEATAttackEnv
     from .envs.seat_attack_config import SEATAttackConfig as SEATAttackConfig
+    from .envs.seat_config import SEATConfig as SEATConfig
     from .envs.spars import SparsEnv as SparsEnv
     from .envs.spars_config import SparsConfig as SparsConfig
     from .envs.spars_parallel import SparsParallelEnv as SparsParallelEnv
@@ -64,6 +66,8 @@ _MODULES = {
     "RL4SegExperiment": "agents.rl4seg.config",
     "SEATAttackConfig": "envs.seat_attack_config",
     "SEATAttackEnv": "envs.seat_attack",
+    "SEATConfig": "envs.seat_config",
+    "SEATEnv": "envs.seat",
     "SingleEnv": "envs.adapters",
     "SparsConfig": "envs.spars_config",
     "SparsEnv": "envs.spars",

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..attacks.budget import GREY_LEVELS, Epsilon
 from ..attacks.named import NamedAttack, named_attack
 from ..attacks.victim import Normalized, frozen
-from ..attacks.victims import PACKAGED, feature_layer_of, load_victim
+from ..attacks.victims import FEATURE_LAYERS, NETWORKS, PACKAGED, feature_layer_of, load_victim
 from ..common.finite import known
 from ..common.overlap import class_counts
 from ..common.runs import Run
@@ -99,7 +99,7 @@ class Attacker:
         Raises:
             FileNotFoundError: a victim or a folder of labels that is not there.
             ValueError: as `open_victim`; an attack that there is not or that needs other models; an eps outside (0, 1];
-                a victim of other pictures than grey or RGB ones.
+                a victim of volumes, or of other pictures than grey or RGB ones.
         """
         chosen, budget = named_attack(attack), Epsilon.parse(eps)
         if "surrogates" in chosen.needs:
@@ -107,6 +107,8 @@ class Attacker:
         if labels is not None and not Path(labels).is_dir():
             raise FileNotFoundError(f"labels is {str(labels)!r}, which is no folder; it holds a PNG for each image")
         victim, classes = open_victim(model)
+        if isinstance(victim.model, tuple(of for name, of in NETWORKS.items() if name not in FEATURE_LAYERS)):
+            raise ValueError(f"model {model!r} segments volumes, no pictures; robustness_report attacks it in Python")
         if len(victim.mean) not in MODES:
             raise ValueError(f"model {model!r} wants {len(victim.mean)} channels but a picture has 1 or 3")
         settings = {

@@ -66,6 +66,12 @@ def image_range(images: Tensor) -> tuple[Tensor, Tensor]:
     return images.amin(axes, keepdim=True), images.amax(axes, keepdim=True)
 
 
+def as_tensors(images: Tensor, bounds: Bounds) -> tuple[Tensor, Tensor]:
+    """Bounds as tensors of the type and on the device of the images."""
+    low, high = (torch.as_tensor(end, dtype=images.dtype, device=images.device) for end in bounds)
+    return low, high
+
+
 def as_bounds(images: Tensor, bounds: Bounds) -> tuple[Tensor, Tensor]:
     """Bounds as tensors that broadcast to the images, of their type and device.
 
@@ -73,7 +79,7 @@ def as_bounds(images: Tensor, bounds: Bounds) -> tuple[Tensor, Tensor]:
         ValueError: a lower bound that is not below its upper one, or an image outside of them (NaN is). A constant
             channel, whose bounds `image_range` makes equal, is allowed: it cannot be changed.
     """
-    low, high = (torch.as_tensor(end, dtype=images.dtype, device=images.device) for end in bounds)
+    low, high = as_tensors(images, bounds)
     if not bool((low <= high).all()) or (low.dim() == 0 and high.dim() == 0 and not bool(low < high)):
         raise ValueError(f"bounds are {bounds!r} but the lower one must be below the upper one")
     if not bool(((images >= low) & (images <= high)).all()):
@@ -121,6 +127,23 @@ class LinfBall:
             raise ValueError(f"eps is {share.flatten().tolist()} but each must be above 0")
         radius = share * (high - low)
         return cls(images, torch.maximum(images - radius, low), torch.minimum(images + radius, high), radius)
+
+    @classmethod
+    def of_range(cls, images: Tensor, eps: float | Tensor, bounds: Bounds | None = None) -> "LinfBall":
+        """The ball of b = eps (high - low) that leaves no channel's own range, made without looking at the values.
+
+        Nothing is checked or copied, so that a device need not be waited for.
+
+        Args:
+            images: floating point [B, C, *spatial].
+            eps: share of the range, above 0: one, or one for each image, [B].
+            bounds: (low, high) that eps is a share of; None: the range of each image and channel.
+        """
+        least, most = image_range(images)
+        low, high = (least, most) if bounds is None else as_tensors(images, bounds)
+        share = per_image(eps.to(images.dtype), images) if isinstance(eps, Tensor) else eps
+        radius = (share * (high - low)).expand_as(least)
+        return cls(images, torch.maximum(images - radius, least), torch.minimum(images + radius, most), radius)
 
     def project(self, images: Tensor) -> Tensor:
         """The nearest images of the ball, [B, C, *spatial]."""

@@ -18,7 +18,7 @@ import torch
 from measuring import Figure, alternately, clocked, command_line, measure, parsed, ratios
 from scipy import ndimage
 from segarena.agents.seat.config import TrainingConfig
-from segarena.agents.seat.trainers import NoiseBuffer, Trainer, make_ball
+from segarena.agents.seat.trainers import NoiseBuffer, Trainer
 from segarena.attacks.budget import LinfBall, image_range
 from segarena.attacks.replays import Replays
 from segarena.attacks.victims import NETWORKS
@@ -71,7 +71,7 @@ class Bench:
             replays = Replays(self.net, dice_ce_of_images)
             for step in range(self.sizes.steps):
                 if step == 0:
-                    replays.begin(make_ball(self.images, EPS), self.labels)
+                    replays.begin(LinfBall.of_range(self.images, EPS), self.labels)
                 else:
                     replays.advance(0.25)
             replays.move(0.25)
@@ -155,7 +155,7 @@ class Bench:
     def ladder(self) -> list[Figure]:
         """PGD on one patch at five radii: one after the other per all in one batch."""
         image, label = self.images[:1], self.labels[:1]
-        parts = [make_ball(image, eps) for eps in LADDER]
+        parts = [LinfBall.of_range(image, eps) for eps in LADDER]
         fields = ([getattr(one, name) for one in parts] for name in ("images", "lower", "upper", "radius"))
         stacked = LinfBall(*(torch.cat(part) for part in fields))
 

@@ -74,7 +74,7 @@ ENVIRONMENTS = {
         config="configs/ppo/seat_attack.yaml",
     ),
     "SEAT-MSD-v0": Entry(
-        env_class="segarena.envs.seat:ScheduleEnv",
+        env_class="segarena.envs.seat:SEATEnv",
         paper="SEAT: self-adaptive adversarial training of 3-D segmentation, a segment a step (MICCAI 2023)",
         config="configs/ppo/seat.yaml",
     ),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..attacks.regions import BOUNDARY, FALSE, TRUE
 from ..evaluation.attack_panels import class_colours, image_picture
-from ..evaluation.drawing import GAP_GREY, GAP_PX, Bytes, Colour, Legend
+from ..evaluation.drawing import Bytes, Colour, Legend, beside, enlarged
 from .core import Frame
 
 if TYPE_CHECKING:
@@ -32,10 +32,7 @@ def picture(env: "AttackEnv", env_id: int) -> Frame:
     if env.shows_truth:
         panels.append(_regions(core.regions[env_id], core.right[env_id]))
     panels.append(class_colours(core.logits.shape[1])[core.logits[env_id].argmax(dim=0).cpu().numpy()])
-    scale = max(1, round(PANEL_PX / max(panels[0].shape[:2])))
-    large = [panel.repeat(scale, axis=0).repeat(scale, axis=1) for panel in panels]
-    gap = np.full((len(large[0]), GAP_PX, 3), GAP_GREY, np.uint8)
-    return np.concatenate([part for panel in large for part in (panel, gap)][:-1], axis=1)
+    return beside([enlarged(panel, PANEL_PX) for panel in panels])
 
 
 def legend(env: "AttackEnv") -> Legend:

@@ -19,7 +19,7 @@ from ..common.networks import load_network
 from ..common.overlap import class_dice
 from ..datasets.echo.images import CLASSES, LV, MYO, load_echo
 from ..datasets.images import ImagePool
-from ..evaluation.drawing import GAP_GREY, GAP_PX, Legend, heat_colour
+from ..evaluation.drawing import Legend, beside, heat_colour
 from ..evaluation.echo_pictures import PREDICTION, TRUTH, echo_panel
 from ..rewards.echo_validity import anatomical_reward, valid_masks
 from ..rewards.reward_net import RewardNet
@@ -337,8 +337,7 @@ class EchoEnv(BatchedEnv):
             echo_panel(image, masks=masks + outline * (n > 0), heat=doubt if n == 2 else None, scale=scale)
             for n, masks in enumerate(layers)
         ]
-        gap = np.full((len(panels[0]), GAP_PX, 3), GAP_GREY, np.uint8)
-        return np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
+        return beside(panels)
 
     def legend(self) -> Legend:
         """As `BatchedEnv.legend`."""

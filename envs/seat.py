@@ -23,7 +23,7 @@ from ..evaluation.drawing import Legend
 from ..segmenters.volume_networks import SmallVolumeNet
 from . import seat_pictures
 from .core import BatchedEnv, Frame, notice_phantom
-from .seat_config import ENLARGED, ScheduleConfig
+from .seat_config import ENLARGED, SEATConfig
 from .seat_victims import Victims
 
 NUMBERS = 14
@@ -39,7 +39,7 @@ HIGHEST = 10.0
 """Largest number of an observation, either way."""
 
 
-class ScheduleEnv(BatchedEnv):
+class SEATEnv(BatchedEnv):
     """Train a segmentation network under attack, and choose after each segment how long its images are attacked.
 
     ## Description
@@ -96,10 +96,10 @@ class ScheduleEnv(BatchedEnv):
     v0: first version.
     """
 
-    config_class: ClassVar[type[Any]] = ScheduleConfig
-    config: ScheduleConfig
+    config_class: ClassVar[type[Any]] = SEATConfig
+    config: SEATConfig
 
-    def __init__(self, config: ScheduleConfig | None = None, **settings: Any) -> None:
+    def __init__(self, config: SEATConfig | None = None, **settings: Any) -> None:
         super().__init__(config, **settings)
         cfg, num_envs, device = self.config, self.num_envs, self.device
         if cfg.phantom:
@@ -111,11 +111,11 @@ class ScheduleEnv(BatchedEnv):
         self.validation = _patches(judged, centre_corners(judged, plan.val_size), plan.val_size, device)
         self.probe = _patches(probed, mass_corners(probed, plan.val_size), plan.val_size, device)
         self.eps = eps.value
-        self.batches = cfg.segment or -(-len(pool) // cfg.batch)
+        self.batches = cfg.segment or -(-len(pool) // cfg.batch_size)
         self.victims = Victims(
             self._network(pool),
             num_envs,
-            (cfg.batch, len(pool.channels), *plan.in_size),
+            (cfg.batch_size, len(pool.channels), *plan.in_size),
             device,
             weight_decay=cfg.weight_decay,
             drawn=cfg.model is None,
@@ -189,23 +189,23 @@ class ScheduleEnv(BatchedEnv):
     def _train(self, eps: Tensor) -> tuple[Tensor, Tensor]:
         """One segment of every victim. eps: [N]. Sums over its passes of loss and magnitude, [N] each."""
         cfg, most = self.config, max(self.iterations.tolist())  # the one wait for the device
-        rounds = -(-self.batches * cfg.batch // len(self.sampler.pool))  # how often each volume may be needed
+        rounds = -(-self.batches * cfg.batch_size // len(self.sampler.pool))  # how often each volume may be needed
         volumes = len(self.sampler.pool)
-        drawn = self.streams.uniform(rounds * volumes + self.batches * cfg.batch * DRAWS)
+        drawn = self.streams.uniform(rounds * volumes + self.batches * cfg.batch_size * DRAWS)
         order = drawn[:, : rounds * volumes].view(self.num_envs, rounds, volumes).argsort(dim=2, stable=True)
-        rows = order.flatten(1)[:, : self.batches * cfg.batch].view(self.num_envs, self.batches, cfg.batch)
-        numbers = drawn[:, rounds * volumes :].view(self.num_envs, self.batches, cfg.batch, DRAWS)
+        rows = order.flatten(1)[:, : self.batches * cfg.batch_size].view(self.num_envs, self.batches, cfg.batch_size)
+        numbers = drawn[:, rounds * volumes :].view(self.num_envs, self.batches, cfg.batch_size, DRAWS)
         losses = magnitudes = torch.zeros_like(self.rate)
         for number in range(self.batches):
             of_batch = rows[:, number].flatten()
-            foreground = (of_batch + self.t.repeat_interleave(cfg.batch)) % 2 == 0
+            foreground = (of_batch + self.t.repeat_interleave(cfg.batch_size)) % 2 == 0
             images, labels = self.sampler.draw(of_batch, foreground, numbers[:, number].flatten(0, 1))
-            wide = (self.num_envs, cfg.batch)
+            wide = (self.num_envs, cfg.batch_size)
             loss, magnitude = self.victims.replay(
                 images.view(*wide, *images.shape[1:]),
                 labels.view(*wide, *labels.shape[1:]),
                 eps,
-                cfg.step_size,
+                cfg.step_share,
                 self.iterations,
                 most,
                 self.rate,

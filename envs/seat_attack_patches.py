@@ -1,9 +1,8 @@
 """Patches that SEAT's inner environment attacks, and what may be reached from each (docs/seat.md, Method 10, 18)."""
 
-import torch
 from torch import Tensor
 
-from ..attacks.budget import Epsilon, LinfBall, image_range
+from ..attacks.budget import Bounds, Epsilon, LinfBall
 from ..datasets.decathlon.augmentation import AugmentationConfig
 from ..datasets.decathlon.cases import constants_of
 from ..datasets.decathlon.sampling import DRAWS, PatchSampler, centre_corners
@@ -31,7 +30,7 @@ class AttackedPatches:
         self.numbers = 1 + DRAWS if train else 0
         self._corners = centre_corners(pool, self.size)
         self._sampler = PatchSampler(pool, plan, AugmentationConfig(), seed=0) if train else None
-        self._width = None if config.eps_range == "patch" else _window(config, pool)
+        self._bounds = None if config.eps_range == "patch" else _window(config, pool)
 
     def at(self, index: Tensor, numbers: Tensor) -> tuple[LinfBall, Tensor]:
         """Ball and labels int64 [K, X, Y, Z] of patches of these volumes; the device is never waited for.
@@ -44,23 +43,19 @@ class AttackedPatches:
             images, labels = self.pool.patches(index, self._corners[index], self.size)
         else:
             images, labels = self._sampler.draw(index, numbers[:, 0] < 0.5, numbers[:, 1:])
-        low, high = image_range(images)
-        radius = self.eps.value * (high - low if self._width is None else self._width.expand_as(low))
-        ball = LinfBall(images, torch.maximum(images - radius, low), torch.minimum(images + radius, high), radius)
-        return ball, labels
+        return LinfBall.of_range(images, self.eps.value, self._bounds), labels
 
 
-def _window(config: SEATAttackConfig, pool: VolumePool) -> Tensor:
-    """Width of the task's window of intensities of each channel in z units, [1, C, 1, 1, 1].
+def _window(config: SEATAttackConfig, pool: VolumePool) -> Bounds:
+    """Ends of the task's window of intensities in z units, [1, C, 1, 1, 1] each, on the device.
 
     Raises:
         ValueError: the task has another number of channels.
     """
-    known = constants_of(config)
-    widths = [(high - low) / std for (low, high), std in zip(known.window, known.std, strict=True)]
-    if len(widths) != len(pool.channels):
+    low, high = (end.to(pool.device) for end in constants_of(config).z_bounds())
+    if low.shape[1] != len(pool.channels):
         raise ValueError(
-            f"eps_range is 'window' but {config.resolved_task.title} has windows of {len(widths)} channel(s), the "
+            f"eps_range is 'window' but {config.resolved_task.title} has windows of {low.shape[1]} channel(s), the "
             f"volumes have {len(pool.channels)}; give the task of these volumes, or eps_range='patch'"
         )
-    return torch.tensor(widths, device=pool.device).view(1, -1, 1, 1, 1)
+    return low, high

@@ -12,7 +12,7 @@ ENLARGED = (1.0, 1.25, 1.5)
 
 
 @dataclass(frozen=True)
-class ScheduleConfig(DecathlonConfig):
+class SEATConfig(DecathlonConfig):
     """Constructor arguments of SEAT-MSD-v0: the data, the victim, its training, and what is paid for.
 
     Raises:
@@ -32,11 +32,11 @@ class ScheduleConfig(DecathlonConfig):
     """Maps of each layer of the small network, even."""
     eps: float | str = "16/255"
     """Radius of the ball as a share of the range of a patch, such as 8/255, the paper's."""
-    step_size: float = 0.5
-    """Step of the attack as a share of the radius."""
+    step_share: float = 0.5
+    """Step size of the attack as a share of the radius."""
     most: int = 5
     """K_max: most iterations of a minibatch."""
-    batch: int = 4
+    batch_size: int = 4
     """Patches of a minibatch."""
     segment: int | None = 20
     """Minibatches of a step; null: an epoch, each volume once."""
@@ -67,8 +67,8 @@ class ScheduleConfig(DecathlonConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, width=(2, 1024), step_size=POSITIVE, learning_rate=(ABOVE_0, BELOW_1))
-        for name in ("most", "batch", "segment", "horizon", "budget", "patience", "probe", "probe_steps"):
+        check(self, width=(2, 1024), step_share=POSITIVE, learning_rate=(ABOVE_0, BELOW_1))
+        for name in ("most", "batch_size", "segment", "horizon", "budget", "patience", "probe", "probe_steps"):
             check_range(name, getattr(self, name), AT_LEAST_1)
         for name in ("weight_decay", "robust_weight", "clean_weight", "price"):
             check_range(name, getattr(self, name), AT_LEAST_0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from ..attacks.budget import LinfBall, image_range, per_image
+from ..attacks.budget import LinfBall, per_image
 from ..common.device import bfloat16_on_cuda
 from ..common.overlap import class_counts, dice_batch
 from ..rewards.lipschitz import magnitude
@@ -167,7 +167,14 @@ class Victims:
         return Pass(losses.detach(), g * images.shape[1], rest[0] if rest else None)
 
     def replay(
-        self, images: Tensor, labels: Tensor, eps: Tensor, step_size: float, iterations: Tensor, most: int, rate: Tensor
+        self,
+        images: Tensor,
+        labels: Tensor,
+        eps: Tensor,
+        step_share: float,
+        iterations: Tensor,
+        most: int,
+        rate: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Learn from one minibatch, each victim K times; one that is done stays as it is while others go on.
 
@@ -175,7 +182,7 @@ class Victims:
             images: [E, B, C, *spatial].
             labels: int64 [E, B, *spatial].
             eps: share of the range of a patch, [E].
-            step_size: s, share of the radius.
+            step_share: s, share of the radius.
             iterations: K, int64 [E].
             most: the largest K.
             rate: learning rate, [E].
@@ -184,7 +191,7 @@ class Victims:
             Sums over the K passes of the mean loss, and of the mean magnitude of a patch, float32 [E] each.
         """
         shape = images.shape
-        ball = _ball(images.flatten(0, 1), eps.repeat_interleave(shape[1]))
+        ball = LinfBall.of_range(images.flatten(0, 1), eps.repeat_interleave(shape[1]))
         reached = ball.project(ball.images + self.noise.flatten(0, 1))
         losses, magnitudes = (torch.zeros(shape[0], device=images.device) for _ in range(2))
         for number in range(most):
@@ -192,7 +199,7 @@ class Victims:
             one = self.run(self.weights, reached.view(shape), labels, learn=True)
             assert one.weights is not None
             g = one.images.flatten(0, 1)
-            moved = ball.project(reached + step_size * ball.radius * g.sign())
+            moved = ball.project(reached + step_share * ball.radius * g.sign())
             reached = torch.where(per_image(active.repeat_interleave(shape[1]), moved), moved, reached)
             self.weights, self.adam = adam_step(
                 self.weights, one.weights, self.adam, rate, active, weight_decay=self.weight_decay
@@ -234,7 +241,7 @@ class Victims:
         weights = self.weights if env_ids is None else self.weights[env_ids]
         shape = (len(weights), *images.shape)
         truth = labels.expand(len(weights), *labels.shape)
-        ball = _ball(images.expand(shape).flatten(0, 1), torch.full((shape[0] * shape[1],), eps, device=images.device))
+        ball = LinfBall.of_range(images.expand(shape).flatten(0, 1), eps)
         reached = ball.images
         for _ in range(steps):
             g = self.run(weights, reached.view(shape), truth, learn=False).images.flatten(0, 1)
@@ -257,13 +264,6 @@ class Victims:
         device = self.weights.device
         self.weights, self.noise = (state[name].to(device, copy=True) for name in ("weights", "noise"))
         self.adam = Adam(*(state[name].to(device, copy=True) for name in Adam._fields))
-
-
-def _ball(images: Tensor, eps: Tensor) -> LinfBall:
-    """As `LinfBall.around` with the range of each patch, without a look at the values, for which a host would wait."""
-    low, high = image_range(images)
-    radius = per_image(eps.to(images.dtype), images) * (high - low)
-    return LinfBall(images, torch.maximum(images - radius, low), torch.minimum(images + radius, high), radius)
 
 
 def _initial(network: nn.Module, drawn: bool) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from ..common.files import replacing
 from ..datasets.images import IGNORED
-from .drawing import GAP_GREY, GAP_PX, Bytes, Colour
+from .drawing import Bytes, Colour, beside, enlarged
 
 IGNORED_GREY = 128
+TILE_PX = 128
+"""Side that small images are enlarged to in a panel, about."""
 
 
 def class_colours(classes: int) -> Bytes:
@@ -45,7 +47,7 @@ def change_picture(image: Tensor, adversarial: Tensor) -> Bytes:
 
 
 def attack_panel(images: Tensor, adversarial: Tensor, maps: Sequence[Tensor], classes: int) -> Bytes:
-    """A row for each image: it, the change, it attacked, and each of its maps.
+    """A row for each image: it, the change, it attacked, and each of its maps; small images are enlarged.
 
     Args:
         images: float32 [N, C, H, W] in [0, 1].
@@ -57,8 +59,34 @@ def attack_panel(images: Tensor, adversarial: Tensor, maps: Sequence[Tensor], cl
     for n, image in enumerate(images):
         tiles = [image_picture(image), change_picture(image, adversarial[n]), image_picture(adversarial[n])]
         tiles += [class_picture(one[n], classes) for one in maps]
-        rows.append(_joined(tiles, axis=1))
-    return _joined(rows, axis=0)
+        rows.append(beside([enlarged(tile, TILE_PX) for tile in tiles]))
+    return beside(rows, axis=0)
+
+
+def volume_panel(images: Tensor, adversarial: Tensor, maps: Sequence[Tensor], classes: int) -> Bytes:
+    """As `attack_panel`, of the middle slices and the first channel of patches, in shares of the clean ones' range.
+
+    Args:
+        images: float32 [N, C, X, Y, Z], in any unit.
+        adversarial: the same, attacked.
+        maps: class numbers [N, X, Y, Z] each.
+        classes: K.
+    """
+    clean = images[:, :1]
+    slices = [middle_slice(range_shares(x[:, :1], clean)) for x in (images, adversarial)]
+    return attack_panel(slices[0], slices[1], [middle_slice(one) for one in maps], classes)
+
+
+def range_shares(x: Tensor, of: Tensor) -> Tensor:
+    """Intensities [N, C, *spatial] as shares of the range of each channel of `of`, which are in [0, 1] where x = of."""
+    axes = tuple(range(2, of.dim()))
+    low, high = of.amin(axes, keepdim=True), of.amax(axes, keepdim=True)
+    return (x - low) / (high - low).clamp(min=1e-6)
+
+
+def middle_slice(volumes: Tensor) -> Tensor:
+    """The middle axial slice [..., Y, X] of volumes [..., X, Y, Z]: front up, the patient's right on the left."""
+    return volumes[..., volumes.shape[-1] // 2].transpose(-1, -2).flip(-1, -2)
 
 
 def class_legend(names: Sequence[str]) -> list[tuple[Colour, str]]:
@@ -89,11 +117,3 @@ def save_picture(path: Path, pixels: Bytes) -> None:
 
     with replacing(path) as unfinished:
         Image.fromarray(pixels).save(unfinished, format="PNG")
-
-
-def _joined(tiles: Sequence[Bytes], axis: int) -> Bytes:
-    shape = list(tiles[0].shape)
-    shape[axis] = GAP_PX
-    gap = np.full(shape, GAP_GREY, dtype=np.uint8)
-    parts = [part for tile in tiles for part in (gap, tile)][1:]
-    return np.concatenate(parts, axis=axis)

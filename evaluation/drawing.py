@@ -21,6 +21,21 @@ GAP_PX, GAP_GREY = 4, 48
 """Between two panels of one picture."""
 
 
+def beside(panels: Sequence[Bytes], axis: int = 1) -> Bytes:
+    """Panels [H, W, 3] of one height beside each other, or with axis 0 of one width above each other, with gaps."""
+    shape = list(panels[0].shape)
+    shape[axis] = GAP_PX
+    gap = np.full(shape, GAP_GREY, dtype=np.uint8)
+    return np.concatenate([part for panel in panels for part in (gap, panel)][1:], axis=axis)
+
+
+def enlarged(panel: Bytes, side_px: int) -> Bytes:
+    """A panel [H, W, 3] whose pixels are repeated as often as brings its longer side nearest to `side_px`; never less
+    than once."""
+    scale = max(1, round(side_px / max(panel.shape[:2])))
+    return panel.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
 def blend(picture: Bytes, where: Mask, colour: npt.ArrayLike, opacity: npt.ArrayLike) -> None:
     """Lays `colour` [n, 3] or [3] over the n pixels of the picture [H, W, 3] in `where` [H, W], in place.
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from .drawing import GAP_GREY, GAP_PX, Bytes, Colour, Heat, Mask, blend, blend_heat, glyph
+from .drawing import Bytes, Colour, Heat, Mask, beside, blend, blend_heat, glyph
 
 Index = npt.NDArray[np.intp]
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -64,8 +64,8 @@ def orthogonal_slices(
         _letter(panel, PLANES[plane][3], max(7, round(height_px / LETTER_SHARE)))
         above = (height_px - len(panel)) // 2
         panel = np.pad(panel, ((above, height_px - len(panel) - above), (0, 0), (0, 0)))
-        panels += [panel, np.full((height_px, GAP_PX, 3), GAP_GREY, np.uint8)]
-    return np.concatenate(panels[:-1], axis=1)
+        panels.append(panel)
+    return beside(panels)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from segarena.datasets.decathlon.cases import PhantomCases
 from segarena.datasets.sample import Sample
 from segarena.datasets.volumes import VolumePool
-from segarena.envs.seat import ScheduleEnv
+from segarena.envs.seat import SEATEnv
 from segarena.envs.seat_victims import Victims
 from segarena.segmenters.volume_networks import SmallVolumeNet
 
@@ -15,7 +15,7 @@ SMALL = {
     "folds": 2,
     "plan": str(Path(__file__).parent / "small_plan.json"),
     "width": 2,
-    "batch": 1,
+    "batch_size": 1,
     "segment": 1,
     "most": 3,
     "horizon": 6,
@@ -27,7 +27,7 @@ EPS = 0.06
 
 
 def begun(num_envs, seeds=None, **settings):
-    env = ScheduleEnv(num_envs=num_envs, device="cpu", **{**SMALL, **settings})
+    env = SEATEnv(num_envs=num_envs, device="cpu", **{**SMALL, **settings})
     env.seed(range(num_envs) if seeds is None else seeds)
     env.reset()
     return env

@@ -38,6 +38,7 @@ SHARED |= {
     "refusals",
 }
 SHARED |= {"attacking", "completion", "threads", "exits", "prediction", "predictor", "sweep", "sweep_engine"}
+SHARED |= {"robust_segmenters"}
 """What all papers of `agents` share; only `papers`, the table, knows them."""
 OUTSIDE = {"tests", "benchmarks", "docs", "build"}
 """Folders of the root that are no part of the package."""

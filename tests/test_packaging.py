@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import segarena
 import yaml
+from segarena.envs import ENVIRONMENTS
 
 ROOT = Path(__file__).resolve().parents[1]
 HIDDEN = ("[.]*", "__pycache__", "*.egg-info", "build", "dist", "runs", "site")
@@ -102,10 +103,14 @@ def test_the_citation_names_this_version_and_its_papers():
         assert all(author.keys() & {"name", "family-names"} for author in work["authors"])
     assert citation["message"]
     assert citation["license"] == "MIT"
-    known = [number["value"] for paper in citation["references"] for number in paper["identifiers"]]
+    known = {number["value"] for paper in citation["references"] for number in paper["identifiers"]}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = re.findall(r"arXiv (\d{4}\.\d{5})", readme)
-    assert sorted(known) == sorted(f"arXiv:{number}" for number in named)
+    pages = " ".join((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("rp-pgd", "seat"))
+    named = {f"arXiv:{number}" for number in re.findall(r"arXiv (\d{4}\.\d{5})", readme)}
+    assert known == named | {number for number in known if number.startswith("10.") and number in pages}
+    environments = {one for paper in citation["references"] for one in paper["notes"].split(", ")}
+    assert environments == set(ENVIRONMENTS)
+    assert {one for one in ENVIRONMENTS if f"`{one}`" not in readme} == set()
 
 
 def test_every_library_that_is_pinned_is_one_that_the_package_names():

@@ -22,7 +22,7 @@ def parser(paper: str | None) -> ArgumentParser:
     options = ArgumentParser(description="Play reference policies; prints mean [min, max] over the episodes.")
     options.add_argument("--id", type=str, required=True, help="id of the environment; `list` names them")
     options.add_argument(
-        "--policy", type=str, default="all", help="name of a reference policy, or all that play this game"
+        "--policy", type=str, default="all", help="name of a reference policy, or all that play with these arguments"
     )
     options.add_argument("--episodes", type=int, default=20, help="number of episodes, all played at once")
     options.add_argument("--seed", type=int, default=0, help="seed of the episodes; every policy plays the same ones")
@@ -88,9 +88,20 @@ def run(options: Namespace, command: str, paper: str | None) -> int:
     print(f"\nCells: mean [min, max] of {options.episodes} episodes, seed {options.seed}.")
     if options.out is not None:
         print(f"film       {options.out}")
+    if options.policy == "all":
+        for needs, names in _needed({name: row for name, row in table.items() if name not in fitting}).items():
+            print(f"not played {', '.join(names)}: --set {needs}")
     for line in refused:
         print(f"left out   {line}", file=sys.stderr)
     return 1 if refused else 0
+
+
+def _needed(rows: "Mapping[str, Reference[Any]]") -> dict[str, list[str]]:
+    """Names of reference policies by the arguments that they need, as `--set` takes them."""
+    found: dict[str, list[str]] = {}
+    for name, row in rows.items():
+        found.setdefault(" ".join(f"{key}={value}" for key, value in row.settings.items()), []).append(name)
+    return found
 
 
 def _write_film(path: Path, options: Namespace, settings: Mapping[str, Any], row: "Reference[Any]") -> None:

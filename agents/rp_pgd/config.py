@@ -1,6 +1,7 @@
 """The configuration of an adversarial training (docs/rp-pgd.md, Method 23-25)."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ from torch import nn
 
 from ...attacks.budget import Epsilon
 from ...attacks.methods import ATTACKS, Attack
-from ...attacks.named import GRID_STEPS, PRESETS, named_attack, preset
+from ...attacks.named import GRID_STEPS, Need, preset
 from ...attacks.options import RPOptions
 from ...attacks.victims import feature_layer_of
 from ...common.checks import (
@@ -27,6 +28,7 @@ from ...datasets.scenes.augmentation import AugmentationConfig
 from ...datasets.scenes.images import SceneDataConfig
 from ...segmenters.resnet import Backbone
 from ..experiment import Experiment
+from ..robust_segmenters import RobustnessConfig
 from .learned_attack import LearnedAttack, is_run
 
 NetworkName = Literal["pspnet", "deeplab", "unet"]
@@ -153,14 +155,14 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
-class RobustnessConfig:
+class EvaluationConfig(RobustnessConfig):
     """What the trained network is judged by (docs/rp-pgd.md, Method 26 and 27)."""
 
     attacks: list[str] | str = field(default_factory=lambda: ["pgd", "segpgd", "cospgd", "rp_pgd_pp"])
     """Attacks by name, such as pgd_20 (10 steps where the name has none), or folders of runs, whose policies attack,
     beside the clean images; or a preset: reference, grid, sea, battery."""
     eps: list[float | str] | float | str = "8/255"
-    """Radius of each, or several."""
+    """Radius of each, or several, as shares of the range."""
     steps: list[int] = field(default_factory=lambda: [*GRID_STEPS])
     """Gradients of the attacks of the preset grid."""
     batch_size: int = 8
@@ -172,35 +174,22 @@ class RobustnessConfig:
     """Images of the figure."""
 
     def __post_init__(self) -> None:
-        check(self, "evaluation.", batch_size=AT_LEAST_1, pictures=AT_LEAST_1)
+        check(self, "evaluation.", pictures=AT_LEAST_1)
         for count in self.steps:
             check_range("each of evaluation.steps", count, AT_LEAST_1)
+        super().__post_init__()
         if isinstance(self.attacks, str):
-            check_choice("evaluation.attacks", self.attacks, PRESETS)
             preset(self.attacks, self.steps)
-        else:
-            self._check_names(self.attacks)
-        if not self.radii or len(set(self.radii)) < len(self.radii):
-            raise ValueError(f"evaluation.eps is {self.eps} but must name each radius once, at least one")
-        for eps in self.radii:
-            Epsilon.parse(eps, "evaluation.eps")
 
-    def _check_names(self, names: list[str]) -> None:
-        needs = {name: () if is_run(name) else named_attack(name).needs for name in names}
-        if len(needs) < len(names):
-            raise ValueError(f"evaluation.attacks is {names} but must name each attack once")
-        if other := [name for name, of in needs.items() if "surrogates" in of]:
-            raise ValueError(f"evaluation.attacks has {other[0]} but a run has no other models for it; leave it out")
-        if self.protocol == "reference" and (lost := [name for name, of in needs.items() if "feature_layer" in of]):
-            raise ValueError(
-                f"evaluation.attacks has {lost[0]} but evaluation.protocol is 'reference', whose windows give no "
-                "features of a whole image; leave it out, or use whole"
-            )
+    def _needs(self, name: str) -> Sequence[Need]:
+        return () if is_run(name) else super()._needs(name)
 
-    @property
-    def radii(self) -> list[float | str]:
-        """All radii, as they were given."""
-        return self.eps if isinstance(self.eps, list) else [self.eps]
+    def _lacks(self) -> Mapping[Need, str]:
+        lacks = super()._lacks()
+        if self.protocol == "whole":
+            return lacks
+        reason = "evaluation.protocol is 'reference', whose windows give no features of a whole image"
+        return {**lacks, "feature_layer": f"{reason}; leave it out, or use whole"}
 
 
 @dataclass(frozen=True)
@@ -223,7 +212,7 @@ class RPPGDExperiment(Experiment):
     """The network."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """Attack, batches and optimiser."""
-    evaluation: RobustnessConfig = field(default_factory=RobustnessConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """What `evaluate` does."""
 
     def resolved(self) -> "RPPGDExperiment":

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,20 +34,17 @@ from ...evaluation.robustness_results import AttackResult
 from ...segmenters.sliding import REFERENCE, Protocol, ProtocolNet
 from ..context import StageContext
 from ..experiment import Episode, EvaluateOptions, RenderOptions, check_names, method_name, write_result
-from ..predictor import PredictOptions, Predictor
+from ..robust_segmenters import REPORT, SEGMENTER, WORST, check_options, metric_of, victim_file
 from .config import RPPGDExperiment, feature_arguments
 from .learned_attack import open_attack
-from .training import SEGMENTER, VICTIM, build_victim, segmenter, victim_file
+from .training import build_victim, segmenter
 
-REPORT = "robustness"
-"""Folder of the report on the attacks, beside the results."""
 WINDOWS = {
     voc.CLASSES: REFERENCE["voc"],
     cityscapes.CLASSES: REFERENCE["cityscapes"],
     ade20k.CLASSES: REFERENCE["ade20k"],
 }
 """The released program's protocol of each data set, which is known by its classes."""
-WORST = "worst"
 KINDS = {"nmiou": "NmIoU", "acc": "accuracy of an image"}
 """Metrics of the table of results, means over images."""
 COLUMNS = tuple(
@@ -56,8 +53,6 @@ COLUMNS = tuple(
     for kind, about in KINDS.items()
 )
 """The first columns of the table of results; those of each attack follow."""
-SHOWN = 8
-"""Attacks that have columns in the table of results, at most."""
 
 
 class Images(NamedTuple):
@@ -71,19 +66,6 @@ class Images(NamedTuple):
     """uint8 [H, W]."""
 
 
-def found_columns(results: Sequence[Result]) -> list[Column]:
-    """The columns of each attack that all of these results have; none of more than `SHOWN` attacks, whose rows are in
-    the report."""
-    titles: dict[str, str] = results[0].settings["titles"]
-    shared = [name for name in titles if all(f"{name}_nmiou" in one.metrics for one in results)]
-    return [
-        Column(f"{name}_{kind}", f"{titles[name]}, {about}", "%", 100, 1)
-        for name in shared
-        for kind, about in KINDS.items()
-        if len(shared) <= SHOWN
-    ]
-
-
 def evaluate(runs: Sequence[tuple[Run, RPPGDExperiment]], options: EvaluateOptions) -> tuple[list[Result], list[str]]:
     """Results of every run's segmenter, and the files left out; written into each run's folder, with a figure.
 
@@ -91,9 +73,7 @@ def evaluate(runs: Sequence[tuple[Run, RPPGDExperiment]], options: EvaluateOptio
         ValueError: a run that is not finished, whose files were changed, or that does not go with the others; options
             that are of agents.
     """
-    if options.policies or options.save_masks:
-        given = "policies" if options.policies else "save_masks"
-        raise ValueError(f"--{given} is of runs that have an agent, but paper 'rp_pgd' trains segmenters; leave it out")
+    check_options("rp_pgd", options)
     check_names([experiment for _, experiment in runs], [])
     results, skipped, found, left_out = list[Result](), list[str](), list[AttackResult](), list[str]()
     for run, experiment in runs:
@@ -202,11 +182,6 @@ def _feature_layer(victim: Normalized, experiment: RPPGDExperiment) -> str | Non
     return experiment.training.feature_layer or feature_layer_of(victim)
 
 
-def _key(one: AttackResult) -> str:
-    """Begin of the names of an attack's metrics, such as clean, pgd_20_eps_8_255."""
-    return one.attack if one.kind == "none" else f"{one.attack}_{slug(f'eps {one.eps}')}"
-
-
 def _result(
     experiment: RPPGDExperiment, images: Images, split: str, report: RobustnessReport, epoch: int, command: str
 ) -> Result:
@@ -216,7 +191,7 @@ def _result(
         {"case_id": name, "origin": origin, "patient": group}
         for name, group in zip(images.ids, images.groups, strict=True)
     ]
-    judged = {_key(one): one for one in report.results if one.kind in ("none", "white", "black")}
+    judged = {metric_of(one): one for one in report.results if one.kind in ("none", "white", "black")}
     of_all = dict[str, float | None]()
     for key, one in judged.items():
         values = {"nmiou": image_miou(one.counts), "acc": one.counts.accuracy}
@@ -316,29 +291,3 @@ def render(run: Run, experiment: RPPGDExperiment, options: RenderOptions) -> Epi
     arguments["generator"] = torch.Generator().manual_seed(options.seed)
     draw(attack(victim, image, labels, watch=watch, **arguments))
     return Episode(shots, class_legend(classes), shots[-1].lines[0])
-
-
-def check_export(experiment: RPPGDExperiment) -> NoReturn:
-    """Raises ValueError: there is no agent to export."""
-    raise ValueError(
-        "export_sb3 writes an agent, but paper 'rp_pgd' trains a segmenter: its file is "
-        f"{SEGMENTER}/{VICTIM} in the run's folder"
-    )
-
-
-def learner(experiment: RPPGDExperiment, run: Run) -> NoReturn:
-    """Raises ValueError: as `check_export`."""
-    check_export(experiment)
-
-
-def no_masks(run: Run, experiment: RPPGDExperiment, options: PredictOptions) -> Predictor:
-    """Raises ValueError: the network is for Python."""
-    raise ValueError(
-        f"predict does not take runs of paper 'rp_pgd', such as {str(run.folder)!r}; attacks.victims.load_victim reads "
-        f"its network, {SEGMENTER}/{VICTIM}, in Python, and segmenters.sliding applies it to whole photographs"
-    )
-
-
-def lines(experiment: RPPGDExperiment, run: Run) -> list[dict[str, float]]:
-    """The curves of the training; a step is an epoch."""
-    return run.stage(SEGMENTER).metrics()

@@ -1,7 +1,7 @@
 """The policy of a run of plain PPO on an environment of RP-PGD, as an attack on any model (docs/rp-pgd.md, Method 30).
 
 segarena-rl train --config ppo/attack --out runs/attack
-segarena-rl evaluate --run runs/robust --evaluation.attacks '[pgd_20, runs/attack]'
+segarena-rl train --resume runs/robust --evaluation.attacks '[pgd_20, runs/attack]'    # then evaluate
 """
 
 from collections.abc import Callable

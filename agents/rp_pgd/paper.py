@@ -1,6 +1,9 @@
 """RP-PGD as a row of the table of papers."""
 
+from functools import partial
+
 from ...evaluation.curve_figures import Curve
+from .. import robust_segmenters
 from ..experiment import Paper
 from . import evaluation, training
 from .config import RPPGDExperiment
@@ -9,14 +12,14 @@ PAPER: Paper[RPPGDExperiment] = Paper(
     experiment=RPPGDExperiment,
     check=training.check,
     train=training.train,
-    learner=evaluation.learner,
-    check_export=evaluation.check_export,
+    learner=robust_segmenters.learner,
+    check_export=robust_segmenters.check_export,
     evaluate=evaluation.evaluate,
     render=evaluation.render,
-    predictor=evaluation.no_masks,
+    predictor=partial(robust_segmenters.no_masks, applied_by="segmenters.sliding applies it to whole photographs"),
     victim=evaluation.victim_of,
     columns=evaluation.COLUMNS,
-    found_columns=evaluation.found_columns,
+    found_columns=partial(robust_segmenters.attack_columns, kinds=evaluation.KINDS),
     baseline="no defence",
     hparams=(
         *("seed", "network.kind", "network.backbone", "training.method", "training.attack", "training.steps"),
@@ -28,7 +31,7 @@ PAPER: Paper[RPPGDExperiment] = Paper(
         Curve("segmenter/adv_miou", "mIoU, attacked validation images"),
         Curve("segmenter/loss_main", "cross-entropy", "nats"),
     ),
-    lines=evaluation.lines,
+    lines=robust_segmenters.lines,
     frame_ms=1000,
     threads=0,
     parallel=True,

@@ -30,13 +30,12 @@ from ...segmenters.dilated import DilatedSegmenter
 from ...segmenters.norms import synchronise
 from ...segmenters.pretrained import load_imagenet
 from ..context import StageContext
+from ..robust_segmenters import SEGMENTER, VICTIM
 from .batches import Drawn, batches_of, draw_epoch, steps_of
 from .config import NetworkConfig, RPPGDExperiment, TrainingConfig, feature_arguments
 from .trainers import PolySchedule, Trainer, make_optimizer
 from .validation import Judged, judge
 
-SEGMENTER, VICTIM = "segmenter", "victim.safetensors"
-"""Name of the stage, and of its file."""
 NAMED = 8
 """Images that an error names, at most."""
 CHANNELS = 3
@@ -99,11 +98,6 @@ def segmenter(context: StageContext[RPPGDExperiment]) -> Path:
         return [VICTIM]
 
     return context.complete(SEGMENTER, make, KEYS)
-
-
-def victim_file(run: Run) -> Path:
-    """Where a run keeps its trained victim."""
-    return run.stage(SEGMENTER).folder / VICTIM
 
 
 def build_victim(network: NetworkConfig, config: TrainingConfig, classes: int, seed: int) -> Normalized:

@@ -1,16 +1,18 @@
 """Configuration of adversarial trainings of 3-D segmenters (docs/seat.md, Method 8 to 14)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ...attacks.budget import Epsilon
-from ...attacks.named import PRESETS, named_attack
-from ...common.checks import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, check, check_choice, whole_path
+from ...attacks.named import Need
+from ...common.checks import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, check, whole_path
 from ...common.device import resolve_device
 from ...datasets.decathlon.augmentation import AugmentationConfig
 from ...datasets.decathlon.cases import DecathlonConfig
 from ..experiment import Experiment
+from ..robust_segmenters import RobustnessConfig
 from .controller import ScheduleName, make_schedule
 
 Method = Literal["replay", "pgd", "trades"]
@@ -26,7 +28,7 @@ class NetworkConfig:
     """rog: the lattice, with the strides of the plan; segresnet, unet3d, dynunet: MONAI's; small3d: four
     convolutions."""
     width: int = 8
-    """Maps of small3d, even."""
+    """Maps of each layer of small3d, even."""
     pretrained: str | None = None
     """Weights to begin with: a victim.safetensors of a training, or of rog a published checkpoint; null: random
     ones."""
@@ -57,7 +59,7 @@ class TrainingConfig:
     smoothing: float = 0.0
     """Share of the last epochs' mean in the magnitude that the schedule is given, in [0, 1)."""
     noise: bool = True
-    """false: images stay clean, in as many iterations; with iterations 1 that is clean training."""
+    """Whether a replay attacks; false: images stay clean, in as many iterations: with one, clean training."""
     eps: float | str = "8/255"
     """Radius as a share of the range: 8/255, or 0.03."""
     eps_range: Literal["patch", "window"] = "patch"
@@ -76,16 +78,14 @@ class TrainingConfig:
     beta: float = 6.0
     """Weight of the divergence of trades."""
     trades_steps: int = 10
-    """Steps of the attack of trades."""
-    trades_step: float | None = None
-    """Step size of trades as a share of the radius; null: 1 / trades_steps."""
+    """Steps of the attack of trades, of size eps / trades_steps each."""
     ignore_absent: bool = False
-    """Leave classes out of the Dice loss of an image that its labels do not have; false: the program's, which punishes
-    every probability of them."""
+    """Leave classes that are not in an image's labels out of its Dice loss; false, as in the program: they add a
+    constant."""
     learning_rate: float = 1e-3
-    """Of Adam, with amsgrad."""
+    """Adam learning rate at the start; with amsgrad."""
     weight_decay: float = 1e-5
-    """Of Adam."""
+    """Adam weight decay."""
     patience: int = 50
     """Epochs without a lower smoothed validation loss after which the learning rate is halved."""
     stop_below: float = 0.0
@@ -94,7 +94,7 @@ class TrainingConfig:
     epochs: int = 1000
     """Passes over the training cases, at most."""
     budget: int = 0
-    """Stop after the epoch in which so many passes of a batch were made, forward and backward together; 0: no limit."""
+    """Passes of a batch, forward and backward together, after whose epoch the training ends; 0: no limit."""
     batch_size: int | None = None
     """Patches of one step in this process; null: the plan's."""
     select: Literal["both", "clean"] = "both"
@@ -115,8 +115,6 @@ class TrainingConfig:
             check(self, "training.", step_share=(0, 2))
         if self.batch_size is not None:
             check(self, "training.", batch_size=AT_LEAST_1)
-        if self.trades_step is not None:
-            check(self, "training.", trades_step=(ABOVE_0, 2))
         Epsilon.parse(self.eps, "training.eps")
         make_schedule(self.schedule, self.iterations, self.period, self.gamma, self.epochs)
         if not self.noise and self.method != "replay":
@@ -136,7 +134,7 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
-class RobustnessConfig:
+class EvaluationConfig(RobustnessConfig):
     """What the trained network is judged by (docs/seat.md, Method 17)."""
 
     attacks: list[str] | str = field(default_factory=lambda: ["pgd_20", "segpgd_20", "cospgd_20", "apgd_ce_50"])
@@ -151,22 +149,8 @@ class RobustnessConfig:
     sanity: bool = False
     """Attack with random signs and without a bound, too, so that the checks of the report can be made."""
 
-    def __post_init__(self) -> None:
-        check(self, "evaluation.", batch_size=AT_LEAST_1)
-        if isinstance(self.attacks, str):
-            check_choice("evaluation.attacks", self.attacks, PRESETS)
-        else:
-            for name in self.attacks:
-                named_attack(name)
-        if not self.radii or len(set(self.radii)) < len(self.radii):
-            raise ValueError(f"evaluation.eps is {self.eps} but must name each radius once, at least one")
-        for eps in self.radii:
-            Epsilon.parse(eps, "evaluation.eps")
-
-    @property
-    def radii(self) -> list[float | str]:
-        """All radii, as they were given."""
-        return self.eps if isinstance(self.eps, list) else [self.eps]
+    def _lacks(self) -> Mapping[Need, str]:
+        return {**super()._lacks(), "feature_layer": "prototypes are of networks of images; leave it out"}
 
 
 @dataclass(frozen=True)
@@ -185,7 +169,7 @@ class SEATExperiment(Experiment):
     """What it learns from."""
     test_split: str = "report"
     """Split that `evaluate` and `render` take unless told otherwise: validation cases by which nothing was chosen."""
-    evaluation: RobustnessConfig = field(default_factory=RobustnessConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """What `evaluate` does."""
 
     def resolved(self) -> "SEATExperiment":

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...attacks.budget import Bounds, Epsilon, image_range
+from ...attacks.budget import Epsilon, image_range
 from ...attacks.core import AttackCore
 from ...attacks.methods import ATTACKS
 from ...attacks.named import NamedAttack
@@ -26,7 +25,7 @@ from ...datasets.decathlon.cases import constants_of, load_decathlon
 from ...datasets.decathlon.sampling import mass_corners
 from ...datasets.sample import BadSample
 from ...datasets.volumes import Patches, VolumePool
-from ...evaluation.attack_panels import attack_panel, class_legend, save_picture
+from ...evaluation.attack_panels import class_legend, save_picture, volume_panel
 from ...evaluation.drawing import Bytes
 from ...evaluation.films import Shot
 from ...evaluation.report import Column, mean_metrics
@@ -38,31 +37,18 @@ from ...evaluation.robustness_results import AttackResult
 from ...segmenters.volume_windows import VolumeWindows
 from ..context import StageContext
 from ..experiment import Episode, EvaluateOptions, RenderOptions, check_names, method_name, write_result
+from ..robust_segmenters import REPORT, SEGMENTER, WORST, check_options, metric_of, victim_file
 from .config import SEATExperiment
-from .training import SEGMENTER, VICTIM, build_network, segmenter, victim_file, window_bounds
+from .training import build_network, segmenter
 
-REPORT = "robustness"
-"""Folder of the report on the attacks, beside the results."""
-WORST = "worst"
 COLUMNS = (
     Column(f"{WORST}_dice", "Worst attack, Dice", "%", 100, 1),
     Column("dice", "Clean volume, Dice", "%", 100, 1),
     Column("clean_dice", "Clean patch, Dice", "%", 100, 1),
 )
 """The first columns of the table of results; those of each attack follow."""
-SHOWN = 12
-"""Attacks that have columns in the table of results, at most."""
 PANEL = 4
 """Patches of the figure."""
-
-
-def found_columns(results: Sequence[Result]) -> list[Column]:
-    """The columns of each radius, and of each attack where these are few, that all of these results have."""
-    titles: dict[str, str] = results[0].settings["titles"]
-    shared = [name for name in titles if all(f"{name}_dice" in one.metrics for one in results)]
-    worst = [name for name in shared if name.startswith(WORST)]
-    shown = shared if len(shared) <= SHOWN else worst
-    return [Column(f"{name}_dice", f"{titles[name]}, Dice", "%", 100, 1) for name in shown]
 
 
 def evaluate(runs: Sequence[tuple[Run, SEATExperiment]], options: EvaluateOptions) -> tuple[list[Result], list[str]]:
@@ -72,13 +58,11 @@ def evaluate(runs: Sequence[tuple[Run, SEATExperiment]], options: EvaluateOption
         ValueError: a run that is not finished, whose files were changed, or that does not go with the others; options
             that are of agents; a volume without labels.
     """
-    if options.policies or options.save_masks:
-        given = "policies" if options.policies else "save_masks"
-        raise ValueError(f"--{given} is of runs that have an agent, but paper 'seat' trains segmenters; leave it out")
+    check_options("seat", options)
     check_names([experiment for _, experiment in runs], [])
     results, skipped, found = list[Result](), list[str](), list[AttackResult]()
     for run, experiment in runs:
-        victim, classes, epoch = _reached(run, experiment, unfinished=options.unfinished)
+        victim, classes, epoch = trained_victim(run, experiment, unfinished=options.unfinished)
         victim.to(StageContext(experiment, run, trains=False).device)
         bad = list[BadSample]()
         pool, split = _volumes(experiment, options, bad)
@@ -98,19 +82,14 @@ def evaluate(runs: Sequence[tuple[Run, SEATExperiment]], options: EvaluateOption
     return results, skipped
 
 
-def trained_victim(run: Run, experiment: SEATExperiment) -> tuple[Normalized, tuple[str, ...]]:
-    """The network of a finished run, and the names of its classes.
-
-    Raises:
-        ValueError: it is not trained to its end, or its file was changed since.
-    """
-    return _reached(run, experiment)[:2]
-
-
-def _reached(
+def trained_victim(
     run: Run, experiment: SEATExperiment, *, unfinished: bool = False
 ) -> tuple[Normalized, tuple[str, ...], int]:
-    """The trained network of a run, the names of its classes, and the epoch that it reached."""
+    """The trained network of a run, the names of its classes, and the epoch that it reached.
+
+    Raises:
+        ValueError: it is not trained to its end, and `unfinished` is False; or its file was changed since.
+    """
     experiment = experiment.resolved()
     if unfinished and not victim_file(run).is_file():
         task, plan = experiment.data.resolved_task, experiment.data.resolved_plan()
@@ -121,6 +100,11 @@ def _reached(
         return Normalized(net, [0.0] * channels, [1.0] * channels).eval(), task.classes, checkpoint.step
     segmenter(StageContext(experiment, run, trains=False))
     return *load_victim(victim_file(run)), experiment.training.epochs
+
+
+def victim_of(run: Run, experiment: SEATExperiment) -> tuple[Normalized, tuple[str, ...]]:
+    """The network of a finished run, and the names of its classes; raises as `trained_victim`."""
+    return trained_victim(run, experiment)[:2]
 
 
 def _volumes(experiment: SEATExperiment, options: EvaluateOptions, bad: list[BadSample]) -> tuple[VolumePool, str]:
@@ -160,26 +144,25 @@ def _report(
         classes=classes,
         ids=pool.ids,
         batch_size=settings.batch_size,
-        bounds=_window(experiment) or "image",
+        bounds=_window(experiment, patches.images.cpu()) or "image",
         sanity=settings.sanity,
         out=out,
     )
 
 
-def _window(experiment: SEATExperiment) -> Bounds | None:
-    """The window of intensities that epsilon is a share of; None: it is one of the range of each patch."""
-    return window_bounds(constants_of(experiment.data)) if experiment.training.eps_range == "window" else None
+def _window(experiment: SEATExperiment, images: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Bounds [1, C, 1, 1, 1] of the task's window where epsilon is a share of it, for patches [N, C, *spatial]."""
+    if experiment.training.eps_range == "patch":
+        return None
+    low, high = (end.to(images.device) for end in constants_of(experiment.data).z_bounds())
+    least, most = (end(images.transpose(0, 1).flatten(1), dim=1).view_as(low) for end in (torch.amin, torch.amax))
+    return torch.minimum(low, least), torch.maximum(high, most)  # by its last digit a patch may lie outside
 
 
 def _spent(run: Run, epoch: int) -> dict[str, int]:
     """What the training took up to an epoch at most: epochs, and passes of a batch, forward and backward together."""
     lines = run.stage(SEGMENTER).metrics()[:epoch]
     return {"epochs": len(lines), "passes": round(lines[-1][f"{SEGMENTER}/passes"]) if lines else 0}
-
-
-def _key(one: AttackResult) -> str:
-    """Begin of the names of an attack's metrics, such as clean, pgd_20_eps_8_255."""
-    return one.attack if one.kind == "none" else f"{one.attack}_{slug(f'eps {one.eps}')}"
 
 
 def _dice(counts: Counts) -> Floats:
@@ -209,12 +192,12 @@ def _result(
             continue
         radius = f"{WORST}_{slug(f'eps {one.eps}')}"
         for case, value in zip(cases, _dice(one.counts).tolist(), strict=True):
-            case[f"{_key(one)}_dice"] = value
+            case[f"{metric_of(one)}_dice"] = value
             if one.kind != "none":
                 for name in (WORST, radius):
                     case[f"{name}_dice"] = min(case.get(f"{name}_dice", value), value)
         if one.kind != "none":
-            titles |= {radius: f"Worst, ε = {one.eps}", _key(one): f"{one.title}, ε = {one.eps}"}
+            titles |= {radius: f"Worst, ε = {one.eps}", metric_of(one): f"{one.title}, ε = {one.eps}"}
     name = method_name(experiment, epoch, experiment.training.epochs)
     return Result(
         id=f"{slug(name)}_seed{experiment.seed}",
@@ -267,18 +250,15 @@ def _figure(
     images, labels = patches.images[:PANEL], patches.labels[:PANEL]
     eps = max(experiment.evaluation.radii, key=lambda one: Epsilon.parse(one).value)
     adversarial = ATTACKS["pgd"](
-        victim, images, labels, eps=eps, steps=20, bounds=_window(experiment) or image_range(images)
+        victim, images, labels, eps=eps, steps=20, bounds=_window(experiment, images) or image_range(images)
     )
     save_picture(path, _panel(victim, images, adversarial, [labels], len(classes)))
 
 
 @torch.no_grad()
 def _panel(victim: Normalized, images: Tensor, adversarial: Tensor, maps: Sequence[Tensor], classes: int) -> Bytes:
-    middle = images.shape[-1] // 2
-    low, high = image_range(images)
-    shown = [((x - low) / (high - low).clamp(min=1e-6))[:, :1, ..., middle] for x in (images, adversarial)]
     found = [torch.cat([victim(x).argmax(dim=1) for x in torch.split(part, 1)]) for part in (images, adversarial)]
-    return attack_panel(shown[0], shown[1], [one[..., middle] for one in (*maps, *found)], classes)
+    return volume_panel(images, adversarial, [*maps, *found], classes)
 
 
 # -- one attack ----------------------------------------------------------------------------------------------------
@@ -286,7 +266,7 @@ def _panel(victim: Normalized, images: Tensor, adversarial: Tensor, maps: Sequen
 
 def render(run: Run, experiment: SEATExperiment, options: RenderOptions) -> Episode:
     """PGD with the training's radius and number of steps on the middle patch of one test volume, step by step."""
-    victim, classes, _ = _reached(run, experiment, unfinished=options.unfinished)
+    victim, classes, _ = trained_victim(run, experiment, unfinished=options.unfinished)
     pool, _ = _volumes(experiment, EvaluateOptions(split=options.split), [])
     if options.case is not None:
         check_choice("case", options.case, pool.ids)
@@ -314,26 +294,8 @@ def render(run: Run, experiment: SEATExperiment, options: RenderOptions) -> Epis
             steps=config.iterations,
             step_size=Epsilon.parse(config.eps).value * config.step(config.iterations),
             random_start=False,
-            bounds=_window(experiment) or image_range(images),
+            bounds=_window(experiment, images) or image_range(images),
             watch=watch,
         )
     )
     return Episode(shots, class_legend(classes), shots[-1].lines[0])
-
-
-def check_export(experiment: SEATExperiment) -> NoReturn:
-    """Raises ValueError: there is no agent to export."""
-    raise ValueError(
-        "export_sb3 writes an agent, but paper 'seat' trains a segmenter: its file is "
-        f"{SEGMENTER}/{VICTIM} in the run's folder"
-    )
-
-
-def learner(experiment: SEATExperiment, run: Run) -> NoReturn:
-    """Raises ValueError: as `check_export`."""
-    check_export(experiment)
-
-
-def lines(experiment: SEATExperiment, run: Run) -> list[dict[str, float]]:
-    """The curves of the training; a step is an epoch."""
-    return run.stage(SEGMENTER).metrics()

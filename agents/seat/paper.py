@@ -1,6 +1,9 @@
 """SEAT as a row of the table of papers."""
 
+from functools import partial
+
 from ...evaluation.curve_figures import Curve
+from .. import robust_segmenters
 from ..experiment import Paper
 from . import evaluation, training
 from .config import SEATExperiment
@@ -9,13 +12,14 @@ PAPER: Paper[SEATExperiment] = Paper(
     experiment=SEATExperiment,
     check=training.check,
     train=training.train,
-    learner=evaluation.learner,
-    check_export=evaluation.check_export,
+    learner=robust_segmenters.learner,
+    check_export=robust_segmenters.check_export,
     evaluate=evaluation.evaluate,
     render=evaluation.render,
-    victim=evaluation.trained_victim,
+    predictor=partial(robust_segmenters.no_masks, applied_by="segmenters.volume_windows applies it to whole volumes"),
+    victim=evaluation.victim_of,
     columns=evaluation.COLUMNS,
-    found_columns=evaluation.found_columns,
+    found_columns=partial(robust_segmenters.attack_columns, kinds={"dice": "Dice"}),
     baseline="clean",
     hparams=(
         *("seed", "data.task", "data.fold", "network.kind", "training.method", "training.schedule"),
@@ -29,7 +33,7 @@ PAPER: Paper[SEATExperiment] = Paper(
         Curve("segmenter/grad_l1_raw", "magnitude of the gradient"),
         Curve("segmenter/loss", "Dice + cross-entropy, training"),
     ),
-    lines=evaluation.lines,
+    lines=robust_segmenters.lines,
     frame_ms=1000,
     threads=0,
     parallel=True,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...envs.seat import ScheduleEnv
-from ..policy import Policy, Reference
+from ...envs.seat import SEATEnv
+from ..policy import Policy, RandomPolicy, Reference
 from .controller import DEAT, SEAT, MPlus, Schedule
 
 CONSTANTS = (1, 2, 3, 4, 5)
@@ -15,7 +15,7 @@ BONUS = 0.02
 """Weight of what is not known yet in the bandit's choice, in units of the reward of a step."""
 
 
-def actions_towards(env: ScheduleEnv, wanted: Tensor) -> Tensor:
+def actions_towards(env: SEATEnv, wanted: Tensor) -> Tensor:
     """Actions [N] or [N, 2] by which K becomes `wanted`, int64 [N]: at once, or by one where they are relative.
 
     Epsilon is left as it is.
@@ -36,7 +36,7 @@ class SchedulePolicy:
         self._make = make
         self.schedules: list[Schedule] = []
 
-    def __call__(self, env: ScheduleEnv) -> Tensor:
+    def __call__(self, env: SEATEnv) -> Tensor:
         """Actions towards the K of each schedule; its threshold is told to the environment."""
         if len(self.schedules) != env.num_envs:
             self.schedules = [self._make(env.config.most) for _ in range(env.num_envs)]
@@ -58,24 +58,9 @@ class Constant:
 
     iterations: int
 
-    def __call__(self, env: ScheduleEnv) -> Tensor:
+    def __call__(self, env: SEATEnv) -> Tensor:
         """Actions towards K, at most K_max."""
         return actions_towards(env, torch.full_like(env.iterations, min(self.iterations, env.config.most)))
-
-
-class RandomPolicy:
-    """Any action, uniformly. seed: of its own generator, on the CPU, so that devices agree."""
-
-    def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, env: ScheduleEnv) -> Tensor:
-        """Actions [N], or [N, 2]."""
-        space = env.single_action_space
-        choices = torch.as_tensor(getattr(space, "nvec", None) if env.config.eps_enlarger else [space.n])  # type: ignore[attr-defined]
-        drawn = torch.rand((env.num_envs, len(choices)), generator=self._generator, dtype=torch.float64)
-        actions = (drawn * choices).long().to(env.device)
-        return actions if env.config.eps_enlarger else actions[:, 0]
 
 
 class Bandit:
@@ -85,7 +70,7 @@ class Bandit:
     def __init__(self) -> None:
         self._sums = self._counts = torch.zeros(0, 0)
 
-    def __call__(self, env: ScheduleEnv) -> Tensor:
+    def __call__(self, env: SEATEnv) -> Tensor:
         """Actions towards the K of the highest bound."""
         shape = (env.num_envs, env.config.most)
         if self._sums.shape != shape:
@@ -102,19 +87,19 @@ class Bandit:
         return actions_towards(env, 1 + torch.where(untried, 1e6 + order, bound).argmax(dim=1))
 
 
-def _schedule(about: str, make: Callable[[int], Schedule]) -> Reference[ScheduleEnv]:
+def _schedule(about: str, make: Callable[[int], Schedule]) -> Reference[SEATEnv]:
     return Reference(about, lambda env, seed: SchedulePolicy(make))
 
 
-def _constant(iterations: int) -> Reference[ScheduleEnv]:
-    def made(env: ScheduleEnv, seed: int) -> Policy[ScheduleEnv]:
+def _constant(iterations: int) -> Reference[SEATEnv]:
+    def made(env: SEATEnv, seed: int) -> Policy[SEATEnv]:
         return Constant(iterations)
 
     return Reference(f"K = {iterations}: Free-{iterations}.", made)
 
 
-POLICIES: dict[str, Reference[ScheduleEnv]] = {
-    "random": Reference("Any action, uniformly.", lambda env, seed: RandomPolicy(seed)),
+POLICIES: dict[str, Reference[SEATEnv]] = {
+    "random": Reference("Any action, uniformly.", lambda env, seed: RandomPolicy(env.single_action_space, seed)),
     **{f"constant_{iterations}": _constant(iterations) for iterations in CONSTANTS},
     "seat": _schedule("SEAT's controller: K follows the magnitude of the gradient.", SEAT),
     "m_plus": _schedule("SEAT's controller without a fall of K.", MPlus),

@@ -93,7 +93,7 @@ class Trainer:
             iterations: K.
             bounds: what epsilon is a share of; None: the range of each patch and channel.
         """
-        ball = make_ball(images, self.radius, bounds)
+        ball = LinfBall.of_range(images, self.radius, bounds)
         self.images += len(images)
         if self.config.method == "replay":
             self._replay(ball, labels, iterations)
@@ -150,14 +150,13 @@ class Trainer:
         with frozen(self.net), torch.no_grad(), bfloat16_on_cuda(images.device):
             clean = self.net(images).float()
         replays = Replays(self.net, lambda logits, _: mean_kl(clean, logits))
-        steps = config.trades_steps
-        for k in range(steps):
-            if k == 0:
-                replays.begin(ball, labels, images + NOISE * torch.randn_like(images))
-            else:
-                replays.advance(1.0 / steps if config.trades_step is None else config.trades_step)
+        steps, share = config.trades_steps, 1 / config.trades_steps
+        replays.begin(ball, labels, images + NOISE * torch.randn_like(images))
+        self._measure(replays, 0, steps)
+        for k in range(1, steps):
+            replays.advance(share)
             self._measure(replays, k, steps)
-        replays.move(1.0 / steps if config.trades_step is None else config.trades_step)
+        replays.move(share)
         self.optimizer.zero_grad(set_to_none=True)
         with bfloat16_on_cuda(images.device):
             logits = self.net(torch.cat([images, replays.adversarial])).float()
@@ -195,24 +194,6 @@ class Trainer:
 
     def _add(self, name: str, values: Tensor) -> None:
         self.sums[name] = self.sums.get(name, torch.zeros((), device=values.device)) + values.detach().sum()
-
-
-def make_ball(images: Tensor, eps: float, bounds: Bounds | None = None) -> LinfBall:
-    """What may be reached: b = eps times the range of each patch and channel, or that of `bounds`; within the former.
-
-    Args:
-        images: patches [B, C, *spatial].
-        eps: share of the range, above 0.
-        bounds: (low, high), numbers or tensors that broadcast to the images.
-    """
-    own = LinfBall.around(images, eps, image_range(images))
-    if bounds is None:
-        return own
-    low, high = (torch.as_tensor(end, dtype=images.dtype, device=images.device) for end in bounds)
-    radius = eps * (high - low)
-    least, most = image_range(images)
-    lower, upper = torch.maximum(own.images - radius, least), torch.minimum(own.images + radius, most)
-    return LinfBall(own.images, lower, upper, radius.expand(1, images.shape[1], *[1] * (images.dim() - 2)))
 
 
 def mean_kl(clean: Tensor, other: Tensor) -> Tensor:

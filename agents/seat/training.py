@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ...attacks.budget import Bounds, Epsilon
+from ...attacks.budget import Bounds, Epsilon, LinfBall, image_range
 from ...attacks.replays import Replays
 from ...attacks.victim import Normalized
 from ...attacks.victims import NETWORKS, load_victim, save_victim
@@ -30,28 +30,27 @@ from ...common.progress import Progress
 from ...common.runs import Run
 from ...common.workers import ONE_PROCESS, Workers
 from ...datasets.decathlon.cases import constants_of, load_decathlon
-from ...datasets.decathlon.fingerprint import Fingerprint
 from ...datasets.decathlon.plan import Plan, Triple
-from ...datasets.decathlon.preparation import to_z
 from ...datasets.decathlon.sampling import PatchSampler, centre_corners
 from ...datasets.decathlon.tasks import Task
 from ...datasets.volumes import VolumePool
-from ...evaluation.attack_panels import attack_panel
+from ...evaluation.attack_panels import volume_panel
 from ...rewards.lipschitz import magnitude, relative_magnitude
 from ...segmenters.dice_ce import dice_ce_of_images
 from ...segmenters.pretrained import load_rog
 from ...segmenters.rog import ROG
 from ...segmenters.volume_networks import TASK_PATCHES
 from ..context import StageContext
+from ..robust_segmenters import SEGMENTER, VICTIM
 from .config import NetworkConfig, SEATExperiment, TrainingConfig
 from .controller import make_schedule
-from .trainers import NoiseBuffer, Trainer, make_ball
+from .trainers import NoiseBuffer, Trainer
 
 log = logging.getLogger(__name__)
-SEGMENTER, VICTIM = "segmenter", "victim.safetensors"
-"""Name of the stage, and of its file."""
 SHOWN = 2
 """Probe patches in TensorBoard's picture."""
+PROBE_SHARE = 0.5
+"""Step size of the attack on the probe, as a share of the radius."""
 AT_ONCE = 4
 """Validation patches that are passed together."""
 MAGNITUDES = {"raw": "grad_l1_raw", "relative": "grad_l1_rel"}
@@ -97,7 +96,7 @@ def segmenter(context: StageContext[SEATExperiment]) -> Path:
         if device.type == "cuda":
             net = net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         sampler = PatchSampler(pool, plan, experiment.augmentation, seed=context.seed("patches"))
-        bounds = window_bounds(constants_of(data)) if experiment.training.eps_range == "window" else None
+        bounds = constants_of(data).z_bounds() if experiment.training.eps_range == "window" else None
         train_network(
             net, sampler, val, experiment.training, stage, context.seed("training"), bounds=bounds, workers=workers
         )
@@ -110,18 +109,6 @@ def segmenter(context: StageContext[SEATExperiment]) -> Path:
         return [VICTIM]
 
     return context.complete(SEGMENTER, make, KEYS)
-
-
-def victim_file(run: Run) -> Path:
-    """Where a run keeps its trained network."""
-    return run.stage(SEGMENTER).folder / VICTIM
-
-
-def window_bounds(constants: Fingerprint) -> Bounds:
-    """Lowest and highest intensity of the window of a task in z units, [1, C, 1, 1, 1] each."""
-    ends = torch.tensor(constants.window)[..., None, None]  # rounded as the volumes are, which lie within
-    low, high = to_z(ends, constants, ct=True).movedim(1, 0)[:, None, ..., None]
-    return low, high
 
 
 def build_network(config: NetworkConfig, task: Task, plan: Plan, seed: int) -> Network:
@@ -321,7 +308,7 @@ class Judge:
         self.net, self.config, self.classes = net, config, val.classes
         self.patches = val.patches(rows, centre_corners(val, size), size)
         images = self.patches.images[: config.probe]
-        self.ball = make_ball(images, Epsilon.parse(config.eps).value, bounds)
+        self.ball = LinfBall.of_range(images, Epsilon.parse(config.eps).value, bounds)
         self.adversarial, self.predicted = images, self.patches.labels[: config.probe]
 
     def __call__(self) -> dict[str, float]:
@@ -330,12 +317,10 @@ class Judge:
         losses = self._loss(logits, self.patches.labels)
         clean = self._counts(logits, self.patches.labels)
         replays, labels = Replays(self.net, self._loss), self.patches.labels[: self.config.probe]
-        for step in range(self.config.probe_steps):
-            if step == 0:
-                replays.begin(self.ball, labels)
-            else:
-                replays.advance(0.5)
-        replays.move(0.5)
+        replays.begin(self.ball, labels)
+        for _ in range(self.config.probe_steps - 1):
+            replays.advance(PROBE_SHARE)
+        replays.move(PROBE_SHARE)
         attacked = self._logits(replays.adversarial)
         self.adversarial, self.predicted = replays.adversarial, attacked.argmax(dim=1)
         found = {"val_loss": float(losses.mean())}
@@ -350,20 +335,16 @@ class Judge:
         replays = Replays(self.net, self._loss)
         replays.begin(self.ball, self.patches.labels[: self.config.probe])
         images = self.ball.images
-        low, high = images.amin((2, 3, 4), keepdim=True), images.amax((2, 3, 4), keepdim=True)
-        relative = relative_magnitude(replays.gradient, low, high)
+        relative = relative_magnitude(replays.gradient, *image_range(images))
         return {"grad_l1_raw": float(magnitude(replays.gradient).mean()), "grad_l1_rel": float(relative.mean())}
 
     def show(self, run: Run, epoch: int) -> None:
         """The middle slices of the first probe patches, what the attack adds to them, and what is predicted of both."""
-        number, middle = min(SHOWN, len(self.adversarial)), self.adversarial.shape[-1] // 2
-        images, adversarial = (
-            _unit(x[:number, :1], self.ball.images[:number, :1])[..., middle]
-            for x in (self.ball.images, self.adversarial)
-        )
-        clean = self._logits(self.ball.images[:number]).argmax(dim=1)
-        maps = [one[:number, ..., middle] for one in (self.patches.labels, clean, self.predicted)]
-        run.log_image(f"{SEGMENTER}/attack", attack_panel(images, adversarial, maps, len(self.classes)), epoch)
+        number = min(SHOWN, len(self.adversarial))
+        images, adversarial = self.ball.images[:number], self.adversarial[:number]
+        clean = self._logits(images).argmax(dim=1)
+        maps = [self.patches.labels[:number], clean, self.predicted[:number]]
+        run.log_image(f"{SEGMENTER}/attack", volume_panel(images, adversarial, maps, len(self.classes)), epoch)
 
     @torch.no_grad()
     def _logits(self, images: Tensor) -> Tensor:
@@ -375,9 +356,3 @@ class Judge:
 
     def _counts(self, logits: Tensor, labels: Tensor) -> ClassCounts:
         return class_counts(logits.argmax(dim=1), labels, len(self.classes), ignore_index=255)
-
-
-def _unit(x: Tensor, of: Tensor) -> Tensor:
-    """Intensities as shares of the range of `of`, in [0, 1]."""
-    low, high = of.amin((1, 2, 3, 4), keepdim=True), of.amax((1, 2, 3, 4), keepdim=True)
-    return (x - low) / (high - low).clamp(min=1e-6)

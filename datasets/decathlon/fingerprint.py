@@ -64,6 +64,11 @@ class Fingerprint:
         channels = zip(self.window, self.mean, self.std, strict=True)
         return tuple(((low - mean) / std, (high - mean) / std) for (low, high), mean, std in channels)
 
+    def z_bounds(self) -> tuple[Tensor, Tensor]:
+        """`z_window` as bounds of patches: lowest and highest prepared intensity, float32 [1, C, 1, 1, 1] each."""
+        low, high = torch.tensor(self.z_window()).T.view(2, 1, -1, 1, 1, 1)
+        return low, high
+
     def save(self, path: str | Path) -> None:
         """Write the fingerprint as JSON."""
         save_document(self, path)

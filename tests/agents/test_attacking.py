@@ -13,7 +13,7 @@ from segarena.agents.attacking import open_victim, rounded
 from segarena.agents.command_line import main
 from segarena.attacks.budget import Epsilon
 from segarena.attacks.victim import Normalized
-from segarena.attacks.victims import PACKAGED, load_victim, save_victim
+from segarena.attacks.victims import PACKAGED, PACKAGED_VOLUMES, load_victim, save_victim
 from segarena.common.runs import Run
 from segarena.datasets.scenes.images import SceneDataConfig, load_scenes
 from segarena.evaluation.attack_panels import class_colours
@@ -76,7 +76,8 @@ def test_phantoms_are_attacked_and_what_is_written_is_true(pictures, tmp_path, c
             assert picture.mode == "P"
             assert picture.getpalette()[:18] == class_colours(6).flatten().tolist()
         with Image.open(tmp_path / f"{row['id']}_attacked_overlay.png") as picture:
-            assert picture.size == (6 * clean.shape[1] + 5 * 4, clean.shape[0])
+            height, width = (2 * side for side in clean.shape[:2])  # small images are enlarged
+            assert picture.size == (6 * width + 5 * 4, height)
         assert (row["attack"], row["eps"], row["status"]) == ("pgd_5", "8/255", "done")
     assert max(float(row["damage"]) for row in table_of(tmp_path)) > 0.1
     kept = json.loads((tmp_path / "attack.json").read_text())
@@ -157,6 +158,7 @@ def test_bad_files_are_named_and_skipped(pictures, tmp_path, capsys):
     ("words", "said"),
     [
         (["--model", "nowhere"], "model is 'nowhere', which does not exist; name the folder of a run"),
+        (["--model", str(PACKAGED_VOLUMES["toy"])], "segments volumes, no pictures"),
         (["--attack", "pdg_20"], "there is no attack 'pdg_20'"),
         (["--attack", "transfer"], "attack is 'transfer', which needs other models"),
         (["--eps", "8"], "8 grey levels are 8/255"),

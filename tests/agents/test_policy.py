@@ -213,6 +213,14 @@ def test_a_policy_that_cannot_play_is_named_and_left_out(capsys):
     assert main([*PLAY, *SET, "action_set=king26", "--policy", "sweep"]) == 2
 
 
+def test_policies_that_need_other_arguments_are_named_with_these(capsys):
+    assert main(["play", "--id", "SEATAttack-MSD-v0", "--episodes", "1", "--set", "split=val[:1]", "horizon=2"]) == 0
+    out = capsys.readouterr().out
+    assert "not played free, seat: --set update_victim=every_step start=carry\n" in out
+    assert "not played deat: --set action_mode=box\n" in out
+    assert not {"free", "seat", "deat"} & rows_of(out).keys()
+
+
 def test_the_first_episode_of_a_reference_policy_is_filmed(tmp_path, capsys):
     film = tmp_path / "deep" / "greedy.gif"
     assert main([*PLAY, *SET, "threshold=1", "--policy", "greedy", "--out", str(film)]) == 0

@@ -17,6 +17,7 @@ from segarena.agents.policy import make_env
 from segarena.agents.program import PROGRAM
 from segarena.agents.rl4seg.evaluation import test_split as split_that_is_evaluated
 from segarena.common.runs import Run
+from segarena.datasets.decathlon.cases import load_decathlon
 from segarena.datasets.echo.images import echo_splits
 from segarena.datasets.liver.cases import liver_case_ids
 from segarena.datasets.scenes.images import load_scenes
@@ -157,7 +158,7 @@ def test_every_configuration_has_cases_that_evaluate_and_render_take(path):
         env = make_env(experiment.env, {**experiment.settings, **experiment.evaluate_settings}, num_envs=1)
         env.reset()
         return
-    data = {"rl4seg": "target", "spars": "env", "rp_pgd": "data"}[given["paper"]]
+    data = {"rl4seg": "target", "spars": "env", "rp_pgd": "data", "seat": "data"}[given["paper"]]
     data = getattr(experiment, data)
     if data.data != "phantom" and getattr(data, "patients", None) is None:
         pytest.skip(f"needs the folder {data.data}")
@@ -166,5 +167,7 @@ def test_every_configuration_has_cases_that_evaluate_and_render_take(path):
         assert split == "all" or split in echo_splits(experiment.target)
     elif given["paper"] == "rp_pgd":
         assert len(load_scenes(data, experiment.test_split))
+    elif given["paper"] == "seat":
+        assert len(load_decathlon(data, f"{experiment.test_split}[:1]"))
     else:
         assert liver_case_ids(experiment.test.of(experiment.env))

@@ -80,6 +80,25 @@ def test_each_channel_has_its_own_epsilon_and_range():
     assert torch.equal(ball.project(images + 100), torch.tensor([[[1.0, 10.0], [5.0, 5.0], [0.0, 1.0]]]))
 
 
+def test_a_ball_of_the_images_own_range_is_that_of_its_bounds():
+    images = torch.randn(3, 2, 4, 4)
+    checked = LinfBall.around(images, torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1, 1), image_range(images))
+    own = LinfBall.of_range(images, torch.tensor([0.1, 0.2, 0.3]))
+    for name in ("images", "lower", "upper", "radius"):
+        assert torch.equal(getattr(own, name), getattr(checked, name)), name
+
+
+def test_epsilon_may_be_a_share_of_a_window_but_no_image_leaves_its_own_range():
+    images = torch.randn(4, 1, 5, 5, 5)
+    low, high = image_range(images)
+    window = LinfBall.of_range(images, 0.1, (-5.0, 5.0))
+    assert window.radius.shape == low.shape
+    assert window.radius.unique().tolist() == pytest.approx([1.0])
+    assert bool((window.upper <= high).all())
+    assert bool((window.lower >= low).all())
+    assert float((window.upper - images).max()) == pytest.approx(1.0, abs=1e-5)
+
+
 def test_a_random_start_fills_the_ball_and_repeats():
     images = torch.full((1, 1, 40, 40), 0.5)
     ball = LinfBall.around(images, 0.1)

@@ -13,8 +13,8 @@ from segarena.agents.seat.schedules import Bandit, actions_towards
 from segarena.attacks.victim import Normalized
 from segarena.attacks.victims import save_victim
 from segarena.datasets.decathlon.sampling import DRAWS, PatchSampler
-from segarena.envs.seat import CLEAN, CURVES, ITERATIONS, MAGNITUDE, ROBUST, TRAIN_LOSS, VAL_LOSS, ScheduleEnv
-from segarena.envs.seat_config import ENLARGED, ScheduleConfig
+from segarena.envs.seat import CLEAN, CURVES, ITERATIONS, MAGNITUDE, ROBUST, TRAIN_LOSS, VAL_LOSS, SEATEnv
+from segarena.envs.seat_config import ENLARGED, SEATConfig
 from segarena.segmenters.volume_networks import SmallVolumeNet
 from torch import nn
 
@@ -27,7 +27,7 @@ def actions(*choices):
 
 def test_a_segment_is_some_minibatches_of_replays_on_drawn_patches():
     """The patches are drawn by hand from the environment's own numbers, and the victim is taught without it."""
-    env, twin = begun(2, segment=3, batch=1), begun(2, segment=3, batch=1)
+    env, twin = begun(2, segment=3, batch_size=1), begun(2, segment=3, batch_size=1)
     env.step(actions(2, 1))  # K = 2 and 1
     volumes = len(twin.sampler.pool)
     rounds = -(-3 // volumes)
@@ -198,7 +198,7 @@ def test_a_saved_training_goes_on_as_it_would_have():
     moves = torch.tensor([[[2, 1], [1, 2]], [[2, 0], [2, 1]], [[0, 0], [1, 0]], [[2, 2], [2, 2]]])
     for move in moves[:2]:
         env.step(move)
-    other = ScheduleEnv(num_envs=2, device="cpu", **{**SMALL, "eps_enlarger": True, "patience": 1})
+    other = SEATEnv(num_envs=2, device="cpu", **{**SMALL, "eps_enlarger": True, "patience": 1})
     other.load_state(pickle.loads(pickle.dumps(env.state())))
     for move in moves[2:]:
         for one, two in zip(env.step(move), other.step(move), strict=True):
@@ -223,15 +223,25 @@ def test_what_the_end_tells_and_its_picture():
     assert picture.shape == start.shape
     assert (picture != start).any()
     assert "Dice" in later.caption(0)
-    assert len(later.legend()) == 6
+    assert len(later.legend()) == 7
+    assert "labels" in str(later.legend())
     later.shows_truth = False
-    assert later.render(1).shape != picture.shape
+    assert later.render(1).shape[1] < picture.shape[1]
+    assert "labels" not in str(later.legend())
 
 
 def test_free_training_makes_a_victim_robust_that_training_without_noise_does_not():
     """Both learn from as many passes; one relies on a pattern that an attack undoes. Where the attack has the wrong
     sign, it lowers the loss of the training below that without noise."""
-    settings = {"segment": 20, "batch": 4, "width": 4, "most": 5, "eps": 0.08, "learning_rate": 0.03, "probe_steps": 2}
+    settings = {
+        "segment": 20,
+        "batch_size": 4,
+        "width": 4,
+        "most": 5,
+        "eps": 0.08,
+        "learning_rate": 0.03,
+        "probe_steps": 2,
+    }
     env = begun(2, seeds=[1, 1], action_mode="absolute", **settings)
     env.sampler = PatchSampler(brittle(24, seed=1), env.config.resolved_plan(), seed=0)
     judged = brittle(8, seed=99)
@@ -263,7 +273,7 @@ def test_free_training_makes_a_victim_robust_that_training_without_noise_does_no
 )
 def test_arguments_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        ScheduleConfig(**settings)
+        SEATConfig(**settings)
 
 
 def test_every_episode_of_a_given_victim_begins_with_its_weights(tmp_path):

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from segarena.agents.command_line import main
 from segarena.agents.rp_pgd import evaluation
-from segarena.agents.rp_pgd.config import RobustnessConfig, RPPGDExperiment
+from segarena.agents.rp_pgd.config import EvaluationConfig, RPPGDExperiment
 from segarena.attacks.victim import Normalized
 from segarena.attacks.victims import load_victim, save_victim
 from segarena.common import fitting
@@ -84,7 +84,8 @@ def test_evaluate_writes_results_table_and_pictures(trained, capsys):
     assert "RP-PGD++, 2 steps" not in (folder / "robustness" / "index.md").read_text()
     assert "rp_pgd_pp_2" in (folder / "robustness" / "index.md").read_text()
     with Image.open(folder / f"{result.id}.png") as picture:
-        assert picture.size == (6 * 33 + 5 * 4, 3 * 33 + 2 * 4)
+        side = 4 * 33  # small images are enlarged
+        assert picture.size == (6 * side + 5 * 4, 3 * side + 2 * 4)
     assert (
         main(["evaluate", "--run", str(trained), "--cases", '[scene_200000, "*2"]', "--out", str(trained / "two")]) == 0
     )
@@ -132,7 +133,7 @@ def test_runs_are_compared_on_one_page_and_pair_by_pair(trained, tmp_path):
 )
 def test_windows_are_as_large_as_the_crops_of_the_training(classes, base_size):
     experiment = RPPGDExperiment(
-        augmentation=AugmentationConfig(crop=65), evaluation=RobustnessConfig(attacks=["pgd"], protocol="reference")
+        augmentation=AugmentationConfig(crop=65), evaluation=EvaluationConfig(attacks=["pgd"], protocol="reference")
     )
     assert evaluation._attacked(torch.nn.Identity(), classes, experiment).protocol == Protocol(65, base_size)
 

@@ -99,7 +99,8 @@ def test_curves_and_pictures(tmp_path):
     (folder,) = {path.parent for path in tmp_path.rglob("events.*")}
     shown = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
     assert [one.step for one in shown.Images("segmenter/attack")] == [2, 4, 5]
-    assert {(one.width, one.height) for one in shown.Images("segmenter/attack")} == {(6 * SIDE + 5 * 4, 2 * SIDE + 4)}
+    side = 8 * SIDE  # small images are enlarged
+    assert {(one.width, one.height) for one in shown.Images("segmenter/attack")} == {(6 * side + 5 * 4, 2 * side + 4)}
 
 
 def test_what_stays_in_memory_gives_the_same_batches_as_what_is_read():

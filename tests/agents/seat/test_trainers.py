@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from seat_toys import DATA, toy_batch, toy_config, toy_network
-from segarena.agents.seat.trainers import NoiseBuffer, Trainer, make_ball
+from segarena.agents.seat.trainers import NoiseBuffer, Trainer
 from segarena.agents.seat.training import Judge
 from segarena.datasets.decathlon.cases import load_decathlon
 from torch import nn
@@ -250,14 +250,3 @@ def test_a_patch_without_a_range_is_learned_as_it_is():
     assert float(buffer.delta[0].abs().max()) == 0
     assert float(buffer.delta[1].abs().max()) > 0
     assert all(bool(value.isfinite().all()) for value in net.parameters())
-
-
-def test_epsilon_may_be_a_share_of_a_window():
-    images, _ = toy_batch()
-    own, window = make_ball(images, 0.1), make_ball(images, 0.1, (-5.0, 5.0))
-    low, high = limits(images)
-    torch.testing.assert_close(own.radius, 0.1 * (high - low))
-    assert window.radius.unique().tolist() == pytest.approx([1.0])
-    assert bool((window.upper <= high).all())
-    assert bool((window.lower >= low).all())
-    assert float((window.upper - images).max()) == pytest.approx(1.0, abs=1e-5)

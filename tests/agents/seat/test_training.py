@@ -11,9 +11,8 @@ from safetensors.torch import load_file
 from seat_toys import DATA, TINY, toy_config, toy_network, train_toy
 from segarena.agents.command_line import main
 from segarena.agents.seat import evaluation, training
-from segarena.agents.seat.config import NetworkConfig, SEATExperiment, TrainingConfig
-from segarena.agents.seat.training import build_network, means, smoothed, train_network, window_bounds
-from segarena.attacks.budget import as_bounds
+from segarena.agents.seat.config import EvaluationConfig, NetworkConfig, SEATExperiment, TrainingConfig
+from segarena.agents.seat.training import build_network, means, smoothed, train_network
 from segarena.attacks.methods import ATTACKS
 from segarena.attacks.victims import load_victim
 from segarena.common import fitting
@@ -174,11 +173,14 @@ def test_no_prepared_voxel_leaves_the_window_of_its_task(task):
     known, channels = task.fingerprint, len(task.channels)
     ends = (-1e4, 1e4) if task.ct else (0.0, 1.0)
     image = torch.tensor(ends).view(2, 1, 1).expand(channels, 2, 1, 1)
-    as_bounds(to_z(image, known, ct=task.ct)[None], window_bounds(known))  # refuses what lies outside
+    low, high = known.z_bounds()
+    prepared = to_z(image, known, ct=task.ct)[None]
+    assert bool((prepared >= low - 1e-5).all())
+    assert bool((prepared <= high + 1e-5).all())
 
 
 def test_the_window_of_a_task_is_in_z_units():
-    low, high = window_bounds(find_task(9).fingerprint)
+    low, high = find_task(9).fingerprint.z_bounds()
     assert float(high - low) == pytest.approx(5.904, abs=1e-3)
     assert float(high - low) * 8 / 255 == pytest.approx(0.185224, abs=1e-5)
 
@@ -199,6 +201,20 @@ def test_the_window_of_a_task_is_in_z_units():
 def test_settings_that_do_not_go_together_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         TrainingConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("attacks", "said"),
+    [
+        (["transfer"], "has transfer but a run has no other models"),
+        (["pgd", "rp_pgd_20"], "has rp_pgd_20 but prototypes are of networks of images"),
+        (["pgd", "pgd"], "must name each attack once"),
+        ("strct", "did you mean 'strict'"),
+    ],
+)
+def test_attacks_that_a_run_cannot_be_judged_by_are_refused_before_it_trains(attacks, said):
+    with pytest.raises(ValueError, match=said):
+        EvaluationConfig(attacks=attacks)
 
 
 def test_a_network_that_does_not_fit_is_refused(tmp_path):
@@ -293,6 +309,8 @@ def test_the_command_line_trains_resumes_evaluates_and_draws(tmp_path, capsys):
     assert {"dice", "dice_ball", "recall_ball"} <= case.keys()
     assert (run / "evaluation" / "test" / "SEAT_seed0.png").is_file()
     assert main(["render", "--run", str(run), "--out", str(tmp_path / "attack.gif")]) == 0
+    assert main(["predict", "--run", str(run), "--input", str(tmp_path), "--out", str(tmp_path / "masks")]) == 2
+    assert "volume_windows applies it to whole volumes" in capsys.readouterr().err
     assert victim.model.description["width"] == 4
     assert Run.open(run).stage("segmenter").metrics()
 
@@ -316,20 +334,16 @@ def test_the_worst_is_that_of_each_case_over_attacks_and_radii_without_the_clean
     assert found["metrics"]["worst_dice"] == pytest.approx(0.3), "the mean over attacks is 0.45"
 
 
-def test_a_run_whose_epsilon_is_of_a_window_is_judged_and_drawn_by_it(tmp_path, monkeypatch):
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    run, window, seen = tmp_path / "run", ["--training.eps_range", "window"], []
-    assert main(["train", "--config", str(tmp_path / "tiny.yaml"), "--out", str(run), *window]) == 0
-    pgd = ATTACKS["pgd"]
-    monkeypatch.setitem(
-        evaluation.ATTACKS, "pgd", lambda *given, **named: (seen.append(named["bounds"]), pgd(*given, **named))[1]
-    )
+def test_a_window_is_what_epsilon_is_a_share_of_in_every_attack(tmp_path):
+    config = {**TINY, "training": {**TINY["training"], "epochs": 1, "eps_range": "window"}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    run = tmp_path / "run"
+    assert main(["train", "--config", str(tmp_path / "tiny.yaml"), "--out", str(run)]) == 0
     assert main(["evaluate", "--run", str(run)]) == 0
     assert main(["render", "--run", str(run), "--out", str(tmp_path / "attack.gif")]) == 0
-    low, high = window_bounds(find_task("toy", phantom=True).fingerprint)
-    assert [bounds[1].tolist() for bounds in seen] == [high.tolist()] * 2
-    (result,) = (run / "evaluation" / "test" / "robustness").glob("*pgd*.json")
-    assert yaml.safe_load(result.read_text())["depends"]["bounds"] == [low.tolist(), high.tolist()]
+    (file,) = (run / "evaluation" / "test" / "robustness").glob("*pgd_2__*.json")
+    farthest = yaml.safe_load(file.read_text())["farthest"]
+    assert max(farthest) == pytest.approx(8 / 255, rel=1e-3), "a share of the window"
 
 
 def test_networks_of_a_seed_are_alike():
