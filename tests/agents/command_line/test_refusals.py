@@ -98,11 +98,13 @@ REFUSED = {
     "another paper": (["--paper", "rl4seg"], "--paper is of paper 'rl4seg' but config.yaml of 'spars'"),
     "an unknown paper": (
         ["--paper", "spar"],
-        "paper is 'spar' but must be one of 'spars', 'rl4seg', 'rp_pgd', 'ppo'; did",
+        "paper is 'spar' but must be one of 'spars', 'rl4seg', 'rp_pgd', 'seat', 'ppo'; did",
     ),
     "a run to continue that there is not": (["--resume", "gone"], "'gone' is no run: it has no config.yaml"),
     "a folder for a run that goes on": (["--resume", ".", "--out", "x"], "in its own folder; leave out --out"),
 }
+
+KNOWN_PAPERS = "'spars', 'rl4seg', 'rp_pgd', 'seat', 'ppo'"
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -144,7 +146,7 @@ def test_cuda_is_refused_where_there_is_none(here, capsys):
         ("paper: spars\nenv: 3", "config.yaml: env is 3 but must be a section (name: value)"),
         ("paper: spars\nenv:", "config.yaml: env is None but must be a section (name: value)"),
         ("env: {threshold: 0.3}", "config.yaml names no paper; add a line `paper: NAME` with one of 'spars', 'rl4seg'"),
-        ("paper: sparse", "config.yaml: paper is 'sparse' but must be one of 'spars', 'rl4seg', 'rp_pgd', 'ppo'; did"),
+        ("paper: sparse", f"config.yaml: paper is 'sparse' but must be one of {KNOWN_PAPERS}; did"),
         ("- 1", "config.yaml holds no configuration (name: value) but [1]"),
         ("", "config.yaml holds no configuration (name: value) but None"),
         ("env: {threshold: 0.3", "config.yaml, line 1, column 21: expected"),
@@ -175,7 +177,7 @@ def test_a_missing_configuration_is_named(here, capsys, name, hint):
 
 
 def test_a_training_without_configuration_or_paper_is_refused(here, capsys):
-    said = "no configuration is given: --config NAME or FILE", "--paper with one of 'spars', 'rl4seg', 'rp_pgd', 'ppo'"
+    said = "no configuration is given: --config NAME or FILE", f"--paper with one of {KNOWN_PAPERS}"
     assert_refused(call("train"), capsys, *said)
     assert_refused(call("train", "--seed", "3"), capsys, *said)
     assert everything(here) == ["config.yaml"]
@@ -195,7 +197,7 @@ def test_a_training_without_configuration_or_paper_is_refused(here, capsys):
         (["play", "--id", "SPARS-LiverCT-v0", "--episodes", "ten"], "episodes is ten but must be a whole number"),
         (["play", "--env", "SPARS-LiverCT-v0"], "no option --env"),
         (["list", "--config"], "there is no option --config; did you mean --configs?"),
-        (["schema", "--paper", "rl4sg"], "paper is 'rl4sg' but must be one of 'spars', 'rl4seg', 'rp_pgd', 'ppo'; did"),
+        (["schema", "--paper", "rl4sg"], f"paper is 'rl4sg' but must be one of {KNOWN_PAPERS}; did"),
         (["cache", "--claer"], "there is no option --claer; did you mean --clear?"),
     ],
 )
