@@ -47,6 +47,7 @@ ROWS = {
         *("random", "bim", "mi_fgsm", "segpgd", "cospgd", "masked_ce", "js", "rp_region", "rp_pgd", "rp_pgd_pp"),
         *("rp_global", "open-loop schedule", "learned attack"),
     ),
+    "SEAT": ("clean", "clean, 5 passes", "Free-5", "SEAT", "SEAT+", "PGD-AT", "TRADES"),
     "RL4Seg": (
         *("source only", "AdaBN", "entropy minimisation", "TI-ST", "UDAS", "corrector", "MC dropout", "ensemble"),
         *("test-time augmentation", "gold self-training", "gold and corrected self-training"),
@@ -54,6 +55,8 @@ ROWS = {
     ),
 }
 """Rows of the tables of each paper: baselines, the method, its variants, upper bounds."""
+PAGES = ("scene_trainings", "spars_sweep_rewards", "spars_sweep_thresholds")
+"""Folders with a page of their own, which the program made."""
 
 
 def ordered(folder: str) -> list[Result]:
@@ -94,7 +97,7 @@ def readme_table(folder: str) -> str:
 
 
 if __name__ == "__main__":
-    for folder in sorted(path.name for path in RESULTS.iterdir() if path.is_dir() and path.name != "scene_trainings"):
+    for folder in sorted(path.name for path in RESULTS.iterdir() if path.is_dir() and path.name not in PAGES):
         print(f"### {folder}\n\n" + "\n\n".join(tables_of(folder)) + "\n")
     print(f"### spars_masks\n\n{masks_table()}\n")
     for folder in README:
