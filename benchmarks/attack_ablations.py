@@ -42,7 +42,7 @@ VARIANTS = {
     "one mean, regions alone (RP-global)": ("rp_global", PLAIN),
     "prototypes of the batch": ("rp_pgd_pp", replace(PLAIN, proto_scope="batch")),
     "background has an intra term, too": ("rp_pgd_pp", replace(PLAIN, intra_skip=())),
-    "released program, all of it": ("rp_pgd_pp", replace(RELEASED, norm_clamp_start=False)),
+    "released program, from the clean image": ("rp_pgd_pp", replace(RELEASED, norm_clamp_start=False)),
     "BIM": ("bim", None),
 }
 """Attack and options by what is changed."""

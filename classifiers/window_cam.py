@@ -14,8 +14,8 @@ from ..datasets.liver.lattice import WindowLattice
 from .presence import DensePresenceNet
 from .stem import CELL
 
-CASES_KEPT = 8
-"""Cases whose cells stay in memory: 23 MB each of a CT in float16, 0.4 MB of a phantom."""
+MOST_KEPT = 2**28
+"""Bytes of cells that stay in memory: 23 MB of a CT in float16, 0.4 MB of a phantom."""
 MOST_NUMBERS = 2**24
 """Features of cells that are gathered at once, 64 MB, unless one line of windows needs more."""
 
@@ -96,6 +96,6 @@ class WindowCam:
             volume = self.images[case].to(self.device)[None, None].float() / 255
             cells = self.net.layers.cells(volume, self.lattice)[0].half()
             self._kept[case] = cells.flatten(1, 2).permute(1, 2, 0).contiguous()
-            if len(self._kept) > CASES_KEPT:
+            while len(self._kept) > 1 and sum(one.nbytes for one in self._kept.values()) > MOST_KEPT:
                 self._kept.popitem(last=False)
         return self._kept[case]

@@ -131,7 +131,7 @@ class LearnedAttack:
             raise ValueError("a learned attack is of images in [0, 1] with 255 as the label of ignored pixels")
         known = {field.name for field in fields(AttackConfig)}
         chosen = {name: value for name, value in self.experiment.settings.items() if name in known - {"model"}}
-        chosen |= {"eps": budget.given, "paired_baseline": None, "feature_layer": feature_layer}
+        chosen |= {"eps": budget.given, "paired_baseline": None, "rand_start": False, "feature_layer": feature_layer}
         number, shape = len(images), images.shape[2:]
         names = [str(row) for row in range(number)]
         pool = ImagePool(

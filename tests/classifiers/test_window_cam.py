@@ -56,13 +56,23 @@ def test_maps_are_the_same_in_pieces_and_after_other_cases(net, monkeypatch):
     cam = WindowCam(net, lattice, [image(), image().flip(0)])
     ids = torch.tensor([3, 0, 11])
     whole = cam(0, ids)
-    monkeypatch.setattr("segarena.classifiers.window_cam.CASES_KEPT", 1)
+    monkeypatch.setattr("segarena.classifiers.window_cam.MOST_KEPT", 0)
     monkeypatch.setattr("segarena.classifiers.window_cam.MOST_NUMBERS", 1)
     assert not torch.equal(cam(1, ids), whole)
     assert torch.allclose(cam(0, ids), whole, atol=1e-6)
     assert cam(0, ids[:0]).shape == (0, 32)
     with pytest.raises(ValueError, match="step is 8 but a window's class activation map needs 4"):
         WindowCam(net, WindowLattice(FULL, (16, 16, 8), 8), [image()])
+
+
+def test_the_cells_of_as_many_phantoms_as_an_environment_has_are_made_once(net, monkeypatch):
+    lattice, made = WindowLattice(FULL, (16, 16, 8)), []
+    cells = net.layers.cells
+    monkeypatch.setattr(net.layers, "cells", lambda *given: (made.append(1), cells(*given))[1])
+    cam = WindowCam(net, lattice, [image()] * 16)
+    for case in (*range(16), *range(16)):
+        cam(case, torch.tensor([0]))
+    assert len(made) == 16
 
 
 class Halves:

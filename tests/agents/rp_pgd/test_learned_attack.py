@@ -72,6 +72,14 @@ def test_its_policy_is_what_moves_the_image(run, scenes):
     assert float((smaller - images).abs().mean()) < 0.7 * float((found - images).abs().mean())
 
 
+def test_it_begins_at_the_clean_image_wherever_its_policy_was_trained_from(scenes, tmp_path):
+    attack = LearnedAttack.open(policy_run(tmp_path / "random", rand_start=True))
+    (victim, _), starts = load_victim(PACKAGED["scenes"]), []
+    images, labels = scenes.at(torch.arange(2)), scenes.labels[:2].long()
+    attack(victim, images, labels, eps=EPS, watch=lambda core: starts.append(core.adversarial.clone()))
+    assert torch.equal(starts[0], images)
+
+
 def test_it_stands_in_a_report_of_any_model(run):
     victim, pool = toy_victim(), toys(3).pool()
     attack = open_attack(str(run))
