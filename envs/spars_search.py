@@ -6,7 +6,9 @@ straddle rule looks, `mask_threshold`; M = mean f, seen or likely, of the window
 scores; p, q = how likely M and M* make it that a block is tumour; D = likeness of p and q.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -214,15 +216,17 @@ class SearchEnv(SparsEnv):
     def _around(self) -> tuple[Tensor, Tensor, Tensor]:
         """Highest μ and mean σ of every window and its neighbours, and mean p of its blocks: float32 [N, L] each."""
         lattice = self.lattice
-        mean, sigma = (x.view(-1, 1, *lattice.shape) for x in (self.posterior.mean, self.posterior.variance.sqrt()))
+        mean, sigma = (x.view(-1, *lattice.shape) for x in (self.posterior.mean, self.posterior.variance.sqrt()))
         cells = tuple(width // lattice.step for width in lattice.window)
         inner = tuple(  # the blocks of the first window come first: a phase leaves a part of one before them
             slice(int(phase > 0), int(phase > 0) + number + cell - 1)
             for phase, number, cell in zip(lattice.phase, lattice.shape, cells, strict=True)
         )
-        p = F.avg_pool3d(self._p.view(-1, *lattice.block_shape)[(slice(None), *inner)][:, None], cells, 1)
-        near = F.avg_pool3d(sigma, 3, 1, 1, count_include_pad=False)
-        return F.max_pool3d(mean, 3, 1, 1).flatten(1), near.flatten(1), p.flatten(1)
+        blocks = self._p.view(-1, *lattice.block_shape)[(slice(None), *inner)]
+        p, widths = _windowed(blocks, cells, torch.add) / math.prod(cells), (3, 3, 3)
+        highest = _windowed(F.pad(mean, (1,) * 6, value=-torch.inf), widths, torch.maximum)
+        near, number = (_windowed(F.pad(x, (1,) * 6), widths, torch.add) for x in (sigma, torch.ones_like(sigma[:1])))
+        return highest.flatten(1), (near / number).flatten(1), p.flatten(1)
 
     def _answer(self, env_ids: Tensor | None = None) -> Tensor:
         """The competitor's actions, int64 [N]; only those of `env_ids` are drawn and matter, if it is given."""
@@ -272,3 +276,12 @@ class SearchEnv(SparsEnv):
         self.found, self._second, self._pending = kept["found"], kept["second"], kept["pending"]
         self.gains, self.total, self._pending_at = kept["gains"], kept["total"], kept["pending_at"]
         self._so_far()
+
+
+def _windowed(volumes: Tensor, widths: tuple[int, ...], combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Sums or maxima over every window of `widths` of volumes [N, X, Y, Z], axis after axis: PyTorch's pooling of
+    three axes takes 60 times as long on a CPU."""
+    for axis, width in enumerate(widths, start=1):
+        number = volumes.shape[axis] - width + 1
+        volumes = reduce(combine, (volumes.narrow(axis, first, number) for first in range(width)))
+    return volumes
