@@ -52,11 +52,10 @@ class OpenLoop:
     """A policy that plays a schedule, actions [T, ...] of the first T steps of an episode, the last one after them."""
 
     schedule: Tensor
-    """On the device of the environments that it plays in."""
 
     def __call__(self, env: BatchedEnv) -> Tensor:
         """Actions float32 [N, ...] of the steps that the episodes are in."""
-        return self.schedule[env.t.clamp(max=len(self.schedule) - 1)]
+        return self.schedule.to(env.device)[env.t.clamp(max=len(self.schedule) - 1)]
 
 
 def schedule_shape(env: BatchedEnv) -> tuple[int, int]:

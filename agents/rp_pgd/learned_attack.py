@@ -18,6 +18,7 @@ from ...attacks.budget import Bounds, Epsilon, LinfBall
 from ...attacks.core import AttackCore
 from ...attacks.named import NamedAttack, named_attack
 from ...attacks.options import RPOptions
+from ...common.checkpoints import load_weights
 from ...common.names import slug
 from ...common.runs import Run
 from ...datasets.images import ImagePool
@@ -29,7 +30,8 @@ from ...envs.attack_starts import ball_of
 from ...evaluation.robustness_run import digest
 from ..configuration import read_experiment
 from ..experiment import reached
-from ..generic import PPOExperiment, learner
+from ..generic import OPEN_LOOP, SCHEDULE, PPOExperiment, learner
+from ..open_loop import OpenLoop
 from ..policy import TrainedPolicy
 
 
@@ -49,19 +51,22 @@ class LearnedAttack:
 
     run: Run
     experiment: PPOExperiment
+    control: bool = False
+    """The run's open-loop schedule instead, the same actions for every image."""
     regional = True
     """It takes the layer of the prototypes."""
     single = False
 
     @classmethod
     def open(cls, folder: str | Path) -> "LearnedAttack":
-        """The attack of a finished run.
+        """The attack of a finished run, or of its open-loop schedule: `open_loop` in its folder.
 
         Raises:
             FileNotFoundError: there is no such run.
             ValueError: a run of another paper, or of an environment that is no attack of one number of steps.
         """
-        run = Run.open(folder)
+        control = Path(folder).name == OPEN_LOOP
+        run = Run.open(Path(folder).parent if control else folder)
         _, experiment = read_experiment(run)
         env_class = _class_of(experiment) if isinstance(experiment, PPOExperiment) else None
         if env_class is None or not issubclass(env_class, AttackEnv):
@@ -69,12 +74,12 @@ class LearnedAttack:
         horizons = experiment.settings.get("horizons", AttackConfig().horizons)
         if len(horizons) != 1:
             raise ValueError(f"run {str(folder)!r} attacks in {horizons} steps but an attack needs one number of steps")
-        return cls(run, experiment)
+        return cls(run, experiment, control)
 
     @property
     def title(self) -> str:
         """For tables and figures."""
-        return self.experiment.name
+        return f"{self.experiment.name}, open loop" if self.control else self.experiment.name
 
     def steps(self, steps: int | None = None) -> int:
         """The number of steps that it was trained for.
@@ -88,12 +93,15 @@ class LearnedAttack:
         return int(own)
 
     @cached_property
-    def policy(self) -> TrainedPolicy:
-        """The trained policy.
+    def policy(self) -> TrainedPolicy | OpenLoop:
+        """The trained policy, or the schedule.
 
         Raises:
-            ValueError: it is not trained to its end.
+            FileNotFoundError: the run has no schedule.
+            ValueError: the policy is not trained to its end.
         """
+        if self.control:
+            return OpenLoop(load_weights(self.run.folder / OPEN_LOOP / SCHEDULE)[0]["schedule"])
         reached(self.run, self.experiment.ppo.total_timesteps)
         model = learner(self.experiment, self.run)
         return TrainedPolicy(model.policy, deterministic=True, normalize=model.get_vec_normalize_env())
@@ -160,7 +168,9 @@ def open_attack(name: str) -> NamedAttack:
     if not is_run(name):
         return named_attack(name)
     attack = LearnedAttack.open(name)
-    weights = digest(attack.policy.policy.state_dict().values())[:8]  # another run is another attack
+    policy = attack.policy
+    numbers = [policy.schedule] if isinstance(policy, OpenLoop) else policy.policy.state_dict().values()
+    weights = digest(numbers)[:8]  # another run is another attack
     own = f"{slug(attack.title).lower()}_{weights}"
     return NamedAttack(own, attack.title, attack, family=own, steps=attack.steps(), needs=("feature_layer",))
 

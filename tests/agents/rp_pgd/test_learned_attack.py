@@ -10,6 +10,7 @@ from segarena.agents.rp_pgd.learned_attack import LearnedAttack, open_attack
 from segarena.attacks.methods import ATTACKS
 from segarena.attacks.options import RPOptions
 from segarena.attacks.victims import PACKAGED, load_victim
+from segarena.common.checkpoints import load_weights
 from segarena.datasets.scenes.images import PhantomScenes, SceneDataConfig, load_scenes
 from segarena.evaluation.robustness import robustness_report
 
@@ -78,6 +79,21 @@ def test_it_begins_at_the_clean_image_wherever_its_policy_was_trained_from(scene
     images, labels = scenes.at(torch.arange(2)), scenes.labels[:2].long()
     attack(victim, images, labels, eps=EPS, watch=lambda core: starts.append(core.adversarial.clone()))
     assert torch.equal(starts[0], images)
+
+
+def test_the_schedule_of_its_open_loop_is_an_attack(scenes, tmp_path):
+    folder = policy_run(tmp_path / "tuned", "--open_loop.generations", "1", "--open_loop.episodes", "4")
+    attack, (victim, _) = open_attack(str(folder / "open_loop")), load_victim(PACKAGED["scenes"])
+    images, labels = scenes.at(torch.arange(5)), scenes.labels.long()
+    assert attack.title == "learned attack, open loop"
+    assert attack.name != open_attack(str(folder)).name
+    found = attack.function(victim, images, labels, eps=EPS, feature_layer="model.merge.1")
+    (schedule,) = load_weights(folder / "open_loop" / "schedule.safetensors")[0].values()
+    env = env_of(LearnedAttack.open(folder).experiment, 5, split="test[:5]")
+    env.reset(options={"index": [0, 1, 2, 3, 4]})
+    for action in schedule:
+        env.step(action.expand(5, -1))
+    torch.testing.assert_close(found, env.x_adv, rtol=0, atol=1e-6)
 
 
 def test_it_stands_in_a_report_of_any_model(run):
