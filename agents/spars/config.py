@@ -149,6 +149,11 @@ class SparsExperiment(Experiment):
             raise ValueError(
                 "ppo.algorithm is 'maskable' but env.action_set 'continuous' has no action masks; give 'ppo'"
             )
+        if self.policy == "candidates" and self.ppo.algorithm == "recurrent":
+            raise ValueError(
+                "ppo.algorithm is 'recurrent' but policy 'candidates' masks windows that were seen, and observes "
+                "them; give 'ppo' or 'maskable'"
+            )
         if self.policy == "candidates" and self.ppo.net_arch:
             raise ValueError(
                 f"ppo.net_arch is {self.ppo.net_arch} but policy 'candidates' has layers of its own; leave it out"
