@@ -146,8 +146,14 @@ class EvaluationConfig(RobustnessConfig):
     """Patches that are attacked at once."""
     windows: Literal["monai", "rog"] = "monai"
     """How whole volumes are segmented: MONAI's sliding windows, or those of ROG's program."""
+    tolerance_mm: float = 1.0
+    """Distance within which two surfaces agree, for NSD."""
     sanity: bool = False
     """Attack with random signs and without a bound, too, so that the checks of the report can be made."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "evaluation.", tolerance_mm=AT_LEAST_0)
 
     def _lacks(self) -> Mapping[Need, str]:
         return {**super()._lacks(), "feature_layer": "prototypes are of networks of images; leave it out"}

@@ -14,20 +14,20 @@ from ...attacks.core import AttackCore
 from ...attacks.methods import ATTACKS
 from ...attacks.named import NamedAttack
 from ...attacks.victim import Normalized
-from ...attacks.victims import load_victim
-from ...common.checkpoints import load_into
 from ...common.checks import check_choice
 from ...common.device import bfloat16_on_cuda
 from ...common.names import slug
 from ...common.overlap import class_counts, dice_case, recall_and_precision
 from ...common.runs import Run, plain
-from ...datasets.decathlon.cases import constants_of, load_decathlon
+from ...datasets.decathlon.cases import constants_of, load_decathlon, recorded_labels
+from ...datasets.decathlon.preparation import restored
 from ...datasets.decathlon.sampling import mass_corners
 from ...datasets.sample import BadSample
 from ...datasets.volumes import Patches, VolumePool
 from ...evaluation.attack_panels import class_legend, save_picture, volume_panel
 from ...evaluation.drawing import Bytes
 from ...evaluation.films import Shot
+from ...evaluation.metrics import dice, hd95_mm, nsd
 from ...evaluation.report import Column, mean_metrics
 from ...evaluation.results import Case, Result, count_origins
 from ...evaluation.robustness import robustness_report
@@ -35,15 +35,19 @@ from ...evaluation.robustness_metrics import Counts, Floats
 from ...evaluation.robustness_report import RobustnessReport
 from ...evaluation.robustness_results import AttackResult
 from ...segmenters.volume_windows import VolumeWindows
+from .. import robust_segmenters
 from ..context import StageContext
 from ..experiment import Episode, EvaluateOptions, RenderOptions, check_names, method_name, write_result
-from ..robust_segmenters import REPORT, SEGMENTER, WORST, check_options, metric_of, victim_file
+from ..robust_segmenters import REPORT, SEGMENTER, WORST, check_options, metric_of
 from .config import SEATExperiment
 from .training import build_network, segmenter
 
 COLUMNS = (
     Column(f"{WORST}_dice", "Worst attack, Dice", "%", 100, 1),
     Column("dice", "Clean volume, Dice", "%", 100, 1),
+    Column("native_dice", "Clean volume in its file's voxels, Dice", "%", 100, 1),
+    Column("hd95_mm", "HD95", "mm", 1, 1),
+    Column("nsd", "NSD", "%", 100, 1),
     Column("clean_dice", "Clean patch, Dice", "%", 100, 1),
 )
 """The first columns of the table of results; those of each attack follow."""
@@ -85,21 +89,21 @@ def evaluate(runs: Sequence[tuple[Run, SEATExperiment]], options: EvaluateOption
 def trained_victim(
     run: Run, experiment: SEATExperiment, *, unfinished: bool = False
 ) -> tuple[Normalized, tuple[str, ...], int]:
-    """The trained network of a run, the names of its classes, and the epoch that it reached.
-
-    Raises:
-        ValueError: it is not trained to its end, and `unfinished` is False; or its file was changed since.
-    """
+    """As `robust_segmenters.trained_victim`."""
     experiment = experiment.resolved()
-    if unfinished and not victim_file(run).is_file():
+
+    def begun() -> tuple[Normalized, tuple[str, ...]]:
         task, plan = experiment.data.resolved_task, experiment.data.resolved_plan()
-        channels = len(task.channels)
-        net = build_network(experiment.network, task, plan, experiment.seed)
-        checkpoint = run.stage(SEGMENTER).checkpoint()
-        load_into(net, checkpoint.weights, f"{run.folder} at epoch {checkpoint.step}")
-        return Normalized(net, [0.0] * channels, [1.0] * channels).eval(), task.classes, checkpoint.step
-    segmenter(StageContext(experiment, run, trains=False))
-    return *load_victim(victim_file(run)), experiment.training.epochs
+        net, channels = build_network(experiment.network, task, plan, experiment.seed), len(task.channels)
+        return Normalized(net, [0.0] * channels, [1.0] * channels), task.classes
+
+    return robust_segmenters.trained_victim(
+        StageContext(experiment, run, trains=False),
+        segmenter,
+        begun,
+        experiment.training.epochs,
+        unfinished=unfinished,
+    )
 
 
 def victim_of(run: Run, experiment: SEATExperiment) -> tuple[Normalized, tuple[str, ...]]:
@@ -225,22 +229,42 @@ def _result(
 
 @torch.no_grad()
 def _whole(experiment: SEATExperiment, victim: Normalized, pool: VolumePool) -> list[dict[str, float | None]]:
-    """Dice, recall and precision of each class of every whole volume, and the mean Dice."""
+    """Dice, recall and precision of each class of every whole volume, and the mean Dice; and by the voxels of its file
+    the mean Dice, and Dice, HD95 and NSD of each class."""
     plan = experiment.data.resolved_plan()
     net, found = VolumeWindows(victim, plan.val_size, experiment.evaluation.windows), list[dict[str, float | None]]()
-    for row in range(len(pool)):
+    for row, (recorded, frame) in enumerate(recorded_labels(experiment.data, pool.ids)):
         sample = pool[row]
         assert sample.label is not None
         with bfloat16_on_cuda(pool.device):
-            predicted = net(sample.image[None]).argmax(dim=1)
-        counts = class_counts(predicted, sample.label[None].long(), len(pool.classes), 255)
-        dice, (recall, precision) = dice_case(counts)[0], recall_and_precision(counts)
-        metrics: dict[str, float | None] = {"dice": float(dice.mean())}
-        for name, values in (("dice", dice), ("recall", recall[0]), ("precision", precision[0])):
+            scores = net(sample.image[None]).softmax(dim=1)
+        counts = class_counts(scores.argmax(dim=1), sample.label[None].long(), len(pool.classes), 255)
+        of_classes, (recall, precision) = dice_case(counts)[0], recall_and_precision(counts)
+        metrics: dict[str, float | None] = {"dice": float(of_classes.mean())}
+        for name, values in (("dice", of_classes), ("recall", recall[0]), ("precision", precision[0])):
             for cls, value in zip(pool.classes[1:], values.tolist(), strict=True):
                 metrics[f"{name}_{slug(cls)}"] = None if value != value else value
+        native = restored(scores[0], sample, frame).cpu()
+        metrics |= _native(native, recorded, pool.classes, frame.ras_spacing_mm, experiment.evaluation.tolerance_mm)
         found.append(metrics)
     return found
+
+
+def _native(
+    predicted: Tensor, label: Tensor, classes: Sequence[str], spacing_mm: tuple[float, float, float], tolerance: float
+) -> dict[str, float]:
+    """Metrics of class numbers [X, Y, Z] in the space of a case's file; a class that is in neither has Dice 1."""
+    metrics = dict[str, float]()
+    for number, cls in enumerate(classes[1:], 1):
+        one, true = predicted == number, label == number
+        metrics[f"native_dice_{slug(cls)}"] = dice(one, true)
+        metrics[f"hd95_mm_{slug(cls)}"] = hd95_mm(one, true, spacing_mm)
+        metrics[f"nsd_{slug(cls)}"] = nsd(one, true, spacing_mm, tolerance_mm=tolerance)
+    means = {
+        name: sum(value for key, value in metrics.items() if key.startswith(name)) / (len(classes) - 1)
+        for name in ("native_dice", "hd95_mm", "nsd")
+    }
+    return {**means, **metrics}
 
 
 def _figure(
