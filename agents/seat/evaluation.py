@@ -1,5 +1,6 @@
 """A trained segmenter on whole volumes, and on patches under attack (docs/seat.md, Method 15 and 17)."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
@@ -42,6 +43,7 @@ from ..robust_segmenters import REPORT, SEGMENTER, WORST, check_options, metric_
 from .config import SEATExperiment
 from .training import build_network, segmenter
 
+log = logging.getLogger(__name__)
 COLUMNS = (
     Column(f"{WORST}_dice", "Worst attack, Dice", "%", 100, 1),
     Column("dice", "Clean volume, Dice", "%", 100, 1),
@@ -121,7 +123,19 @@ def _volumes(experiment: SEATExperiment, options: EvaluateOptions, bad: list[Bad
         pool = pool.take(rows)
     if pool.labels is None:
         raise ValueError(f"the cases of split {split!r} have no labels, by which Dice is counted; choose another split")
-    return pool, split
+    return (_with_foreground(pool, bad) if options.skip_bad else pool), split
+
+
+def _with_foreground(pool: VolumePool, bad: list[BadSample]) -> VolumePool:
+    """The volumes with something to attack; the others are told, and put to those that are left out."""
+    labels = [pool[row].label for row in range(len(pool))]
+    kept = [row for row, label in enumerate(labels) if label is not None and bool(label.any())]
+    if not kept:
+        raise ValueError(f"none of the {len(pool)} cases has any foreground, about which a patch is cut")
+    for row in sorted({*range(len(pool))} - {*kept}):
+        bad.append(BadSample(pool.ids[row], "it has no foreground, about which a patch is cut"))
+        log.warning("skipping %s: %s", pool.ids[row], bad[-1].reason)
+    return pool if len(kept) == len(pool) else pool.take(kept)
 
 
 def _report(

@@ -128,21 +128,23 @@ def test_dropout_is_off_in_the_attack_of_pgd_and_on_where_it_learns():
 
 def test_trades_weighs_the_divergence(monkeypatch):
     images, labels = toy_batch()
-    monkeypatch.setattr(torch, "randn_like", lambda x: torch.ones_like(x))
+    monkeypatch.setattr(torch, "randn", lambda shape, **_: torch.ones(shape))
     net, _, trainer = trained([(images, labels)], method="trades", trades_steps=2, beta=6.0)
     plain = toy_network()
     low, high = limits(images)
     radius = EPS * (high - low)
     clean = plain(images).detach()
-    delta, _ = clipped(images, 0.001 * torch.ones_like(images))
+    delta, _ = clipped(images, 0.001 * (high - low) * torch.ones_like(images))
 
     def apart(first, second):
         log_p = first.log_softmax(dim=1)
         return (log_p.exp() * (log_p - second.log_softmax(dim=1))).sum(dim=1).mean()
 
+    magnitudes = []
     for _ in range(2):
         leaf = (images + delta).requires_grad_()
         (gradient,) = torch.autograd.grad(apart(clean, plain(leaf)), leaf)
+        magnitudes.append(float(gradient.abs().sum()))
         delta, _ = clipped(images, delta + 0.5 * radius * gradient.sign())
     optimizer = optimizer_of(plain)
     optimizer.zero_grad()
@@ -151,6 +153,8 @@ def test_trades_weighs_the_divergence(monkeypatch):
     optimizer.step()
     alike(net, plain)
     assert trainer.passes == 5
+    found = float(trainer.sums["grad_l1_raw"] / trainer.sums["measured"])
+    assert found == pytest.approx(sum(magnitudes) / 2, rel=1e-3)
     other, _, _ = trained([(images, labels)], method="trades", trades_steps=2, beta=0.0)
     assert any(
         float((a - b).detach().abs().max()) > 1e-4 for a, b in zip(net.parameters(), other.parameters(), strict=True)
