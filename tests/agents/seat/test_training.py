@@ -333,6 +333,31 @@ def test_the_worst_is_that_of_each_case_over_attacks_and_radii_without_the_clean
     assert found["metrics"]["worst_dice"] == pytest.approx(0.3), "the mean over attacks is 0.45"
 
 
+def test_a_case_without_foreground_is_named_or_left_out(tmp_path, monkeypatch, capsys):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    run = tmp_path / "run"
+    assert main(["train", "--config", str(tmp_path / "tiny.yaml"), "--out", str(run)]) == 0
+
+    def emptied(count):
+        def load(*given):
+            pool = load_decathlon(*given)
+            return replace(pool, labels=torch.where(torch.arange(len(pool.labels)) < count * 16**3, 0, pool.labels))
+
+        monkeypatch.setattr(evaluation, "load_decathlon", load)
+
+    emptied(1)
+    capsys.readouterr()
+    assert main(["evaluate", "--run", str(run), "--split", "val"]) == 2
+    assert "phantom_00" in (said := capsys.readouterr().err)
+    assert "has no foreground" in said
+    assert main(["evaluate", "--run", str(run), "--split", "val", "--on_error", "skip"]) == 1
+    (result,) = (run / "evaluation").glob("*/SEAT_seed0.json")
+    assert len(yaml.safe_load(result.read_text())["cases"]) == 1
+    emptied(2)
+    assert main(["evaluate", "--run", str(run), "--split", "val", "--on_error", "skip"]) == 2
+    assert "none of the 2 cases has any foreground" in capsys.readouterr().err
+
+
 def test_a_window_is_what_epsilon_is_a_share_of_in_every_attack(tmp_path):
     config = {**TINY, "training": {**TINY["training"], "epochs": 1, "eps_range": "window"}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
