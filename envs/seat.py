@@ -120,7 +120,7 @@ class SEATEnv(BatchedEnv):
             weight_decay=cfg.weight_decay,
             drawn=cfg.model is None,
         )
-        choices = 3 if cfg.action_mode == "relative" else cfg.most
+        choices = 3 if cfg.action_mode == "relative" else cfg.most_iterations
         self.single_action_space = (
             spaces.MultiDiscrete([choices, len(ENLARGED)]) if cfg.eps_enlarger else spaces.Discrete(choices)
         )
@@ -168,7 +168,7 @@ class SEATEnv(BatchedEnv):
         cfg, before, changed = self.config, self.now, self.iterations
         actions = actions.to(self.device).view(self.num_envs, -1)
         chosen = actions[:, 0] + (self.iterations - 1 if cfg.action_mode == "relative" else 1)
-        self.iterations = chosen.clamp(1, cfg.most)
+        self.iterations = chosen.clamp(1, cfg.most_iterations)
         factor = self.enlarged[actions[:, 1]] if cfg.eps_enlarger else torch.ones_like(self.rate)
         running = (
             self.t < self.horizon if cfg.budget is None else (self.t < self.horizon) & (self.n_passes < cfg.budget)
@@ -186,7 +186,11 @@ class SEATEnv(BatchedEnv):
         self.reference = torch.where(self.t == 0, row[:, MAGNITUDE], kept)
         self._lower_rate(row[:, VAL_LOSS])
         change = row - before
-        terms = {"robust": change[:, ROBUST], "clean": change[:, CLEAN], "price": -self.iterations / cfg.most}
+        terms = {
+            "robust": change[:, ROBUST],
+            "clean": change[:, CLEAN],
+            "price": -self.iterations / cfg.most_iterations,
+        }
         spent = torch.zeros_like(self.t, dtype=torch.bool) if cfg.budget is None else self.n_passes >= cfg.budget
         return terms, spent
 
@@ -240,10 +244,10 @@ class SEATEnv(BatchedEnv):
         mag, before, tiny = now[:, MAGNITUDE], last[:, MAGNITUDE], 1e-12
         begun, second = self.t > 0, self.t > 1
         change = now - last
-        most = cfg.budget or cfg.horizon * self.batches * cfg.most
+        most = cfg.budget or cfg.horizon * self.batches * cfg.most_iterations
         columns = (
             self.t / cfg.horizon,
-            self.iterations / cfg.most,
+            self.iterations / cfg.most_iterations,
             torch.where(begun, (mag + tiny).log10(), 0.0),
             torch.where(begun, mag / (self.reference + tiny) - 1, 0.0),
             torch.where(second, (mag + tiny).log10() - (before + tiny).log10(), 0.0),

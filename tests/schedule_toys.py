@@ -17,7 +17,7 @@ SMALL = {
     "width": 2,
     "batch_size": 1,
     "segment": 1,
-    "most": 3,
+    "most_iterations": 3,
     "horizon": 6,
     "learning_rate": 0.05,
     "probe_steps": 1,

@@ -45,7 +45,7 @@ class TrainingConfig:
     schedule: ScheduleName = "seat"
     """Iterations K of an epoch. constant: K_max. seat: rises and falls with the magnitude of the gradient. m_plus:
     rises alone. deat_d: rises every `period` epochs. amata: rises linearly over the training."""
-    iterations: int = 5
+    most_iterations: int = 5
     """K_max: iterations of a batch, at most."""
     period: int = 3
     """Epochs between two decisions of seat and m_plus, or two rises of deat_d."""
@@ -106,7 +106,9 @@ class TrainingConfig:
     """Gradients of that attack, PGD with step size eps / 2 from the clean patch."""
 
     def __post_init__(self) -> None:
-        check(self, "training.", iterations=AT_LEAST_1, period=AT_LEAST_1, smoothing=(0, BELOW_1), least_step=(0, 1))
+        check(
+            self, "training.", most_iterations=AT_LEAST_1, period=AT_LEAST_1, smoothing=(0, BELOW_1), least_step=(0, 1)
+        )
         check(self, "training.", eps_enlarger=POSITIVE, beta=AT_LEAST_0, trades_steps=AT_LEAST_1)
         check(self, "training.", learning_rate=POSITIVE, weight_decay=AT_LEAST_0, patience=AT_LEAST_1)
         check(self, "training.", stop_below=(0, 1), epochs=AT_LEAST_1, budget=AT_LEAST_0)
@@ -116,7 +118,7 @@ class TrainingConfig:
         if self.batch_size is not None:
             check(self, "training.", batch_size=AT_LEAST_1)
         Epsilon.parse(self.eps, "training.eps")
-        make_schedule(self.schedule, self.iterations, self.period, self.gamma, self.epochs)
+        make_schedule(self.schedule, self.most_iterations, self.period, self.gamma, self.epochs)
         if not self.noise and self.method != "replay":
             raise ValueError(f"training.noise is false but training.method {self.method!r} is an attack; use replay")
         if self.method == "trades" and self.start != "carry":

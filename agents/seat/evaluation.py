@@ -184,7 +184,7 @@ def _spent(run: Run, epoch: int) -> dict[str, int]:
 
 
 def _dice(counts: Counts) -> Floats:
-    """Mean Dice of the foreground classes of each patch, [N]; a class that is neither predicted nor true has 1."""
+    """Mean `dice_case` of the foreground classes of each patch, [N]."""
     sizes = (counts.predicted + counts.true)[:, 1:]
     return np.asarray(np.where(sizes > 0, 2 * counts.both[:, 1:] / np.maximum(sizes, 1), 1.0).mean(axis=1))
 
@@ -317,7 +317,7 @@ def render(run: Run, experiment: SEATExperiment, options: RenderOptions) -> Epis
         with torch.no_grad():
             dice = float(dice_case(class_counts(victim(adversarial).argmax(dim=1), labels, len(classes), 255)).mean())
         shown = labels if options.truth else torch.zeros_like(labels)
-        line = f"{pool.ids[row]}, PGD, step {len(shots)} of {config.iterations}: Dice {100 * dice:.1f} %"
+        line = f"{pool.ids[row]}, PGD, step {len(shots)} of {config.most_iterations}: Dice {100 * dice:.1f} %"
         shots.append(Shot(_panel(victim, images, adversarial, [shown], len(classes)), [line]))
 
     def watch(core: AttackCore) -> None:
@@ -329,8 +329,8 @@ def render(run: Run, experiment: SEATExperiment, options: RenderOptions) -> Epis
             images,
             labels,
             eps=config.eps,
-            steps=config.iterations,
-            step_size=Epsilon.parse(config.eps).value * config.step(config.iterations),
+            steps=config.most_iterations,
+            step_size=Epsilon.parse(config.eps).value * config.step(config.most_iterations),
             random_start=False,
             bounds=_window(experiment, images) or image_range(images),
             watch=watch,

@@ -23,7 +23,7 @@ PAPER: Paper[SEATExperiment] = Paper(
     baseline="clean",
     hparams=(
         *("seed", "data.task", "data.fold", "network.kind", "training.method", "training.schedule"),
-        *("training.iterations", "training.eps", "training.start", "training.learning_rate", "training.epochs"),
+        *("training.most_iterations", "training.eps", "training.start", "training.learning_rate", "training.epochs"),
         "training.budget",
     ),
     curves=(

@@ -158,7 +158,7 @@ def test_the_learning_rate_is_halved_where_the_validation_loss_stands_still():
 
 @pytest.mark.parametrize(("name", "make"), [("seat", SEAT), ("m_plus", MPlus)])
 def test_the_controller_plays_as_it_decides_by_the_magnitudes_that_are_shown(name, make):
-    env = begun(3, horizon=16, most=5)
+    env = begun(3, horizon=16, most_iterations=5)
     policy = RULES[name].policy(env, 0)
     controllers, chosen = [make(5) for _ in range(3)], []
     for segment in range(16):
@@ -248,7 +248,7 @@ def test_free_training_makes_a_victim_robust_that_training_without_noise_does_no
         "segment": 20,
         "batch_size": 4,
         "width": 4,
-        "most": 5,
+        "most_iterations": 5,
         "eps": 0.08,
         "learning_rate": 0.03,
         "probe_steps": 2,
@@ -273,7 +273,7 @@ def test_free_training_makes_a_victim_robust_that_training_without_noise_does_no
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"most": 0}, "most is 0 but must"),
+        ({"most_iterations": 0}, "most_iterations is 0 but must"),
         ({"segment": 0}, "segment is 0 but must"),
         ({"eps": 8}, "8 grey levels are 8/255"),
         ({"width": 1}, "width is 1 but must"),

@@ -62,9 +62,9 @@ def test_m_plus_rises_like_seat_and_never_falls():
 
 
 def test_the_others_ask_no_magnitude():
-    deat = trace(DEAT(most=3, period=2), {}, 7)
+    deat = trace(DEAT(most_iterations=3, period=2), {}, 7)
     assert [deat[epoch][0] for epoch in range(1, 8)] == [1, 2, 2, 3, 3, 3, 3]
-    amata = trace(Amata(most=5, epochs=9), {}, 9)
+    amata = trace(Amata(most_iterations=5, epochs=9), {}, 9)
     assert [amata[epoch][0] for epoch in range(1, 9)] == [1, 2, 3, 3, 3, 4, 5, 5]
     assert {K for K, _ in trace(Schedule(4), {2: math.nan}, 5).values()} == {4}
 
@@ -86,7 +86,7 @@ def test_a_schedule_that_is_read_again_goes_on_alike(name):
 
 
 def test_what_makes_no_schedule_is_refused():
-    with pytest.raises(ValueError, match="most is 0"):
+    with pytest.raises(ValueError, match="most_iterations is 0"):
         Schedule(0)
     with pytest.raises(ValueError, match=r"gamma 1\.0"):
         SEAT(gamma=1.0)

@@ -40,7 +40,7 @@ def attacked_dice(net, eps="24/255", steps=10):
 @pytest.fixture(scope="module")
 def robust(tmp_path_factory):
     """Networks after as many passes on clean and on attacked patches."""
-    settings = {"learning_rate": 0.01, "iterations": 4, "epochs": 12, "eps": "24/255"}
+    settings = {"learning_rate": 0.01, "most_iterations": 4, "epochs": 12, "eps": "24/255"}
     folder = tmp_path_factory.mktemp("robust")
     noise, _, _ = train_toy(folder / "free", **settings)
     clean, _, _ = train_toy(folder / "clean", noise=False, start="zero", **settings)
@@ -53,7 +53,7 @@ def test_noise_makes_robust_and_as_many_clean_passes_do_not(robust):
 
 
 def test_the_schedule_decides_the_iterations_and_is_logged(tmp_path):
-    _, _, run = train_toy(tmp_path / "seat", schedule="seat", iterations=5, epochs=4)
+    _, _, run = train_toy(tmp_path / "seat", schedule="seat", most_iterations=5, epochs=4)
     lines = run.metrics()
     assert [line["segmenter/iterations"] for line in lines] == [1, 1, 1, 2]
     assert [line["segmenter/passes"] for line in lines] == [3, 6, 9, 15], "12 cases in batches of 4"
@@ -87,7 +87,14 @@ def test_the_learning_rate_follows_the_smoothed_validation_loss(tmp_path, monkey
 
 
 def test_it_ends_once_the_learning_rate_is_low_enough(tmp_path):
-    settings = {"learning_rate": 1e-6, "patience": 1, "epochs": 9, "noise": False, "start": "zero", "iterations": 1}
+    settings = {
+        "learning_rate": 1e-6,
+        "patience": 1,
+        "epochs": 9,
+        "noise": False,
+        "start": "zero",
+        "most_iterations": 1,
+    }
     _, _, run = train_toy(tmp_path / "half", stop_below=0.5, **settings)
     assert len(run.metrics()) == 3, "one epoch, and two without a lower loss"
     _, _, run = train_toy(tmp_path / "quarter", stop_below=0.25, **settings)
@@ -107,7 +114,7 @@ def test_the_optimiser_is_that_of_the_program(tmp_path, monkeypatch):
     program = TrainingConfig()
     train_toy(tmp_path, epochs=1, learning_rate=program.learning_rate)
     assert seen == {"lr": 1e-3, "weight_decay": 1e-5, "amsgrad": True}
-    assert (program.epochs, program.patience, program.iterations) == (1000, 50, 5)
+    assert (program.epochs, program.patience, program.most_iterations) == (1000, 50, 5)
     assert (program.gamma, program.period, program.step_share) == (1.1, 3, 0.5)
 
 
@@ -123,7 +130,7 @@ def test_the_epoch_is_kept_that_the_validation_chooses(tmp_path):
 
 @pytest.mark.parametrize("settings", [{"schedule": "seat"}, {"method": "trades", "trades_steps": 2}])
 def test_a_resumed_training_ends_bit_for_bit_like_one_that_was_not_killed(tmp_path, monkeypatch, settings):
-    settings = {"iterations": 2, "period": 1, "smoothing": 0.5, **settings}
+    settings = {"most_iterations": 2, "period": 1, "smoothing": 0.5, **settings}
     whole, _, _ = train_toy(tmp_path / "whole", epochs=4, **settings)
     monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", -1.0)
     train_toy(tmp_path / "killed", epochs=2, **settings)
@@ -191,7 +198,7 @@ def test_the_window_of_a_task_is_in_z_units():
         ({"eps": 0}, "training.eps"),
         ({"eps": -0.1}, "training.eps"),
         ({"gamma": 1.0}, "gamma"),
-        ({"iterations": 0}, "iterations"),
+        ({"most_iterations": 0}, "iterations"),
         ({"method": "pgd", "noise": False}, "use replay"),
         ({"method": "trades", "start": "zero"}, "leave it out"),
         ({"method": "trades", "schedule": "seat"}, "give constant"),
