@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-ScheduleName = Literal["constant", "seat", "m_plus", "deat_d", "amata"]
+ScheduleName = Literal["constant", "seat", "seat_plus", "m_plus", "deat_d", "amata"]
 
 
 @dataclass
@@ -104,6 +104,16 @@ class SEAT(Schedule):
 
 
 @dataclass
+class SEATPlus(SEAT):
+    """As `SEAT`, on a logarithmic scale: K falls where M has fallen by the factor gamma below that at the last change,
+    so that a magnitude that only trembles about it changes nothing."""
+
+    def _change(self, magnitude: float) -> int:
+        change = super()._change(magnitude)
+        return 0 if change < 0 and magnitude >= self.threshold / self.gamma**2 else change
+
+
+@dataclass
 class MPlus(SEAT):
     """As `SEAT`, but K never falls."""
 
@@ -150,10 +160,10 @@ def make_schedule(name: ScheduleName, most_iterations: int, period: int, gamma: 
     """A schedule by name.
 
     Args:
-        name: constant, seat, m_plus, deat_d or amata.
+        name: constant, seat, seat_plus, m_plus, deat_d or amata.
         most_iterations: K_max.
-        period: epochs between two decisions of seat and m_plus, or two rises of deat_d.
-        gamma: factor of the threshold of seat and m_plus.
+        period: epochs between two decisions of seat, seat_plus and m_plus, or two rises of deat_d.
+        gamma: factor of the threshold of seat, seat_plus and m_plus.
         epochs: of the whole training, for amata.
 
     Raises:
@@ -162,6 +172,7 @@ def make_schedule(name: ScheduleName, most_iterations: int, period: int, gamma: 
     made: dict[ScheduleName, Callable[[], Schedule]] = {
         "constant": lambda: Schedule(most_iterations),
         "seat": lambda: SEAT(most_iterations, period=period, gamma=gamma),
+        "seat_plus": lambda: SEATPlus(most_iterations, period=period, gamma=gamma),
         "m_plus": lambda: MPlus(most_iterations, period=period, gamma=gamma),
         "deat_d": lambda: DEAT(most_iterations, period=period),
         "amata": lambda: Amata(most_iterations, epochs=epochs),

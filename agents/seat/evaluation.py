@@ -66,7 +66,7 @@ def evaluate(runs: Sequence[tuple[Run, SEATExperiment]], options: EvaluateOption
     """
     check_options("seat", options)
     check_names([experiment for _, experiment in runs], [])
-    results, skipped, found = list[Result](), list[str](), list[AttackResult]()
+    results, skipped, found, left_out = list[Result](), list[str](), list[AttackResult](), list[str]()
     for run, experiment in runs:
         victim, classes, epoch = trained_victim(run, experiment, unfinished=options.unfinished)
         victim.to(StageContext(experiment, run, trains=False).device)
@@ -81,10 +81,10 @@ def evaluate(runs: Sequence[tuple[Run, SEATExperiment]], options: EvaluateOption
         report = _report(victim, classes, pool, patches, experiment, epoch, folder / REPORT)
         result = _result(experiment, victim, pool, split, report, epoch, options.command)
         result.settings.update(_spent(run, epoch))
-        found += report.results
+        found, left_out = found + report.results, report.left_out
         results.append(write_result(folder, result))
         _figure(folder / f"{result.id}.png", victim, classes, patches, experiment)
-    RobustnessReport(found).write(options.folder(runs[0][0]) / REPORT)
+    RobustnessReport(found, left_out=left_out).write(options.folder(runs[0][0]) / REPORT)
     return results, skipped
 
 

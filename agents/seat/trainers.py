@@ -15,6 +15,7 @@ from ...attacks.core import AttackCore
 from ...attacks.replays import Replays
 from ...attacks.restarts import raise_divergence
 from ...common.device import bfloat16_on_cuda
+from ...common.overlap import class_counts, dice_batch
 from ...common.workers import ONE_PROCESS, Workers
 from ...rewards.lipschitz import magnitude, relative_magnitude
 from ...segmenters.dice_ce import dice_ce_of_images, kl_divergence
@@ -126,14 +127,23 @@ class Trainer:
         replays.begin(ball, labels, self._start(ball))
         self._add("first_loss", replays.losses)
         self._measure(replays.gradient, ball.images, 0, iterations)
+        since = torch.full_like(replays.passes, -1)
+
+        def step_size() -> float | Tensor:
+            nonlocal since
+            if config.tau is None:
+                return share
+            since = since_success(since, replays, config.dice_threshold)
+            return share * (since < config.tau)
+
         for k in range(1, iterations):
-            replays.advance(share)
+            replays.advance(step_size())
             self._measure(replays.gradient, ball.images, k, iterations)
         if learns:
-            replays.advance(share)
+            replays.advance(step_size())
             replays.learn()
         else:  # dropout and batch statistics are for what teaches
-            replays.move(share)
+            replays.move(step_size())
             reached, replays = replays.adversarial, Replays(self.net, self.loss, "every_step")
             replays.begin(ball, labels, reached)
         self.passes += 1
@@ -195,6 +205,15 @@ class Trainer:
 def mean_kl(clean: Tensor, other: Tensor) -> Tensor:
     """Mean over the voxels of KL(softmax clean || softmax other), [B]; of logits [B, K, *spatial]."""
     return kl_divergence(clean, other).flatten(1).mean(dim=1)
+
+
+def since_success(since: Tensor, replays: Replays, threshold: float) -> Tensor:
+    """Steps since the Dice of each image was at most `threshold` first, int64 [B]; -1: it was not yet (FAT).
+
+    since: the same at the pass before; -1 at first.
+    """
+    dice = dice_batch(class_counts(replays.logits.argmax(dim=1), replays.labels, replays.logits.shape[1]))
+    return torch.where(since >= 0, since + 1, torch.where(dice <= threshold, 0, -1))
 
 
 def _share_of(ball: LinfBall, reached: Tensor) -> Tensor:

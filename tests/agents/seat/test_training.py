@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,6 +148,11 @@ def test_the_probe_decides_where_it_is_asked(tmp_path):
     assert last["segmenter/grad_l1_rel"] > 0
 
 
+def test_seat_plus_is_smoothed_relative_of_the_probe_and_has_a_band():
+    plus = yaml.safe_load((Path(training.__file__).parents[2] / "configs" / "seat" / "seat_plus.yaml").read_text())
+    assert plus["training"] == {"schedule": "seat_plus", "magnitude": "probe", "units": "relative", "smoothing": 0.5}
+
+
 def test_means_and_smoothing_are_those_of_the_method():
     loss = float("nan")
     found = [loss := smoothed(loss, value) for value in (1.0, 0.8, 0.6, 0.7)]
@@ -203,6 +209,8 @@ def test_the_window_of_a_task_is_in_z_units():
         ({"method": "trades", "start": "zero"}, "leave it out"),
         ({"method": "trades", "schedule": "seat"}, "give constant"),
         ({"smoothing": 1.0}, "smoothing"),
+        ({"tau": 1}, "training.tau is of pgd"),
+        ({"method": "pgd", "tau": -1}, "tau"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(settings, said):
