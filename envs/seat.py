@@ -197,7 +197,7 @@ class SEATEnv(BatchedEnv):
     def _train(self, iterations: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """One segment of every victim, of K int64 [N]; eps: [N]. Sums over its passes of loss and magnitude, [N]
         each."""
-        cfg, live = self.config, live_of(iterations.tolist(), self.device)  # the one wait for the device
+        cfg, live = self.config, live_of(iterations)  # the one wait for the device
         rounds = -(-self.batches * cfg.batch_size // len(self.sampler.pool))  # how often each volume may be needed
         volumes = len(self.sampler.pool)
         drawn = self.streams.uniform(rounds * volumes + self.batches * cfg.batch_size * DRAWS)

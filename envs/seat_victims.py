@@ -64,10 +64,13 @@ def adam_step(
     return moved, Adam(mean, square, highest, updates)
 
 
-def live_of(iterations: Sequence[int], device: torch.device) -> list[Tensor]:
-    """The victims that make pass 1, 2, ... of a minibatch, int64 [at most E] each, of the K of each victim."""
-    passes = range(max(iterations, default=0))
-    return [torch.tensor([e for e, K in enumerate(iterations) if k < K], device=device) for k in passes]
+def live_of(iterations: Tensor) -> list[Tensor]:
+    """The victims that make pass 1, 2, ... of a minibatch, int64 [at most E] each, of the K of each victim, int64 [E].
+
+    Waits for the device once.
+    """
+    order, numbers = iterations.argsort(descending=True, stable=True), iterations.tolist()
+    return [order[: sum(k < K for K in numbers)] for k in range(max(numbers, default=0))]
 
 
 class Pass(NamedTuple):
@@ -84,8 +87,8 @@ class Pass(NamedTuple):
 class Victims:
     """E networks of one kind with weights, optimiser and carried noise of their own, as tensors on one device.
 
-    Their functions are those of `attacks/replays.py:Replays` with `update="every_step"`, for all at once. On the CPU a
-    victim alone is passed twice: the convolution of one network rounds otherwise than that of several.
+    Their functions are those of `attacks/replays.py:Replays` with `update="every_step"`, for all at once. A victim
+    alone is passed twice: the convolution of one network rounds otherwise than that of several.
 
     Args:
         network: of that kind, with convolutions and layers that know no other image of the batch, and no dropout. Its
@@ -137,7 +140,7 @@ class Victims:
 
     def _logits(self, weights: Tensor, images: Tensor) -> Tensor:
         """Float32 [E, B, K, *spatial] of images [E, B, C, *spatial]."""
-        alone = len(weights) == 1 and images.device.type == "cpu"
+        alone = len(weights) == 1
         if alone:
             weights, images = (torch.cat((one, one)) for one in (weights, images))
         with bfloat16_on_cuda(images.device):
@@ -179,8 +182,8 @@ class Victims:
         """
         wide = images.shape[:2]
         flat = LinfBall.of_range(images.flatten(0, 1), eps.repeat_interleave(wide[1]))
-        reached = flat.project(flat.images + self.noise.flatten(0, 1)).unflatten(0, wide)
-        ball = [one.unflatten(0, wide) for one in (flat.images, flat.lower, flat.upper, flat.radius)]
+        reached = flat.project(flat.images + self.noise.flatten(0, 1)).view(images.shape)
+        ball = [one.view(*wide, *one.shape[1:]) for one in (flat.images, flat.lower, flat.upper, flat.radius)]
         losses, magnitudes = (torch.zeros(wide[0], device=images.device) for _ in range(2))
         for rows in live:
             weights, part = self.weights[rows], LinfBall(*(one[rows] for one in ball))

@@ -57,7 +57,7 @@ def taught(made, of, iterations, rate=0.01):
     for images, labels in of:
         number = len(iterations)
         eps, rates = torch.full((number,), EPS), torch.full((number,), rate)
-        loss, magnitude = made.replay(images, labels, eps, 0.5, live_of(iterations.tolist(), eps.device), rates)
+        loss, magnitude = made.replay(images, labels, eps, 0.5, live_of(iterations), rates)
         losses, magnitudes = losses + loss, magnitudes + magnitude
     return losses, magnitudes
 
