@@ -54,7 +54,7 @@ def fit(
     A run that was killed and resumed ends, on the CPU, with the same weights, bit for bit, as one that was not.
 
     Args:
-        run: the stage: receives `<name>/<scalar>` per epoch and checkpoints.
+        run: the stage: receives `<name>/<scalar>` per epoch, a scalar with a / by its own name, and checkpoints.
         net: the network in training; what `optimizer` moves is part of it.
         optimizer: its optimiser.
         name: prefix of the scalars, and of the progress bar.
@@ -115,7 +115,7 @@ def fit(
                 score = validated.pop("score")
                 scalars = {**trained, **validated}
                 if workers.is_main:
-                    run.log(epoch, {f"{name}/{key}": value for key, value in scalars.items()})
+                    run.log(epoch, {key if "/" in key else f"{name}/{key}": value for key, value in scalars.items()})
                 if score > best["score"]:
                     weights = {key: value.detach().clone() for key, value in net.state_dict().items()}
                     best = {"score": score, "epoch": epoch, "scalars": scalars, "weights": weights}

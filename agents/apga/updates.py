@@ -33,16 +33,23 @@ def bce(logits: Tensor, target: Tensor | float) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, wanted)
 
 
-class ProgramBaseline:
-    """The program's moving mean of a batch's reward, which takes the reward in before it is used (Eq. 15.1)."""
+class MovingMean:
+    """Moving mean of the mean reward of each batch, half of it the newest: a baseline."""
 
     def __init__(self) -> None:
-        self.value: float | None = None
+        self.value: Tensor | None = None
 
-    def advantage(self, reward: float) -> float:
-        """R = r - b; 0 at the first call."""
-        self.value = reward if self.value is None else DECAY * self.value + (1 - DECAY) * reward
-        return reward - self.value
+    def take(self, reward: Tensor) -> Tensor:
+        """The mean, `reward` (a scalar) included: what the program takes off that reward (Eq. 15.1)."""
+        before = reward if self.value is None else self.value.to(reward)
+        self.value = DECAY * before + (1 - DECAY) * reward
+        return self.value
+
+    def before(self, reward: Tensor) -> Tensor:
+        """The mean of earlier batches, 0 at first; `reward` is taken in afterwards."""
+        found = torch.zeros_like(reward) if self.value is None else self.value.to(reward)
+        self.take(reward)
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """The mean."""
@@ -53,9 +60,9 @@ class ProgramBaseline:
         self.value = state["value"]
 
 
-def legacy_loss(logits: Tensor, mask: Tensor, advantage: float) -> Tensor:
-    """100 R BCE(p, a) + 0.1 |R| BCE(p, 0) + 0.01 |R| BCE(p, 1) (Eq. 15.2); R of the whole batch."""
-    size = abs(advantage)
+def legacy_loss(logits: Tensor, mask: Tensor, advantage: Tensor) -> Tensor:
+    """100 R BCE(p, a) + 0.1 |R| BCE(p, 0) + 0.01 |R| BCE(p, 1) (Eq. 15.2); R = r - b of the whole batch, a scalar."""
+    size = advantage.abs()
     return POLICY * advantage * bce(logits, mask) + size * (ZEROS * bce(logits, 0.0) + ONES * bce(logits, 1.0))
 
 

@@ -5,8 +5,13 @@ step); l, l_old, l_ref = log-probability of the action under the policy, the one
 β = weight of the KL penalty; ρ = penalised reward; A = advantage; q = ratio; ε = clip range.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+Ratio = Literal["sum", "mean", "factored"]
+"""Of whole actions, their geometric mean over the places, or one for each place (docs/apga.md, Method 16)."""
 
 
 def penalised_reward(
@@ -21,10 +26,23 @@ def penalised_reward(
     return rho if gold is None else rho.masked_fill(gold[:, None, None], 1.0)
 
 
-def surrogate(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
-    """min(A q, A clip(q, 1 - ε, 1 + ε)) [B, H, W], to be maximised; A carries no gradient."""
-    ratio = (log_prob - old_log_prob).exp()  # Eq. 4.3, one per pixel, never multiplied over the image
-    return torch.min(advantage * ratio, advantage * ratio.clamp(1 - clip_range, 1 + clip_range))  # of Eq. 4.4
+def joined(log_ratio: Tensor, ratio: Ratio) -> Tensor:
+    """log q of what is clipped as one: log-ratios [..., H, W] as they are (factored), or their sum or mean
+    [..., 1, 1]."""
+    if ratio == "factored":
+        return log_ratio
+    return log_ratio.sum(dim=(-2, -1), keepdim=True) if ratio == "sum" else log_ratio.mean(dim=(-2, -1), keepdim=True)
+
+
+def surrogate(
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip_range: float, ratio: Ratio = "factored"
+) -> Tensor:
+    """min(A q, A clip(q, 1 - ε, 1 + ε)) [B, H, W], to be maximised; A carries no gradient.
+
+    ratio: see `joined`; with sum and mean A is [B, 1, 1], one of each action, and so is the result.
+    """
+    q = joined(log_prob - old_log_prob, ratio).exp()  # Eq. 4.3; factored: one per pixel, never multiplied over them
+    return torch.min(advantage * q, advantage * q.clamp(1 - clip_range, 1 + clip_range))  # of Eq. 4.4
 
 
 def policy_gradient(log_prob: Tensor, rho: Tensor) -> Tensor:
