@@ -45,6 +45,7 @@ def fit(
     validate: Callable[[Net], tuple[float | None, Scalars]],
     state: Mapping[str, Stateful] | None = None,
     patience: int | None = None,
+    above: float = -math.inf,
     stop: Callable[[Mapping[str, float]], bool] | None = None,
     workers: Workers = ONE_PROCESS,
 ) -> dict[str, float]:
@@ -66,6 +67,7 @@ def fit(
             counts. Each of them validates with all data.
         state: by name, what else the two functions change and a checkpoint must hold.
         patience: stop after so many epochs without a better score; None: never.
+        above: the score that the first best epoch must exceed; where none does, the last one stays.
         stop: stop after an epoch with these scalars.
         workers: the processes that train together.
 
@@ -75,7 +77,7 @@ def fit(
         Stopped: a signal asked for it; the last epoch is kept.
     """
     device, state = next(net.parameters()).device, state or {}
-    best: dict[str, Any] = {"score": -math.inf, "epoch": 0, "scalars": {}}
+    best: dict[str, Any] = {"score": above, "epoch": 0, "scalars": {}}
     generator, done, scalars = Generator().manual_seed(seed + workers.rank), 0, dict[str, float]()
     workers.share_weights(net)
     with forked_rng(device):
