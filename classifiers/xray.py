@@ -21,6 +21,8 @@ from ..common.published import put_weights, read_state_dict
 Architecture = Literal["densenet169", "small_cnn"]
 Normalize = Literal["none", "imagenet"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PACKAGED = Path(__file__).with_name("weights") / "xray_phantom.safetensors"
+"""The classifier that comes with the package, trained on phantoms; its card stands beside it."""
 LEAST_SIDE = {"densenet169": 32, "small_cnn": 8}
 """Pixels of a side that are needed for one position of the feature maps."""
 IMAGENET_CLASSIFIER = "classifier."

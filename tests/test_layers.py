@@ -48,6 +48,7 @@ ENVS_OF = {
         *("spars_patch", "spars_search", "spars_starts", "spars_tables"),
     },
     "rl4seg": {"rl4seg", "rl4seg_config"},
+    "apga": {"apga", "apga_actions", "apga_config", "apga_pictures"},
     "rp_pgd": {
         *("attack", "attack_actions", "attack_config", "attack_observations", "attack_pictures", "attack_starts"),
         "attack_tasks",
