@@ -1,6 +1,6 @@
 """Images of which a region is erased or kept, and what stands in place of the rest (docs/apga.md, Method 1).
 
-Symbols: x = images [B, C, H, W] in [0, 1]; a = mask [B, 1, H, W], 1 where a pixel is selected, in between if it is soft.
+Symbols: x = images [B, C, H, W] in [0, 1]; a = mask [B, 1, H, W], 1 where selected, in between if it is soft.
 """
 
 from typing import Literal, get_args

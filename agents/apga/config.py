@@ -50,20 +50,23 @@ class AgentConfig:
     """Maps of the first level of `grid`, doubled at each level below."""
     in_channels: Literal[1, 3] = 1
     """Channels of the first layer; 3 (paper's program): a grey picture is repeated."""
-    init: Literal["random", "foreground", "file"] = "random"
-    """Weights to begin with. foreground: fitted to what is brighter than Otsu's threshold, first; file: `pretrained`."""
+    init: Literal["random", "foreground", "vgg11", "file"] = "random"
+    """Weights to begin with. foreground: fitted to what is brighter than Otsu's threshold, first; vgg11: ImageNet's in
+    the encoder of unet11; file: an agent of ours, or published weights of unet11 (paper)."""
     pretrained: str | None = None
-    """File of `init: file`: an agent.safetensors of an earlier run, or published weights of UNet11."""
+    """File of `init: file`, such as agent.safetensors of an earlier run, or of `init: vgg11`."""
     foreground_epochs: int = 5
     """Epochs of the fit of `init: foreground`."""
 
     def __post_init__(self) -> None:
         check(self, "agent.", grid=AT_LEAST_1, width=AT_LEAST_1, foreground_epochs=AT_LEAST_1)
-        if (self.pretrained is None) == (self.init == "file"):
+        if (self.pretrained is None) == (self.init in ("file", "vgg11")):
             raise ValueError(
-                f"agent.init is {self.init!r} and agent.pretrained is {self.pretrained!r}; a file goes with init file, "
-                f"and init file with a file"
+                f"agent.init is {self.init!r} and agent.pretrained is {self.pretrained!r} but init file and vgg11 need "
+                f"a file there, and others none"
             )
+        if self.init == "vgg11" and self.kind != "unet11":
+            raise ValueError(f"agent.init is 'vgg11' but agent.kind is {self.kind!r}; take unet11, or another init")
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,13 @@ class Game:
         experiment: APGAExperiment,
         start: XrayClassifier | None = None,
     ) -> None:
-        self.players, self.optimizer, self.pool, self.experiment, self.start = players, optimizer, pool, experiment, start
+        self.players, self.optimizer, self.pool, self.experiment, self.start = (
+            players,
+            optimizer,
+            pool,
+            experiment,
+            start,
+        )
         self.counters, self.mean = Counters(), MovingMean()
         self.known: Tensor | None = None
         self.last_plain_loss: Tensor | None = None
@@ -181,7 +187,7 @@ class Game:
 
     @torch.no_grad()
     def rewards(self, batch: Batch, masks: Tensor) -> Tensor:
-        """r of masks [K, B, 1, h, w], [K, B], without gradient; the mean over the batch where `reward.level` says so."""
+        """r of masks [K, B, 1, h, w], [K, B], without gradient; of level batch each is the mean over the batch."""
         worth = self.worth(batch, masks)
         if self.experiment.reward.level == "batch":
             worth = worth.mean(dim=1, keepdim=True).expand_as(worth)
@@ -221,7 +227,9 @@ class Game:
                 logits = torch.cat([net(x, masked=name != "plain") for name, x in views])
             else:
                 logits = net(torch.cat([x for _, x in views]))
-        losses = F.cross_entropy(logits.float(), y.repeat(len(views)), reduction="none").view(len(views), -1).mean(dim=1)
+        losses = (
+            F.cross_entropy(logits.float(), y.repeat(len(views)), reduction="none").view(len(views), -1).mean(dim=1)
+        )
         descend(self.optimizer, losses.mean())
         self.counters.passes += len(views) * len(y)
         for (name, _), loss in zip(views, losses, strict=True):

@@ -182,7 +182,9 @@ class Loop:
         ids = [self.game.pool.ids[row] for row in rows[number].tolist()]
         self.run.folder.mkdir(parents=True, exist_ok=True)
         file = self.run.folder / BAD
-        write_text(file, json.dumps({"epoch": self.game.counters.epoch, "batch": number, "images": ids}, indent=1) + "\n")
+        write_text(
+            file, json.dumps({"epoch": self.game.counters.epoch, "batch": number, "images": ids}, indent=1) + "\n"
+        )
         raise NotFiniteError(
             f"a reward in batch {number} of epoch {self.game.counters.epoch} is NaN or infinite; its images stand in "
             f"{file}; look at them, or lower the learning rates"

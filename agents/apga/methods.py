@@ -20,7 +20,7 @@ from .learners import LEARNERS, Learner
 from .updates import threshold
 
 Step = Literal["plain", "agent", "masked", "cutout"]
-"""Teach the classifier plain images; let the agent learn; teach masked images; teach images with a random box erased."""
+"""Teach the classifier plain images; let the agent learn; teach masked images, or some with a random box erased."""
 Select = Callable[[Game, Batch], Tensor]
 """The masks of a batch, a [B, 1, S, S]."""
 CAM = 0.5

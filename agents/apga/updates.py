@@ -1,6 +1,6 @@
 """How a masking agent learns from rewards: pure functions of logits, masks and rewards (docs/apga.md, Method 15).
 
-Symbols: φ = logits [B, 1, h, w]; p = σ(φ); a = mask of the same shape, 1 where selected; N = h w; K = masks of an image;
+Symbols: φ = logits [B, 1, h, w]; p = σ(φ); a = mask like them, 1 where selected; N = h w; K = masks of an image;
 r = reward [K, B] of each; A = advantage [K, B]; b = baseline. Gradients point to higher rewards where nothing is said,
 losses are minimised.
 """
