@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...classifiers.masked_images import enlarge, erased, kept
 from ...classifiers.train_xray import classifier_loss
-from ..dense_ppo.loss import joined, surrogate
+from ..dense_ppo.loss import Ratio, log_ratio, surrogate
 from .game import Batch, Game, look
 from .updates import (
     along,
@@ -106,16 +106,17 @@ def ppo(game: Game, batch: Batch) -> None:
     """
     update, (logits, values) = game.experiment.update, (_logits(batch), batch.values)
     ratio = update.ratio or "factored"
+    of_change: Ratio = "sum" if ratio == "sum" else "factored"
     masks = draw(logits, update.samples)
-    rewards, old = game.rewards(batch, masks), log_prob(logits.detach(), masks)
+    rewards, old = game.rewards(batch, masks), _maps(log_prob(logits.detach(), masks))
     advantage = leave_one_out(rewards) if values is None else rewards - values.detach()
     _note(game, rewards.mean() if values is None else values.mean(), advantage.std(correction=0))
-    advantage = normalised(advantage - advantage.mean())[..., None, None, None]
+    advantage = normalised(advantage - advantage.mean()).flatten()[:, None, None]
     for n in range(update.n_epochs):
         if n:
             logits, values = look(game.agent, batch.x)
-        now = log_prob(logits, masks)
-        change = joined((now - old).detach(), ratio if ratio == "sum" else "factored")
+        now = _maps(log_prob(logits, masks))
+        change = log_ratio(now.detach(), old, of_change)
         if n and bool((change.exp() - 1 - change).mean() > update.target_kl):  # waits for the device, as SB3 does
             break
         loss = -surrogate(now, old, advantage, update.clip_range, ratio).mean() + _terms(game, logits)
@@ -133,6 +134,11 @@ LEARNERS: dict[str, Learner] = {
     "end2end": end2end,
     "ppo": ppo,
 }
+
+
+def _maps(masks: Tensor) -> Tensor:
+    """[K, B, 1, h, w] as [K B, h, w]."""
+    return masks.flatten(0, 2)
 
 
 def _logits(batch: Batch) -> Tensor:

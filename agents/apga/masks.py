@@ -1,58 +1,47 @@
 """Masks that no agent learns: what APGA is compared with (docs/apga.md, Method 18).
 
-Symbols: x = images [B, 1, S, S] in [0, 1]; a = mask [B, 1, S, S] or [B, 1, h, w], float, 1 where selected; u = uniform
-numbers in [0, 1), handed in so that a caller decides where they come from.
+Symbols: x = images [B, 1, S, S] in [0, 1]; a = mask [B, 1, S, S] or [B, 1, h, w], float, 1 where selected. Random
+numbers are of the generator of PyTorch for the device, whose state a training keeps in its checkpoints.
 """
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-CANDIDATES = 96
-"""Boxes that are tried at once: of which one in a million draws has none that fits."""
-NARROWEST = 0.3
-"""Least ratio of a box's height to its width; its inverse is the largest."""
-DROPPED = 0.5398
-"""Share of pixels that pixel dropout selects: the normal distribution function at 0.1 (Eq. 18.2)."""
-LEVELS = 256
+from ...segmenters.otsu import otsu_masks
+from .rules import DROPPED, box_masks, cutout_boxes
 
 
-def cutout_boxes(u: Tensor, size: int) -> Tensor:
-    """One box in each image, a [B, 1, size, size], by the law of Eq. 18.1: the first candidate that fits.
+def boxes(x: Tensor) -> Tensor:
+    """One box in each image, a [B, 1, S, S], by cutout's law."""
+    size = x.shape[-1]
+    return box_masks(cutout_boxes(len(x), size, generator_of(x.device)), size).to(x.dtype)
 
-    u: [B, `CANDIDATES`, 4].
-    """
-    s, ratio = u[..., 0] * size * size, NARROWEST + u[..., 1] * (1 / NARROWEST - NARROWEST)
-    width, height = (s / ratio).sqrt().floor(), (s * ratio).sqrt().floor()  # [B, candidates]
-    left, top = (u[..., 2] * size).floor(), (u[..., 3] * size).floor()
-    fits = (left + width <= size) & (top + height <= size)
-    first = fits.int().argmax(dim=1, keepdim=True)  # where none fits the first, cut at the border
-    at = torch.arange(size, device=u.device)
 
-    def within(start: Tensor, length: Tensor) -> Tensor:
-        begin = start.gather(1, first)
-        return (at >= begin) & (at < begin + length.gather(1, first))  # [B, size]
-
-    return (within(top, height)[:, :, None] & within(left, width)[:, None, :])[:, None].float()
+def pixels(x: Tensor) -> Tensor:
+    """Each pixel by itself, a [B, 1, S, S], by the law of pixel dropout."""
+    return (torch.rand_like(x) < DROPPED).to(x.dtype)
 
 
 def foreground(x: Tensor) -> Tensor:
-    """What is brighter than Otsu's threshold of each image, a [B, 1, S, S] (Eq. 18.3); none where all is the same."""
-    levels = (x * (LEVELS - 1)).round().long().flatten(1)  # [B, S S]
-    counts = torch.zeros(len(x), LEVELS, dtype=torch.float64, device=x.device)
-    counts.scatter_add_(1, levels, torch.ones_like(levels, dtype=torch.float64))
-    share = counts / levels.shape[1]
-    below = share.cumsum(dim=1)
-    mean = (share * torch.arange(LEVELS, device=x.device)).cumsum(dim=1)
-    between = (mean[:, -1:] * below - mean).square() / (below * (1 - below)).clamp(min=1e-12)
-    best = between.argmax(dim=1)
-    return (levels > best[:, None]).view_as(x).to(x.dtype)
+    """What is brighter than Otsu's threshold of each image, a [B, 1, S, S]; none where all is the same."""
+    return otsu_masks((x * 255).round().byte()).to(x.dtype)
 
 
 def same_area(mask: Tensor, u: Tensor) -> Tensor:
-    """Masks whose cells are those of `mask`, each image's in random order: the same area, anywhere. u: as `mask`."""
+    """Masks whose cells are those of `mask`, each image's in random order: the same area, anywhere.
+
+    u: as `mask`, uniform in [0, 1), whose order is the cells'.
+    """
     return mask.flatten(1).gather(1, u.flatten(1).argsort(dim=1)).view_as(mask)
 
 
 def others(mask: Tensor) -> Tensor:
-    """The mask of another image of the batch for each, which keeps their shapes and breaks with the image."""
+    """The mask of another image of the batch for each: shapes stay, and no longer fit what is seen."""
     return mask.roll(1, dims=0)
+
+
+def generator_of(device: torch.device) -> Generator:
+    """PyTorch's own generator of a device."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index or 0]
+    return torch.default_generator

@@ -57,12 +57,12 @@ def share(game: Game, batch: Batch) -> Tensor:
 
 def box(game: Game, batch: Batch) -> Tensor:
     """A random box."""
-    return masks.cutout_boxes(torch.rand(len(batch.x), masks.CANDIDATES, 4, device=batch.x.device), game.size)
+    return masks.boxes(batch.x)
 
 
 def dropout(game: Game, batch: Batch) -> Tensor:
     """Each pixel by itself."""
-    return (torch.rand_like(batch.x) < masks.DROPPED).float()
+    return masks.pixels(batch.x)
 
 
 def cam(game: Game, batch: Batch) -> Tensor:

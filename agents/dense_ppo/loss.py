@@ -10,8 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Ratio = Literal["sum", "mean", "factored"]
-"""Of whole actions, their geometric mean over the places, or one for each place (docs/apga.md, Method 16)."""
+Ratio = Literal["factored", "mean", "sum"]
 
 
 def penalised_reward(
@@ -26,23 +25,21 @@ def penalised_reward(
     return rho if gold is None else rho.masked_fill(gold[:, None, None], 1.0)
 
 
-def joined(log_ratio: Tensor, ratio: Ratio) -> Tensor:
-    """log q of what is clipped as one: log-ratios [..., H, W] as they are (factored), or their sum or mean
-    [..., 1, 1]."""
+def log_ratio(log_prob: Tensor, old_log_prob: Tensor, ratio: Ratio = "factored") -> Tensor:
+    """log q [B, H, W]: of each pixel (factored), or of the image in each pixel, l - l_old being averaged or summed."""
+    of_pixels = log_prob - old_log_prob
     if ratio == "factored":
-        return log_ratio
-    return log_ratio.sum(dim=(-2, -1), keepdim=True) if ratio == "sum" else log_ratio.mean(dim=(-2, -1), keepdim=True)
+        return of_pixels
+    of_image = of_pixels.sum(dim=(1, 2), keepdim=True)
+    return (of_image / of_pixels[0].numel() if ratio == "mean" else of_image).expand_as(of_pixels)
 
 
 def surrogate(
-    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip_range: float, ratio: Ratio = "factored"
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip_range: float, kind: Ratio = "factored"
 ) -> Tensor:
-    """min(A q, A clip(q, 1 - ε, 1 + ε)) [B, H, W], to be maximised; A carries no gradient.
-
-    ratio: see `joined`; with sum and mean A is [B, 1, 1], one of each action, and so is the result.
-    """
-    q = joined(log_prob - old_log_prob, ratio).exp()  # Eq. 4.3; factored: one per pixel, never multiplied over them
-    return torch.min(advantage * q, advantage * q.clamp(1 - clip_range, 1 + clip_range))  # of Eq. 4.4
+    """min(A q, A clip(q, 1 - ε, 1 + ε)) [B, H, W], to be maximised; A carries no gradient."""
+    ratio = log_ratio(log_prob, old_log_prob, kind).exp()  # Eq. 4.3, by default one per pixel
+    return torch.min(advantage * ratio, advantage * ratio.clamp(1 - clip_range, 1 + clip_range))  # of Eq. 4.4
 
 
 def policy_gradient(log_prob: Tensor, rho: Tensor) -> Tensor:
@@ -51,12 +48,17 @@ def policy_gradient(log_prob: Tensor, rho: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def diagnostics(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip_range: float) -> dict[str, Tensor]:
-    """What is logged of the ratio and the advantage, by name: means over all pixels, without gradient."""
-    log_ratio = log_prob - old_log_prob  # [B, H, W]
-    ratio = log_ratio.exp()
+def diagnostics(
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip_range: float, kind: Ratio = "factored"
+) -> dict[str, Tensor]:
+    """What is logged of the ratio and the advantage, by name: means over all pixels, without gradient.
+
+    approx_kl is that of a pixel, but of the image where the ratio is the image's product.
+    """
+    ratio = log_ratio(log_prob, old_log_prob, kind).exp()
+    change = log_ratio(log_prob, old_log_prob, "sum" if kind == "sum" else "factored")
     return {
-        "approx_kl": (ratio - 1 - log_ratio).mean(),
+        "approx_kl": (change.exp() - 1 - change).mean(),
         "clip_fraction": ((ratio - 1).abs() > clip_range).float().mean(),
         "ratio_mean": ratio.mean(),
         "adv_mean": advantage.mean(),

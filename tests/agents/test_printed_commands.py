@@ -158,7 +158,7 @@ def test_every_configuration_has_cases_that_evaluate_and_render_take(path):
         env = make_env(experiment.env, {**experiment.settings, **experiment.evaluate_settings}, num_envs=1)
         env.reset()
         return
-    data = {"rl4seg": "target", "spars": "env", "rp_pgd": "data", "seat": "data"}[given["paper"]]
+    data = {"rl4seg": "target", "spars": "env", "rp_pgd": "data", "seat": "data", "apga": "data"}[given["paper"]]
     data = getattr(experiment, data)
     if data.data != "phantom" and getattr(data, "patients", None) is None:
         pytest.skip(f"needs the folder {data.data}")
