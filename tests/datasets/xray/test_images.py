@@ -256,7 +256,7 @@ def test_a_missing_file_is_named_with_its_line_if_it_is_needed(mura):
     path = mura / "train/XR_ELBOW/patient00002/study1_negative/image1.png"
     path.unlink()
     with pytest.raises(
-        FileNotFoundError, match=rf"line 3 of .*train_image_paths.csv names {path}, which does not exist"
+        FileNotFoundError, match=rf"line 3 of .*train_image_paths.csv names '{path}', which does not exist"
     ):
         load_xrays(config_of(mura, protocol="paper"), "train")
     assert len(load_xrays(config_of(mura, protocol="paper"), "test")) == 12

@@ -83,8 +83,19 @@ def test_the_mean_images_of_the_classes_tell_no_class(limbs):
     assert auroc(pixels[~first] @ (means[1] - means[0]), labels[~first]) < MOST
 
 
-def test_no_place_holds_every_break(limbs):
-    assert limbs.roi[limbs.labels == 1].float().mean(dim=0).max() < 0.5
+def test_no_place_and_no_brightness_finds_the_breaks(limbs):
+    """The best mask of all images, and the best interval of brightness, chosen on the regions themselves."""
+    roi, images = limbs.roi[limbs.labels == 1], limbs.images[limbs.labels == 1].float()
+    often = roi.float().mean(dim=0)
+    assert often.max() < 0.5
+
+    def mean_iou(masks):
+        return float(((masks & roi).flatten(1).sum(dim=1) / (masks | roi).flatten(1).sum(dim=1)).mean())
+
+    assert max(mean_iou(often > share / 50) for share in range(25)) < 0.3
+    ends = images.flatten(1).quantile(torch.linspace(0, 1, 11), dim=1)[:, :, None, None]
+    pairs = [(low, high) for low in range(10) for high in range(low + 1, 11)]
+    assert max(mean_iou((images >= ends[low]) & (images <= ends[high])) for low, high in pairs) < 0.3
 
 
 def test_a_small_network_learns_the_classes(limbs):
