@@ -6,7 +6,7 @@ from typing import Literal
 
 from ...classifiers.masked_images import Fill
 from ...classifiers.train_xray import XrayTrainingConfig
-from ...common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, SHARE, check, whole_path
+from ...common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, SHARE, check, whole_path, with_settings
 from ...common.device import resolve_device
 from ...datasets.xray.images import XrayConfig
 from ...rewards.loss_gap import Kind, Mode
@@ -252,10 +252,10 @@ class APGAExperiment(Experiment):
         for name in ("data", "csv"):
             value = getattr(data, name)
             if value not in (None, "phantom"):
-                data = replace(data, **{name: whole_path(f"data.{name}", value)})
+                data = with_settings(data, {name: whole_path(f"data.{name}", value)})
         for name in ("imagenet", "pretrained"):
             if (value := getattr(classifier, name)) is not None:
-                classifier = replace(classifier, **{name: whole_path(f"classifier.{name}", value)})
+                classifier = with_settings(classifier, {name: whole_path(f"classifier.{name}", value)})
         if agent.pretrained is not None:
             agent = replace(agent, pretrained=whole_path("agent.pretrained", agent.pretrained))
         if agent.kind == "grid":

@@ -114,7 +114,7 @@ def predicted(context: Context, players: Players, pool: XrayPool) -> tuple[dict[
     wanted = set(experiment.evaluation.ways) - {"plain"}
     if wanted:
         parts = []
-        for rows in torch.arange(len(pool), device=pool.labels.device).split(AT_ONCE):
+        for rows in torch.split(torch.arange(len(pool), device=pool.labels.device), AT_ONCE):
             x = pool.at(rows)
             parts.append(probabilities(net, kept(x, masks[rows], fill_of(x, experiment.training.fill)), masked=True))
         found["masked"] = torch.cat(parts)
@@ -138,7 +138,7 @@ def _result(
         _leave_out(cases, pool.roi)
     metrics: dict[str, float | None] = dict(mean_metrics(cases))
     intervals = dict[str, list[float]]()
-    both = len(pool.labels.unique()) > 1
+    both = len(torch.unique(pool.labels)) > 1
     for way, p in ways.items():
         end = "" if way == "plain" else f"_{way}"
         known = level_metrics(p, pool.labels, pool.studies)
@@ -203,7 +203,7 @@ def _mask_metrics(context: Context, players: Players, pool: XrayPool, masks: Ten
     experiment, found = context.experiment, dict[str, list[Tensor]]()
     assert players.agent is not None
     generator = Generator().manual_seed(context.seed("random masks"))
-    for rows in torch.arange(len(pool), device=pool.labels.device).split(AT_ONCE):
+    for rows in torch.split(torch.arange(len(pool), device=pool.labels.device), AT_ONCE):
         x, y, mask = pool.at(rows), pool.labels[rows], masks[rows]
         fill = fill_of(x, experiment.training.fill)
         logits = look(players.agent, x)[0]

@@ -154,7 +154,7 @@ class Game:
         if self.experiment.training.augment == "none":
             rows = torch.arange(len(self.pool), device=self.pool.labels.device)
             with torch.no_grad(), frozen(self.players.classifier):
-                parts = [self._doubt(self.pool.at(part), self.pool.labels[part]) for part in rows.split(256)]
+                parts = [self._doubt(self.pool.at(part), self.pool.labels[part]) for part in torch.split(rows, 256)]
             self.known = torch.cat(parts)
 
     def worth(self, batch: Batch, masks: Tensor) -> Tensor:

@@ -168,7 +168,7 @@ class Loop:
         """Cross-entropy of the validation images of which nothing but the mask is kept."""
         game, total = self.game, torch.zeros((), device=masks.device)
         rows = torch.arange(len(masks), device=masks.device)
-        for part in rows.split(AT_ONCE):
+        for part in torch.split(rows, AT_ONCE):
             x = self.val.at(part)
             keep = kept(x, masks[part], fill_of(x, game.experiment.training.fill))
             total += classifier_loss(game.players.classifier, keep, self.val.labels[part], masked=True) * len(part)
@@ -196,7 +196,7 @@ def select_all(players: Players, pool: XrayPool) -> Tensor:
     """The masks p > 0.5 of the agent of all images of a pool, float [N, 1, S, S]."""
     assert players.agent is not None
     size, rows = pool.images.shape[-1], torch.arange(len(pool), device=pool.labels.device)
-    parts = [threshold(look(players.agent, pool.at(part))[0]) for part in rows.split(AT_ONCE)]
+    parts = [threshold(look(players.agent, pool.at(part))[0]) for part in torch.split(rows, AT_ONCE)]
     return enlarge(torch.cat(parts), size)
 
 

@@ -41,7 +41,7 @@ def classification_page(runs: Sequence[Judged]) -> str:
             raise ValueError(
                 f"{one.method!r} and {first.method!r} were judged on different images; evaluate them apart"
             )
-    if len(first.labels.unique()) < 2:
+    if len(torch.unique(first.labels)) < 2:
         return "All images are of one class: nothing tells how well two are told apart.\n"
     methods = dict[str, list[Judged]]()
     for one in runs:

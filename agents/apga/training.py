@@ -194,7 +194,8 @@ def first_agent(context: Context) -> Agent:
 
 def load_agent(context: Context, folder: Path) -> Agent:
     """The agent of a stage, on the device."""
-    return load_network(folder / AGENT, (GridNetwork, UNet11)).to(context.device)  # type: ignore[type-var]
+    kind: type[Agent] = GridNetwork if context.experiment.agent.kind == "grid" else UNet11
+    return load_network(folder / AGENT, kind).to(context.device)
 
 
 def build_agent(config: AgentConfig, size: int, seed: int) -> Agent:
@@ -212,7 +213,7 @@ def build_agent(config: AgentConfig, size: int, seed: int) -> Agent:
     known: dict[str, Any] = {"in_channels": config.in_channels}
     if config.kind == "grid":
         known |= {"image_size": size, "grid": config.grid, "width": config.width}
-    kind = GridNetwork if config.kind == "grid" else UNet11
+    kind: type[Agent] = GridNetwork if config.kind == "grid" else UNet11
     if config.init == "file" and config.pretrained is not None and (kind is GridNetwork or _ours(config.pretrained)):
         return load_network(config.pretrained, kind, **known)
     with forked_rng(torch.device("cpu")):
@@ -248,7 +249,7 @@ def fit_foreground(
         return {"bce": total}
 
     def validate(_: nn.Module) -> tuple[float | None, Scalars]:
-        parts = torch.arange(len(val), device=val.labels.device).split(size)
+        parts = torch.split(torch.arange(len(val), device=val.labels.device), size)
         found = float(sum(loss_of(val, rows) * len(rows) for rows in parts)) / len(val)
         return -found, {"val_bce": found}
 
