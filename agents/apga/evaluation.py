@@ -135,7 +135,7 @@ def _result(
     cases = _cases(pool, ways)
     if masks is not None:
         _add(cases, _mask_metrics(context, players, pool, masks))
-        _leave_out(cases, pool.roi)
+    _leave_out(cases, pool.roi)
     metrics: dict[str, float | None] = dict(mean_metrics(cases))
     intervals = dict[str, list[float]]()
     both = len(torch.unique(pool.labels)) > 1
@@ -186,7 +186,8 @@ def _leave_out(cases: Sequence[Case], regions: Tensor | None) -> None:
         for case, there in zip(cases, regions.flatten(1).any(dim=1).tolist(), strict=True):
             case["labelled"] = int(there)
             if not there:
-                del case["roi_iou"], case["roi_iou_random"]
+                for name in ("roi_iou", "roi_iou_random"):
+                    case.pop(name, None)
 
 
 def _add(cases: Sequence[Case], values: dict[str, Tensor]) -> None:
