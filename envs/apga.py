@@ -72,7 +72,7 @@ class APGAEnv(BatchedEnv):
     `info` has `index`, the number of the radiograph, `label`, `loss_orig` and `prob_orig`, cross-entropy and probability
     of its class; after a step, and 0 before it, `gap`, `mask_area`, `mask_tv` and `loss_adv`, `prob_adv` and
     `loss_aid`, `prob_aid`, as far as the reward needs them or `log_aid` wants them; where lesions are known `roi_iou`,
-    the mask's overlap with the box around the lesion, NaN where there is none. The end adds `case_id`, `study` and the
+    the mask's overlap with the box around the lesion, 0 where there is none. The end adds `case_id`, `study` and the
     name of the class, `class_name`.
 
     ## Episode End
@@ -339,10 +339,10 @@ class APGAEnv(BatchedEnv):
         return {"index": self.index, "label": labels, "loss_orig": loss, "prob_orig": prob, **self.judged, **known}
 
     def _roi_iou(self, roi: Tensor) -> Tensor:
-        """Overlap with the lesions bool [N, S, S], float32 [N]; NaN where there is none."""
+        """Overlap with the lesions bool [N, S, S], float32 [N]; 0 where there is none."""
         selected = self.mask[:, 0] > 0.5
         both, either = (selected & roi).sum(dim=(1, 2)), (selected | roi).sum(dim=(1, 2))
-        return torch.where(roi.any(dim=2).any(dim=1), both / either, torch.nan)
+        return both / either.clamp(min=1)
 
     def _episode_info(self, env_ids: Tensor) -> Callable[[], list[dict[str, Any]]]:
         """Identity and class of each image."""

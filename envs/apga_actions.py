@@ -4,7 +4,10 @@ Symbols: S = side of the images in pixels; G = cells along each side of the grid
 action says of each cell, [N, 1, G, G] (of each pixel with action mode "pixel", where G is S); a = mask [N, 1, S, S].
 """
 
+import math
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Literal
 
 import numpy as np
@@ -112,8 +115,10 @@ class MaskActions:
 def blurred(images: Tensor, sigma_px: float) -> Tensor:
     """Images [N, 1, H, W], each smoothed by a Gaussian of 2 round(sigma_px) + 1 pixels a side; edges are repeated."""
     radius = max(1, round(sigma_px))
-    at = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
-    kernel = torch.exp(-0.5 * (at / sigma_px) ** 2)
-    kernel = kernel / kernel.sum()
-    padded = F.pad(images, [radius] * 4, mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
+    weights = [math.exp(-0.5 * (at / sigma_px) ** 2) for at in range(-radius, radius + 1)]
+    for axis in (2, 3):  # sums of shifted images: a convolution rounds otherwise for another number of images
+        padded = F.pad(images, [0, 0, radius, radius] if axis == 2 else [radius, radius, 0, 0], mode="replicate")
+        length = images.shape[axis]
+        parts = (weight * padded.narrow(axis, at, length) for at, weight in enumerate(weights))
+        images = reduce(add, parts) / sum(weights)
+    return images

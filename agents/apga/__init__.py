@@ -1,0 +1,1 @@
+"""APGA (docs/apga.md)."""
