@@ -31,6 +31,7 @@ SHARED |= {
     "rollout_buffer",
     "callbacks",
     "cloning",
+    "grid_policy",
     "dense_ppo",
     "catalogue",
     "schema",
