@@ -1,6 +1,6 @@
 """How the agent learns from one batch: each learner draws masks, asks what they are worth, and takes its steps.
 
-docs/apga.md, Method 15 (legacy, reinforce, arm, disarm, relaxed, end2end) and 16 (ppo).
+Eq. n.m are those of docs/apga.md, Method n: 15 (legacy, reinforce, arm, disarm, relaxed, end2end) and 16 (ppo).
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """How a masking agent learns from rewards: pure functions of logits, masks and rewards (docs/apga.md, Method 15).
 
-Symbols: φ = logits [B, 1, h, w]; p = σ(φ); a = mask like them, 1 where selected; N = h w; K = masks of an image;
-r = reward [K, B] of each; A = advantage [K, B]; b = baseline. Gradients point to higher rewards where nothing is said,
-losses are minimised.
+Eq. n.m are those of docs/apga.md, Method n. Symbols: φ = logits [B, 1, h, w]; p = σ(φ); a = mask like them, 1 where
+selected; N = h w; K = masks of an image; r = reward [K, B] of each; A = advantage [K, B]; b = baseline. Gradients point
+to higher rewards; losses are minimised.
 """
 
 from collections.abc import Mapping
