@@ -262,8 +262,6 @@ class APGAExperiment(Experiment):
             halvings(data.size, agent.grid)
         elif data.size % UNIT:
             raise ValueError(f"data.size is {data.size} but unet11 needs a multiple of {UNIT}; or take agent.kind grid")
-        if self.training.split_bn and classifier.network == "small_cnn":
-            raise ValueError("training.split_bn is for classifiers with batch normalisation; small_cnn has none")
         if update.ratio is None:
             update = replace(update, ratio="sum" if self.cells <= MOST_SUMMED else "factored")
         return replace(self, data=data, classifier=classifier, agent=agent, update=update)

@@ -1,6 +1,7 @@
 """The joint loop: learning towards the best mask, who moves and who does not, and the program's own order."""
 
 import itertools
+from copy import deepcopy
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from segarena.agents.apga.game import turned
 from segarena.agents.apga.masks import foreground, others, same_area
 from segarena.agents.apga.methods import METHODS, method_of, views
 from segarena.agents.apga.training import build_agent
+from segarena.classifiers.train_xray import build_classifier
 from segarena.common.finite import NotFiniteError
+from segarena.common.networks import save_network
 
 
 def all_masks():
@@ -134,6 +137,22 @@ def test_one_step_for_both_is_one_step():
     assert all(int(state["step"]) == 1 for state in game.optimizer.state.values())
 
 
+def test_split_statistics_keep_masked_images_out_of_the_plain_ones():
+    game, _ = toy("reinforce")
+    net = build_classifier(tiny("reinforce").classifier, 2, 0, torch.device("cpu")).train()
+    net.split_statistics()
+    game.players.classifier, y = net, torch.tensor([0, 1] * 4)
+    game.optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    plain, black = torch.rand(8, 1, 32, 32), torch.zeros(8, 1, 32, 32)
+    other = deepcopy(net)
+    game.teach([("plain", plain), ("aid", black)], y)
+    with torch.no_grad():
+        other(plain)
+    first, alone = net.body[1], other.body[1]
+    assert torch.equal(first.running_mean, alone.running_mean)
+    assert not torch.equal(first.masked_running_mean, first.running_mean)
+
+
 def test_masked_views_keep_or_erase():
     game, _ = toy("reinforce", agent=Table(torch.tensor([[1.0, -1], [1.0, -1]])[None, None]))
     batch = game.batch(torch.arange(8))
@@ -200,7 +219,6 @@ def test_options_without_a_use_are_refused(settings, said):
     ("make", "said"),
     [
         (lambda: tiny("cutout", area=0.2), "only method random"),
-        (lambda: tiny("reinforce", split_bn=True), "small_cnn has none"),
         (lambda: tiny("reinforce", agent={"init": "file"}), "need a file"),
         (lambda: tiny("reinforce", agent={"init": "vgg11", "pretrained": "x"}), "take unet11"),
         (lambda: tiny("reinforce", agent={"grid": 12}), "halved a number of times"),
@@ -213,8 +231,6 @@ def test_settings_that_do_not_go_together_are_refused(make, said):
 
 
 def test_an_agent_of_another_grid_is_refused(tmp_path):
-    from segarena.common.networks import save_network
-
     file = tmp_path / "agent.safetensors"
     save_network(file, build_agent(tiny("reinforce").agent, 32, 0))
     other = tiny("reinforce", agent={"grid": 16, "init": "file", "pretrained": str(file)})
