@@ -194,8 +194,14 @@ def first_agent(context: Context) -> Agent:
 
 def load_agent(context: Context, folder: Path) -> Agent:
     """The agent of a stage, on the device."""
-    kind: type[Agent] = GridNetwork if context.experiment.agent.kind == "grid" else UNet11
-    return load_network(folder / AGENT, kind).to(context.device)
+    return read_agent(folder / AGENT, context.experiment.agent).to(context.device)
+
+
+def read_agent(path: str | Path, config: AgentConfig, **needed: object) -> Agent:
+    """The agent of a file of ours, of the kind of a configuration; `needed` and what is raised: as `load_network`."""
+    if config.kind == "grid":
+        return load_network(path, GridNetwork, **needed)
+    return load_network(path, UNet11, **needed)
 
 
 def build_agent(config: AgentConfig, size: int, seed: int) -> Agent:
@@ -213,12 +219,11 @@ def build_agent(config: AgentConfig, size: int, seed: int) -> Agent:
     known: dict[str, Any] = {"in_channels": config.in_channels}
     if config.kind == "grid":
         known |= {"image_size": size, "grid": config.grid, "width": config.width}
-    kind: type[Agent] = GridNetwork if config.kind == "grid" else UNet11
-    if config.init == "file" and config.pretrained is not None and (kind is GridNetwork or _ours(config.pretrained)):
-        return load_network(config.pretrained, kind, **known)
+    if config.init == "file" and config.pretrained is not None and (config.kind == "grid" or _ours(config.pretrained)):
+        return read_agent(config.pretrained, config, **known)
     with forked_rng(torch.device("cpu")):
         torch.manual_seed(seed)
-        agent = kind(**known)
+        agent: Agent = GridNetwork(**known) if config.kind == "grid" else UNet11(**known)
     if config.pretrained is not None:
         assert isinstance(agent, UNet11)
         (load_vgg11 if config.init == "vgg11" else load_ternausnet)(agent, config.pretrained)
