@@ -1,4 +1,4 @@
-"""A policy of Stable-Baselines3 for images whose actions are the cells of a grid: one small network for actor and critic
+"""Policies of Stable-Baselines3 for images whose actions are the cells of a grid: one network for actor and critic
 (docs/apga.md, Method 16).
 
 Symbols: x = images [B, C, S, S]; G = cells along each side; φ = logits of the actions [B, A]; V = values [B, 1].

@@ -24,7 +24,7 @@ from ..evaluation.drawing import Legend
 from ..rewards.loss_gap import VIEWS, area, doubt, gap, total_variation
 from . import apga_pictures
 from .apga_actions import MaskActions, blurred
-from .apga_config import SEQUENTIAL_HORIZON, APGAConfig
+from .apga_config import SEQUENTIAL_HORIZON, APGAConfig, side_of
 from .core import BatchedEnv, Frame, Obs, notice_phantom
 from .samplers import PerEnvSampler, SharedSampler, chosen_images
 
@@ -69,8 +69,8 @@ class APGAEnv(BatchedEnv):
     A radiograph of the split, drawn without replacement; `reset(options={"index": 3})` shows number 3 in every
     environment, `{"index": [3, 0]}` one for each. Nothing is selected.
 
-    `info` has `index`, the number of the radiograph, `label`, `loss_orig` and `prob_orig`, cross-entropy and probability
-    of its class; after a step, and 0 before it, `gap`, `mask_area`, `mask_tv` and `loss_adv`, `prob_adv` and
+    `info` has `index`, the number of the radiograph, `label`, `loss_orig` and `prob_orig`, the cross-entropy and the
+    probability of its class; after a step, and 0 before it, `gap`, `mask_area`, `mask_tv` and `loss_adv`, `prob_adv`,
     `loss_aid`, `prob_aid`, as far as the reward needs them or `log_aid` wants them; where lesions are known `roi_iou`,
     the mask's overlap with the box around the lesion, 0 where there is none. The end adds `case_id`, `study` and the
     name of the class, `class_name`.
@@ -112,13 +112,15 @@ class APGAEnv(BatchedEnv):
         if classifier is not None and not isinstance(classifier, nn.Module):
             settings["classifier"] = str(classifier)
         if images is not None:
-            settings["size"] = _side(images)
+            settings["size"] = side_of(images)
         super().__init__(config, **settings)
         cfg, num_envs = self.config, self.num_envs
         if num_envs % cfg.group:
             raise ValueError(f"num_envs is {num_envs} but must be a multiple of group, {cfg.group}")
         if images is None and cfg.data == "phantom" and cfg.csv is None:
-            notice_phantom("APGA-MURA-v0", "give data=<MURA folder> or csv=<table>, and classifier=<file>, for patients")
+            notice_phantom(
+                "APGA-MURA-v0", "give data=<MURA folder> or csv=<table>, and classifier=<file>, for patients"
+            )
         self.pool = (load_xrays(cfg, cfg.split) if images is None else images).to(self.device)
         self.origin = self.pool.origin
         grid = cfg.size if cfg.action_mode == "pixel" else cfg.grid
@@ -187,7 +189,7 @@ class APGAEnv(BatchedEnv):
     def _logits(self, x: Tensor, *, masked: bool = False) -> Tensor:
         """z float32 [B, K] of images [B, 1, S, S] in one call."""
         net, count = self.classifier, len(x)
-        if count == 1 and x.device.type == "cpu":  # so that an environment is the same alone: rounding differs for one
+        if count == 1:  # so that an environment is the same alone: a CPU rounds otherwise for one image
             x = x.expand(2, -1, -1, -1)
         options = {"masked": True} if masked and isinstance(net, XrayClassifier) and net.split_bn else {}
         training = net.training
@@ -303,11 +305,11 @@ class APGAEnv(BatchedEnv):
             rows = self.index[~finite].tolist()
             names = ", ".join(self.pool.ids[row] for row in rows[:8]) + (", ..." if len(rows) > 8 else "")
             raise ValueError(
-                f"the reward of {len(rows)} images is not finite: {names}; look for NaN in the weights of the classifier"
+                f"the reward of {len(rows)} images is not finite: {names}; look for NaN in the classifier's weights"
             )
 
     def observe(self, env_ids: Tensor | None = None) -> Obs:
-        """Radiographs uint8 [N, 1, S, S], in mode sequential with the mask [N, 2, S, S]; of `env_ids` int64 [K] only."""
+        """Radiographs uint8 [N, 1, S, S], in mode sequential with the mask [N, 2, S, S]; of `env_ids` only."""
         env_ids = self._all if env_ids is None else env_ids
         images = self.pool.images[self.index[env_ids]]
         if self.config.action_mode != "sequential":
@@ -390,10 +392,3 @@ class APGAEnv(BatchedEnv):
 def _loss_and_prob(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats and probability of the class, each [K]."""
     return doubt(logits, labels, "loss"), -doubt(logits, labels, "prob")
-
-
-def _side(images: XrayPool) -> int:
-    height, width = images.images.shape[2:]
-    if height != width or images.images.shape[1] != 1:
-        raise ValueError(f"images have shape {tuple(images.images.shape[1:])} but must be grey and square: (1, S, S)")
-    return int(width)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, check
-from ..datasets.xray.images import XrayConfig
+from ..datasets.xray.images import XrayConfig, XrayPool
 from ..rewards.loss_gap import Kind, Mode
 from .apga_actions import ActionMode
 
@@ -85,3 +85,15 @@ class APGAConfig(XrayConfig):
                 f"blur_sigma_px is {self.blur_sigma_px} but masks of action_mode {self.action_mode!r} are hard; leave "
                 f"it 0, or choose action_mode='beta'"
             )
+
+
+def side_of(images: XrayPool) -> int:
+    """Height and width of the images of a pool.
+
+    Raises:
+        ValueError: they are not grey and square.
+    """
+    height, width = images.images.shape[2:]
+    if height != width or images.images.shape[1] != 1:
+        raise ValueError(f"images have shape {tuple(images.images.shape[1:])} but must be grey and square: (1, S, S)")
+    return int(width)

@@ -51,5 +51,7 @@ def caption(env: "APGAEnv", env_id: int) -> str:
     if not int(env.t[env_id]):
         return text
     info = env.info()
-    losses = [f"{view} {float(info[f'loss_{view}'][env_id]):.3f}" for view in ("orig", "adv", "aid") if f"loss_{view}" in info]
+    losses = [
+        f"{view} {float(info[f'loss_{view}'][env_id]):.3f}" for view in ("orig", "adv", "aid") if f"loss_{view}" in info
+    ]
     return f"{text}: loss {', '.join(losses)}, area {float(info['mask_area'][env_id]):.2f}"

@@ -176,9 +176,7 @@ def _of(rule: Callable[[int], Rule]) -> Callable[[APGAEnv, int], Policy[APGAEnv]
 
 MODES_OF_MASKS = {"action_mode": ("patch", "pixel", "sequential", "beta")}
 POLICIES: dict[str, Reference[APGAEnv]] = {
-    "random": Reference(
-        "Any action, uniformly.", lambda env, seed: RandomPolicy(env.single_action_space, seed)
-    ),
+    "random": Reference("Any action, uniformly.", lambda env, seed: RandomPolicy(env.single_action_space, seed)),
     "none": Reference("Nothing is selected.", _of(lambda seed: constant(False)), needs=MODES_OF_MASKS),
     "all": Reference("Everything is selected.", _of(lambda seed: constant(True))),
     "random_mask": Reference("Each cell with probability 0.1.", _of(lambda seed: RandomMask(0.1, seed))),
@@ -199,4 +197,3 @@ POLICIES: dict[str, Reference[APGAEnv]] = {
     ),
 }
 """Reference policies of APGA-MURA-v0 by name."""
-
