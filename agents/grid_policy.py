@@ -30,7 +30,7 @@ def grid_of(observation_space: spaces.Space[Any], action_space: spaces.Space[Any
     shape = observation_space.shape or ()
     if len(shape) != 3 or shape[1] != shape[2]:
         raise ValueError(f"network is 'grid' but observations are {observation_space}, no square images: use 'mlp'")
-    cells = int(action_space.n) if isinstance(action_space, spaces.MultiBinary) else 0
+    cells = spaces.flatdim(action_space) if isinstance(action_space, spaces.MultiBinary) else 0
     if isinstance(action_space, spaces.Discrete):
         cells = int(action_space.n) - 1
     grid = isqrt(cells)

@@ -6,6 +6,7 @@ bytes, and the classifier's logits of plain ones are kept until it changes; a st
 environments.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from ..classifiers.masked_images import erased, fill_of, kept
 from ..classifiers.xray import PACKAGED, XrayClassifier
 from ..common.device import bfloat16_on_cuda
 from ..common.networks import load_network
@@ -23,7 +25,7 @@ from ..datasets.xray.images import XrayPool, load_xrays
 from ..evaluation.drawing import Legend
 from ..rewards.loss_gap import VIEWS, area, doubt, gap, total_variation
 from . import apga_pictures
-from .apga_actions import MaskActions, blurred
+from .apga_actions import MaskActions
 from .apga_config import SEQUENTIAL_HORIZON, APGAConfig, side_of
 from .core import BatchedEnv, Frame, Obs, notice_phantom
 from .samplers import PerEnvSampler, SharedSampler, chosen_images
@@ -32,8 +34,6 @@ STATE = ("index", "cells", "filling", "plain")
 """Tensors that an episode consists of, beside those of the core and the sampler."""
 TABLES = ("judged", "worth")
 """Tensors [N] by name that it consists of."""
-BLUR_SHARE = 1 / 16
-"""Deviation of the Gaussian of fill blur, as a share of the side of the images."""
 
 
 class APGAEnv(BatchedEnv):
@@ -211,7 +211,7 @@ class APGAEnv(BatchedEnv):
     def _plain_logits(self, index: Tensor) -> Tensor:
         """z [K', K] of plain images int64 [K']; those that the classifier has not seen yet by one call."""
         if self._missing:
-            rows = index[~self._known[index]].unique()
+            rows = torch.unique(index[~self._known[index]])
             if len(rows):
                 self._table = self._table.index_copy(0, rows, self._logits(self.pool.at(rows)))
                 self._known = self._known.index_fill(0, rows, True)
@@ -224,8 +224,8 @@ class APGAEnv(BatchedEnv):
         cfg, index = self.config, self.index[env_ids]
         x, filling, labels = self.pool.at(index), self.filling[env_ids], self.pool.labels[index]
         a = self.mask_actions.masks(cells).float()
-        masked = {"adv": lambda: x.lerp(filling, a), "aid": lambda: filling.lerp(x, a)}  # [K, 1, S, S]
-        logits = self._logits(torch.cat([masked[view]() for view in self._views]), masked=True).split(len(x))
+        views = [(erased if view == "adv" else kept)(x, a, filling) for view in self._views]  # [K, 1, S, S]
+        logits = self._logits(torch.cat(views), masked=True).tensor_split(len(views))
         seen = {"plain": self.plain[env_ids], **dict(zip(self._views, logits, strict=True))}
         worth = gap({view: doubt(z, labels, cfg.reward_kind) for view, z in seen.items()}, cfg.reward_mode)
         cut = worth if cfg.reward_clip is None else worth.clamp(-cfg.reward_clip, cfg.reward_clip)
@@ -278,11 +278,13 @@ class APGAEnv(BatchedEnv):
     def _drawn_filling(self, index: Tensor, env_ids: Tensor) -> Tensor:
         """What is seen where the images int64 [K] of the environments `env_ids` are erased, float32 [K, 1, S, S]."""
         x, size = self.pool.at(index), self.config.size
-        if self.config.fill == "mean":
-            return x.mean(dim=(2, 3), keepdim=True).expand_as(x)
-        if self.config.fill == "blur":
-            return blurred(x, BLUR_SHARE * size)
-        return self.streams.uniform(size * size, env_ids).float().view_as(x)
+        noise = None
+        if self.config.fill == "noise":
+            uniform = self.streams.uniform(size * size, env_ids).clamp(min=1e-9)
+            noise = (math.sqrt(2) * torch.erfinv(2 * uniform - 1)).float().view_as(x)
+        filling = fill_of(x if len(x) > 1 else x.expand(2, -1, -1, -1), self.config.fill, noise)  # see `_logits`
+        assert filling is not None
+        return filling[: len(x)].expand_as(x)
 
     @torch.no_grad()
     def _step(self, actions: Tensor) -> tuple[dict[str, Tensor], Tensor]:

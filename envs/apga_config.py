@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ..classifiers.masked_images import Fill
 from ..common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, check
 from ..datasets.xray.images import XrayConfig, XrayPool
 from ..rewards.loss_gap import Kind, Mode
 from .apga_actions import ActionMode
 
-Fill = Literal["zero", "mean", "blur", "noise"]
 SEQUENTIAL_HORIZON = 16
 
 
@@ -49,7 +49,7 @@ class APGAConfig(XrayConfig):
     """The gap is cut to minus and plus this; null: never."""
     fill: Fill = "zero"
     """What is seen where an image is erased. zero: black (paper); mean: its own mean; blur: a smooth version of it;
-    noise: uniform noise, drawn for each episode."""
+    noise: normal noise of its mean and deviation, drawn for each episode."""
     blur_sigma_px: float = 0.0
     """Standard deviation of the Gaussian that smooths masks of mode beta, in pixels; 0: none."""
     log_aid: bool = False
