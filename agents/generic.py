@@ -70,8 +70,8 @@ class PPOExperiment(Experiment):
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """Settings of PPO."""
     network: Literal["mlp", "grid"] = "mlp"
-    """Network of the policy. mlp: layers of neurons, SB3's; grid: convolutions down to one logit for each cell of a grid
-    of actions over a square image, for which net_arch has no meaning."""
+    """Network of the policy. mlp: layers of neurons, SB3's; grid: convolutions down to one logit for each cell of a
+    grid of actions over a square image, for which net_arch has no meaning."""
     clone: CloneConfig = field(default_factory=CloneConfig)
     """Reference policy as which the policy begins; by default there is none."""
     open_loop: OpenLoopConfig = field(default_factory=OpenLoopConfig)
@@ -172,7 +172,14 @@ def _train_agent(experiment: PPOExperiment, run: Run) -> None:
     cloned = {} if experiment.clone.policy is None else {"clone": asdict(experiment.clone)}
     network = {} if experiment.network == "mlp" else {"network": experiment.network}
     run.depend_on(
-        {"seed": experiment.seed, "env": experiment.env, "settings": experiment.settings, "ppo": ppo, **cloned, **network}
+        {
+            "seed": experiment.seed,
+            "env": experiment.env,
+            "settings": experiment.settings,
+            "ppo": ppo,
+            **cloned,
+            **network,
+        }
     )
     if checkpoint := run.resume():
         restore(model, checkpoint)

@@ -1,4 +1,4 @@
-"""A policy of Stable-Baselines3 for images whose actions are the cells of a grid: one small network for actor and critic
+"""Policies of Stable-Baselines3 for images whose actions are the cells of a grid: one network for actor and critic
 (docs/apga.md, Method 16).
 
 Symbols: x = images [B, C, S, S]; G = cells along each side; φ = logits of the actions [B, A]; V = values [B, 1].
@@ -30,7 +30,7 @@ def grid_of(observation_space: spaces.Space[Any], action_space: spaces.Space[Any
     shape = observation_space.shape or ()
     if len(shape) != 3 or shape[1] != shape[2]:
         raise ValueError(f"network is 'grid' but observations are {observation_space}, no square images: use 'mlp'")
-    cells = int(action_space.n) if isinstance(action_space, spaces.MultiBinary) else 0
+    cells = spaces.flatdim(action_space) if isinstance(action_space, spaces.MultiBinary) else 0
     if isinstance(action_space, spaces.Discrete):
         cells = int(action_space.n) - 1
     grid = isqrt(cells)

@@ -25,7 +25,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
     parser.add_argument("--studies", type=int, default=4000, help="of train, with two images each")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=60)
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = XrayConfig(phantom_studies=PhantomStudies(train=args.studies, val=500, test=250))

@@ -6,6 +6,7 @@ bytes, and the classifier's logits of plain ones are kept until it changes; a st
 environments.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from ..classifiers.masked_images import erased, fill_of, kept
 from ..classifiers.xray import PACKAGED, XrayClassifier
 from ..common.device import bfloat16_on_cuda
 from ..common.networks import load_network
@@ -23,8 +25,8 @@ from ..datasets.xray.images import XrayPool, load_xrays
 from ..evaluation.drawing import Legend
 from ..rewards.loss_gap import VIEWS, area, doubt, gap, total_variation
 from . import apga_pictures
-from .apga_actions import MaskActions, blurred
-from .apga_config import SEQUENTIAL_HORIZON, APGAConfig
+from .apga_actions import MaskActions
+from .apga_config import SEQUENTIAL_HORIZON, APGAConfig, side_of
 from .core import BatchedEnv, Frame, Obs, notice_phantom
 from .samplers import PerEnvSampler, SharedSampler, chosen_images
 
@@ -32,8 +34,6 @@ STATE = ("index", "cells", "filling", "plain")
 """Tensors that an episode consists of, beside those of the core and the sampler."""
 TABLES = ("judged", "worth")
 """Tensors [N] by name that it consists of."""
-BLUR_SHARE = 1 / 16
-"""Deviation of the Gaussian of fill blur, as a share of the side of the images."""
 
 
 class APGAEnv(BatchedEnv):
@@ -69,8 +69,8 @@ class APGAEnv(BatchedEnv):
     A radiograph of the split, drawn without replacement; `reset(options={"index": 3})` shows number 3 in every
     environment, `{"index": [3, 0]}` one for each. Nothing is selected.
 
-    `info` has `index`, the number of the radiograph, `label`, `loss_orig` and `prob_orig`, cross-entropy and probability
-    of its class; after a step, and 0 before it, `gap`, `mask_area`, `mask_tv` and `loss_adv`, `prob_adv` and
+    `info` has `index`, the number of the radiograph, `label`, `loss_orig` and `prob_orig`, the cross-entropy and the
+    probability of its class; after a step, and 0 before it, `gap`, `mask_area`, `mask_tv` and `loss_adv`, `prob_adv`,
     `loss_aid`, `prob_aid`, as far as the reward needs them or `log_aid` wants them; where lesions are known `roi_iou`,
     the mask's overlap with the box around the lesion, 0 where there is none. The end adds `case_id`, `study` and the
     name of the class, `class_name`.
@@ -112,13 +112,15 @@ class APGAEnv(BatchedEnv):
         if classifier is not None and not isinstance(classifier, nn.Module):
             settings["classifier"] = str(classifier)
         if images is not None:
-            settings["size"] = _side(images)
+            settings["size"] = side_of(images)
         super().__init__(config, **settings)
         cfg, num_envs = self.config, self.num_envs
         if num_envs % cfg.group:
             raise ValueError(f"num_envs is {num_envs} but must be a multiple of group, {cfg.group}")
         if images is None and cfg.data == "phantom" and cfg.csv is None:
-            notice_phantom("APGA-MURA-v0", "give data=<MURA folder> or csv=<table>, and classifier=<file>, for patients")
+            notice_phantom(
+                "APGA-MURA-v0", "give data=<MURA folder> or csv=<table>, and classifier=<file>, for patients"
+            )
         self.pool = (load_xrays(cfg, cfg.split) if images is None else images).to(self.device)
         self.origin = self.pool.origin
         grid = cfg.size if cfg.action_mode == "pixel" else cfg.grid
@@ -187,7 +189,7 @@ class APGAEnv(BatchedEnv):
     def _logits(self, x: Tensor, *, masked: bool = False) -> Tensor:
         """z float32 [B, K] of images [B, 1, S, S] in one call."""
         net, count = self.classifier, len(x)
-        if count == 1 and x.device.type == "cpu":  # so that an environment is the same alone: rounding differs for one
+        if count == 1:  # so that an environment is the same alone: a CPU rounds otherwise for one image
             x = x.expand(2, -1, -1, -1)
         options = {"masked": True} if masked and isinstance(net, XrayClassifier) and net.split_bn else {}
         training = net.training
@@ -209,7 +211,7 @@ class APGAEnv(BatchedEnv):
     def _plain_logits(self, index: Tensor) -> Tensor:
         """z [K', K] of plain images int64 [K']; those that the classifier has not seen yet by one call."""
         if self._missing:
-            rows = index[~self._known[index]].unique()
+            rows = torch.unique(index[~self._known[index]])
             if len(rows):
                 self._table = self._table.index_copy(0, rows, self._logits(self.pool.at(rows)))
                 self._known = self._known.index_fill(0, rows, True)
@@ -222,8 +224,8 @@ class APGAEnv(BatchedEnv):
         cfg, index = self.config, self.index[env_ids]
         x, filling, labels = self.pool.at(index), self.filling[env_ids], self.pool.labels[index]
         a = self.mask_actions.masks(cells).float()
-        masked = {"adv": lambda: x.lerp(filling, a), "aid": lambda: filling.lerp(x, a)}  # [K, 1, S, S]
-        logits = self._logits(torch.cat([masked[view]() for view in self._views]), masked=True).split(len(x))
+        views = [(erased if view == "adv" else kept)(x, a, filling) for view in self._views]  # [K, 1, S, S]
+        logits = self._logits(torch.cat(views), masked=True).tensor_split(len(views))
         seen = {"plain": self.plain[env_ids], **dict(zip(self._views, logits, strict=True))}
         worth = gap({view: doubt(z, labels, cfg.reward_kind) for view, z in seen.items()}, cfg.reward_mode)
         cut = worth if cfg.reward_clip is None else worth.clamp(-cfg.reward_clip, cfg.reward_clip)
@@ -276,11 +278,13 @@ class APGAEnv(BatchedEnv):
     def _drawn_filling(self, index: Tensor, env_ids: Tensor) -> Tensor:
         """What is seen where the images int64 [K] of the environments `env_ids` are erased, float32 [K, 1, S, S]."""
         x, size = self.pool.at(index), self.config.size
-        if self.config.fill == "mean":
-            return x.mean(dim=(2, 3), keepdim=True).expand_as(x)
-        if self.config.fill == "blur":
-            return blurred(x, BLUR_SHARE * size)
-        return self.streams.uniform(size * size, env_ids).float().view_as(x)
+        noise = None
+        if self.config.fill == "noise":
+            uniform = self.streams.uniform(size * size, env_ids).clamp(min=1e-9)
+            noise = (math.sqrt(2) * torch.erfinv(2 * uniform - 1)).float().view_as(x)
+        filling = fill_of(x if len(x) > 1 else x.expand(2, -1, -1, -1), self.config.fill, noise)  # see `_logits`
+        assert filling is not None
+        return filling[: len(x)].expand_as(x)
 
     @torch.no_grad()
     def _step(self, actions: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -303,11 +307,11 @@ class APGAEnv(BatchedEnv):
             rows = self.index[~finite].tolist()
             names = ", ".join(self.pool.ids[row] for row in rows[:8]) + (", ..." if len(rows) > 8 else "")
             raise ValueError(
-                f"the reward of {len(rows)} images is not finite: {names}; look for NaN in the weights of the classifier"
+                f"the reward of {len(rows)} images is not finite: {names}; look for NaN in the classifier's weights"
             )
 
     def observe(self, env_ids: Tensor | None = None) -> Obs:
-        """Radiographs uint8 [N, 1, S, S], in mode sequential with the mask [N, 2, S, S]; of `env_ids` int64 [K] only."""
+        """Radiographs uint8 [N, 1, S, S], in mode sequential with the mask [N, 2, S, S]; of `env_ids` only."""
         env_ids = self._all if env_ids is None else env_ids
         images = self.pool.images[self.index[env_ids]]
         if self.config.action_mode != "sequential":
@@ -390,10 +394,3 @@ class APGAEnv(BatchedEnv):
 def _loss_and_prob(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats and probability of the class, each [K]."""
     return doubt(logits, labels, "loss"), -doubt(logits, labels, "prob")
-
-
-def _side(images: XrayPool) -> int:
-    height, width = images.images.shape[2:]
-    if height != width or images.images.shape[1] != 1:
-        raise ValueError(f"images have shape {tuple(images.images.shape[1:])} but must be grey and square: (1, S, S)")
-    return int(width)

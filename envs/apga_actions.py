@@ -78,7 +78,7 @@ class MaskActions:
         return torch.ones(len(actions), dtype=torch.bool, device=actions.device)
 
     def free(self, cells: Tensor) -> Tensor:
-        """Actions of mode sequential that are not wasted, bool [N, G*G + 1]: cells that are not selected, and to stop."""
+        """Actions of mode sequential that are not wasted, bool [N, G*G + 1]: cells not selected yet, and to stop."""
         return torch.cat((~cells.flatten(1), torch.ones_like(cells[:, 0, 0, :1])), dim=1)
 
     def nearest(self, masks: Tensor, now: Tensor) -> Tensor:

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ..classifiers.masked_images import Fill
 from ..common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, check
-from ..datasets.xray.images import XrayConfig
+from ..datasets.xray.images import XrayConfig, XrayPool
 from ..rewards.loss_gap import Kind, Mode
 from .apga_actions import ActionMode
 
-Fill = Literal["zero", "mean", "blur", "noise"]
 SEQUENTIAL_HORIZON = 16
 
 
@@ -49,7 +49,7 @@ class APGAConfig(XrayConfig):
     """The gap is cut to minus and plus this; null: never."""
     fill: Fill = "zero"
     """What is seen where an image is erased. zero: black (paper); mean: its own mean; blur: a smooth version of it;
-    noise: uniform noise, drawn for each episode."""
+    noise: normal noise of its mean and deviation, drawn for each episode."""
     blur_sigma_px: float = 0.0
     """Standard deviation of the Gaussian that smooths masks of mode beta, in pixels; 0: none."""
     log_aid: bool = False
@@ -85,3 +85,15 @@ class APGAConfig(XrayConfig):
                 f"blur_sigma_px is {self.blur_sigma_px} but masks of action_mode {self.action_mode!r} are hard; leave "
                 f"it 0, or choose action_mode='beta'"
             )
+
+
+def side_of(images: XrayPool) -> int:
+    """Height and width of the images of a pool.
+
+    Raises:
+        ValueError: they are not grey and square.
+    """
+    height, width = images.images.shape[2:]
+    if height != width or images.images.shape[1] != 1:
+        raise ValueError(f"images have shape {tuple(images.images.shape[1:])} but must be grey and square: (1, S, S)")
+    return int(width)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from scipy import ndimage
 
+from ..classifiers.masked_images import erased, kept
 from ..evaluation.attack_panels import image_picture
 from ..evaluation.drawing import Bytes, Colour, Legend, beside, blend, enlarged
 from .core import Frame
@@ -25,7 +26,7 @@ def picture(env: "APGAEnv", env_id: int) -> Frame:
     weight = a[0].cpu().numpy()
     selected = weight > 0
     blend(over, selected, SELECTED, OPACITY * weight[selected])
-    panels = [image_picture(x), over, image_picture(x.lerp(filling, a)), image_picture(filling.lerp(x, a))]
+    panels = [image_picture(x), over, image_picture(erased(x, a, filling)), image_picture(kept(x, a, filling))]
     shown: list[Bytes] = [enlarged(panel, PANEL_PX) for panel in panels]
     if env.pool.roi is not None and env.shows_truth:
         roi = enlarged(env.pool.roi[int(env.index[env_id])].cpu().numpy()[..., None], PANEL_PX)[..., 0]
@@ -51,5 +52,7 @@ def caption(env: "APGAEnv", env_id: int) -> str:
     if not int(env.t[env_id]):
         return text
     info = env.info()
-    losses = [f"{view} {float(info[f'loss_{view}'][env_id]):.3f}" for view in ("orig", "adv", "aid") if f"loss_{view}" in info]
+    losses = [
+        f"{view} {float(info[f'loss_{view}'][env_id]):.3f}" for view in ("orig", "adv", "aid") if f"loss_{view}" in info
+    ]
     return f"{text}: loss {', '.join(losses)}, area {float(info['mask_area'][env_id]):.2f}"

@@ -17,7 +17,7 @@ OPTIMUM = 1.25
 
 
 class Linear(nn.Module):
-    """Logits (0, z): z = BIAS + the sum over a 2 x 2 grid of weights times the mean of the cell: CONTRIBUTIONS in all."""
+    """Logits (0, z): z = BIAS + the sum over a 2 x 2 grid of weights times the mean of the cell, CONTRIBUTIONS."""
 
     def __init__(self):
         super().__init__()

@@ -162,7 +162,7 @@ def brute_force(env: APGAEnv) -> Tensor:
     env_ids = torch.arange(env.num_envs, device=env.device)
     rewards = [
         env.preview(part.repeat(env.num_envs, 1, 1, 1), env_ids.repeat_interleave(len(part))).view(env.num_envs, -1)
-        for part in every.split(max(1, AT_ONCE // env.num_envs))
+        for part in torch.split(every, max(1, AT_ONCE // env.num_envs))
     ]
     best = torch.cat(rewards, dim=1).argmax(dim=1)
     side = env.config.size // grid

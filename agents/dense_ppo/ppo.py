@@ -102,8 +102,8 @@ class DensePPOConfig:
     """Stop the inner steps once the mean KL per pixel from the rollout's policy, in nats, exceeds 1.5 times this; null:
     never. With ratio sum it is the KL of the whole map."""
     ratio: Ratio = "factored"
-    """Ratio that is clipped. factored: of each pixel (paper); of the map: mean, the geometric mean over its pixels; sum,
-    their product, as in SB3, for at most some hundred actions."""
+    """Ratio that objective ppo clips. factored: of each pixel (paper); of the map: mean, the geometric mean over its
+    pixels; sum, their product, as in SB3, for at most some hundred actions."""
 
     def __post_init__(self) -> None:
         check(self, "", total_timesteps=AT_LEAST_0, num_envs=AT_LEAST_1, n_steps=AT_LEAST_1, n_epochs=AT_LEAST_1)

@@ -1,12 +1,12 @@
-"""APGA-MURA-v0: known rewards, one call of the classifier, its cache, what is refused (docs/apga.md, Method 11 to 13)."""
+"""APGA-MURA-v0: known rewards, one call of the classifier, what is refused (docs/apga.md, Method 11 to 13)."""
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from apga_toys import OPTIMUM, Linear, pool, toy
-from segarena.common.networks import save_network
 from segarena.classifiers.xray import XrayClassifier
+from segarena.common.networks import save_network
 from segarena.datasets.xray.images import PhantomStudies
 from segarena.envs.adapters import make_batch, make_single
 from segarena.envs.apga import APGAEnv
@@ -37,7 +37,9 @@ def test_the_reward_of_the_linear_toy_is_as_computed_by_hand(mask, gap, reward):
 
 
 def test_erased_and_kept_parts_are_seen_as_they_should_be():
-    images = torch.tensor([[10, 20], [30, 40]], dtype=torch.uint8).repeat_interleave(16, 0).repeat_interleave(16, 1)[None]
+    images = (
+        torch.tensor([[10, 20], [30, 40]], dtype=torch.uint8).repeat_interleave(16, 0).repeat_interleave(16, 1)[None]
+    )
     seen = []
 
     def net(x):
@@ -137,6 +139,13 @@ def test_a_preview_is_what_a_step_pays_and_moves_nothing():
     worth = env.preview(actions.view(2, 1, 2, 2).bool(), torch.tensor([0, 1]))
     assert torch.equal(env.cells, before["cells"])
     torch.testing.assert_close(env.step(actions)[0], worth)
+
+
+def test_binary_actions_may_be_floats_that_are_0_or_1():
+    env = toy()
+    assert env.actions_from(np.array([[0.0, 1.0, 1.0, 0.0]], np.float32)).tolist() == [[0, 1, 1, 0]]
+    with pytest.raises(ValueError, match=r"0\.5.* is outside MultiBinary"):
+        env.actions_from(np.array([[0.0, 0.5, 1.0, 0.0]]))
 
 
 def test_a_batch_has_one_reward():
@@ -243,7 +252,7 @@ def test_a_reward_that_is_no_number_names_the_images():
     env = toy(2, pool(2), classifier=broken)
     with torch.no_grad():
         broken.weight[1] = torch.nan
-    with pytest.raises(ValueError, match="reward of 2 images is not finite: limb_., limb_."):
+    with pytest.raises(ValueError, match=r"reward of 2 images is not finite: limb_., limb_."):
         env.step(torch.zeros(2, 4))
 
 

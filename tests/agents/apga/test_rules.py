@@ -18,7 +18,7 @@ def test_brute_force_finds_the_optimum_in_one_step_and_cell_by_cell():
     for mode in ("patch", "sequential"):
         assert returns("brute_force", action_mode=mode).tolist() == pytest.approx([OPTIMUM] * 2, abs=1e-5)
     env = toy(grid=4)
-    with pytest.raises(ValueError, match="plays with action_mode=.* grid=2 or 3 or 1"):
+    with pytest.raises(ValueError, match=r"plays with action_mode=.* grid=2 or 3 or 1"):
         POLICIES["brute_force"].policy(env, 0)
 
 
@@ -91,7 +91,7 @@ def test_every_policy_plays_in_every_mode_it_fits_on_phantoms():
             action_mode=mode, num_envs=3, device="cpu", grid=4, size=32, phantom_studies=PhantomStudies(train=4)
         )
         env.seed(range(3))
-        for name, row in POLICIES.items():
+        for row in POLICIES.values():
             if row.fits(env):
                 env.reset()
                 actions = row.policy(env, 0)(env)
