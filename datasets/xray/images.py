@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...common.checks import AT_LEAST_1, SHARE, check
 from ...common.files import file_digest
+from ...common.reading import quoted
 from ..cache import cached
 from ..folders import log_once
 from ..images import ImagePool
@@ -286,9 +287,9 @@ def _files(config: XrayConfig, split: str, option: str) -> XrayPool:
     by_id = {one.id: one for one in files}
     chosen = _chosen(config, split, {one.id: one.patient for one in files}, splits, option)
     files = [by_id[name] for name in chosen]
-    if lost := [one for one in files if not one.path.is_file()]:
+    if lost := [one for one in files if not _exists(one.path)]:
         raise FileNotFoundError(
-            f"{lost[0].where} names {lost[0].path}, which does not exist ({len(lost)} such, the last in "
+            f"{lost[0].where} names {quoted(str(lost[0].path))}, which does not exist ({len(lost)} such, the last in "
             f"{lost[-1].where}); unpack the data set again, or take the lines away"
         )
     rows = _drawn(config, split, [one.label for one in files], [one.study for one in files], option)
@@ -307,6 +308,13 @@ def _files(config: XrayConfig, split: str, option: str) -> XrayPool:
         labels=torch.tensor([one.label for one in files]),
         classes=config.classes,
     )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _chosen(

@@ -21,10 +21,10 @@ VIEWS = 2
 """Images of a study: number n belongs to study n // 2. Studies of odd number are broken, in every image."""
 SMALLEST = 32
 """Pixels of the smallest side at which a break can be seen."""
-BREAK, LINE = (0.02, 0.03), (0.008, 0.013)
+BREAK, LINE = (0.03, 0.045), (0.007, 0.012)
 """Half the width of a break, and of the lines that are none, at least and at most."""
-MARGIN = 0.04
-"""Distance of a region's border from its break."""
+MARGIN = 0.02
+"""By which the box around a break is wider than the break itself, on each side."""
 _STUDY, _IMAGE, _CLOUDS, _NOISE, _MARKER = (int.from_bytes(f"xray {k}".encode(), "big") for k in range(5))
 """Words of the streams of random numbers."""
 _AT_ONCE = 2**18
@@ -40,8 +40,8 @@ class Limbs:
     labels: Tensor
     """int64 [N]: 0 normal, 1 abnormal (broken)."""
     roi: Tensor
-    """bool [N, size, size]: the box around the break, sides along the image's, its border `MARGIN` away; none where
-    nothing is broken."""
+    """bool [N, size, size]: the box around the break's own pixels, sides along the image's, `MARGIN` wider on each of
+    them; nothing where no bone is broken."""
     marked: Tensor
     """bool [N]: there is a marker in the corner."""
 
@@ -49,13 +49,13 @@ class Limbs:
 def limb_phantoms(numbers: Tensor, size: int = 64, artefact: float | Tensor | None = None) -> Limbs:
     """The radiographs of these numbers; the same whichever others are drawn with them.
 
-    One or two bones lie in soft tissue. Broken: a thin dark line runs obliquely, 30 to 60 degrees to the axis, across
+    One or two bones lie in soft tissue. Broken: a thin dark line runs obliquely, 35 to 55 degrees to the axis, across
     the shaft of one bone, and ends at its edge. What makes it hard to find, as in patients, is drawn with the same
     chances whether a bone is broken or not:
 
     - exposure, contrast and the fall of the beam towards one side differ from image to image: brightness says nothing;
     - noise of the detector, clouds of soft tissue, thick and thin limbs;
-    - the limb is turned by up to 40 degrees, shifted, and its bones may end inside of the image;
+    - the limb is turned by up to 15 degrees, shifted, and its bones may end inside of the image;
     - growth plates: dark lines across a bone, but square to its axis;
     - canals of vessels: dark lines in a bone, but along its axis;
     - folds of skin: dark lines oblique to a bone, but running on into the soft tissue on both sides;
@@ -79,7 +79,7 @@ def limb_phantoms(numbers: Tensor, size: int = 64, artefact: float | Tensor | No
     labels = numbers // VIEWS % 2
     if artefact is None:
         marked = torch.zeros_like(labels, dtype=torch.bool)
-    elif bool(((share := torch.as_tensor(artefact)) < 0).any() or (share > 1).any()):
+    elif not bool((((share := torch.as_tensor(artefact)) >= 0) & (share <= 1)).all()):
         raise ValueError(f"artefact is {artefact} but must lie in [0, 1]; None draws no markers")
     else:
         marked = (labels == 1) == (uniform(numbers, 1, _MARKER)[:, 0] < share)
@@ -109,10 +109,8 @@ def draw_limbs(numbers: Tensor, broken: Tensor, size: int) -> tuple[Tensor, Tens
             f"least {SMALLEST} pixels and 0"
         )
     at_once = max(1, _AT_ONCE // size**2)
-    parts = [
-        _draw(some, those.numpy(), size)
-        for some, those in zip(numbers.split(at_once), broken.split(at_once), strict=True)
-    ]
+    starts = range(0, max(1, len(numbers)), at_once)
+    parts = [_draw(numbers[k : k + at_once], broken[k : k + at_once].numpy(), size) for k in starts]
     images, roi = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return torch.from_numpy(images), torch.from_numpy(roi)
 
@@ -172,10 +170,10 @@ def _draw(
 
     # the limb: soft tissue about an axis through `middle`
     two = study.chance(0.5)
-    width = study.draw(0.11, 0.14) * (1 - 0.25 * two)
+    width: FloatArray = study.draw(0.11, 0.14) * (1 - 0.25 * two)
     thick = study.draw(0.28, 0.42)
     angle = image.draw(-15, 15)
-    limb = _Line(image.draw(-0.08, 0.08), image.draw(-0.08, 0.08), *_direction(angle))
+    limb = _Line(image.draw(-0.1, 0.1), image.draw(-0.18, 0.18), *_direction(angle))
     _, across = limb.coordinates(y, x)
     grey = image.draw(0.02, 0.12) + image.draw(0.15, 0.3) * _below(np.abs(across), thick, 4 * soft + 0.03)
     grey = grey * (1 + 0.35 * clouds[0])
@@ -190,7 +188,7 @@ def _draw(
         shift = aside * (1 - 2 * number)
         along_y, along_x = _direction(tilt)
         bone = _Line(limb.y - shift * limb.along_x, limb.x + shift * limb.along_y, along_y, along_x)
-        upper, lower = image.draw(0.32, 0.6), image.draw(0.32, 0.6)
+        upper, lower = image.draw(0.35, 0.6), image.draw(0.35, 0.6)
         along, away = bone.coordinates(y, x)
         beyond = np.maximum(np.maximum(along - lower, -along - upper), 0)
         radius = np.sqrt(away * away + beyond * beyond) / width
@@ -198,19 +196,19 @@ def _draw(
         profile = body * (1 - cortex + cortex * np.minimum(radius, 1) * np.minimum(radius, 1))
         # lines in the bone: what is taken away of it
         loss = np.zeros_like(grey)
-        plate = _Line(*_on(bone, image.sign() * image.draw(0.2, 0.3)), *_direction(tilt + 90 + image.draw(-8, 8)))
+        plate = _Line(*_on(bone, image.sign() * image.draw(0.22, 0.32)), *_direction(tilt + 90 + image.draw(-8, 8)))
         loss = np.maximum(loss, image.chance(0.4) * image.draw(0.4, 0.7) * _thin(plate, y, x, image, soft, LINE))
         canal = _Line(*_on(bone, image.draw(-0.25, 0.25)), *_direction(tilt + image.draw(-8, 8)))
         short = _below(np.abs(canal.coordinates(y, x)[0]), 0.08, 0.03)
         loss = np.maximum(
             loss, image.chance(0.4) * image.draw(0.4, 0.7) * short * _thin(canal, y, x, image, soft, LINE)
         )
-        place, lean = image.draw(-0.17, 0.17), image.sign() * image.draw(35, 55)
+        place, lean = image.draw(-0.25, 0.25), image.sign() * image.draw(35, 55)
         if number == 0:
             line = _Line(*_on(bone, place), *_direction(tilt + lean))
             gap = image.draw(0.8, 1.0) * _thin(line, y, x, image, soft, BREAK)
             loss = np.where(broken[:, None, None], np.maximum(loss, gap), loss)
-            roi = _box(line, width, lean, y, x) & broken[:, None, None]
+            roi = _box((gap * body > 0) & broken[:, None, None], steps)
         there = two if number else 1
         bones = bones + there * profile * (1 - loss)
         inside = np.maximum(inside, there * body)
@@ -252,15 +250,19 @@ def _thin(
 ) -> FloatArray:
     """1 on a thin, bent line, 0 away from it."""
     along, away = line.coordinates(y, x)
-    bent = away + image.draw(-1.0, 1.0) * along * along
+    bent = away + image.draw(-0.7, 0.7) * along * along
     return _below(np.abs(bent), image.draw(*half), 1.2 * soft)
 
 
-def _box(line: _Line, width: FloatArray, lean: FloatArray, y: FloatArray, x: FloatArray) -> npt.NDArray[np.bool_]:
-    """The pixels around a line that crosses a bone of half the width `width` at the angle `lean`, [N, size, size]."""
-    half = width / np.abs(_direction(lean)[1])
-    tall, wide = half * np.abs(line.along_y) + MARGIN, half * np.abs(line.along_x) + MARGIN
-    inside: npt.NDArray[np.bool_] = (np.abs(y - line.y) < tall) & (np.abs(x - line.x) < wide)
+def _box(lost: npt.NDArray[np.bool_], steps: FloatArray) -> npt.NDArray[np.bool_]:
+    """The pixels at most `MARGIN` away, along each side, from the box around those that are lost, [N, size, size]."""
+    found = []
+    for axis in (2, 1):
+        there = lost.any(axis=axis)  # [N, size]
+        low = np.where(there, steps, np.float32(1)).min(axis=1, keepdims=True)
+        high = np.where(there, steps, np.float32(-1)).max(axis=1, keepdims=True)
+        found.append((steps >= low - np.float32(MARGIN)) & (steps <= high + np.float32(MARGIN)))
+    inside: npt.NDArray[np.bool_] = found[0][:, :, None] & found[1][:, None]
     return inside
 
 

@@ -64,7 +64,7 @@ def find_table(table: Path, n_classes: int) -> list[XrayFile]:
         if n_classes == len(TWO_CLASSES):
             label = int(label in FRACTURES)
         path = below(table.parent, cells["path"], where)
-        name = "_".join(Path(cells["path"]).with_suffix("").parts)
+        name = "_".join((*Path(cells["path"]).parent.parts, path.stem))
         if (first := seen.setdefault(name, where)) != where:
             raise ValueError(f"{where} has the path {quoted(cells['path'])}, but {first} has it, or one like it, too")
         study = f"{cells['group']}_{cells['study']}" if cells["study"] else name
