@@ -109,10 +109,8 @@ def draw_limbs(numbers: Tensor, broken: Tensor, size: int) -> tuple[Tensor, Tens
             f"least {SMALLEST} pixels and 0"
         )
     at_once = max(1, _AT_ONCE // size**2)
-    parts = [
-        _draw(some, those.numpy(), size)
-        for some, those in zip(numbers.split(at_once), broken.split(at_once), strict=True)
-    ]
+    starts = range(0, max(1, len(numbers)), at_once)
+    parts = [_draw(numbers[k : k + at_once], broken[k : k + at_once].numpy(), size) for k in starts]
     images, roi = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return torch.from_numpy(images), torch.from_numpy(roi)
 
@@ -172,7 +170,7 @@ def _draw(
 
     # the limb: soft tissue about an axis through `middle`
     two = study.chance(0.5)
-    width = study.draw(0.11, 0.14) * (1 - 0.25 * two)
+    width: FloatArray = study.draw(0.11, 0.14) * (1 - 0.25 * two)
     thick = study.draw(0.28, 0.42)
     angle = image.draw(-15, 15)
     limb = _Line(image.draw(-0.1, 0.1), image.draw(-0.18, 0.18), *_direction(angle))
