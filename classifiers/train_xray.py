@@ -44,7 +44,7 @@ class XrayTrainingConfig:
     section: ClassVar[str] = "classifier."
     """Where an experiment holds these settings."""
     network: Architecture = "densenet169"
-    """densenet169 (paper), or small_cnn: three convolutions, for phantoms and two cores."""
+    """densenet169 (paper), or small_cnn: four convolutions, for phantoms and two cores."""
     in_channels: Literal[1, 3] = 3
     """Channels of the first layer; 3 (paper's program): a grey picture is repeated."""
     normalize: Normalize = "none"

@@ -35,7 +35,7 @@ class XrayClassifier(Network):
     """A classifier of K classes whose class activation maps have a closed form.
 
     Args:
-        network: densenet169, MONAI's, or small_cnn: three convolutions of stride 2 with group normalisation.
+        network: densenet169, MONAI's, or small_cnn: three convolutions of stride 2 and one of 1.
         in_channels: C: 1, or 3, to which a grey picture is repeated.
         out_channels: K, at least 2.
         normalize: imagenet: takes ImageNet's mean off, and divides by its deviation, inside: after any mask.
@@ -64,9 +64,9 @@ class XrayClassifier(Network):
         self.normalize, self.split_bn = normalize, False
         if network == "densenet169":
             self.body, self.head = _densenet169(in_channels, out_channels)
-            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         else:
             self.body, self.head = _small_cnn(in_channels, out_channels)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
         if split_bn:
@@ -101,13 +101,7 @@ class XrayClassifier(Network):
         return maps
 
     def split_statistics(self) -> None:
-        """Give masked images batch statistics of their own, which begin as those of the plain ones.
-
-        Raises:
-            ValueError: the network has no batch normalisation.
-        """
-        if self.network == "small_cnn":
-            raise ValueError("split_bn is True but small_cnn has no batch normalisation; leave it, or use densenet169")
+        """Give masked images batch statistics of their own, which begin as those of the plain ones."""
         for parent in list(self.body.modules()):
             for name, layer in list(parent.named_children()):
                 if type(layer) is nn.BatchNorm2d:
@@ -218,8 +212,8 @@ def _densenet169(channels: int, classes: int) -> tuple[nn.Module, nn.Linear]:
 
 def _small_cnn(channels: int, classes: int) -> tuple[nn.Module, nn.Linear]:
     layers: list[nn.Module] = []
-    for maps in (16, 32, 64):
+    for maps, stride in ((16, 2), (32, 2), (64, 2), (64, 1)):
         layers += [nn.ReLU(inplace=True)] if layers else []
-        layers += [nn.Conv2d(channels, maps, 3, stride=2, padding=1, bias=False), nn.GroupNorm(8, maps)]
+        layers += [nn.Conv2d(channels, maps, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(maps)]
         channels = maps
     return nn.Sequential(*layers), nn.Linear(channels, classes)

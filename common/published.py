@@ -29,7 +29,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or holds more than tensors, numbers and text, or no weights by name.
+        ValueError: it is damaged, or holds more than tensors, numbers and text, no weights by name, or sparse ones.
     """
     if Path(path).suffix == ".safetensors":
         found: object = load_weights(path)[0]
@@ -53,6 +53,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             f"model with them, are needed; save the network's state_dict()"
         )
     weights = {str(name): value for name, value in found.items()}
+    for name, value in weights.items():
+        if value.layout != torch.strided or value.is_meta:
+            raise ValueError(
+                f"checkpoint {str(path)!r} has {quoted(name)} as a tensor that is sparse or without values; save it "
+                f"dense"
+            )
     wrapped = all(name.startswith("module.") for name in weights)
     return {name.removeprefix("module."): value for name, value in weights.items()} if wrapped else weights
 

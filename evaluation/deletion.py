@@ -68,7 +68,7 @@ def deletion_curves(
         raise ValueError(f"steps is {steps} but must lie in [1, {pixels}], the pixels of an image")
     ranks = ranks_of(saliency.float().flatten(1), seed).view(saliency.shape)[:, None]  # [B, 1, H, W]
     numbers = (torch.arange(steps + 1, device=x.device, dtype=torch.float64) * pixels / steps).round().long()
-    filled = torch.as_tensor(fill, dtype=x.dtype, device=x.device).expand_as(x)
+    filled = (fill if isinstance(fill, Tensor) else x.new_full((), fill)).expand_as(x)
     image = torch.arange(len(x), device=x.device).repeat_interleave(steps + 1)  # of each point of each curve
     number = numbers.repeat(len(x))
     classes = torch.cat([probabilities(part).argmax(dim=1) for part in torch.split(x, batch_size)])

@@ -53,8 +53,9 @@ def test_a_map_of_a_network_is_that_of_a_backward_pass_through_it():
         cam = F.relu((gradient.mean(dim=(2, 3), keepdim=True) * F.relu(maps.detach())).sum(dim=1))
         large = F.interpolate(cam[:, None], size=(32, 32), mode="bilinear", align_corners=False)[:, 0]
         low, high = large.amin(dim=(1, 2), keepdim=True), large.amax(dim=(1, 2), keepdim=True)
-        torch.testing.assert_close(found, (large - low) / (high - low))
-        assert (found.amin(), found.amax()) == (0, 1)
+        torch.testing.assert_close(found, ((large - low) / (high - low)).nan_to_num(0.0))
+        assert found.amin() == 0
+        assert found.amax(dim=(1, 2)).sum() >= 3, "at most one image has nothing that speaks for its class"
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 7.3])

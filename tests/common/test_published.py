@@ -42,6 +42,12 @@ def test_files_that_are_no_weights_are_refused(tmp_path, written):
             read_state_dict(written(content))
 
 
+@pytest.mark.parametrize("value", [torch.zeros(2, 2).to_sparse(), torch.zeros(2, device="meta")])
+def test_tensors_without_dense_values_are_refused(value, written):
+    with pytest.raises(ValueError, match="has 'a' as a tensor that is sparse or without values; save it dense"):
+        read_state_dict(written({"a": value}))
+
+
 def test_weights_are_put_under_their_own_names_and_all_else_stays():
     net = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
     before = net[1].weight.clone()
