@@ -299,7 +299,7 @@ def _check_refusals(subject: _Subject) -> None:
     """Bad actions are refused, and nothing moves."""
     env = subject.begun()
     good = subject.actions()[0]
-    bad = [("outside the space", np.full_like(good, 10_000)), ("of one environment too few", good[:-1])]
+    bad = [("outside the space", np.full(good.shape, 10_000)), ("of one environment too few", good[:-1])]
     if env.single_action_space.dtype is not None and isinstance(env.single_action_space, spaces.Box):
         bad[0] = "NaN", np.full_like(good, np.nan)
     for what, action in bad:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -37,6 +37,7 @@ from .experiment import (
     reached,
     write_result,
 )
+from .grid_policy import GridPolicy, MaskableGridPolicy, grid_of
 from .learning import learn, restore
 from .open_loop import OpenLoop, OpenLoopConfig, evolution_strategy, schedule_shape, tune_schedule
 from .papers import POLICIES
@@ -67,6 +68,9 @@ class PPOExperiment(Experiment):
     """Arguments of the environment by name, e.g. '{horizon: 64}'."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """Settings of PPO."""
+    network: Literal["mlp", "grid"] = "mlp"
+    """Network of the policy. mlp: layers of neurons, SB3's; grid: convolutions down to one logit for each cell of a
+    grid of actions over a square image, for which net_arch has no meaning."""
     clone: CloneConfig = field(default_factory=CloneConfig)
     """Reference policy as which the policy begins; by default there is none."""
     open_loop: OpenLoopConfig = field(default_factory=OpenLoopConfig)
@@ -124,6 +128,10 @@ def check(experiment: PPOExperiment) -> None:
                 f"clone.policy is {experiment.clone.policy!r}, whose observations are not normalised; leave out "
                 "ppo.normalize_observations"
             )
+    if experiment.network == "grid":
+        if experiment.ppo.algorithm == "recurrent":
+            raise ValueError("network is 'grid', which remembers nothing, but ppo.algorithm is 'recurrent'; use 'mlp'")
+        grid_of(env.single_observation_space, env.single_action_space)
     experiment.ppo.check_memory(env)
     experiment.ppo.wrap(LearnerEnv(env))
     if experiment.ppo.algorithm == "maskable":
@@ -142,8 +150,11 @@ def check_export(experiment: PPOExperiment) -> None:
 
 def _fresh(experiment: PPOExperiment) -> AnyLearner:
     env, ppo = env_of(experiment, experiment.ppo.num_envs), experiment.ppo
+    policy: Any = policy_alias(env.single_observation_space, ppo.algorithm)
+    if experiment.network == "grid":
+        policy = GridPolicy if ppo.algorithm == "ppo" else MaskableGridPolicy
     return LEARNERS[ppo.algorithm](
-        policy_alias(env.single_observation_space, ppo.algorithm),
+        policy,
         ppo.wrap(LearnerEnv(env)),
         policy_kwargs=ppo.policy_kwargs(),
         seed=experiment.seed,
@@ -165,8 +176,16 @@ def train(experiment: PPOExperiment, run: Run) -> None:
 def _train_agent(experiment: PPOExperiment, run: Run) -> None:
     model, ppo = _fresh(experiment), asdict(experiment.ppo)
     cloned = {} if experiment.clone.policy is None else {"clone": asdict(experiment.clone)}
+    network = {} if experiment.network == "mlp" else {"network": experiment.network}
     run.depend_on(
-        {"seed": experiment.seed, "env": experiment.env, "settings": experiment.settings, "ppo": ppo, **cloned}
+        {
+            "seed": experiment.seed,
+            "env": experiment.env,
+            "settings": experiment.settings,
+            "ppo": ppo,
+            **cloned,
+            **network,
+        }
     )
     if checkpoint := run.resume():
         restore(model, checkpoint)

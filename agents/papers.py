@@ -23,6 +23,7 @@ PAPERS: "Table[Paper[Any]]" = Table(
         "rl4seg": "segarena.agents.rl4seg.paper:PAPER",
         "rp_pgd": "segarena.agents.rp_pgd.paper:PAPER",
         "seat": "segarena.agents.seat.paper:PAPER",
+        "apga": "segarena.agents.apga.paper:PAPER",
         "ppo": "segarena.agents.generic:PAPER",
     },
 )
@@ -33,6 +34,7 @@ POLICIES: "Table[Mapping[str, Reference[Any]]]" = Table(
     {
         "SPARS-LiverCT-v0": "segarena.agents.spars.rules:POLICIES",
         "RL4Seg-Echo-v0": "segarena.agents.rl4seg.rules:POLICIES",
+        "APGA-MURA-v0": "segarena.agents.apga.rules:POLICIES",
         "RPPGD-VOC-v0": "segarena.agents.rp_pgd.rules:POLICIES",
         "RPPGD-Cityscapes-v0": "segarena.agents.rp_pgd.rules:POLICIES",
         "RPPGD-ADE20K-v0": "segarena.agents.rp_pgd.rules:POLICIES",

@@ -45,6 +45,7 @@ def fit(
     validate: Callable[[Net], tuple[float | None, Scalars]],
     state: Mapping[str, Stateful] | None = None,
     patience: int | None = None,
+    above: float = -math.inf,
     stop: Callable[[Mapping[str, float]], bool] | None = None,
     workers: Workers = ONE_PROCESS,
 ) -> dict[str, float]:
@@ -53,7 +54,7 @@ def fit(
     A run that was killed and resumed ends, on the CPU, with the same weights, bit for bit, as one that was not.
 
     Args:
-        run: the stage: receives `<name>/<scalar>` per epoch and checkpoints.
+        run: the stage: receives `<name>/<scalar>` per epoch, a scalar with a / by its own name, and checkpoints.
         net: the network in training; what `optimizer` moves is part of it.
         optimizer: its optimiser.
         name: prefix of the scalars, and of the progress bar.
@@ -66,6 +67,7 @@ def fit(
             counts. Each of them validates with all data.
         state: by name, what else the two functions change and a checkpoint must hold.
         patience: stop after so many epochs without a better score; None: never.
+        above: the score that the first best epoch must exceed; where none does, the last one stays.
         stop: stop after an epoch with these scalars.
         workers: the processes that train together.
 
@@ -75,7 +77,7 @@ def fit(
         Stopped: a signal asked for it; the last epoch is kept.
     """
     device, state = next(net.parameters()).device, state or {}
-    best: dict[str, Any] = {"score": -math.inf, "epoch": 0, "scalars": {}}
+    best: dict[str, Any] = {"score": above, "epoch": 0, "scalars": {}}
     generator, done, scalars = Generator().manual_seed(seed + workers.rank), 0, dict[str, float]()
     workers.share_weights(net)
     with forked_rng(device):
@@ -113,7 +115,7 @@ def fit(
                 score = validated.pop("score")
                 scalars = {**trained, **validated}
                 if workers.is_main:
-                    run.log(epoch, {f"{name}/{key}": value for key, value in scalars.items()})
+                    run.log(epoch, {key if "/" in key else f"{name}/{key}": value for key, value in scalars.items()})
                 if score > best["score"]:
                     weights = {key: value.detach().clone() for key, value in net.state_dict().items()}
                     best = {"score": score, "epoch": epoch, "scalars": scalars, "weights": weights}

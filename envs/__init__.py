@@ -48,6 +48,11 @@ ENVIRONMENTS = {
         paper="RL4Seg: domain adaptation of echocardiography segmentation via RL (arXiv 2406.17902)",
         config="configs/rl4seg/loop.yaml",
     ),
+    "APGA-MURA-v0": Entry(
+        env_class="segarena.envs.apga:APGAEnv",
+        paper="APGA: a mask hides from a classifier what it needs of a radiograph (arXiv 1909.04108)",
+        config="configs/ppo/apga_patch.yaml",
+    ),
     "RPPGD-VOC-v0": Entry(
         env_class="segarena.envs.attack_tasks:VOCAttackEnv",
         paper="RP-PGD: region-and-prototype attack on segmentation of everyday scenes (AAAI 2025)",

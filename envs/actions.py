@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
@@ -21,6 +22,8 @@ def check_actions(given: npt.NDArray[Any], space: spaces.Space[Any], num_envs: i
             f"actions have dtype {given.dtype} but {space} takes {'numbers' if 'f' in kinds else 'integers'}"
         )
     inside = (given >= low) & (given <= high)
+    if isinstance(space, spaces.MultiBinary):
+        inside &= given == np.floor(given)
     if not inside.all():  # NaN fails too
         raise ValueError(f"action {given[~inside][0]!r} is outside {space}")
 
@@ -33,4 +36,4 @@ def _bounds(space: spaces.Space[Any]) -> tuple[Any, Any, str]:
         return int(space.start), int(space.start + space.n - 1), "iu"
     if isinstance(space, spaces.MultiDiscrete):
         return space.start, space.start + space.nvec - 1, "iu"
-    return 0, 1, "iub"  # MultiBinary
+    return 0, 1, "iubf"  # MultiBinary, whose actions Stable-Baselines3 gives as floats

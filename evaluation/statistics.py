@@ -8,6 +8,7 @@ import numpy.typing as npt
 from scipy import stats
 
 Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
 Test = TypeVar("Test", bound=Hashable)
 """Name of a test, such as that of a method."""
 
@@ -51,8 +52,7 @@ def bootstrap_interval(
         raise ValueError(f"values have shape {np.shape(values)} but must be [cases] or [seeds, cases], not empty")
     if not np.isfinite(table).all():
         raise ValueError("values contain NaN or infinity")
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level} but must lie between 0 and 1")
+    _check_level(level)
     if resamples < 1:
         raise ValueError(f"resamples is {resamples} but must be at least 1")
     mean = float(table.mean())
@@ -66,13 +66,34 @@ def bootstrap_interval(
     if spread == 0:  # rounding in the sums below would otherwise open a gap
         return Interval(mean, mean, mean)
     rng = np.random.default_rng(seed)
-    # drawing n of n with replacement = multinomial counts: the resampled mean is a product of matrices
-    drawn = rng.multinomial(units, np.full(units, 1 / units), size=resamples)  # [R, U]: units are cases or clusters
+    drawn = draw_counts(rng, units, resamples)  # [R, U]: units are cases or clusters
     of_cases = drawn / (drawn @ sizes)[:, None]
-    of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds  # [R, S]
-    means = np.einsum("rs,rs->r", of_seeds, of_cases @ table.T)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    of_seeds = draw_counts(rng, seeds, resamples) / seeds  # [R, S]
+    means = np.einsum("rs,rs->r", of_seeds, of_cases @ table.T)  # the resampled mean is a product of matrices
+    return percentile_interval(mean, means, level)
+
+
+def draw_counts(rng: np.random.Generator, units: int, resamples: int) -> Counts:
+    """How often each of n units is in each resample, [R, n]: n of n drawn with replacement, which is multinomial."""
+    return rng.multinomial(units, np.full(units, 1 / units), size=resamples)
+
+
+def percentile_interval(mean: float, resampled: Floats, level: float = 0.95) -> Interval:
+    """`mean` and the bounds between which a share `level` of the resampled values [R] lies; NaN where there are none.
+
+    Raises:
+        ValueError: a level outside (0, 1).
+    """
+    _check_level(level)
+    if not resampled.size:
+        return Interval(mean, float("nan"), float("nan"))
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Interval(mean, float(low), float(high))
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level} but must lie between 0 and 1")
 
 
 def cluster_means(values: npt.ArrayLike, clusters: Sequence[Hashable]) -> Floats:
@@ -117,7 +138,7 @@ def paired_wilcoxon(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     return float(stats.wilcoxon(difference).pvalue) if difference.size else 1.0
 
 
-def _cluster_sums(table: Floats, clusters: Sequence[Hashable]) -> tuple[Floats, npt.NDArray[np.int64]]:
+def _cluster_sums(table: Floats, clusters: Sequence[Hashable]) -> tuple[Floats, Counts]:
     """Sum [rows, clusters] of the table [rows, cases] over the cases of each cluster, and their numbers [clusters]."""
     if len(clusters) != table.shape[1]:
         raise ValueError(f"{table.shape[1]} cases need as many clusters, got {len(clusters)}")

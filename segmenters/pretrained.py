@@ -1,22 +1,20 @@
-"""Weights that others have trained, in their own layouts (docs/rp-pgd.md, Method 13; docs/seat.md, Method 8).
+"""Weights that others have trained, in their own layouts (docs/rp-pgd.md, Method 13; docs/seat.md, Method 8;
+docs/apga.md, Method 10).
 
-A layout says which name a file has for each part of the network. Files are safetensors or PyTorch's own, of which only
-tensors, numbers and text are read: never code.
+A layout says which name a file has for each part of the network.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..common.checkpoints import check_weights, load_weights
-from ..common.reading import quoted
+from ..common.published import put_weights, read_state_dict
 from .dilated import DilatedSegmenter
 from .pspnet import PSPNet
 from .rog import ROG
+from .unet11 import UNet11
 
 STAGES = {f"layer{number}": f"layer{number}" for number in range(1, 5)}
 TORCHVISION = {"layer0.0": "conv1", "layer0.1": "bn1", **STAGES}
@@ -25,14 +23,12 @@ SEMSEG = {"layer0.3": "conv2", "layer0.4": "bn2", "layer0.6": "conv3", "layer0.7
 """ImageNet weights of semseg (`resnet50_v2`): a stem of three 3x3 convolutions."""
 CLASSIFIER = "fc."
 """Beginning of the names of the ImageNet classifier, which no segmenter has."""
-COUNTER = ".num_batches_tracked"
-"""End of the names of a counter that nothing here reads and that old files lack."""
 ROG_PREFIX = "ROG."
 """Beginning of the names of ROG's published weights, after "module."."""
-NUMPY_TYPES = (np.float64, np.float32, np.int64, np.uint32)
-"""Of the numbers beside the weights, such as the state of NumPy's random generator."""
-NAMED = 5
-"""Weights that an error names, at most."""
+VGG11 = {"conv1": 0, "conv2": 3, "conv3s": 6, "conv3": 8, "conv4s": 11, "conv4": 13, "conv5s": 16, "conv5": 18}
+"""Convolutions of UNet11's encoder, and their places in VGG-11."""
+VGG_CLASSIFIER = "classifier."
+"""Beginning of the names of VGG-11's classifier, which UNet11 does not have."""
 
 
 def load_imagenet(net: DilatedSegmenter, path: str | Path) -> None:
@@ -108,43 +104,61 @@ def load_rog(net: ROG, path: str | Path) -> None:
     _put(net, weights, {name: name for name, _ in net.named_children()}, source, "ROG")
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Weights by name, on the CPU, without what wraps them: `state_dict` around, "module." before each name.
+def load_vgg11(net: UNet11, path: str | Path) -> None:
+    """Put ImageNet weights of VGG-11 without batch normalisation, in torchvision's layout, into the encoder of `net`.
+
+    Args:
+        net: is changed, but for its decoder. With one channel its first layer gets the sum over the file's three, which
+            is what the three make of a grey picture.
+        path: a .safetensors file, or one that `torch.save` wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or holds more than tensors, numbers and text, or no weights by name.
+        ValueError: the file is damaged or holds code, weights are missing, unexpected or of another shape (each named
+            as the file has it), or not finite.
     """
-    if Path(path).suffix == ".safetensors":
-        found: object = load_weights(path)[0]
-    elif not Path(path).is_file():
-        raise FileNotFoundError(f"checkpoint {quoted(str(path))} does not exist; name a file of weights")
-    else:
-        try:
-            with torch.serialization.safe_globals(_numpy_globals()):
-                found = torch.load(path, weights_only=True, map_location="cpu")
-        except Exception as error:  # PyTorch's reader raises anything on a malformed file: EOFError, KeyError, ...
-            raise ValueError(
-                f"checkpoint {str(path)!r} holds more than tensors, numbers and text, or is damaged "
-                f"({type(error).__name__}): not read, since it could run code; save its weights with safetensors"
-            ) from error
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(
-            f"checkpoint {str(path)!r} holds {quoted(type(found).__name__)} but weights by name, or state_dict with "
-            f"them, are needed; save the network's state_dict()"
-        )
-    weights = {str(name): value for name, value in found.items()}
-    wrapped = all(name.startswith("module.") for name in weights)
-    return {name.removeprefix("module."): value for name, value in weights.items()} if wrapped else weights
+    weights, source = read_state_dict(path), f"checkpoint {str(path)!r}"
+    weights = {name: value for name, value in weights.items() if not name.startswith(VGG_CLASSIFIER)}
+    weights = _for_channels(weights, "features.0.weight", net.in_channels)
+    _put(net, weights, {own: f"features.{place}" for own, place in VGG11.items()}, source, "the encoder of UNet11")
 
 
-def _numpy_globals() -> list[Any]:
-    """What makes arrays and numbers of NumPy again, under the names of its versions 1 and 2; none of it runs code."""
-    makers: list[Any] = [np.empty(0).__reduce__()[0], np.float64().__reduce__()[0]]
-    named = [(make, f"numpy.{core}.multiarray.{make.__name__}") for make in makers for core in ("core", "_core")]
-    return [*named, np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in NUMPY_TYPES)]
+def load_ternausnet(net: UNet11, path: str | Path) -> None:
+    """Put a published checkpoint of TernausNet's UNet11 into `net`.
+
+    A file has each convolution of the encoder under one of two names, or under both; its values must be the same then.
+
+    Args:
+        net: is changed; with one channel as `load_vgg11` says.
+        path: a .safetensors file, or one that `torch.save` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as `load_vgg11`, or the two names of a convolution have different values.
+    """
+    weights, source = read_state_dict(path), f"checkpoint {str(path)!r}"
+    for own, place in VGG11.items():
+        for part in ("weight", "bias"):
+            alias = weights.pop(f"encoder.{place}.{part}", None)
+            name = f"{own}.{part}"
+            if alias is not None and not torch.equal(weights.setdefault(name, alias), alias):
+                raise ValueError(
+                    f"{source} has different values under 'encoder.{place}.{part}' and {name!r}, which are one "
+                    f"convolution; take a file as the training wrote it"
+                )
+    weights = _for_channels(weights, "conv1.weight", net.in_channels)
+    layout = {**{own: own for own in VGG11}, "dec1": "dec1.conv", "final": "final"}
+    for part in ("center", "dec5", "dec4", "dec3", "dec2"):
+        layout |= {f"{part}.0": f"{part}.block.0.conv", f"{part}.2": f"{part}.block.1"}
+    _put(net, weights, layout, source, "UNet11")
+
+
+def _for_channels(weights: Mapping[str, Tensor], first: str, channels: int) -> dict[str, Tensor]:
+    """The weights; with one channel, those of the first layer summed over the three of the file."""
+    kernel = weights.get(first)
+    if channels == 1 and kernel is not None and kernel.ndim == 4 and kernel.shape[1] == 3:
+        return {**weights, first: kernel.sum(dim=1, keepdim=True)}
+    return dict(weights)
 
 
 def _released(net: DilatedSegmenter) -> dict[str, str]:
@@ -176,28 +190,10 @@ def _put(net: nn.Module, weights: Mapping[str, Tensor], layout: Mapping[str, str
     Raises:
         ValueError: some are missing or unexpected, or do not fit.
     """
-    own = net.state_dict()
     names = {
         name: theirs + name.removeprefix(ours)
-        for name in own
+        for name in net.state_dict()
         for ours, theirs in layout.items()
         if name.startswith(f"{ours}.")
     }
-    missing = [name for name in names.values() if name not in weights and not name.endswith(COUNTER)]
-    known = set(names.values())
-    unexpected = [name for name in weights if name not in known]
-    if missing or unexpected:
-        raise ValueError(
-            f"{source} does not fit {described}: missing {_listed(missing)}, unexpected "
-            f"{_listed(unexpected)}; build the network as the weights were trained"
-        )
-    own |= {name: weights[theirs] for name, theirs in names.items() if theirs in weights}
-    check_weights(net, own, source)
-    net.load_state_dict(own)
-
-
-def _listed(names: Iterable[str]) -> str:
-    """ "none", or the first names and how many more there are."""
-    known = list(names)
-    more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
-    return ", ".join(quoted(name) for name in known[:NAMED]) + more if known else "none"
+    put_weights(net, weights, names, source, described)

@@ -5,12 +5,14 @@ import schedule_toys
 from attack_toys import small_victim
 from segarena.datasets.echo.images import PhantomPatients
 from segarena.datasets.scenes.images import PhantomScenes
+from segarena.datasets.xray.images import PhantomStudies
 from segarena.envs import ENVIRONMENTS
 from segarena.envs.adapters import make_batch
 
 IDS = sorted(ENVIRONMENTS)
 SMALL = {
     "RL4Seg-Echo-v0": {"size": 16, "phantom_patients": PhantomPatients(train=3)},
+    "APGA-MURA-v0": {"size": 32, "phantom_studies": PhantomStudies(train=4), "grid": 4, "tv_coef": 0.1},
     "SPARS-LiverCT-v0": {
         "cases": ["phantom_02000", "phantom_02001"],
         "horizon": 20,
@@ -37,8 +39,8 @@ SEED = 7
 NEVER_CUT = [env_id for env_id in IDS if env_id.startswith("RPPGD")]
 """Environments of several steps that end by themselves: the observation tells when."""
 ATTACKS = [*NEVER_CUT, "SEATAttack-MSD-v0", "SEAT-MSD-v0"]
-STEPS = {env_id: 12 if env_id in ATTACKS else 60 for env_id in IDS}
-"""An attack has six at most here, and each passes a network."""
+STEPS = {env_id: 12 if env_id in (*ATTACKS, "APGA-MURA-v0") else 60 for env_id in IDS}
+"""An attack has six at most here, and each passes a network; a mask is one step."""
 
 
 def small(env_id, **settings):

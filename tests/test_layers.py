@@ -32,6 +32,7 @@ SHARED |= {
     "recurrent",
     "callbacks",
     "cloning",
+    "grid_policy",
     "dense_ppo",
     "catalogue",
     "schema",
@@ -49,6 +50,7 @@ ENVS_OF = {
         *("spars_patch", "spars_search", "spars_starts", "spars_tables"),
     },
     "rl4seg": {"rl4seg", "rl4seg_config"},
+    "apga": {"apga", "apga_actions", "apga_config", "apga_pictures"},
     "rp_pgd": {
         *("attack", "attack_actions", "attack_config", "attack_observations", "attack_pictures", "attack_starts"),
         "attack_tasks",

@@ -62,7 +62,7 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("name", ["spars", "rl4seg", "rp-pgd", "seat"])
+@pytest.mark.parametrize("name", ["spars", "rl4seg", "rp-pgd", "seat", "apga"])
 def test_the_methods_of_a_paper_are_numbered_without_gap(name):
     found = method_headings(ROOT / "docs" / f"{name}.md")
     assert len(found) >= 10
@@ -102,7 +102,7 @@ def test_a_wrong_reference_is_found(text):
 def test_code_cites_the_pages():
     code = [path for path in SOURCES if path.suffix == ".py" and path.relative_to(ROOT).parts[0] != "tests"]
     cited = {match[1] for path in code for match in METHOD.finditer(one_line(path.read_text(encoding="utf-8")))}
-    assert {"spars", "rl4seg", "rp-pgd", "seat"} <= cited
+    assert {"spars", "rl4seg", "rp-pgd", "seat", "apga"} <= cited
 
 
 def equations_of(page):

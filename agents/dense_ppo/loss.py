@@ -5,8 +5,12 @@ step); l, l_old, l_ref = log-probability of the action under the policy, the one
 β = weight of the KL penalty; ρ = penalised reward; A = advantage; q = ratio; ε = clip range.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+Ratio = Literal["factored", "mean", "sum"]
 
 
 def penalised_reward(
@@ -21,9 +25,20 @@ def penalised_reward(
     return rho if gold is None else rho.masked_fill(gold[:, None, None], 1.0)
 
 
-def surrogate(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
+def log_ratio(log_prob: Tensor, old_log_prob: Tensor, ratio: Ratio = "factored") -> Tensor:
+    """log q [B, H, W]: of each pixel (factored), or of the image in each pixel, l - l_old being averaged or summed."""
+    of_pixels = log_prob - old_log_prob
+    if ratio == "factored":
+        return of_pixels
+    of_image = of_pixels.sum(dim=(1, 2), keepdim=True)
+    return (of_image / of_pixels[0].numel() if ratio == "mean" else of_image).expand_as(of_pixels)
+
+
+def surrogate(
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip_range: float, kind: Ratio = "factored"
+) -> Tensor:
     """min(A q, A clip(q, 1 - ε, 1 + ε)) [B, H, W], to be maximised; A carries no gradient."""
-    ratio = (log_prob - old_log_prob).exp()  # Eq. 4.3, one per pixel, never multiplied over the image
+    ratio = log_ratio(log_prob, old_log_prob, kind).exp()  # Eq. 4.3, by default one per pixel
     return torch.min(advantage * ratio, advantage * ratio.clamp(1 - clip_range, 1 + clip_range))  # of Eq. 4.4
 
 
@@ -33,12 +48,17 @@ def policy_gradient(log_prob: Tensor, rho: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def diagnostics(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip_range: float) -> dict[str, Tensor]:
-    """What is logged of the ratio and the advantage, by name: means over all pixels, without gradient."""
-    log_ratio = log_prob - old_log_prob  # [B, H, W]
-    ratio = log_ratio.exp()
+def diagnostics(
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip_range: float, kind: Ratio = "factored"
+) -> dict[str, Tensor]:
+    """What is logged of the ratio and the advantage, by name: means over all pixels, without gradient.
+
+    approx_kl is that of a pixel, but of the image where the ratio is the image's product.
+    """
+    ratio = log_ratio(log_prob, old_log_prob, kind).exp()
+    change = log_ratio(log_prob, old_log_prob, "sum" if kind == "sum" else "factored")
     return {
-        "approx_kl": (ratio - 1 - log_ratio).mean(),
+        "approx_kl": (change.exp() - 1 - change).mean(),
         "clip_fraction": ((ratio - 1).abs() > clip_range).float().mean(),
         "ratio_mean": ratio.mean(),
         "adv_mean": advantage.mean(),

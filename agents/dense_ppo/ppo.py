@@ -29,7 +29,7 @@ from ...envs.learner_env import LearnerEnv
 from ..ppo import Learner
 from .buffer import DenseRolloutBuffer, Samples, dones_of_step, info_of_step
 from .distribution import Exploration, PixelCategorical, explore
-from .loss import diagnostics, penalised_reward, policy_gradient, rescale_per_image, surrogate
+from .loss import Ratio, diagnostics, penalised_reward, policy_gradient, rescale_per_image, surrogate
 from .policy import Critic, DensePolicy, Head, ValueOutput
 
 Objective = Literal["ppo", "pg"]
@@ -100,7 +100,10 @@ class DensePPOConfig:
     """Stretch each reward map to [0, 1] over its pixels (of the paper's successor)."""
     target_kl: float | None = None
     """Stop the inner steps once the mean KL per pixel from the rollout's policy, in nats, exceeds 1.5 times this; null:
-    never."""
+    never. With ratio sum it is the KL of the whole map."""
+    ratio: Ratio = "factored"
+    """Ratio that objective ppo clips. factored: of each pixel (paper); of the map: mean, the geometric mean over its
+    pixels; sum, their product, as in SB3, for at most some hundred actions."""
 
     def __post_init__(self) -> None:
         check(self, "", total_timesteps=AT_LEAST_0, num_envs=AT_LEAST_1, n_steps=AT_LEAST_1, n_epochs=AT_LEAST_1)
@@ -383,7 +386,7 @@ class DensePPO(Learner):
             policy_loss = -policy_gradient(log_prob, rho).mean()  # mean over B, H, W
         else:
             # Eq. 4.3 and 4.4, mean over B, H, W
-            policy_loss = -surrogate(log_prob, batch.old_log_prob, advantage, cfg.clip_range).mean()
+            policy_loss = -surrogate(log_prob, batch.old_log_prob, advantage, cfg.clip_range, cfg.ratio).mean()
         loss = policy_loss - cfg.ent_coef * entropy  # L_π, Eq. 4.4
         losses = {"policy_loss": policy_loss, "entropy": entropy}
         if policy.critic is not None:
@@ -393,4 +396,4 @@ class DensePPO(Learner):
             losses["value_loss"] = F.mse_loss(values, target)  # L_V, Eq. 4.5, mean over B, H, W
             loss = loss + losses["value_loss"]
         scalars = {name: value.detach() for name, value in losses.items()}
-        return loss, scalars | diagnostics(log_prob, batch.old_log_prob, advantage, cfg.clip_range)
+        return loss, scalars | diagnostics(log_prob, batch.old_log_prob, advantage, cfg.clip_range, cfg.ratio)

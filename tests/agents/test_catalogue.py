@@ -211,4 +211,4 @@ for expected, lines in {LIGHT!r}.items():
 
 def test_the_environments_that_are_listed_are_those_that_are_registered():
     assert set(catalogue.own_environments()) <= ENVIRONMENTS.keys() <= gym.registry.keys()
-    assert {name for name in PAPERS if PAPERS.is_own(name)} == {"spars", "rl4seg", "rp_pgd", "seat", "ppo"}
+    assert {name for name in PAPERS if PAPERS.is_own(name)} == {"spars", "rl4seg", "rp_pgd", "seat", "apga", "ppo"}

@@ -165,7 +165,7 @@ def test_the_papers_are_loaded_when_they_are_used():
     code = """
 import sys
 from segarena.agents.papers import PAPERS
-assert list(PAPERS)[:5] == ["spars", "rl4seg", "rp_pgd", "seat", "ppo"]
+assert list(PAPERS)[:6] == ["spars", "rl4seg", "rp_pgd", "seat", "apga", "ppo"]
 assert "torch" not in sys.modules
 assert PAPERS["ppo"].experiment.__name__ == "PPOExperiment"
 assert "segarena.agents.rl4seg.training" not in sys.modules

@@ -21,6 +21,7 @@ from segarena.datasets.decathlon.cases import load_decathlon
 from segarena.datasets.echo.images import echo_splits
 from segarena.datasets.liver.cases import liver_case_ids
 from segarena.datasets.scenes.images import load_scenes
+from segarena.datasets.xray.images import load_xrays
 from segarena.evaluation.results import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,15 +159,19 @@ def test_every_configuration_has_cases_that_evaluate_and_render_take(path):
         env = make_env(experiment.env, {**experiment.settings, **experiment.evaluate_settings}, num_envs=1)
         env.reset()
         return
-    data = {"rl4seg": "target", "spars": "env", "rp_pgd": "data", "seat": "data"}[given["paper"]]
+    data = {"rl4seg": "target", "spars": "env", "rp_pgd": "data", "seat": "data", "apga": "data"}[given["paper"]]
     data = getattr(experiment, data)
     if data.data != "phantom" and getattr(data, "patients", None) is None:
         pytest.skip(f"needs the folder {data.data}")
+    if getattr(data, "csv", None) is not None:
+        pytest.skip(f"needs the table {data.csv}")
     if given["paper"] == "rl4seg":
         split = split_that_is_evaluated(experiment)
         assert split == "all" or split in echo_splits(experiment.target)
     elif given["paper"] == "rp_pgd":
         assert len(load_scenes(data, experiment.test_split))
+    elif given["paper"] == "apga":
+        assert len(load_xrays(data, f"{experiment.test_split}[:2]"))
     elif given["paper"] == "seat":
         assert len(load_decathlon(data, f"{experiment.test_split}[:1]"))
     else:

@@ -318,3 +318,11 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, kept_often):
     other.optimizer = SGD(other.net.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"the checkpoint of .* is a checkpoint of another architecture"):
         other.fit(epochs=2)
+
+
+@pytest.mark.parametrize(("above", "best", "epochs"), [(0.0, 0, 3), (0.4, 2, 5)])
+def test_the_first_best_epoch_must_exceed_what_is_asked(tmp_path, above, best, epochs):
+    scores = [0.0, 0.5, 0.0, 0.0, 0.0, 0.0] if best else [0.0] * 6
+    toy = Toy(tmp_path, scores=scores)
+    assert toy.fit(patience=3, above=above)["epoch"] == best
+    assert toy.epochs_made == epochs

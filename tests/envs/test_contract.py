@@ -171,8 +171,8 @@ def test_actions_out_of_range_or_shape_are_refused_and_nothing_moves(env_id):
     vector.reset(seed=0)
     good = vector.action_space.sample()
     for bad, match in (
-        (np.full_like(good, 10_000), "outside"),
-        (np.full_like(good, -2), "outside"),
+        (np.full(good.shape, 10_000), "outside"),
+        (np.full(good.shape, -2), "outside"),
         (good[:1], "shape"),
         (good.astype(np.complex64), "dtype"),
         (np.full(good.shape, np.nan), "dtype|outside"),

@@ -7,6 +7,7 @@ import torch
 from device_police import DevicePolice
 from segarena.datasets.echo.images import PhantomPatients
 from segarena.datasets.scenes.images import PhantomScenes
+from segarena.datasets.xray.images import PhantomStudies
 from segarena.envs import ENVIRONMENTS
 from segarena.envs.adapters import BatchEnv, SingleEnv, make_batch, make_single
 from segarena.envs.learner_env import LearnerEnv
@@ -15,10 +16,12 @@ SPARS, ECHO = "SPARS-LiverCT-v0", "RL4Seg-Echo-v0"
 ATTACK = {f"RPPGD-{name}-v0": {"size": 33, "phantom_scenes": PhantomScenes(val=3)} for name in ("VOC", "Cityscapes")}
 ATTACK |= {"RPPGD-ADE20K-v0": ATTACK["RPPGD-VOC-v0"]}
 ATTACK |= {"RPPGD-LiverCT-v0": {"cases": ["phantom_02000"], "grid_shape": (32, 32, 24)}}
+APGA = "APGA-MURA-v0"
 VOC, SEAT_ATTACK, SEAT = "RPPGD-VOC-v0", "SEATAttack-MSD-v0", "SEAT-MSD-v0"
 SMALL = {
     SPARS: {"cases": ["phantom_02000", "phantom_02001"], "horizon": 12, "threshold": 0.9, "opponent": "random"},
     ECHO: {"size": 32, "phantom_patients": PhantomPatients(train=3)},
+    APGA: {"size": 32, "phantom_studies": PhantomStudies(train=4), "grid": 4},
     **ATTACK,
     SEAT_ATTACK: {"split": "val[:3]", "horizon": 6},
     SEAT: schedule_toys.SMALL,
@@ -34,6 +37,10 @@ VARIANTS = [
     (SPARS, {"profile": "patch", "threshold": 1.0}),
     (ECHO, {"sampler": "shared", "group": 4, "reward": ["dice", "pixel_accuracy"]}),
     (ECHO, {"reward": "anatomical", "compute_validity": True}),
+    (APGA, {"action_mode": "pixel", "fill": "noise", "sampler": "shared", "log_aid": True}),
+    (APGA, {"action_mode": "box", "fill": "blur", "reward_mode": "contrast", "reward_level": "batch"}),
+    (APGA, {"action_mode": "beta", "blur_sigma_px": 2.0, "fill": "mean", "reward_kind": "logit"}),
+    (APGA, {"action_mode": "sequential", "horizon": 4, "reward_mode": "cooperative", "reward_kind": "prob"}),
     (VOC, {"obs_mode": "map", "obs_grad": "probe", "residual_to": "segpgd", "rand_start": True, "best_iterate": True}),
     (VOC, {"action_mode": "discrete", "paired_baseline": "pgd", "reward": "p_y"}),
     (VOC, {"action_mode": "gridweight", "expose_x_adv": True}),
@@ -143,6 +150,9 @@ def waits_of(police, env_id, num_envs, **changes):
         (SPARS, 1, {"profile": "patch", "threshold": 1.0}),
         (ECHO, 0, {"sampler": "shared"}),
         (ECHO, 1, {"sampler": "per_env"}),
+        (APGA, 2, {}),  # for the sampler, and whether a reward was not finite
+        (APGA, 1, {"sampler": "shared"}),
+        (APGA, 5, {"action_mode": "sequential", "horizon": 4}),  # and who ended, and which images are new
         (VOC, 2, {}),  # and whether a logit was not finite, where an episode ended
         (VOC, 2, {"obs_mode": "map", "horizons": [2, 3], "rand_start": True}),
         (SEAT_ATTACK, 3, {}),  # and who goes on

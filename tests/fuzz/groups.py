@@ -14,11 +14,13 @@ from . import (
     names,
     nifti,
     plane,
+    published,
     result,
     run_files,
     stage,
     sweep,
     weights,
+    xray,
 )
 from .harness import Input
 
@@ -37,6 +39,8 @@ GROUPS: dict[str, Callable[[random.Random], Iterator[Input]]] = {
     "stage": stage.inputs,
     "sweep": sweep.inputs,
     "names": names.inputs,
+    "xray": xray.inputs,
+    "published": published.inputs,
 }
 ONCE_FAILED = frozenset((Path(__file__).parent / "once_failed.txt").read_text(encoding="utf-8").splitlines())
 """Of each kind of fault that a reader once had, the name of an input of seed 0."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from segarena.segmenters.deeplab import DeepLabV3
-from segarena.segmenters.pretrained import load_imagenet, load_released, read_state_dict
+from segarena.segmenters.pretrained import load_imagenet, load_released
 from segarena.segmenters.pspnet import PSPNet
 
 COUNTER = "num_batches_tracked"
@@ -250,14 +250,3 @@ def test_a_file_with_code_is_refused_and_does_not_run(load, tmp_path, written):
     with pytest.raises(ValueError, match=r"holds more than tensors, numbers and text, .* since it could run code"):
         load(make(), path)
     assert not (tmp_path / "run").exists()
-
-
-def test_files_that_are_no_weights_are_refused(tmp_path, written):
-    with pytest.raises(FileNotFoundError, match="does not exist; name a file of weights"):
-        read_state_dict(tmp_path / "none.pth")
-    (tmp_path / "cut.pth").write_bytes(written(torchvision()).read_bytes()[:1000])
-    with pytest.raises(ValueError, match="or is damaged"):
-        read_state_dict(tmp_path / "cut.pth")
-    for content in ([torch.zeros(1)], {}, {"epoch": 3}, {"state_dict": {"a": "b"}}):
-        with pytest.raises(ValueError, match="but weights by name, or state_dict with them, are needed"):
-            read_state_dict(written(content))

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from segarena.attacks.victim import Normalized
 from segarena.attacks.victims import NETWORKS, load_victim, save_victim
 from segarena.common.networks import load_network, save_network
-from segarena.segmenters.pretrained import load_rog, read_state_dict
+from segarena.common.published import read_state_dict
+from segarena.segmenters.pretrained import load_rog
 from segarena.segmenters.rog import DOWN, ROG, SAME, UP, Cell, Norm, enlarged
 from segarena.segmenters.volume_networks import TASK_PATCHES, DynUNet, SegResNet, UNet3D, kernels_and_strides
 from torch import nn

@@ -9,7 +9,14 @@ from dense_toys import PLAIN, Dots, Shapes, learner, trained
 from gymnasium import spaces
 from segarena.agents.dense_ppo.buffer import Samples
 from segarena.agents.dense_ppo.distribution import PixelCategorical
-from segarena.agents.dense_ppo.loss import penalised_reward, policy_gradient, rescale_per_image, surrogate
+from segarena.agents.dense_ppo.loss import (
+    diagnostics,
+    log_ratio,
+    penalised_reward,
+    policy_gradient,
+    rescale_per_image,
+    surrogate,
+)
 
 UP = {"pi": (0.5, 0.3, 0.2), "old": (0.4, 0.4, 0.2), "ref": (0.6, 0.2, 0.2), "r": 0.9, "v": 0.6}
 
@@ -143,3 +150,46 @@ def learner_updates(**change):
     start = model.policy.actor[-1].weight.detach().clone()
     trained(model, 1)
     return float((model.policy.actor[-1].weight.detach() - start).norm())
+
+
+# -- the ratio of a map --------------------------------------------------------------------------------------------
+
+
+def bernoulli(*p):
+    """Log-probabilities of the actions 1, 0, 1, 0 with these probabilities of 1, [1, 2, 2]."""
+    p = torch.tensor(p).view(1, 2, 2)
+    return torch.where(torch.tensor([[[True, False], [True, False]]]), p, 1 - p).log()
+
+
+OLD, NEW = bernoulli(0.9, 0.2, 0.6, 0.4), bernoulli(0.95, 0.1, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("factored", [1.055556, 1.125, 0.833333, 0.833333]),
+        ("mean", [0.952945] * 4),
+        ("sum", [0.824653] * 4),
+    ],
+)
+def test_the_ratio_is_that_of_each_pixel_or_the_mean_or_product_over_the_map(kind, expected):
+    ratio = log_ratio(NEW, OLD, kind).exp()
+    torch.testing.assert_close(ratio.flatten(), torch.tensor(expected), atol=1e-5, rtol=0)
+    up, down = (surrogate(NEW, OLD, torch.full((1, 2, 2), a), 0.1, kind) for a in (1.0, -1.0))
+    torch.testing.assert_close(up, torch.min(ratio, ratio.clamp(0.9, 1.1)))
+    torch.testing.assert_close(down, -torch.max(ratio, ratio.clamp(0.9, 1.1)))
+    logged = diagnostics(NEW, OLD, torch.zeros(1, 2, 2), 0.1, kind)
+    assert logged["ratio_mean"].item() == pytest.approx(sum(expected) / 4, abs=1e-5)
+    change = log_ratio(NEW, OLD, "sum" if kind == "sum" else "factored")
+    assert logged["approx_kl"].item() == pytest.approx((change.exp() - 1 - change).mean().item())
+
+
+def test_each_ratio_has_a_gradient_of_its_own():
+    slopes = {}
+    for kind in ("factored", "mean", "sum"):
+        new = NEW.clone().requires_grad_()
+        surrogate(new, OLD, torch.ones(1, 2, 2), 0.5, kind).mean().backward()
+        slopes[kind] = new.grad.flatten()
+    torch.testing.assert_close(slopes["factored"], torch.tensor([1.055556, 1.125, 0.833333, 0.833333]) / 4)
+    torch.testing.assert_close(slopes["mean"], torch.full((4,), 0.952945 / 4))
+    torch.testing.assert_close(slopes["sum"], torch.full((4,), 0.824653))
