@@ -57,6 +57,4 @@ RELEASED = RPOptions(
     ignore_as_false=True,
     norm_clamp_start=True,
 )
-"""`compat: released`: the program of the authors, defects and all, to compare numbers with."""
-COMPAT = {"none": RPOptions(), "released": RELEASED}
-"""Presets by name."""
+"""The program of the authors, defects and all, to compare numbers with."""
