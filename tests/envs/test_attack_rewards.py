@@ -99,6 +99,7 @@ def test_the_best_image_counts_where_that_is_chosen():
         total, lowest = total + reward, torch.minimum(lowest, env.now["miou"])
     assert torch.allclose(env.worth["miou"], lowest)
     assert torch.allclose(total, env.begun_at - lowest, atol=1e-6)
+    assert torch.allclose(env.observe()[:, 23], total, atol=1e-6), "the damage so far that is seen"
     assert (env.worth["miou"] <= last.worth["miou"]).all()
     assert not torch.equal(env.x_adv, last.x_adv)
 
