@@ -12,17 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from attack_grid import BATCH, pools
+from attack_grid import attacked_counts, pools
 from segarena.attacks.budget import Epsilon
 from segarena.attacks.methods import ATTACKS
 from segarena.attacks.options import RELEASED, RPOptions
 from segarena.attacks.victims import feature_layer_of, load_victim
 from segarena.common.files import replacing
-from segarena.common.overlap import class_counts
-from segarena.datasets.images import IGNORED
 from segarena.evaluation.machine import describe_machine
-from segarena.evaluation.robustness_metrics import Counts, image_miou
+from segarena.evaluation.robustness_metrics import image_miou
 from segarena.evaluation.statistics import bootstrap_interval
 
 RESULT = Path(__file__).parent / "results" / "attack_ablations.json"
@@ -50,18 +47,12 @@ LAYERS = ("model.merge.0", "model.merge.1", "model.merge.2")
 """Outputs of the U-Net's way up, from a sixteenth to a quarter of the image's size."""
 
 
-def damage(victim, pool, name, options, steps, eps, layer):
+def attacked_miou(victim, pool, name, options, steps, eps, layer):
     """mIoU of each image after an attack, [N]."""
-    arguments = {"eps": eps, "steps": steps, "random_start": False, "ignore_index": IGNORED}
+    arguments = {"eps": eps, "steps": steps, "random_start": False}
     if options is not None:
         arguments |= {"feature_layer": layer, "options": options}
-    found = []
-    for rows in torch.arange(len(pool)).split(BATCH):
-        images, labels = pool.at(rows), pool.labels[rows].long()
-        moved = ATTACKS[name](victim, images, labels, **arguments)
-        with torch.inference_mode():
-            found.append(class_counts(victim(moved).argmax(dim=1), labels, len(pool.classes), IGNORED))
-    return image_miou(Counts(*(torch.cat(parts).numpy() for parts in zip(*found, strict=True))))
+    return image_miou(attacked_counts(ATTACKS[name], victim, pool, **arguments))
 
 
 def main():
@@ -79,7 +70,7 @@ def main():
         cases += [(f"features of {layer}", *VARIANTS[BASE], layer) for layer in LAYERS if layer != own]
         for title, name, options, layer in cases:
             for steps in STEPS:
-                values = damage(victim, pool, name, options, steps, Epsilon.parse(args.eps), layer)
+                values = attacked_miou(victim, pool, name, options, steps, Epsilon.parse(args.eps), layer)
                 found.setdefault(title, {}).setdefault(str(steps), []).append([round(float(one), 4) for one in values])
         print(path, flush=True)
     with replacing(args.out) as unfinished:

@@ -65,7 +65,7 @@ def robustness_report(
         images: floating point [N, C, *spatial], or a list of [C, *spatial] of any sizes.
         labels: integers [N, *spatial] in 0 .. K - 1, or `ignore_index`; or a list.
         eps: radius or radii as a share of high - low, in (0, 1]: 0.03, "8/255", ["2/255", "4/255"].
-        attacks: a preset (reference, grid, sea, battery; seat, strict for volumes), or names such as ["clean",
+        attacks: a preset (reference, grid, sea, battery; seat, rog, strict for volumes), or names such as ["clean",
             "pgd_20", "sea_60"], or attacks of your own (`NamedAttack`). Clean images are always looked at.
         steps: of the preset `grid`.
         name: of the model, in tables and files.
