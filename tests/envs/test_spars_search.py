@@ -237,3 +237,17 @@ def test_an_episode_is_the_same_alone_and_among_others_and_after_a_checkpoint():
 def test_what_does_not_go_together_is_refused(bad, said):
     with pytest.raises(ValueError, match=said):
         SparsEnv(**{"profile": "search", "cases": ["phantom_02000"], "score_source": "oracle_fraction", **bad})
+
+
+def test_a_competitor_with_a_memory_is_refused():
+    class Remembers:
+        recurrent = True
+
+        def act(self, obs, deterministic, starts):
+            raise AssertionError
+
+    env = search()
+    with pytest.raises(ValueError, match="a recurrent policy, but profile 'search' has none"):
+        env.set_opponent(Remembers())
+    with pytest.raises(ValueError, match="a recurrent policy, but profile 'search' has none"):
+        search(opponent=Remembers())
