@@ -86,7 +86,7 @@ class Calibration:
     def level(self, values: Tensor) -> float:
         """θ of one map: A > θ, strictly, is the mask with the highest expected Dice of a case that has tumour.
 
-        θ is at least 0: where A is 0 nothing was seen, or nothing speaks for tumour.
+        Where A is 0 there is no mask: nothing was seen, or nothing speaks for tumour.
         """
         return self.best(values)[0]
 
@@ -103,7 +103,7 @@ class Calibration:
         last = torch.ones_like(ordered, dtype=torch.bool)  # of those with the same value all are in, or none
         last[:-1] = ordered[1:] < ordered[:-1]
         inside = int(expected.masked_fill(~last, -1.0).argmax()) + 1
-        theta = max(0.0, float(ordered[inside])) if inside < len(ordered) else 0.0
+        theta = float(ordered[inside]) if inside < len(ordered) else 0.0
         return theta, 2 * float(expected[inside - 1])
 
 

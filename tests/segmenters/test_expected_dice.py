@@ -110,7 +110,7 @@ def test_the_expected_dice_is_that_of_the_best_mask():
     assert dice == pytest.approx(float(expected_dice(p, values > theta)), rel=1e-6)
 
 
-@pytest.mark.parametrize(("offset", "kept"), [(3.0, True), (-3.0, False)])
+@pytest.mark.parametrize(("offset", "kept"), [(3.0, True), (-0.5, True), (-1.0, False), (-3.0, False)])
 def test_there_is_a_mask_where_it_has_the_higher_expected_dice_than_none(offset, kept):
     values, calibration, curve = (
         torch.tensor([0.9, 0.2, 0.95, 0.6, 0.0]),
