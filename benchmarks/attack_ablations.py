@@ -3,8 +3,7 @@
     python benchmarks/attack_ablations.py --victim runs/none_0/segmenter/victim.safetensors runs/none_1/...
 
 Victims of phantom scenes, one seed each, on 48 scenes of the split test, from the clean image at the given step size.
-Writes results/attack_ablations.json beside this, where a
-killed run goes on, and prints the table.
+Writes results/attack_ablations.json beside this, where a killed run goes on, and prints the table.
 """
 
 import argparse
