@@ -1,4 +1,4 @@
-"""Train the small classifier of X-rays that comes with the package, on phantoms, in some minutes on one core:
+"""Train the small classifier of X-rays that comes with the package, on phantoms, in a minute on one core:
 
     python benchmarks/packaged_xray_classifier.py --out classifiers/weights
 
@@ -24,8 +24,8 @@ from segarena.evaluation.classification import image_metrics
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
-    parser.add_argument("--studies", type=int, default=4000, help="of train, with two images each")
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--studies", type=int, default=1500, help="of train, with two images each")
+    parser.add_argument("--epochs", type=int, default=12)
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = XrayConfig(phantom_studies=PhantomStudies(train=args.studies, val=500, test=250))
