@@ -43,7 +43,7 @@ class Table(nn.Module):
         self.logits = nn.Parameter(logits.clone())
 
     def forward(self, x):
-        return self.logits.expand(len(x), -1, -1, -1)
+        return self.logits.expand(len(x), -1, -1, -1).clone()
 
 
 def white_pool(number=8):

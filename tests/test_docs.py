@@ -104,9 +104,8 @@ def options_of(command):
     parser = importlib.import_module(f"segarena.agents.commands.{command}").parser(None)
     known = set(parser._option_string_actions)
     if command == "train":
-        known |= {
-            f"--{key}" for paper in ("spars", "rl4seg", "rp_pgd", "seat", "apga", "ppo") for key in keys(schema(paper))
-        }
+        papers = ("spars", "rl4seg", "rp_pgd", "seat", "apga", "ppo")
+        known |= {f"--{key}" for paper in papers for key in keys(schema(paper))}
     return known
 
 

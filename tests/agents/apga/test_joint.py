@@ -2,11 +2,13 @@
 
 import itertools
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
 from joint_toys import BEST, Patches, Table, play, tiny, toy
 from segarena.agents.apga import learners
+from segarena.agents.apga.config import RewardConfig
 from segarena.agents.apga.masks import foreground, others, same_area
 from segarena.agents.apga.methods import METHODS, method_of, views
 from segarena.agents.apga.training import build_agent
@@ -238,3 +240,77 @@ def test_random_masks_of_a_share_need_no_agent():
     assert mask.shape == (8, 1, 8, 8)
     assert 0.1 < float(mask.mean()) < 0.5
     assert isinstance(game.players.classifier, Patches)
+
+
+def test_the_value_of_ppo_learns_the_reward(tmp_path):
+    game, row = toy("ppo", vf_coef=5.0)
+    torch.manual_seed(0)
+    batch = game.batch(torch.arange(8))
+    before = float((batch.values.detach() - 1.0).abs().mean())
+    play(game, row, [("agent",)], 40, tmp_path)
+    batch = game.batch(torch.arange(8))
+    rewards = game.rewards(batch, learners.draw(batch.logits, 64)).mean(dim=0)
+    error = float((batch.values.detach() - rewards).abs().mean())
+    assert error < 0.25, (before, error)
+
+
+def rewarded(**settings):
+    """A game with another reward, and a batch of it."""
+    game, _ = toy("reinforce")
+    game.experiment = replace(game.experiment, reward=RewardConfig(**settings))
+    return game, game.batch(torch.arange(8))
+
+
+def test_modes_kinds_and_terms_of_the_reward():
+    pair = torch.tensor([1.0, 0, 0, 1]).view(1, 1, 1, 2, 2).expand(1, 8, 1, 2, 2)
+    found = {}
+    for mode in ("adversarial", "cooperative", "contrast"):
+        game, batch = rewarded(mode=mode, area_coef=0.0)
+        found[mode] = float(game.rewards(batch, pair)[0, 0])
+    assert found["cooperative"] == pytest.approx(0.201413 - 0.126928, abs=1e-5), "nothing else is kept: logit 2"
+    assert found["contrast"] == pytest.approx(found["adversarial"] + found["cooperative"], abs=1e-5)
+    game, batch = rewarded(kind="logit", area_coef=0.0)
+    assert float(game.rewards(batch, pair)[0, 0]) == pytest.approx(3.0), "from 1.5 to -1.5"
+    game, batch = rewarded(kind="logit", area_coef=0.0, clip=2.0)
+    assert float(game.rewards(batch, pair)[0, 0]) == 2.0
+    game, batch = rewarded(tv_coef=1.0)
+    assert float(game.rewards(batch, pair)[0, 0]) == pytest.approx(BEST - 1.0), "four borders of four cells"
+    nothing = torch.zeros_like(pair)
+    game, batch = rewarded(level="batch")
+    mixed = torch.cat([pair[:, :4], nothing[:, :4]], dim=1)
+    assert game.rewards(batch, mixed)[0].tolist() == pytest.approx([BEST / 2] * 8)
+
+
+def test_what_is_known_of_whole_images_is_what_would_be_computed():
+    game, _ = toy("reinforce")
+    asked = game.rewards(game.batch(torch.arange(8)), all_masks()[:4].expand(4, 8, 1, 2, 2))
+    game.remember_plain()
+    queries = game.counters.queries
+    known = game.rewards(game.batch(torch.arange(8)), all_masks()[:4].expand(4, 8, 1, 2, 2))
+    assert torch.equal(asked, known)
+    assert game.counters.queries == queries + 4 * 8
+
+
+def test_a_fresh_mask_sees_the_agents_step_and_a_drawn_one_is_drawn():
+    game, row = toy("reinforce", agent=Table(torch.full((1, 1, 2, 2), -0.5)))
+    batch = game.batch(torch.arange(8))
+    with torch.no_grad():
+        game.agent.logits += 1.0
+    assert float(row.select(game, batch).mean()) == 0.0
+    training = game.experiment.training
+    game.experiment = replace(game.experiment, training=replace(training, fresh_aid=True))
+    assert float(row.select(game, batch).mean()) == 1.0
+    game.experiment = replace(game.experiment, training=replace(training, mask="sample"))
+    torch.manual_seed(0)
+    drawn = row.select(game, game.batch(torch.arange(8)))
+    assert 0.3 < float(drawn.mean()) < 0.9
+
+
+def test_one_more_step_on_images_with_a_box_erased(tmp_path):
+    row = method_of(tiny("reinforce", extra_cutout=True))
+    assert row.groups(joint=False)[-1] == ("cutout",)
+    game, _ = toy("reinforce")
+    play(game, row, row.groups(joint=False), 1, tmp_path)
+    assert game.counters.passes == 3 * 8
+    assert "loss_cutout" in game.means()
+    assert method_of(tiny("reinforce", train_on="none")).steps == ("agent", "plain")
