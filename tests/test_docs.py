@@ -97,7 +97,11 @@ def commands_of(page):
     """The commands of the program in the fenced blocks of a page."""
     for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         lines = [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines()]
-        yield from (words[1:] for words in lines if words[:1] == ["segarena-rl"])
+        for words in lines:
+            if words[:1] == ["segarena-rl"]:
+                yield words[1:]
+            elif words[:1] == ["python"] and words[1] in ("run_rl.py", "run_adversarial.py"):
+                yield words[2:]
 
 
 def options_of(command):
