@@ -38,6 +38,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 ITEMS = ("joint", "gradcam", "cutout", "environment")
 RATE = 1e-5
+PEAK = 989e12
+"""Operations a second of an H100 or H200 in bfloat16, as its maker says."""
 CELL = 16
 """Pixels of a cell of the light agent, which has 14 of them along a side of 224."""
 
@@ -97,6 +99,9 @@ class Bench:
             ratio = ratios(spent["released"], spent[name])
             rows.append(Figure(f"joint step: released order per {what}", "x", ratio, target, details=details))
             rows.append(Figure(f"joint step: {what}", "images/s", [self.sizes.batch / one for one in spent[name]]))
+            if self.device.type == "cuda":
+                share = [operations[name] / one / PEAK for one in spent[name]]
+                rows.append(Figure(f"joint step: {what}, share of the operations that an H200 can do", "", share))
         return rows
 
     def gradcam(self) -> list[Figure]:
