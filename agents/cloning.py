@@ -11,7 +11,7 @@ from ..common import checks
 from ..envs.core import BatchedEnv
 from .papers import POLICIES
 from .policy import Policy, reference
-from .ppo import Learner, MaskableLearner
+from .ppo import AnyLearner
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def cloned_policy(env_id: str, env: BatchedEnv, config: CloneConfig, seed: int) 
     return row.policy(env, seed)
 
 
-def clone(model: Learner | MaskableLearner, env: BatchedEnv, policy: Policy[Any], config: CloneConfig) -> float:
+def clone(model: AnyLearner, env: BatchedEnv, policy: Policy[Any], config: CloneConfig) -> float:
     """Teach the learner's policy the actions of another one; draws from PyTorch's global generator.
 
     Args:

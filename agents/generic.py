@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from gymnasium import spaces
 
 from ..common import checks
 from ..common.checkpoints import load_weights, save_weights
@@ -43,7 +42,7 @@ from .learning import learn, restore
 from .open_loop import OpenLoop, OpenLoopConfig, evolution_strategy, schedule_shape, tune_schedule
 from .papers import POLICIES
 from .policy import Episodes, Policy, TrainedPolicy, make_env, play, play_and_draw, reference
-from .ppo import LEARNERS, Learner, MaskableLearner, PPOConfig
+from .ppo import LEARNERS, AnyLearner, PPOConfig, policy_alias
 
 COLUMNS = ("return", "steps")
 """Metrics of the table of results."""
@@ -118,6 +117,11 @@ def check(experiment: PPOExperiment) -> None:
         evolution_strategy()
         check_names([experiment], [(OPEN_LOOP_TITLE, experiment.seed)])
     if experiment.clone.policy is not None:
+        if experiment.ppo.algorithm == "recurrent":
+            raise ValueError(
+                f"clone.policy is {experiment.clone.policy!r} but ppo.algorithm is 'recurrent', whose memory single "
+                f"steps do not teach; leave out one of the two"
+            )
         cloned_policy(experiment.env, env, experiment.clone, experiment.seed)
         if experiment.ppo.normalize_observations:
             raise ValueError(
@@ -125,6 +129,8 @@ def check(experiment: PPOExperiment) -> None:
                 "ppo.normalize_observations"
             )
     if experiment.network == "grid":
+        if experiment.ppo.algorithm == "recurrent":
+            raise ValueError("network is 'grid', which remembers nothing, but ppo.algorithm is 'recurrent'; use 'mlp'")
         grid_of(env.single_observation_space, env.single_action_space)
     experiment.ppo.check_memory(env)
     experiment.ppo.wrap(LearnerEnv(env))
@@ -142,9 +148,9 @@ def check_export(experiment: PPOExperiment) -> None:
         )
 
 
-def _fresh(experiment: PPOExperiment) -> Learner | MaskableLearner:
+def _fresh(experiment: PPOExperiment) -> AnyLearner:
     env, ppo = env_of(experiment, experiment.ppo.num_envs), experiment.ppo
-    policy: Any = "MultiInputPolicy" if isinstance(env.single_observation_space, spaces.Dict) else "MlpPolicy"
+    policy: Any = policy_alias(env.single_observation_space, ppo.algorithm)
     if experiment.network == "grid":
         policy = GridPolicy if ppo.algorithm == "ppo" else MaskableGridPolicy
     return LEARNERS[ppo.algorithm](
@@ -213,14 +219,14 @@ def open_loop(context: StageContext[PPOExperiment]) -> OpenLoop:
     return OpenLoop(load_weights(folder / SCHEDULE)[0]["schedule"].to(context.device))
 
 
-def learner(experiment: PPOExperiment, run: Run) -> Learner | MaskableLearner:
+def learner(experiment: PPOExperiment, run: Run) -> AnyLearner:
     """The trained policy as a learner of Stable-Baselines3."""
     model = _fresh(experiment)
     restore(model, run.checkpoint())
     return model
 
 
-def _policy(model: Learner | MaskableLearner, experiment: PPOExperiment) -> TrainedPolicy:
+def _policy(model: AnyLearner, experiment: PPOExperiment) -> TrainedPolicy:
     return TrainedPolicy(model.policy, experiment.deterministic, normalize=model.get_vec_normalize_env())
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -109,7 +111,15 @@ def _fixed_state(model: OnPolicyAlgorithm) -> dict[str, Any]:
         "n_updates": model._n_updates,
         "env": learner_env(model).state(),
         "wrappers": [_wrapper_state(wrapper) for wrapper in _wrappers(model)],
+        **({"memory": _memory(model)} if isinstance(model, RecurrentPPO) else {}),
     }
+
+
+def _memory(model: RecurrentPPO) -> dict[str, list[Tensor]]:
+    """Hidden and cell states of the running episodes, of the LSTM that acts and of the one that values."""
+    states = model._last_lstm_states
+    assert states is not None
+    return {"pi": [part.clone() for part in states.pi], "vf": [part.clone() for part in states.vf]}
 
 
 def restore(model: OnPolicyAlgorithm, checkpoint: Checkpoint) -> None:
@@ -131,6 +141,10 @@ def restore(model: OnPolicyAlgorithm, checkpoint: Checkpoint) -> None:
         check_like(state["observation"], _tensors(_blank(model.observation_space, env.num_envs)), "observation")
         model._last_obs = _arrays(state["observation"])
         model._last_episode_starts = (env.batched.t == 0).cpu().numpy()
+        if isinstance(model, RecurrentPPO):
+            kept = {name: [part.to(model.device) for part in parts] for name, parts in state["memory"].items()}
+            states: Any = RNNStates(tuple(kept["pi"]), tuple(kept["vf"]))
+            model._last_lstm_states = states
         model._setup_learn(0, None, reset_num_timesteps=False)  # makes the buffers of episodes
         assert model.ep_info_buffer is not None
         model.ep_info_buffer.extend({"r": float(one["r"]), "l": int(one["l"])} for one in state["episodes"])

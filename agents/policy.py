@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from gymnasium import spaces
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
@@ -21,6 +22,7 @@ from ..envs import ENVIRONMENTS
 from ..envs.adapters import class_of, to_numpy
 from ..envs.core import BatchedEnv
 from ..evaluation.films import Shot
+from .recurrent import Memory
 
 Env = TypeVar("Env", bound=BatchedEnv)
 ActorCritic = ActorCriticPolicy | MaskableActorCriticPolicy
@@ -104,7 +106,8 @@ class RandomPolicy:
 class TrainedPolicy:
     """The policy of a learner of Stable-Baselines3: the actions of its `predict`, without leaving the device.
 
-    Draws from PyTorch's global generator unless deterministic.
+    Draws from PyTorch's global generator unless deterministic. A recurrent policy remembers the episodes of one batch
+    of environments, from their begin on.
     """
 
     policy: ActorCritic
@@ -112,6 +115,8 @@ class TrainedPolicy:
     """Take the likeliest action instead of a drawn one."""
     normalize: VecNormalize | None = None
     """The wrapper with the statistics by which it saw its observations normalised, if it did."""
+    memory: list[Memory] = field(default_factory=list, repr=False)
+    """Of a recurrent policy: one, once it has acted."""
 
     @torch.no_grad()
     def __call__(self, env: BatchedEnv) -> Tensor:
@@ -123,9 +128,14 @@ class TrainedPolicy:
         self.policy.set_training_mode(False)
         space = self.policy.action_space
         assert space.shape is not None
-        masked = isinstance(self.policy, MaskableActorCriticPolicy)
-        masks: dict[str, Any] = {"action_masks": env.action_masks()} if masked else {}
-        actions = self.policy.get_distribution(obs, **masks).get_actions(deterministic=self.deterministic)
+        if isinstance(self.policy, RecurrentActorCriticPolicy):
+            self.memory[:] = [Memory.fitting(next(iter(self.memory), None), self.policy, env.num_envs)]
+            distribution = self.memory[0].distribution(self.policy, obs, env.t == 0)
+        else:
+            masked = isinstance(self.policy, MaskableActorCriticPolicy)
+            masks: dict[str, Any] = {"action_masks": env.action_masks()} if masked else {}
+            distribution = self.policy.get_distribution(obs, **masks)
+        actions = distribution.get_actions(deterministic=self.deterministic)
         return within_space(self.policy)(actions.reshape(-1, *space.shape))
 
 

@@ -1,4 +1,4 @@
-"""SB3's PPO and MaskablePPO with rollouts that stay on the device, and their settings."""
+"""SB3's PPO, MaskablePPO and RecurrentPPO, and their settings; rollouts of the first two stay on the device."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from gymnasium import spaces
-from sb3_contrib import MaskablePPO
+from sb3_contrib import MaskablePPO, RecurrentPPO
 from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
 from stable_baselines3 import PPO
 from stable_baselines3.common import buffers
@@ -32,7 +32,7 @@ SB3_BUFFERS = (buffers.RolloutBuffer, buffers.DictRolloutBuffer, MaskableRollout
 SAMPLE_BYTES = 32
 """Memory of a sample in SB3's rollout buffer beside its observation, at least."""
 ScheduleName = Literal["constant", "linear"]
-AlgorithmName = Literal["ppo", "maskable"]
+AlgorithmName = Literal["ppo", "maskable", "recurrent"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class PPOConfig:
     """Hyper-parameters of PPO (Schulman et al., 2017) as in Stable-Baselines3."""
 
     algorithm: AlgorithmName = "ppo"
-    """Learner. ppo; maskable: MaskablePPO of sb3-contrib, which never takes an action that the environment masks."""
+    """Learner. ppo; maskable: MaskablePPO of sb3-contrib, which never takes an action that the environment masks;
+    recurrent: RecurrentPPO of sb3-contrib, whose policy and values remember the episode by LSTMs."""
     total_timesteps: int = 320_000
     """Environment steps, summed over the environments; 0 trains no agent."""
     num_envs: int = 64
@@ -78,6 +79,8 @@ class PPOConfig:
     this; null: never."""
     net_arch: list[int] | None = None
     """Widths of the hidden layers of policy head and value head; null: those of the chosen policy."""
+    lstm_size: int = 256
+    """Hidden units of each LSTM; read only by algorithm recurrent."""
     log_std_init: float = 0.0
     """Natural logarithm of the standard deviation of continuous actions, at the start of training."""
     normalize_observations: bool = False
@@ -91,6 +94,7 @@ class PPOConfig:
         check(self, "ppo.", learning_rate=SHARE, gamma=SHARE, gae_lambda=SHARE, clip_range=SHARE)
         check(self, "ppo.", ent_coef=AT_LEAST_0, vf_coef=AT_LEAST_0, max_grad_norm=AT_LEAST_0)
         check(self, "ppo.", log_std_init=(-20, 2), clip_range_vf=POSITIVE, target_kl=POSITIVE, net_arch=AT_LEAST_1)
+        check(self, "ppo.", lstm_size=AT_LEAST_1)
         if self.num_envs * self.n_steps % self.batch_size:
             raise ValueError(
                 f"ppo.batch_size is {self.batch_size} but must divide a rollout of num_envs x n_steps = "
@@ -112,9 +116,10 @@ class PPOConfig:
     def policy_kwargs(self, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Keyword arguments of an SB3 policy: `given`, and what this configuration says of widths and log_std_init."""
         widths = {} if self.net_arch is None else {"net_arch": {"pi": self.net_arch, "vf": self.net_arch}}
-        deviation = {"log_std_init": self.log_std_init} if self.algorithm == "ppo" else {}
+        deviation = {} if self.algorithm == "maskable" else {"log_std_init": self.log_std_init}
+        memory = {"lstm_hidden_size": self.lstm_size} if self.algorithm == "recurrent" else {}
         adam = {"optimizer_kwargs": {"eps": 1e-5, "fused": True}}  # SB3's, but in one pass over the weights
-        return {**(given or {}), **widths, **deviation, **adam}
+        return {**(given or {}), **widths, **deviation, **memory, **adam}
 
     def check_memory(self, env: BatchedEnv) -> None:
         """Check that a rollout fits into this machine's memory; `env`: one environment or more, for its spaces.
@@ -155,6 +160,12 @@ class PPOConfig:
         )
 
 
+def policy_alias(space: spaces.Space[Any], algorithm: AlgorithmName) -> str:
+    """SB3's name of the usual policy for the observations of `space`."""
+    inputs = "MultiInput" if isinstance(space, spaces.Dict) else "Mlp"
+    return f"{inputs}{'Lstm' if algorithm == 'recurrent' else ''}Policy"
+
+
 def _schedule(start: float, name: ScheduleName) -> float | Callable[[float], float]:
     """What SB3 takes as a schedule: a number, or a function of the share of training that remains."""
     return start if name == "constant" else partial(_linear, start)
@@ -168,7 +179,8 @@ class _OnDevice(OnPolicyAlgorithm):
     """Keeps rollouts on the device where it plays a bare `LearnerEnv`, and leaves process-wide settings as they are.
 
     Observations, actions, rewards and what follows from them are tensors then, from the environment to the minibatches;
-    in wrappers, and with environments of others, the rollouts are SB3's own. After each step callbacks find in their
+    in wrappers, with environments of others and in a learner whose buffer is its own (RecurrentPPO), the rollouts are
+    SB3's own. After each step callbacks find in their
     `locals`, as SB3 has them, `dones`, a NumPy array bool [N], and `infos`, without `terminal_observation`; `rewards`,
     `actions`, `values` and `log_probs` are tensors on the device, and `step` is the `Advance`.
 
@@ -292,4 +304,13 @@ class MaskableLearner(_OnDevice, MaskablePPO):
     """MaskablePPO of sb3-contrib, its rollouts on the device; masks are `action_masks` of the environment."""
 
 
-LEARNERS: dict[AlgorithmName, type[Learner] | type[MaskableLearner]] = {"ppo": Learner, "maskable": MaskableLearner}
+class RecurrentLearner(_OnDevice, RecurrentPPO):
+    """RecurrentPPO of sb3-contrib, with its own rollouts, which go by way of the host."""
+
+
+AnyLearner = Learner | MaskableLearner | RecurrentLearner
+LEARNERS: dict[AlgorithmName, type[Learner] | type[MaskableLearner] | type[RecurrentLearner]] = {
+    "ppo": Learner,
+    "maskable": MaskableLearner,
+    "recurrent": RecurrentLearner,
+}

@@ -68,7 +68,7 @@ class Prediction:
     files: dict[str, Path] = field(default_factory=dict)
     """What was written, by kind: mask, score or doubt, picture."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """Numbers and texts of its mask, see docs/spars.md and docs/rl4seg.md."""
+    """Numbers and texts of its mask, see docs/spars.md, docs/rl4seg.md and docs/seat.md."""
     seconds: float | None = None
     """Time that reading, segmenting and writing took."""
     reason: str = ""
@@ -95,10 +95,11 @@ def predict(
         run: folder of a finished run.
         inputs: files, folders and patterns ("ct/*/*.nii.gz"). SPARS takes CTs: NIfTI, and with the extra `io` DICOM
             series, NRRD and MetaImage. RL4Seg takes echocardiograms: NIfTI, .mhd, PNG, and with `io` DICOM.
+            SEAT takes volumes of the run's task: NIfTI, and CTs as SPARS.
         out: folder to write; a new or empty one, or that of an earlier call with the same run and settings, whose
             finished images are kept.
         method: "policy", a reference policy or a baseline of the run; None: the trained policy, or SPARS's score map
-            where a run has none.
+            where a run has none, or SEAT's segmenter.
         on_error: stop at an image that cannot be read or segmented, or skip it.
         device: auto, cpu, cuda or cuda:N; None: that of the run's configuration.
         threshold: θ of SPARS's masks, one for all; None: as the run's validation cases say (evaluation.mask).

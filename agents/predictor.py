@@ -61,7 +61,7 @@ def no_predictor(run: Run, experiment: Any, options: PredictOptions) -> Predicto
     """Raises ValueError: a paper without masks."""
     raise ValueError(
         f"{str(run.folder)!r} is a run of paper {experiment.paper!r}, which has no masks to predict; `predict` is for "
-        f"the papers that segment, spars and rl4seg"
+        f"the papers that segment, spars, rl4seg and seat"
     )
 
 

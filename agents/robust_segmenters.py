@@ -4,21 +4,24 @@ segmenter/                   the only stage of such a run: curves, pictures, che
 segmenter/victim.safetensors the trained network and the names of its classes, as attacks read it
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from ..attacks.budget import Epsilon
 from ..attacks.named import PRESETS, Need, named_attack
+from ..attacks.victim import Normalized
+from ..attacks.victims import load_victim
+from ..common.checkpoints import load_into
 from ..common.checks import AT_LEAST_1, check, check_choice
 from ..common.names import slug
 from ..common.runs import Run
 from ..evaluation.report import Column
 from ..evaluation.results import Result
 from ..evaluation.robustness_results import AttackResult
+from .context import StageContext
 from .experiment import EvaluateOptions, Experiment
-from .predictor import PredictOptions
 
 SEGMENTER, VICTIM = "segmenter", "victim.safetensors"
 """Name of the stage, and of its file."""
@@ -26,6 +29,7 @@ REPORT = "robustness"
 """Folder of the report on the attacks, beside the results."""
 WORST = "worst"
 """Begin of the names of metrics under the strongest attack of all, or of a radius."""
+E = TypeVar("E", bound=Experiment)
 MOST_COLUMNS = 16
 """Columns of attacks in the table of results, at most."""
 
@@ -84,6 +88,36 @@ def victim_file(run: Run) -> Path:
     return run.stage(SEGMENTER).folder / VICTIM
 
 
+def trained_victim(
+    context: StageContext[E],
+    segmenter: Callable[[StageContext[E]], object],
+    begun: Callable[[], tuple[Normalized, tuple[str, ...]]],
+    epochs: int,
+    *,
+    unfinished: bool,
+) -> tuple[Normalized, tuple[str, ...], int]:
+    """The trained network of a run on the CPU, the names of its classes, and the epoch that it reached.
+
+    Args:
+        context: of the run, which does not train.
+        segmenter: checks that the stage is finished.
+        begun: the network as a training begins with it, for the weights of a checkpoint, and the names of its classes.
+        epochs: of a finished training.
+        unfinished: take the last checkpoint of a training that has not ended.
+
+    Raises:
+        ValueError: it is not trained to its end, and `unfinished` is False; or its file was changed since.
+    """
+    run = context.run
+    if unfinished and not victim_file(run).is_file():
+        victim, classes = begun()
+        checkpoint = run.stage(SEGMENTER).checkpoint()
+        load_into(victim.model, checkpoint.weights, f"{run.folder} at epoch {checkpoint.step}")
+        return victim.eval(), classes, checkpoint.step
+    segmenter(context)
+    return *load_victim(victim_file(run)), epochs
+
+
 def metric_of(one: AttackResult) -> str:
     """Begin of the names of an attack's metrics, such as clean, pgd_20_eps_8_255."""
     return one.attack if one.kind == "none" else f"{one.attack}_{slug(f'eps {one.eps}')}"
@@ -133,11 +167,3 @@ def learner(experiment: Experiment, run: Run) -> NoReturn:
 def lines(experiment: Experiment, run: Run) -> list[dict[str, float]]:
     """The curves of the training; a step is an epoch."""
     return run.stage(SEGMENTER).metrics()
-
-
-def no_masks(run: Run, experiment: Experiment, options: PredictOptions, *, applied_by: str) -> NoReturn:
-    """Raises ValueError: the network is for Python. applied_by: what applies it to whole images."""
-    raise ValueError(
-        f"predict does not take runs of paper {experiment.paper!r}, such as {str(run.folder)!r}; "
-        f"attacks.victims.load_victim reads its network, {SEGMENTER}/{VICTIM}, in Python, and {applied_by}"
-    )

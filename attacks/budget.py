@@ -130,17 +130,18 @@ class LinfBall:
 
     @classmethod
     def of_range(cls, images: Tensor, eps: float | Tensor, bounds: Bounds | None = None) -> "LinfBall":
-        """The ball of b = eps (high - low) that leaves no channel's own range, made without looking at the values.
+        """As `around`, but within each channel's own range or a wider one, made without looking at the values.
 
-        Nothing is checked or copied, so that a device need not be waited for.
+        Nothing is checked or copied, so that a device need not be waited for; what lies outside of `bounds` may stay.
 
         Args:
             images: floating point [B, C, *spatial].
             eps: share of the range, above 0: one, or one for each image, [B].
-            bounds: (low, high) that eps is a share of; None: the range of each image and channel.
+            bounds: (low, high); None: the range of each image and channel.
         """
         least, most = image_range(images)
         low, high = (least, most) if bounds is None else as_tensors(images, bounds)
+        least, most = torch.minimum(least, low), torch.maximum(most, high)
         share = per_image(eps.to(images.dtype), images) if isinstance(eps, Tensor) else eps
         radius = (share * (high - low)).expand_as(least)
         return cls(images, torch.maximum(images - radius, least), torch.minimum(images + radius, most), radius)

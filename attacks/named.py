@@ -27,7 +27,7 @@ from .vafa import vafa
 Kind = Literal["none", "noise", "white", "black", "free"]
 """What an attack knows: nothing is done; nothing; the model's gradients; its outputs, or other models, alone. "free":
 its gradients, and it has a radius of its own, so that it stands beside no other attack."""
-Need = Literal["feature_layer", "class_counts", "surrogates"]
+Need = Literal["feature_layer", "class_counts", "surrogates", "three_classes"]
 """What only some attacks need beside the budget."""
 GRID_STEPS = (3, 5, 7, 10, 20, 40, 100)
 """Steps of the preset `grid`."""
@@ -104,7 +104,7 @@ class NamedAttack:
             bounds=bounds,
             ignore_index=ignore_index,
             generator=generator,
-            **{name: known[name] for name in self.needs},
+            **{name: known[name] for name in self.needs if name in known},
             **self.arguments,
         )
 
@@ -165,6 +165,9 @@ FAMILIES: Mapping[str, Family] = {
     "trades": Family("TRADES KL", trades),
     "seat_pgd": Family("PGD, 5 restarts", pgd_restarts, steps=5),
     "seat_apgd": Family("APGD, 5 restarts", partial(PLAIN_APGD, loss="ce", restarts=5), steps=5),
+    "seat_apgd_dlr": Family(
+        "APGD dlr, 5 restarts", partial(PLAIN_APGD, loss="dlr", restarts=5), steps=5, needs=("three_classes",)
+    ),
     "seat_square": Family("Square of Dice, few windows", partial(square, objective="dice", shrink=False), "black", 5),
     **{
         f"{name}_by_dice": Family(f"{title}, lowest Dice", partial(pgd_restarts, loss=loss, restarts=1), steps=20)
@@ -194,6 +197,7 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
         "transfer",
     ),
     "seat": ("clean", "seat_pgd", "seat_apgd", "seat_square"),
+    "rog": ("clean", "seat_apgd", "seat_pgd", "fab_5", "seat_square", "seat_apgd_dlr"),
     "strict": (
         "clean", "pgd_by_dice", "apgd_ce_by_dice", "apgd_dice_ce_by_dice", "square_by_dice", "segpgd_by_dice",
         "cospgd_by_dice", "sea_by_dice",

@@ -40,7 +40,8 @@ class RPOptions:
     ignore_as_false: bool = False
     """Count ignored pixels as False ones whose loss is 0."""
     norm_clamp_start: bool = False
-    """Start from noise that is added and clamped to [0, 1] after normalisation; needs a `Normalized` model."""
+    """Start from noise that is added and clamped to [0, 1] after normalisation, whatever `random_start` is; needs a
+    `Normalized` model."""
 
     def __post_init__(self) -> None:
         check(self, w_region=AT_LEAST_0, intra_skip=AT_LEAST_0)
@@ -57,6 +58,4 @@ RELEASED = RPOptions(
     ignore_as_false=True,
     norm_clamp_start=True,
 )
-"""`compat: released`: the program of the authors, defects and all, to compare numbers with."""
-COMPAT = {"none": RPOptions(), "released": RELEASED}
-"""Presets by name."""
+"""The program of the authors, defects and all, to compare numbers with."""

@@ -1,7 +1,7 @@
 """PGD from several random starts, of which each image's lowest measure is kept: the attack of SEAT's evaluation, and
 TRADES' inner attack (docs/seat.md, Method 16)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import get_args
 
@@ -114,15 +114,45 @@ def trades(
     share = STEP if step_size is None else Epsilon.parse(step_size, "step_size").value / budget.value
     ball = LinfBall.around(images, budget.value, bounds)
     core = AttackCore(model, ignore_index=ignore_index)
+    return raise_divergence(core, ball, labels, budget.value, steps, share, generator=generator)
+
+
+def raise_divergence(
+    core: AttackCore,
+    ball: LinfBall,
+    labels: Tensor,
+    eps: float,
+    steps: int,
+    step_size: float,
+    *,
+    generator: torch.Generator | None = None,
+    watch: Callable[[int], object] | None = None,
+) -> Tensor:
+    """`trades` in a ball that is known: what its training and its evaluation attack with.
+
+    Args:
+        core: of the model; afterwards it holds the attack.
+        ball: of the clean images.
+        labels: integers [B, *spatial], which only say what is ignored.
+        eps: radius of the ball as a share of the range.
+        steps: gradients.
+        step_size: share of the radius.
+        generator: of the start; None: PyTorch's own.
+        watch: is handed t = 0, 1, ... when `core.gradient` is that of step t.
+
+    Raises:
+        ValueError: logits or gradients that are not finite.
+    """
+    images = ball.images
     core.reset(ball, labels)
     core.loss = divergence_from(core.logits)
     device = images.device if generator is None else generator.device
     noise = torch.randn(images.shape, dtype=images.dtype, generator=generator, device=device).to(images.device)
-    core.observe(reachable(core, ball.images + (TRADES_START / budget.value) * ball.radius * noise))
+    core.observe(reachable(core, images + (TRADES_START / eps) * ball.radius * noise))
     for t in range(steps):
-        spec = core.weigh(Weighting(), share)
-        if t == steps - 1:
-            core.update(spec)
-        else:
-            core.step(spec)
+        core.update(core.weigh(Weighting(), step_size))
+        if watch is not None:
+            watch(t)
+        if t < steps - 1:
+            core.observe(core.adversarial)
     return finished(core, core.adversarial)

@@ -3,7 +3,7 @@
     python benchmarks/attack_ablations.py --victim runs/none_0/segmenter/victim.safetensors runs/none_1/...
 
 Victims of phantom scenes, one seed each, on 48 scenes of the split test, from the clean image at the given step size.
-Writes results/attack_ablations.json beside this and prints the table.
+Writes results/attack_ablations.json beside this, where a killed run goes on, and prints the table.
 """
 
 import argparse
@@ -12,17 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from attack_grid import BATCH, pools
+from attack_grid import attacked_counts, pools
 from segarena.attacks.budget import Epsilon
 from segarena.attacks.methods import ATTACKS
 from segarena.attacks.options import RELEASED, RPOptions
 from segarena.attacks.victims import feature_layer_of, load_victim
 from segarena.common.files import replacing
-from segarena.common.overlap import class_counts
-from segarena.datasets.images import IGNORED
 from segarena.evaluation.machine import describe_machine
-from segarena.evaluation.robustness_metrics import Counts, image_miou
+from segarena.evaluation.robustness_metrics import image_miou
 from segarena.evaluation.statistics import bootstrap_interval
 
 RESULT = Path(__file__).parent / "results" / "attack_ablations.json"
@@ -42,6 +39,9 @@ VARIANTS = {
     "one mean, regions alone (RP-global)": ("rp_global", PLAIN),
     "prototypes of the batch": ("rp_pgd_pp", replace(PLAIN, proto_scope="batch")),
     "background has an intra term, too": ("rp_pgd_pp", replace(PLAIN, intra_skip=())),
+    "inter term of ordered pairs, twice": ("rp_pgd_pp", replace(PLAIN, inter_norm="ordered")),
+    "intra term of the last class alone": ("rp_pgd_pp", replace(PLAIN, intra_agg="last")),
+    "ignored pixels count as False": ("rp_pgd_pp", replace(PLAIN, ignore_as_false=True)),
     "released program, from the clean image": ("rp_pgd_pp", replace(RELEASED, norm_clamp_start=False)),
     "BIM": ("bim", None),
 }
@@ -50,18 +50,12 @@ LAYERS = ("model.merge.0", "model.merge.1", "model.merge.2")
 """Outputs of the U-Net's way up, from a sixteenth to a quarter of the image's size."""
 
 
-def damage(victim, pool, name, options, steps, eps, layer):
+def attacked_miou(victim, pool, name, options, steps, eps, layer):
     """mIoU of each image after an attack, [N]."""
-    arguments = {"eps": eps, "steps": steps, "random_start": False, "ignore_index": IGNORED}
+    arguments = {"eps": eps, "steps": steps, "random_start": False}
     if options is not None:
         arguments |= {"feature_layer": layer, "options": options}
-    found = []
-    for rows in torch.arange(len(pool)).split(BATCH):
-        images, labels = pool.at(rows), pool.labels[rows].long()
-        moved = ATTACKS[name](victim, images, labels, **arguments)
-        with torch.inference_mode():
-            found.append(class_counts(victim(moved).argmax(dim=1), labels, len(pool.classes), IGNORED))
-    return image_miou(Counts(*(torch.cat(parts).numpy() for parts in zip(*found, strict=True))))
+    return image_miou(attacked_counts(ATTACKS[name], victim, pool, **arguments))
 
 
 def main():
@@ -71,19 +65,21 @@ def main():
     parser.add_argument("--images", type=int, default=48)
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
-    found = {}
-    for path in args.victim:
+    found = json.loads(args.out.read_text())["miou"] if args.out.exists() else {}
+    for number, path in enumerate(args.victim):
         victim, classes = load_victim(path)
         pool, own = pools(classes, args.images)[1], feature_layer_of(victim)
         cases = [(title, *given, own) for title, given in VARIANTS.items()]
         cases += [(f"features of {layer}", *VARIANTS[BASE], layer) for layer in LAYERS if layer != own]
         for title, name, options, layer in cases:
             for steps in STEPS:
-                values = damage(victim, pool, name, options, steps, Epsilon.parse(args.eps), layer)
-                found.setdefault(title, {}).setdefault(str(steps), []).append([round(float(one), 4) for one in values])
+                networks = found.setdefault(title, {}).setdefault(str(steps), [])
+                if len(networks) == number:
+                    values = attacked_miou(victim, pool, name, options, steps, Epsilon.parse(args.eps), layer)
+                    networks.append([round(float(one), 4) for one in values])
+        with replacing(args.out) as unfinished:
+            unfinished.write_text(json.dumps({"eps": args.eps, "machine": describe_machine(), "miou": found}))
         print(path, flush=True)
-    with replacing(args.out) as unfinished:
-        unfinished.write_text(json.dumps({"eps": args.eps, "machine": describe_machine(), "miou": found}))
     print("| changed | N = 3 | N = 20 | N = 3 less RP-PGD++ | N = 20 less RP-PGD++ |\n|---|---|---|---|---|")
     for title, by_steps in found.items():
         values = [100 * np.array(by_steps[str(steps)]) for steps in STEPS]

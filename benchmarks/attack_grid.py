@@ -55,22 +55,25 @@ def one_slice_each(pool):
     return pool.take([of_one[len(of_one) // 2] for of_one in rows])
 
 
-def attacked_counts(victim, pool, name, eps, steps, share, *, random_start):
-    """Pixels of each class in each image after an attack."""
-    attack, found = ATTACKS[name], []
-    arguments = {"eps": eps, "steps": steps, "random_start": random_start, "ignore_index": IGNORED}
-    if attack.regional:
+def attacked_counts(attack, victim, pool, **arguments):
+    """Pixels of each class in each image after an attack with these arguments."""
+    found = []
+    for rows in torch.arange(len(pool)).split(BATCH):
+        images, labels = pool.at(rows), pool.labels[rows].long()
+        moved = attack(victim, images, labels, ignore_index=IGNORED, **arguments)
+        with torch.inference_mode():
+            found.append(class_counts(victim(moved).argmax(dim=1), labels, len(pool.classes), IGNORED))
+    return Counts(*(torch.cat(parts).numpy() for parts in zip(*found, strict=True)))
+
+
+def scripted_counts(victim, pool, name, eps, steps, share, *, random_start):
+    """Those of an attack of `ATTACKS`; share: step size, a share of the radius, or None for its own."""
+    arguments = {"eps": eps, "steps": steps, "random_start": random_start}
+    if ATTACKS[name].regional:
         arguments["feature_layer"] = feature_layer_of(victim)
     if share is not None:
         arguments["step_size"] = share * eps.value
-    generator = torch.Generator().manual_seed(0)
-    for first in range(0, len(pool), BATCH):
-        images, labels = pool.at(torch.arange(first, min(first + BATCH, len(pool)))), pool.labels[first : first + BATCH]
-        moved = attack(victim, images, labels.long(), generator=generator, **arguments)
-        with torch.inference_mode():
-            predicted = victim(moved).argmax(dim=1)
-        found.append(class_counts(predicted, labels.long(), len(pool.classes), IGNORED))
-    return Counts(*(torch.cat(parts).numpy() for parts in zip(*found, strict=True)))
+    return attacked_counts(ATTACKS[name], victim, pool, generator=torch.Generator().manual_seed(0), **arguments)
 
 
 def summary(counts):
@@ -86,12 +89,12 @@ def grid(victim, test, val, eps, *, tune):
             ways = {"given": (None, False), "random": (None, True)}
             if tune and steps in SHARES:
                 tried = {
-                    share: metrics(attacked_counts(victim, val, name, eps, steps, share, random_start=False)).miou
+                    share: metrics(scripted_counts(victim, val, name, eps, steps, share, random_start=False)).miou
                     for share in SHARES[steps]
                 }
                 ways["tuned"] = (min(tried, key=tried.get), False)
             for way, (share, random_start) in ways.items():
-                counts = attacked_counts(victim, test, name, eps, steps, share, random_start=random_start)
+                counts = scripted_counts(victim, test, name, eps, steps, share, random_start=random_start)
                 rows.append({"attack": name, "steps": steps, "way": way, "step_share": share, **summary(counts)})
         print(f"{eps}: {name}", flush=True)
     return rows

@@ -9,7 +9,7 @@ which wants an old version of requests, comes by `pip install --no-deps torchatt
 import importlib
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -23,11 +23,12 @@ from segarena.attacks.regions import region_schedule
 from segarena.attacks.victim import Normalized
 from segarena.datasets.images import IGNORED, IMAGENET_MEAN, IMAGENET_STD
 from segarena.datasets.scenes.images import SceneDataConfig, load_scenes
+from segarena.envs.attack_tasks import VOCAttackEnv
 from segarena.segmenters.pspnet import PSPNet
 from segarena.segmenters.unet import UNet
 from torch import Tensor, nn
 
-ITEMS = ("libraries", "step", "training", "prototypes", "memory")
+ITEMS = ("libraries", "step", "training", "prototypes", "memory", "environments")
 EPS, STEP = 0.03, 0.01
 ALL_CLASSES: tuple[int, ...] = ()
 """That the intra-class term leaves out."""
@@ -50,10 +51,13 @@ class Sizes:
     prototype_classes: int = 6
     """That are in the labels."""
     memory_steps: int = 10_000
+    envs: int = 16
+    env_side: int = 65
 
 
 QUICK = Sizes(
-    side=33, library_side=33, classes=6, repeats=1, prototype_maps=8, prototype_side=41, memory_steps=200
+    side=33, library_side=33, classes=6, repeats=1, prototype_maps=8, prototype_side=41, memory_steps=200, envs=2,
+    env_side=33,
 )  # fmt: skip
 CUDA = Sizes(
     side=473, library_side=473, backbone="resnet50", batch=8, repeats=5, prototype_maps=2048, prototype_classes=21
@@ -182,6 +186,29 @@ class Bench:
         grown, spent = apart(memory_part, (self.sizes.memory_steps, str(self.device)))
         return [
             Figure(f"memory gained in {self.sizes.memory_steps} steps", "MB", [grown], 20, True, {"seconds": spent})
+        ]
+
+    def environments(self) -> list[Figure]:
+        """An episode of three steps of RPPGD-VOC-v0: images at once, and one environment for each."""
+        number, settings = self.sizes.envs, {"size": self.sizes.env_side, "split": "train[:16]", "horizons": [3]}
+        together, *alone = (
+            VOCAttackEnv(num_envs=envs, device=self.device, **settings) for envs in (number, *([1] * number))
+        )
+
+        def play(envs: Sequence[VOCAttackEnv]) -> None:
+            for env in envs:
+                env.reset()
+                table = env.script("segpgd")
+                for _ in range(3):
+                    env.step(env.scripted(table))
+
+        spent = work({"at once": lambda: play([together]), "one": lambda: play(alone)}, self.sizes.repeats, self.device)
+        steps = [3 * number / value for value in spent["at once"]]
+        return [
+            Figure(f"RPPGD-VOC-v0, {number} images at once", "steps/s", steps),
+            Figure(
+                f"… {number} environments of one image, seconds per these", "", ratios(spent["one"], spent["at once"])
+            ),
         ]
 
     def _loss(self, images: Tensor, labels: Tensor) -> float:

@@ -13,17 +13,14 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
-from attack_grid import BATCH, SHARES, pools
+from attack_grid import SHARES, attacked_counts, pools
 from segarena.agents.rp_pgd.learned_attack import LearnedAttack
 from segarena.attacks.budget import Epsilon
 from segarena.attacks.methods import ATTACKS
 from segarena.attacks.victims import PACKAGED, feature_layer_of, load_victim
 from segarena.common.files import replacing
-from segarena.common.overlap import class_counts
-from segarena.datasets.images import IGNORED
 from segarena.evaluation.machine import describe_machine
-from segarena.evaluation.robustness_metrics import Counts, image_miou
+from segarena.evaluation.robustness_metrics import image_miou
 from segarena.evaluation.statistics import bootstrap_interval
 
 RESULT = Path(__file__).parent / "results" / "learned_attacks.json"
@@ -32,13 +29,7 @@ SCRIPTS = ("bim", "segpgd", "cospgd", "js", "rp_pgd_pp", "rp_global")
 
 def attacked_miou(attack, victim, pool, **arguments):
     """mIoU of each image after an attack, [N]."""
-    found = []
-    for rows in torch.arange(len(pool)).split(BATCH):
-        images, labels = pool.at(rows), pool.labels[rows].long()
-        moved = attack(victim, images, labels, ignore_index=IGNORED, **arguments)
-        with torch.inference_mode():
-            found.append(class_counts(victim(moved).argmax(dim=1), labels, len(pool.classes), IGNORED))
-    return image_miou(Counts(*(torch.cat(parts).numpy() for parts in zip(*found, strict=True))))
+    return image_miou(attacked_counts(attack, victim, pool, **arguments))
 
 
 def compared(folder, path, images):

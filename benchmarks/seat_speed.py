@@ -109,7 +109,7 @@ class Bench:
 
     def epoch(self) -> list[Figure]:
         """An epoch of Free-AT with its data: volumes unpacked, turned by splines and cut one by one, per ours."""
-        config = TrainingConfig(schedule="constant", iterations=self.sizes.steps, batch_size=self.sizes.batch)
+        config = TrainingConfig(schedule="constant", most_iterations=self.sizes.steps, batch_size=self.sizes.batch)
         files = [packed(self.pool[row].image.cpu().numpy()) for row in range(len(self.pool))]
         truth = [packed(self.pool[row].label.cpu().numpy()[None]) for row in range(len(self.pool))]  # type: ignore[union-attr]
         sampler = PatchSampler(self.pool, self.plan, AugmentationConfig(), seed=0)

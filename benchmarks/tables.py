@@ -55,7 +55,10 @@ ROWS = {
     ),
 }
 """Rows of the tables of each paper: baselines, the method, its variants, upper bounds."""
-PAGES = ("scene_trainings", "spars_sweep_rewards", "spars_sweep_thresholds")
+PAGES = (
+    "scene_trainings",
+    *(f"spars_sweep_{name}" for name in ("cohorts", "rewards", "thresholds", "windows")),
+)
 """Folders with a page of their own, which the program made."""
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -53,6 +55,8 @@ class VolumePool:
     """Patient of each volume: volumes of one group never lie in two splits."""
     spacing_mm: tuple[float, float, float]
     """Size of a voxel of all volumes."""
+    affines: list[npt.NDArray[np.float64]]
+    """Voxel index to patient coordinates in mm (RAS+), of each volume."""
     channels: tuple[str, ...]
     """Name of each channel."""
     classes: tuple[str, ...]
@@ -70,9 +74,9 @@ class VolumePool:
             raise ValueError(f"shapes are of {voxels:,} voxels but images have {images.shape[1]:,}")
         if labels is not None and (labels.dtype != torch.uint8 or labels.shape != images.shape[1:]):
             raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)} but must be uint8 ({voxels},)")
-        for name, values in {"ids": self.ids, "groups": self.groups}.items():
-            if len(values) != len(shapes):
-                raise ValueError(f"{name} has {len(values)} entries but there are {len(shapes)} volumes")
+        for name, count in {"ids": len(self.ids), "groups": len(self.groups), "affines": len(self.affines)}.items():
+            if count != len(shapes):
+                raise ValueError(f"{name} has {count} entries but there are {len(shapes)} volumes")
         if len({tensor.device for tensor in (images, labels, shapes) if tensor is not None}) > 1:
             raise ValueError("images, labels and shapes lie on different devices; use VolumePool.to")
 
@@ -107,6 +111,7 @@ class VolumePool:
             ids=[sample.id for sample in samples],
             groups=list(groups),
             spacing_mm=(x, y, z),
+            affines=[sample.affine for sample in samples],
             channels=channels,
             classes=classes,
             origin=samples[0].origin,
@@ -129,6 +134,7 @@ class VolumePool:
             image=self.images[:, voxels].float().view(-1, x, y, z),
             label=None if self.labels is None else self.labels[voxels].view(x, y, z),
             spacing_mm=self.spacing_mm,
+            affine=self.affines[row],
             origin=self.origin,
         )
 

@@ -1,9 +1,9 @@
 """APGA: a mask that hides from a classifier what it needs (MICCAI 2019, arXiv 1909.04108).
 
-Symbols, as in the paper: x = image, a = mask (1: selected), x_adv = x (1 - a), x_aid = x a, R = reward. An episode is
-one mask of one radiograph, or in mode sequential one that grows cell by cell. The radiographs stay on the device as
-bytes, and the classifier's logits of plain ones are kept until it changes; a step is one call of it for all
-environments.
+Eq. n.m are those of docs/apga.md, Method n. Symbols, as in the paper: x = image, a = mask (1: selected), x_adv =
+x (1 - a), x_aid = x a, R = reward. An episode is one mask of one radiograph, or in mode sequential one that grows cell
+by cell. The radiographs stay on the device as bytes, and the classifier's logits of plain ones are kept until it
+changes; a step is one call of it for all environments.
 """
 
 import math
@@ -220,7 +220,7 @@ class APGAEnv(BatchedEnv):
 
     def _judge(self, cells: Tensor, env_ids: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Reward terms without weights, and facts, each [K], of masks by their cells [K, 1, G, G] in the environments
-        `env_ids` int64 [K], by one call of the classifier; docs/apga.md, Eq. 13.1 to 13.3."""
+        `env_ids` int64 [K], by one call of the classifier (Eq. 13.1-13.3)."""
         cfg, index = self.config, self.index[env_ids]
         x, filling, labels = self.pool.at(index), self.filling[env_ids], self.pool.labels[index]
         a = self.mask_actions.masks(cells).float()

@@ -24,7 +24,7 @@ from ..segmenters.volume_networks import SmallVolumeNet
 from . import seat_pictures
 from .core import BatchedEnv, Frame, notice_phantom
 from .seat_config import ENLARGED, SEATConfig
-from .seat_victims import Victims
+from .seat_victims import Victims, live_of
 
 NUMBERS = 14
 """Of an observation."""
@@ -120,7 +120,7 @@ class SEATEnv(BatchedEnv):
             weight_decay=cfg.weight_decay,
             drawn=cfg.model is None,
         )
-        choices = 3 if cfg.action_mode == "relative" else cfg.most
+        choices = 3 if cfg.action_mode == "relative" else cfg.most_iterations
         self.single_action_space = (
             spaces.MultiDiscrete([choices, len(ENLARGED)]) if cfg.eps_enlarger else spaces.Discrete(choices)
         )
@@ -168,11 +168,15 @@ class SEATEnv(BatchedEnv):
         cfg, before, changed = self.config, self.now, self.iterations
         actions = actions.to(self.device).view(self.num_envs, -1)
         chosen = actions[:, 0] + (self.iterations - 1 if cfg.action_mode == "relative" else 1)
-        self.iterations = chosen.clamp(1, cfg.most)
+        self.iterations = chosen.clamp(1, cfg.most_iterations)
         factor = self.enlarged[actions[:, 1]] if cfg.eps_enlarger else torch.ones_like(self.rate)
-        losses, magnitudes = self._train(self.eps * factor)
-        passes = self.batches * self.iterations
-        self.n_passes = self.n_passes + passes
+        running = (
+            self.t < self.horizon if cfg.budget is None else (self.t < self.horizon) & (self.n_passes < cfg.budget)
+        )
+        iterations = torch.where(running, self.iterations, 0)  # an episode that is over costs nothing
+        losses, magnitudes = self._train(iterations, self.eps * factor)
+        passes = (self.batches * iterations).clamp(min=1)
+        self.n_passes = self.n_passes + self.batches * iterations
         judged = self._judged()
         row = torch.stack((self.iterations, magnitudes / passes, losses / passes), dim=1)
         row = torch.cat((row.float(), judged), dim=1)  # in the order of CURVES
@@ -182,13 +186,18 @@ class SEATEnv(BatchedEnv):
         self.reference = torch.where(self.t == 0, row[:, MAGNITUDE], kept)
         self._lower_rate(row[:, VAL_LOSS])
         change = row - before
-        terms = {"robust": change[:, ROBUST], "clean": change[:, CLEAN], "price": -self.iterations / cfg.most}
+        terms = {
+            "robust": change[:, ROBUST],
+            "clean": change[:, CLEAN],
+            "price": -self.iterations / cfg.most_iterations,
+        }
         spent = torch.zeros_like(self.t, dtype=torch.bool) if cfg.budget is None else self.n_passes >= cfg.budget
         return terms, spent
 
-    def _train(self, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """One segment of every victim. eps: [N]. Sums over its passes of loss and magnitude, [N] each."""
-        cfg, most = self.config, max(self.iterations.tolist())  # the one wait for the device
+    def _train(self, iterations: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """One segment of every victim, of K int64 [N]; eps: [N]. Sums over its passes of loss and magnitude, [N]
+        each."""
+        cfg, live = self.config, live_of(iterations)  # the one wait for the device
         rounds = -(-self.batches * cfg.batch_size // len(self.sampler.pool))  # how often each volume may be needed
         volumes = len(self.sampler.pool)
         drawn = self.streams.uniform(rounds * volumes + self.batches * cfg.batch_size * DRAWS)
@@ -206,8 +215,7 @@ class SEATEnv(BatchedEnv):
                 labels.view(*wide, *labels.shape[1:]),
                 eps,
                 cfg.step_share,
-                self.iterations,
-                most,
+                live,
                 self.rate,
             )
             losses, magnitudes = losses + loss, magnitudes + magnitude
@@ -236,10 +244,10 @@ class SEATEnv(BatchedEnv):
         mag, before, tiny = now[:, MAGNITUDE], last[:, MAGNITUDE], 1e-12
         begun, second = self.t > 0, self.t > 1
         change = now - last
-        most = cfg.budget or cfg.horizon * self.batches * cfg.most
+        most = cfg.budget or cfg.horizon * self.batches * cfg.most_iterations
         columns = (
             self.t / cfg.horizon,
-            self.iterations / cfg.most,
+            self.iterations / cfg.most_iterations,
             torch.where(begun, (mag + tiny).log10(), 0.0),
             torch.where(begun, mag / (self.reference + tiny) - 1, 0.0),
             torch.where(second, (mag + tiny).log10() - (before + tiny).log10(), 0.0),

@@ -84,7 +84,7 @@ class SEATAttackEnv(BatchedEnv):
 
     | index | content | index | content |
     |---|---|---|---|
-    | 0 | t / K_max | 8 | m_t / m_0 - 1 |
+    | 0 | t / horizon | 8 | m_t / m_0 - 1 |
     | 1 | 255 epsilon / 16 | 9 | m_t / m_ref - 1, 0 without a reference |
     | 2 | min(L_t, 10) | 10 | cosine of g_t and g_{t-1} |
     | 3 | L_t - L_0 | 11 | share of voxels whose gradient changed its sign |

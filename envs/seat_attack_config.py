@@ -49,7 +49,7 @@ class SEATAttackConfig(DecathlonConfig):
     price: float = 0.02
     """Price of a step."""
     horizon: int = 10
-    """K_max: steps after which an episode is truncated."""
+    """Steps after which an episode is truncated."""
     iterations: int = 5
     """K: adversarial iterations of an epoch, which scripted policies make; `env.iterations` changes it."""
     stop_on_success: bool = False

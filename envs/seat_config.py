@@ -34,7 +34,7 @@ class SEATConfig(DecathlonConfig):
     """Radius of the ball as a share of the range of a patch, such as 8/255, the paper's."""
     step_share: float = 0.5
     """Step size of the attack as a share of the radius."""
-    most: int = 5
+    most_iterations: int = 5
     """K_max: most iterations of a minibatch."""
     batch_size: int = 4
     """Patches of a minibatch."""
@@ -68,7 +68,16 @@ class SEATConfig(DecathlonConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, width=(2, 1024), step_share=POSITIVE, learning_rate=(ABOVE_0, BELOW_1))
-        for name in ("most", "batch_size", "segment", "horizon", "budget", "patience", "probe", "probe_steps"):
+        for name in (
+            "most_iterations",
+            "batch_size",
+            "segment",
+            "horizon",
+            "budget",
+            "patience",
+            "probe",
+            "probe_steps",
+        ):
             check_range(name, getattr(self, name), AT_LEAST_1)
         for name in ("weight_decay", "robust_weight", "clean_weight", "price"):
             check_range(name, getattr(self, name), AT_LEAST_0)

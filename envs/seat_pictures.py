@@ -55,7 +55,13 @@ def _charts(env: "SEATEnv", env_id: int, width: int) -> Bytes:
     for number, (title, lines) in enumerate(CHARTS):
         judged = lines[0][0] > 2  # known of the start, too
         shown = [(curves[0 if judged else 1 :, column], colour) for column, colour in lines]
-        most = 1.0 if judged else float(env.config.most) if lines[0][0] == 0 else max([1e-6, *shown[0][0].tolist()])
+        most = (
+            1.0
+            if judged
+            else float(env.config.most_iterations)
+            if lines[0][0] == 0
+            else max([1e-6, *shown[0][0].tolist()])
+        )
         wide = inner * (number + 1) // len(CHARTS) - inner * number // len(CHARTS)
         charts.append(_chart(title, shown, most, env.horizon + (1 if judged else 0), wide))
     return beside(charts)

@@ -5,14 +5,14 @@ iterations; g, G = gradients of the images and of the weights.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from ..attacks.budget import LinfBall, per_image
+from ..attacks.budget import LinfBall
 from ..common.device import bfloat16_on_cuda
 from ..common.overlap import class_counts, dice_batch
 from ..rewards.lipschitz import magnitude
@@ -42,16 +42,15 @@ class Adam(NamedTuple):
 
 
 def adam_step(
-    weights: Tensor, gradient: Tensor, state: Adam, rate: Tensor, active: Tensor, *, weight_decay: float = 0.0
+    weights: Tensor, gradient: Tensor, state: Adam, rate: Tensor, *, weight_decay: float = 0.0
 ) -> tuple[Tensor, Adam]:
-    """Weights [E, P] and state after one step of `torch.optim.Adam(amsgrad=True)`; others than `active` stay.
+    """Weights [E, P] and state after one step of `torch.optim.Adam(amsgrad=True)`.
 
     Args:
         weights: [E, P].
         gradient: [E, P].
         state: of the steps until now.
         rate: learning rate, [E].
-        active: bool [E].
         weight_decay: times the weights, added to the gradient.
     """
     gradient = gradient + weight_decay * weights
@@ -62,17 +61,16 @@ def adam_step(
     bias, bias_square = ((1 - torch.pow(beta, updates.double()))[:, None] for beta in BETAS)
     step = (rate[:, None] / bias).to(weights.dtype)
     moved = weights - step * mean / (highest.sqrt() / bias_square.sqrt().to(weights.dtype) + ADAM_EPS)
+    return moved, Adam(mean, square, highest, updates)
 
-    def chosen(new: Tensor, old: Tensor) -> Tensor:
-        return torch.where(active[:, None], new, old)
 
-    after = Adam(
-        chosen(mean, state.mean),
-        chosen(square, state.square),
-        chosen(highest, state.highest),
-        torch.where(active, updates, state.updates),
-    )
-    return chosen(moved, weights), after
+def live_of(iterations: Tensor) -> list[Tensor]:
+    """The victims that make pass 1, 2, ... of a minibatch, int64 [at most E] each, of the K of each victim, int64 [E].
+
+    Waits for the device once.
+    """
+    order, numbers = iterations.argsort(descending=True, stable=True), iterations.tolist()
+    return [order[: sum(k < K for K in numbers)] for k in range(max(numbers, default=0))]
 
 
 class Pass(NamedTuple):
@@ -89,8 +87,8 @@ class Pass(NamedTuple):
 class Victims:
     """E networks of one kind with weights, optimiser and carried noise of their own, as tensors on one device.
 
-    Their functions are those of `attacks/replays.py:Replays` with `update="every_step"`, for all at once. On the CPU a
-    victim alone is passed twice: the convolution of one network rounds otherwise than that of several.
+    Their functions are those of `attacks/replays.py:Replays` with `update="every_step"`, for all at once. A victim
+    alone is passed twice: the convolution of one network rounds otherwise than that of several.
 
     Args:
         network: of that kind, with convolutions and layers that know no other image of the batch, and no dropout. Its
@@ -142,7 +140,7 @@ class Victims:
 
     def _logits(self, weights: Tensor, images: Tensor) -> Tensor:
         """Float32 [E, B, K, *spatial] of images [E, B, C, *spatial]."""
-        alone = len(weights) == 1 and images.device.type == "cpu"
+        alone = len(weights) == 1
         if alone:
             weights, images = (torch.cat((one, one)) for one in (weights, images))
         with bfloat16_on_cuda(images.device):
@@ -167,46 +165,40 @@ class Victims:
         return Pass(losses.detach(), g * images.shape[1], rest[0] if rest else None)
 
     def replay(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        eps: Tensor,
-        step_share: float,
-        iterations: Tensor,
-        most: int,
-        rate: Tensor,
+        self, images: Tensor, labels: Tensor, eps: Tensor, step_share: float, live: Sequence[Tensor], rate: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Learn from one minibatch, each victim K times; one that is done stays as it is while others go on.
+        """Learn from one minibatch, each victim K times; one that is done costs no pass while others go on.
 
         Args:
             images: [E, B, C, *spatial].
             labels: int64 [E, B, *spatial].
             eps: share of the range of a patch, [E].
             step_share: s, share of the radius.
-            iterations: K, int64 [E].
-            most: the largest K.
+            live: the victims that make each pass (`live_of`).
             rate: learning rate, [E].
 
         Returns:
             Sums over the K passes of the mean loss, and of the mean magnitude of a patch, float32 [E] each.
         """
-        shape = images.shape
-        ball = LinfBall.of_range(images.flatten(0, 1), eps.repeat_interleave(shape[1]))
-        reached = ball.project(ball.images + self.noise.flatten(0, 1))
-        losses, magnitudes = (torch.zeros(shape[0], device=images.device) for _ in range(2))
-        for number in range(most):
-            active = number < iterations
-            one = self.run(self.weights, reached.view(shape), labels, learn=True)
+        wide = images.shape[:2]
+        flat = LinfBall.of_range(images.flatten(0, 1), eps.repeat_interleave(wide[1]))
+        reached = flat.project(flat.images + self.noise.flatten(0, 1)).view(images.shape)
+        ball = [one.view(*wide, *one.shape[1:]) for one in (flat.images, flat.lower, flat.upper, flat.radius)]
+        losses, magnitudes = (torch.zeros(wide[0], device=images.device) for _ in range(2))
+        for rows in live:
+            weights, part = self.weights[rows], LinfBall(*(one[rows] for one in ball))
+            one = self.run(weights, reached[rows], labels[rows], learn=True)
             assert one.weights is not None
-            g = one.images.flatten(0, 1)
-            moved = ball.project(reached + step_share * ball.radius * g.sign())
-            reached = torch.where(per_image(active.repeat_interleave(shape[1]), moved), moved, reached)
-            self.weights, self.adam = adam_step(
-                self.weights, one.weights, self.adam, rate, active, weight_decay=self.weight_decay
-            )
-            losses = losses + torch.where(active, one.losses.mean(dim=1), 0.0)
-            magnitudes = magnitudes + torch.where(active, magnitude(g).view(shape[:2]).mean(dim=1), 0.0)
-        self.noise = (reached - ball.images).view(shape)
+            moved = part.project(reached[rows] + step_share * part.radius * one.images.sign())
+            reached = reached.index_copy(0, rows, moved)
+            adam = Adam(*(state[rows] for state in self.adam))
+            weights, adam = adam_step(weights, one.weights, adam, rate[rows], weight_decay=self.weight_decay)
+            self.weights = self.weights.index_copy(0, rows, weights)
+            self.adam = Adam(*(old.index_copy(0, rows, new) for old, new in zip(self.adam, adam, strict=True)))
+            sizes = magnitude(one.images.flatten(0, 1)).view(len(rows), wide[1])
+            losses = losses.index_add(0, rows, one.losses.mean(dim=1))
+            magnitudes = magnitudes.index_add(0, rows, sizes.mean(dim=1))
+        self.noise = reached - images
         return losses, magnitudes
 
     @torch.no_grad()

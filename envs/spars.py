@@ -19,7 +19,7 @@ from ..evaluation.drawing import Legend
 from ..rewards.presence import ScoreFunction
 from . import spars_pictures
 from .core import BatchedEnv, Frame, Obs, notice_phantom
-from .spars_config import SparsConfig, check_options, fill_for_function, profile_of
+from .spars_config import SparsConfig, check_options, masks_for_function, profile_of
 from .spars_painting import Painting
 from .spars_rules import RULES, Competitor, Model, asked, competitor, random_move
 from .spars_starts import Starts
@@ -121,7 +121,7 @@ class SparsEnv(BatchedEnv):
         for name, value in (("opponent", opponent), ("score_source", score_source)):
             if isinstance(value, str):
                 settings[name] = value
-        super().__init__(config, **(fill_for_function(config, settings) if callable(score_source) else settings))
+        super().__init__(config, **(masks_for_function(config, settings) if callable(score_source) else settings))
         cfg, self.lattice = self.config, lattice_of(self.config)
         if cfg.data == "phantom" and volumes is None:
             notice_phantom("SPARS-LiverCT-v0", "give data=<Task03_Liver folder> to play on real CT")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..classifiers.stem import CELL
 from ..common.checks import AT_LEAST_0, SHARE, check
 from ..datasets.liver.cases import LiverDataConfig
 from ..datasets.liver.lattice import SIDE, Triple
@@ -192,7 +193,7 @@ class SparsConfig(LiverDataConfig):
     paint: Literal["windows", "cells"] | None = None
     """What a window is painted with. windows: its score; cells: its score, divided among its feature cells of 4³ voxels
     by its class activation map (needs a DensePresenceNet and step 4). null: cells where they can be had, but windows
-    with reduce=sum."""
+    with reduce=sum; left open only where a file of weights decides."""
     fill: str | None = None
     """Scores of windows that were not visited, in the map. none: nothing is painted there; stationary: the likely score
     by the distance to visited ones; packaged: by what was learned from phantoms; or a file that was learned by
@@ -242,7 +243,7 @@ class SparsConfig(LiverDataConfig):
             reduce=self.reduce or profile["reduce"],
             upsample=self.upsample or profile["upsample"],
         )
-        done = replace(done, fill=self.fill or done.usual_fill())
+        done = replace(done, fill=self.fill or done.usual_fill(), paint=self.paint or done.usual_paint())
         if self.profile in FIXED:
             done = done.without_tau()
         if self.profile == "patch":
@@ -337,6 +338,12 @@ class SparsConfig(LiverDataConfig):
         given |= {"potential": self.reward == "shaped", "bonus": True}
         return [name for name in given if given[name]]
 
+    def usual_paint(self) -> Literal["windows", "cells"] | None:
+        """The value of `paint` where it is left open, by the other fields; None where the classifier's file says it."""
+        if self.reduce == "sum" or self.score_source != "classifier" or self.step != CELL:
+            return "windows"
+        return "cells" if self.classifier == "packaged" else None
+
     def usual_fill(self) -> str:
         """The value of `fill` where it is left open; every other field is resolved."""
         usual = (self.window_size, self.step, self.working_grid) == ((16, 16, 8), 4, SHAPE)
@@ -352,11 +359,11 @@ def profile_of(config: SparsConfig | None, settings: Mapping[str, Any]) -> Any:
     return settings.get("profile", "default" if config is None else config.profile)
 
 
-def fill_for_function(config: SparsConfig | None, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, with a `fill` that fits scores of a function, of which nothing was learned."""
-    fill = "stationary" if profile_of(config, settings) == "search" else "none"
-    given = "fill" in settings or (config is not None and config.fill is not None)
-    return dict(settings) if given else {**settings, "fill": fill}
+def masks_for_function(config: SparsConfig | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, with `fill` and `paint` that fit scores of a function, of which nothing was learned."""
+    usual = {"fill": "stationary" if profile_of(config, settings) == "search" else "none", "paint": "windows"}
+    given = {name for name in usual if name in settings or getattr(config, name, None) is not None}
+    return {**{name: value for name, value in usual.items() if name not in given}, **settings}
 
 
 def check_options(options: Mapping[str, Any]) -> None:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class Competitor(Protocol):
     """Gives the competitor's actions for its own (mirrored) observations.
 
-    One that has `masked = True` is also given action_masks, bool [N, A]: `SparsEnv.action_masks` of the competitor.
+    One that has `masked = True` is also given action_masks, bool [N, A]: `SparsEnv.action_masks` of the competitor; one
+    that has `recurrent = True` starts, bool [N]: whether an episode begins, of which it remembers nothing yet.
     """
 
     def act(self, obs: Obs, deterministic: bool) -> Tensor:
@@ -40,15 +41,21 @@ class Model(Protocol):
 
 
 class ModelCompetitor:
-    """A trained model of Stable-Baselines3 as competitor: the actions of its `predict`, without memory."""
+    """A trained model of Stable-Baselines3 as competitor: the actions of its `predict`, and its memory."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.masked = "action_masks" in signature(model.predict).parameters
+        takes = signature(model.predict).parameters
+        self.masked, self.recurrent = "action_masks" in takes, {"state", "episode_start"} <= takes.keys()
+        self.state: Any = None
+        """What the model remembers of the episode in each environment; None of one that remembers nothing."""
 
-    def act(self, obs: Obs, deterministic: bool, **masks: Tensor) -> Tensor:
-        """Actions [N, ...] for the observations [N, ...]; action_masks of those that take them."""
-        actions, _ = self.model.predict(to_numpy(obs), deterministic=deterministic, **to_numpy(masks))
+    def act(self, obs: Obs, deterministic: bool, starts: Tensor | None = None, **masks: Tensor) -> Tensor:
+        """Actions [N, ...] for the observations [N, ...]; starts bool [N] and action_masks of those that take them."""
+        told = to_numpy(masks)
+        if starts is not None:
+            told |= {"state": self.state, "episode_start": to_numpy(starts)}
+        actions, self.state = self.model.predict(to_numpy(obs), deterministic=deterministic, **told)
         return torch.as_tensor(actions)
 
 
@@ -77,8 +84,10 @@ def competitor(opponent: Any, space: spaces.Space[Any]) -> Competitor | None:
 
 def asked(env: SparsEnv, opponent: Competitor) -> Tensor:
     """The competitor's actions, int64 [N], as `opponent` chooses them from what player 1 sees."""
-    masks = {"action_masks": env.action_masks(player=1)} if getattr(opponent, "masked", False) else {}
-    return env._flat(opponent.act(env.observe(player=1), deterministic=False, **masks))
+    told = {"action_masks": env.action_masks(player=1)} if getattr(opponent, "masked", False) else {}
+    if getattr(opponent, "recurrent", False):
+        told |= {"starts": env.t == 0}
+    return env._flat(opponent.act(env.observe(player=1), deterministic=False, **told))
 
 
 def random_move(env: SparsEnv, player: int) -> Tensor:

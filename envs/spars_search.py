@@ -20,7 +20,7 @@ from ..segmenters.score_prior import Posterior, ScorePrior
 from .core import Obs
 from .spars import SparsEnv, duel_of
 from .spars_config import ANYWHERE, SparsConfig
-from .spars_rules import asked
+from .spars_rules import Competitor, Model, asked, competitor
 
 OF_SOME, OF_ALL = Calibration(1.4, -5.6), Calibration(0.9, -5.5)
 """What M of 32 seen windows, and M*, say of tumour: fitted on the validation phantoms (docs/spars.md, Method 15)."""
@@ -59,7 +59,7 @@ class SearchEnv(SparsEnv):
     |---|---|---|
     | sign (two agents) | duel | +1 if the learner's d of this round exceeds the competitor's, -1 if below, else 0 |
     | diff (two agents) | duel | the learner's d less the competitor's |
-    | discovery (one agent) | discovery | the learner's d |
+    | discovery | discovery | the learner's d |
     | cooperative (two agents) | discovery | the sum of both |
 
     ## Starting State
@@ -227,6 +227,19 @@ class SearchEnv(SparsEnv):
         highest = _windowed(F.pad(mean, (1,) * 6, value=-torch.inf), widths, torch.maximum)
         near, number = (_windowed(F.pad(x, (1,) * 6), widths, torch.add) for x in (sigma, torch.ones_like(sigma[:1])))
         return highest.flatten(1), (near / number).flatten(1), p.flatten(1)
+
+    def set_opponent(self, policy: Competitor | Model | None) -> None:
+        """As `SparsEnv.set_opponent`.
+
+        Raises:
+            ValueError: the policy has a memory, which would count what it is asked before the first move as a step.
+        """
+        if getattr(competitor(policy, self.single_observation_space), "recurrent", False):
+            raise ValueError(
+                f"opponent is {policy!r}, a recurrent policy, but profile 'search' has none: what was seen is in the "
+                f"observation; give a policy without a memory"
+            )
+        super().set_opponent(policy)
 
     def _answer(self, env_ids: Tensor | None = None) -> Tensor:
         """The competitor's actions, int64 [N]; only those of `env_ids` are drawn and matter, if it is given."""

@@ -77,6 +77,21 @@ def volume_panel(images: Tensor, adversarial: Tensor, maps: Sequence[Tensor], cl
     return attack_panel(slices[0], slices[1], [middle_slice(one) for one in maps], classes)
 
 
+def slice_panel(image: Tensor, classes: Tensor, number: int) -> Bytes:
+    """The axial slice with most of the foreground, the middle one where there is none: image, and classes in colours.
+
+    Args:
+        image: float32 [1, C, X, Y, Z], in any unit, of which the first channel is shown.
+        classes: class numbers [1, X, Y, Z].
+        number: K.
+    """
+    area = (classes > 0).sum(dim=(0, 1, 2))
+    k = int(area.argmax()) if bool(area.any()) else classes.shape[-1] // 2
+    shown, found = (one[..., k : k + 1] for one in (range_shares(image[:, :1], image[:, :1]), classes))
+    tiles = image_picture(middle_slice(shown)[0]), class_picture(middle_slice(found)[0], number)
+    return beside([enlarged(tile, TILE_PX) for tile in tiles])
+
+
 def range_shares(x: Tensor, of: Tensor) -> Tensor:
     """Intensities [N, C, *spatial] as shares of the range of each channel of `of`, which are in [0, 1] where x = of."""
     axes = tuple(range(2, of.dim()))

@@ -65,7 +65,7 @@ def robustness_report(
         images: floating point [N, C, *spatial], or a list of [C, *spatial] of any sizes.
         labels: integers [N, *spatial] in 0 .. K - 1, or `ignore_index`; or a list.
         eps: radius or radii as a share of high - low, in (0, 1]: 0.03, "8/255", ["2/255", "4/255"].
-        attacks: a preset (reference, grid, sea, battery; seat, strict for volumes), or names such as ["clean",
+        attacks: a preset (reference, grid, sea, battery; seat, rog, strict for volumes), or names such as ["clean",
             "pgd_20", "sea_60"], or attacks of your own (`NamedAttack`). Clean images are always looked at.
         steps: of the preset `grid`.
         name: of the model, in tables and files.
@@ -99,7 +99,6 @@ def robustness_report(
     have: set[Need] = {"class_counts"}
     have |= {"feature_layer"} if feature_layer is not None else set()
     have |= {"surrogates"} if surrogates else set()
-    chosen, left_out = _chosen(attacks, steps, have, sanity)
     pairs = _pairs(images, labels)
     known = [*map(str, range(len(pairs)))] if ids is None else [*ids]
     if len(known) != len(pairs) or len({*known}) < len(known):
@@ -108,6 +107,8 @@ def robustness_report(
     device = pairs[0][0].device if parameter is None else parameter.device
     with frozen(model):
         number = logits_of(model, pairs[0][0][None].to(device)).shape[1]
+        have |= {"three_classes"} if number > 2 else set()
+        chosen, left_out = _chosen(attacks, steps, have, sanity)
         _check_labels(pairs, number, ignore_index)
         if classes is not None and len(classes) != number:
             raise ValueError(f"classes are {len(classes)} names but the model gives logits of {number} classes")

@@ -150,7 +150,7 @@ class Evaluation:
             "class_counts": self.needs.class_counts.tolist(),
             "surrogates": [digest(one.state_dict().values()) for one in self.needs.surrogates],
         }
-        return {need: texts[need] for need in attack.needs}
+        return {need: texts[need] for need in attack.needs if need in texts}
 
 
 class Passes:

@@ -1,7 +1,8 @@
 """The mask of the highest expected Dice, from a map whose values tell how likely a voxel is tumour (docs/spars.md,
 Method 13).
 
-Symbols: A = map, in [0, 1]; p = P(tumour) of a voxel; a, b = slope and offset of p = sigmoid(a logit A + b).
+Symbols: A = map, in [0, 1]; p = P(tumour) of a voxel in a case that has tumour; a, b = slope and offset of
+p = sigmoid(a logit A + b); D = expected Dice of a mask in such a case; π = P(the case has tumour).
 """
 
 import math
@@ -83,11 +84,17 @@ class Calibration:
         return torch.sigmoid(self.slope * logit(values) + self.offset)
 
     def level(self, values: Tensor) -> float:
-        """θ of one map: A > θ, strictly, is the mask with the highest expected Dice.
+        """θ of one map: A > θ, strictly, is the mask with the highest expected Dice of a case that has tumour.
 
-        The expected Dice of the k voxels with the highest p is about 2 Σ_k p / (k + Σ p), with Σ p over all voxels. It
-        is never highest for no voxel: where there may be no tumour at all, take a fixed θ. θ is at least 0: where A is
-        0 nothing was seen, or nothing speaks for tumour.
+        Where A is 0 there is no mask: nothing was seen, or nothing speaks for tumour.
+        """
+        return self.best(values)[0]
+
+    def best(self, values: Tensor) -> tuple[float, float]:
+        """`level` of one map, and D there.
+
+        D of the k voxels with the highest p is about 2 Σ_k p / (k + Σ p), with Σ p over all voxels. It is never highest
+        for no voxel; `Presence` knows of cases without tumour.
         """
         ordered = values.flatten().sort(descending=True).values
         p = self.probability(ordered.double())
@@ -96,7 +103,39 @@ class Calibration:
         last = torch.ones_like(ordered, dtype=torch.bool)  # of those with the same value all are in, or none
         last[:-1] = ordered[1:] < ordered[:-1]
         inside = int(expected.masked_fill(~last, -1.0).argmax()) + 1
-        return max(0.0, float(ordered[inside])) if inside < len(ordered) else 0.0
+        theta = float(ordered[inside]) if inside < len(ordered) else 0.0
+        return theta, 2 * float(expected[inside - 1])
+
+
+@dataclass(frozen=True)
+class Presence:
+    """How likely a case has any tumour, by D of its best mask: π = sigmoid(slope * logit D + offset)."""
+
+    curve: Calibration
+
+    @classmethod
+    def fit(cls, dice: Tensor, tumour: Tensor) -> "Presence":
+        """By D, float64 [C], of cases with and without tumour, bool [C].
+
+        Raises:
+            ValueError: all cases are of one kind.
+        """
+        if tumour.all() or not tumour.any():
+            raise ValueError(
+                f"{int(tumour.sum())} of {len(tumour)} validation cases have tumour, so what speaks for none cannot be "
+                f"learned; choose cases of both kinds by --validation.cases (phantoms: --validation.tumour_free 0.5), "
+                f"or leave out evaluation.may_be_empty"
+            )
+        return cls(Calibration.fit(count(dice, torch.ones_like(dice), tumour.double())))
+
+    def level(self, calibration: Calibration, values: Tensor) -> float:
+        """θ of one map by which A > θ has the highest expected Dice, whether the case has tumour or not.
+
+        Its best mask has π D, and none at all 1 - π, the chance that both are empty. θ is then the highest value.
+        """
+        theta, dice = calibration.best(values)
+        chance = float(self.curve.probability(torch.tensor(dice, dtype=torch.float64)))
+        return theta if chance * dice >= 1 - chance else max(theta, float(values.max()))
 
 
 def _loss(design: Tensor, weights: Tensor, sizes: Tensor, tumour: Tensor) -> Tensor:

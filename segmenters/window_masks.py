@@ -86,7 +86,7 @@ class MaskMaker:
             if len(ids) == len(seen):
                 self.kept[case] = seen, means
         means = torch.where(means >= 0, means, scores.flatten() / 4)
-        return (means.view_as(scores) * scores).clamp(min=0).sqrt()
+        return (means.view_as(scores) * scores).sqrt()
 
     def _mean_shares(self, seen: Tensor, ids: Tensor, case: int) -> Tensor:
         """C of each block by the windows `ids`, float64; -1 where none of them covers it."""

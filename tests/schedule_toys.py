@@ -7,7 +7,7 @@ from segarena.datasets.decathlon.cases import PhantomCases
 from segarena.datasets.sample import Sample
 from segarena.datasets.volumes import VolumePool
 from segarena.envs.seat import SEATEnv
-from segarena.envs.seat_victims import Victims
+from segarena.envs.seat_victims import Victims, live_of
 from segarena.segmenters.volume_networks import SmallVolumeNet
 
 SMALL = {
@@ -17,7 +17,7 @@ SMALL = {
     "width": 2,
     "batch_size": 1,
     "segment": 1,
-    "most": 3,
+    "most_iterations": 3,
     "horizon": 6,
     "learning_rate": 0.05,
     "probe_steps": 1,
@@ -57,7 +57,7 @@ def taught(made, of, iterations, rate=0.01):
     for images, labels in of:
         number = len(iterations)
         eps, rates = torch.full((number,), EPS), torch.full((number,), rate)
-        loss, magnitude = made.replay(images, labels, eps, 0.5, iterations, int(iterations.max()), rates)
+        loss, magnitude = made.replay(images, labels, eps, 0.5, live_of(iterations), rates)
         losses, magnitudes = losses + loss, magnitudes + magnitude
     return losses, magnitudes
 

@@ -14,7 +14,7 @@ TINY = {
     "device": "cpu",
     "data": {"task": "toy", "phantom_cases": {"labelled": 10, "test": 2}},
     "network": {"kind": "small3d", "width": 4},
-    "training": {"epochs": 2, "batch_size": 4, "iterations": 2, "schedule": "constant"},
+    "training": {"epochs": 2, "batch_size": 4, "most_iterations": 2, "schedule": "constant"},
     "evaluation": {"attacks": ["pgd_2"], "eps": ["8/255"]},
 }
 """A run of seconds."""
@@ -30,7 +30,7 @@ def toy_batch(number=4, epoch=0):
 
 
 def toy_config(**settings):
-    given = {"schedule": "constant", "iterations": 3, "eps": "16/255", "epochs": 2, "batch_size": 4}
+    given = {"schedule": "constant", "most_iterations": 3, "eps": "16/255", "epochs": 2, "batch_size": 4}
     return TrainingConfig(**{**given, **settings})
 
 

@@ -29,6 +29,7 @@ SHARED |= {
     "open_loop",
     "context",
     "rollout_buffer",
+    "recurrent",
     "callbacks",
     "cloning",
     "grid_policy",

@@ -1,7 +1,8 @@
 """Reference policies of APGA's environment: masks that are not learned (docs/apga.md, Method 14).
 
 A rule gives masks [N, 1, S, S], bool or in [0, 1], for the images of all environments; `MaskPolicy` makes actions of
-any mode from them. A trained network is such a rule too: `MaskPolicy(lambda env: net(x).sigmoid() > 0.5)`.
+any mode from them. A trained network is such a rule too: `MaskPolicy(lambda env: net(x).sigmoid() > 0.5)`. Eq. n.m are
+those of docs/apga.md, Method n.
 """
 
 from collections.abc import Callable
@@ -86,7 +87,7 @@ class Cutout:
 
 
 def cutout_boxes(number: int, size: int, generator: torch.Generator) -> Tensor:
-    """Boxes int64 [number, 4]: top, left, height, width, in pixels of images size x size (docs/apga.md, Eq. 14.1).
+    """Boxes int64 [number, 4]: top, left, height, width, in pixels of images size x size (Eq. 14.1).
 
     Drawn on the device of the generator. The first candidate that fits is taken; where none does, which happens to one
     box in 10^7, the box is empty.

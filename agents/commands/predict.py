@@ -20,7 +20,8 @@ def parser(paper: str | None) -> ArgumentParser:
         type=str,
         required=True,
         help="files, folders or quoted patterns, space-separated. SPARS: CTs as NIfTI, DICOM series, NRRD, MetaImage; "
-        "RL4Seg: echocardiograms as NIfTI, .mhd, PNG, DICOM. DICOM, NRRD and a CT as MetaImage need "
+        "RL4Seg: echocardiograms as NIfTI, .mhd, PNG, DICOM; SEAT: volumes of the run's task as NIfTI, CTs as SPARS. "
+        "DICOM, NRRD and a CT as MetaImage need "
         "pip install 'segarena[io]'",
     )
     options.add_argument("--out", type=str, required=True, help="folder to write; an interrupted call goes on there")
@@ -28,7 +29,7 @@ def parser(paper: str | None) -> ArgumentParser:
         "--method",
         type=str | None,
         help="policy (the trained one), a reference policy, or a baseline of the run such as score_map_mean, "
-        "source_only (default: policy; of a run without one: score_map_mean or source_only)",
+        "source_only (default: policy; of a run without one: score_map_mean or source_only; of SEAT: segmenter)",
     )
     options.add_argument(
         "--threshold",

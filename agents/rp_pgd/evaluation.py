@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,7 @@ from ...attacks.budget import Epsilon
 from ...attacks.core import AttackCore
 from ...attacks.named import NamedAttack, named_attack
 from ...attacks.victim import Normalized, frozen
-from ...attacks.victims import feature_layer_of, load_victim
-from ...common.checkpoints import load_into
+from ...attacks.victims import feature_layer_of
 from ...common.checks import check_choice
 from ...common.finite import known
 from ...common.names import slug
@@ -32,9 +31,11 @@ from ...evaluation.robustness_metrics import image_miou
 from ...evaluation.robustness_report import RobustnessReport
 from ...evaluation.robustness_results import AttackResult
 from ...segmenters.sliding import REFERENCE, Protocol, ProtocolNet
+from .. import robust_segmenters
 from ..context import StageContext
 from ..experiment import Episode, EvaluateOptions, RenderOptions, check_names, method_name, write_result
-from ..robust_segmenters import REPORT, SEGMENTER, WORST, check_options, metric_of, victim_file
+from ..predictor import PredictOptions
+from ..robust_segmenters import REPORT, SEGMENTER, VICTIM, WORST, check_options, metric_of
 from .config import RPPGDExperiment, feature_arguments
 from .learned_attack import open_attack
 from .training import build_victim, segmenter
@@ -95,25 +96,34 @@ def evaluate(runs: Sequence[tuple[Run, RPPGDExperiment]], options: EvaluateOptio
 def trained_victim(
     run: Run, experiment: RPPGDExperiment, *, unfinished: bool = False
 ) -> tuple[Normalized, tuple[str, ...], int]:
-    """The trained network of a run, the names of its classes, and the epoch that it reached.
-
-    Raises:
-        ValueError: it is not trained to its end, and `unfinished` is False; or its file was changed since.
-    """
+    """As `robust_segmenters.trained_victim`."""
     experiment = experiment.resolved()
-    if unfinished and not victim_file(run).is_file():
+
+    def begun() -> tuple[Normalized, tuple[str, ...]]:
         classes = load_scenes(experiment.data, experiment.train_split, "--train_").classes
-        victim = build_victim(experiment.network, experiment.training, len(classes), experiment.seed)
-        checkpoint = run.stage(SEGMENTER).checkpoint()
-        load_into(victim.model, checkpoint.weights, f"{run.folder} at epoch {checkpoint.step}")
-        return victim.eval(), classes, checkpoint.step
-    segmenter(StageContext(experiment, run, trains=False))
-    return *load_victim(victim_file(run)), experiment.training.epochs
+        return build_victim(experiment.network, experiment.training, len(classes), experiment.seed), classes
+
+    return robust_segmenters.trained_victim(
+        StageContext(experiment, run, trains=False),
+        segmenter,
+        begun,
+        experiment.training.epochs,
+        unfinished=unfinished,
+    )
 
 
 def victim_of(run: Run, experiment: RPPGDExperiment) -> tuple[Normalized, tuple[str, ...]]:
     """The network of a finished run, and the names of its classes; raises as `trained_victim`."""
     return trained_victim(run, experiment)[:2]
+
+
+def no_masks(run: Run, experiment: RPPGDExperiment, options: PredictOptions) -> NoReturn:
+    """Raises ValueError: the network is for Python."""
+    raise ValueError(
+        f"predict does not take runs of paper {experiment.paper!r}, such as {str(run.folder)!r}; "
+        f"attacks.victims.load_victim reads its network, {SEGMENTER}/{VICTIM}, in Python, and segmenters.sliding "
+        "applies it to whole photographs"
+    )
 
 
 def _test_images(experiment: RPPGDExperiment, options: EvaluateOptions, bad: list[BadSample]) -> tuple[Images, str]:

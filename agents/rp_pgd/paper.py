@@ -16,7 +16,7 @@ PAPER: Paper[RPPGDExperiment] = Paper(
     check_export=robust_segmenters.check_export,
     evaluate=evaluation.evaluate,
     render=evaluation.render,
-    predictor=partial(robust_segmenters.no_masks, applied_by="segmenters.sliding applies it to whole photographs"),
+    predictor=evaluation.no_masks,
     victim=evaluation.victim_of,
     columns=evaluation.COLUMNS,
     found_columns=partial(robust_segmenters.attack_columns, kinds=evaluation.KINDS),

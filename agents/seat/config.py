@@ -7,7 +7,7 @@ from typing import Literal
 
 from ...attacks.budget import Epsilon
 from ...attacks.named import Need
-from ...common.checks import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, check, whole_path
+from ...common.checks import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, SHARE, check, whole_path
 from ...common.device import resolve_device
 from ...datasets.decathlon.augmentation import AugmentationConfig
 from ...datasets.decathlon.cases import DecathlonConfig
@@ -43,12 +43,13 @@ class TrainingConfig:
     moves first, and the image that it reaches teaches. trades: clean images teach, and the attacked ones to be
     alike."""
     schedule: ScheduleName = "seat"
-    """Iterations K of an epoch. constant: K_max. seat: rises and falls with the magnitude of the gradient. m_plus:
-    rises alone. deat_d: rises every `period` epochs. amata: rises linearly over the training."""
-    iterations: int = 5
+    """Iterations K of an epoch. constant: K_max. seat: rises and falls with the magnitude of the gradient. seat_plus:
+    the same, but falls only as far below as it rises above. m_plus: rises alone. deat_d: rises every `period` epochs.
+    amata: rises linearly over the training."""
+    most_iterations: int = 5
     """K_max: iterations of a batch, at most."""
     period: int = 3
-    """Epochs between two decisions of seat and m_plus, or two rises of deat_d."""
+    """Epochs between two decisions of seat, seat_plus and m_plus, or two rises of deat_d."""
     gamma: float = 1.1
     """Factor above 1 of the magnitude at the last change, above which K rises."""
     magnitude: Literal["all", "last", "first", "probe"] = "all"
@@ -71,6 +72,10 @@ class TrainingConfig:
     """Step size as a share of the radius; 0.25 is usual of pgd. null: 1 / K, K of the epoch."""
     least_step: float = 0.0
     """Least step size as a share of the range, like eps; above it when step_share is smaller (DEAT: 10/255)."""
+    tau: int | None = None
+    """Steps of pgd that an image takes yet once its Dice was at most dice_threshold (FAT); null: K for all images."""
+    dice_threshold: float = 0.5
+    """Dice of a patch at which an attack counts as a success, for tau."""
     start: Literal["carry", "zero", "uniform"] = "carry"
     """Where the noise of a batch begins: where that of the last batch ended, at 0, or anywhere in the ball."""
     attack_mode: Literal["train", "eval"] = "eval"
@@ -106,17 +111,24 @@ class TrainingConfig:
     """Gradients of that attack, PGD with step size eps / 2 from the clean patch."""
 
     def __post_init__(self) -> None:
-        check(self, "training.", iterations=AT_LEAST_1, period=AT_LEAST_1, smoothing=(0, BELOW_1), least_step=(0, 1))
+        check(
+            self, "training.", most_iterations=AT_LEAST_1, period=AT_LEAST_1, smoothing=(0, BELOW_1), least_step=(0, 1)
+        )
         check(self, "training.", eps_enlarger=POSITIVE, beta=AT_LEAST_0, trades_steps=AT_LEAST_1)
         check(self, "training.", learning_rate=POSITIVE, weight_decay=AT_LEAST_0, patience=AT_LEAST_1)
         check(self, "training.", stop_below=(0, 1), epochs=AT_LEAST_1, budget=AT_LEAST_0)
         check(self, "training.", probe=AT_LEAST_1, probe_steps=AT_LEAST_1, gamma=(1 + 1e-9, math.inf))
         if self.step_share is not None:
             check(self, "training.", step_share=(0, 2))
+        check(self, "training.", dice_threshold=SHARE)
+        if self.tau is not None:
+            check(self, "training.", tau=AT_LEAST_0)
+            if self.method != "pgd":
+                raise ValueError(f"training.tau is of pgd, but training.method is {self.method!r}; leave it out")
         if self.batch_size is not None:
             check(self, "training.", batch_size=AT_LEAST_1)
         Epsilon.parse(self.eps, "training.eps")
-        make_schedule(self.schedule, self.iterations, self.period, self.gamma, self.epochs)
+        make_schedule(self.schedule, self.most_iterations, self.period, self.gamma, self.epochs)
         if not self.noise and self.method != "replay":
             raise ValueError(f"training.noise is false but training.method {self.method!r} is an attack; use replay")
         if self.method == "trades" and self.start != "carry":
@@ -139,15 +151,21 @@ class EvaluationConfig(RobustnessConfig):
 
     attacks: list[str] | str = field(default_factory=lambda: ["pgd_20", "segpgd_20", "cospgd_20", "apgd_ce_50"])
     """Attacks by name, such as pgd_20 (10 steps where the name has none), beside the clean patches; or a preset:
-    strict, seat, reference, sea."""
+    strict, seat, rog, reference, sea."""
     eps: list[float | str] | float | str = field(default_factory=lambda: [*LADDER])
     """Radius of each, or several, as shares of the range that training.eps_range names."""
     batch_size: int = 4
     """Patches that are attacked at once."""
     windows: Literal["monai", "rog"] = "monai"
     """How whole volumes are segmented: MONAI's sliding windows, or those of ROG's program."""
+    tolerance_mm: float = 1.0
+    """Distance within which two surfaces agree, for NSD."""
     sanity: bool = False
     """Attack with random signs and without a bound, too, so that the checks of the report can be made."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, "evaluation.", tolerance_mm=AT_LEAST_0)
 
     def _lacks(self) -> Mapping[Need, str]:
         return {**super()._lacks(), "feature_layer": "prototypes are of networks of images; leave it out"}

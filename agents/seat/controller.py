@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-ScheduleName = Literal["constant", "seat", "m_plus", "deat_d", "amata"]
+ScheduleName = Literal["constant", "seat", "seat_plus", "m_plus", "deat_d", "amata"]
 
 
 @dataclass
@@ -17,14 +17,14 @@ class Schedule:
     """Iterations of the next epoch, and what follows from how the last one went; here always as many.
 
     >>> from segarena.agents.seat.controller import SEAT
-    >>> seat = SEAT(most=5)
+    >>> seat = SEAT(most_iterations=5)
     >>> for epoch, magnitude in enumerate([9, 9, 9, 10, 10, 12], start=1):
     ...     seat.update(epoch, magnitude)
     >>> seat.iterations, round(seat.threshold, 1)
     (3, 13.2)
     """
 
-    most: int = 5
+    most_iterations: int = 5
     """K_max."""
     iterations: int = field(default=0)
     """K of the next epoch; 0: as many as the schedule begins with."""
@@ -32,12 +32,12 @@ class Schedule:
     """Epochs whose magnitude was not finite, which changed nothing."""
 
     def __post_init__(self) -> None:
-        if self.most < 1:
-            raise ValueError(f"most is {self.most} but must be at least 1 iteration")
+        if self.most_iterations < 1:
+            raise ValueError(f"most_iterations is {self.most_iterations} but must be at least 1 iteration")
         self.iterations = self.iterations or self._first()
 
     def _first(self) -> int:
-        return self.most
+        return self.most_iterations
 
     def update(self, epoch: int, magnitude: float) -> None:
         """Decide K after epoch 1, 2, ... with magnitude M; one that is not finite is counted and changes nothing."""
@@ -82,7 +82,7 @@ class SEAT(Schedule):
     def update(self, epoch: int, magnitude: float) -> None:
         """See `Schedule`. The first rise, after epoch c, asks no magnitude."""
         if epoch == self.period:
-            self.iterations = min(2, self.most)
+            self.iterations = min(2, self.most_iterations)
         else:
             super().update(epoch, magnitude)
 
@@ -98,9 +98,19 @@ class SEAT(Schedule):
                 self.iterations += change
 
     def _change(self, magnitude: float) -> int:
-        if magnitude > self.threshold and self.iterations < self.most:
+        if magnitude > self.threshold and self.iterations < self.most_iterations:
             return 1
         return -1 if magnitude < self.threshold / self.gamma and self.iterations > 2 else 0
+
+
+@dataclass
+class SEATPlus(SEAT):
+    """As `SEAT`, on a logarithmic scale: K falls where M has fallen by the factor gamma below that at the last change,
+    so that a magnitude that only trembles about it changes nothing."""
+
+    def _change(self, magnitude: float) -> int:
+        change = super()._change(magnitude)
+        return 0 if change < 0 and magnitude >= self.threshold / self.gamma**2 else change
 
 
 @dataclass
@@ -127,7 +137,7 @@ class DEAT(Schedule):
 
     def update(self, epoch: int, magnitude: float) -> None:
         """See `Schedule`."""
-        self.iterations = min(1 + epoch // self.period, self.most)
+        self.iterations = min(1 + epoch // self.period, self.most_iterations)
 
 
 @dataclass
@@ -141,27 +151,30 @@ class Amata(Schedule):
 
     def update(self, epoch: int, magnitude: float) -> None:
         """See `Schedule`."""
-        self.iterations = min(1 + round((self.most - 1) * epoch / max(self.epochs - 1, 1)), self.most)
+        self.iterations = min(
+            1 + round((self.most_iterations - 1) * epoch / max(self.epochs - 1, 1)), self.most_iterations
+        )
 
 
-def make_schedule(name: ScheduleName, most: int, period: int, gamma: float, epochs: int) -> Schedule:
+def make_schedule(name: ScheduleName, most_iterations: int, period: int, gamma: float, epochs: int) -> Schedule:
     """A schedule by name.
 
     Args:
-        name: constant, seat, m_plus, deat_d or amata.
-        most: K_max.
-        period: epochs between two decisions of seat and m_plus, or two rises of deat_d.
-        gamma: factor of the threshold of seat and m_plus.
+        name: constant, seat, seat_plus, m_plus, deat_d or amata.
+        most_iterations: K_max.
+        period: epochs between two decisions of seat, seat_plus and m_plus, or two rises of deat_d.
+        gamma: factor of the threshold of seat, seat_plus and m_plus.
         epochs: of the whole training, for amata.
 
     Raises:
         ValueError: a value outside its range.
     """
     made: dict[ScheduleName, Callable[[], Schedule]] = {
-        "constant": lambda: Schedule(most),
-        "seat": lambda: SEAT(most, period=period, gamma=gamma),
-        "m_plus": lambda: MPlus(most, period=period, gamma=gamma),
-        "deat_d": lambda: DEAT(most, period=period),
-        "amata": lambda: Amata(most, epochs=epochs),
+        "constant": lambda: Schedule(most_iterations),
+        "seat": lambda: SEAT(most_iterations, period=period, gamma=gamma),
+        "seat_plus": lambda: SEATPlus(most_iterations, period=period, gamma=gamma),
+        "m_plus": lambda: MPlus(most_iterations, period=period, gamma=gamma),
+        "deat_d": lambda: DEAT(most_iterations, period=period),
+        "amata": lambda: Amata(most_iterations, epochs=epochs),
     }
     return made[name]()

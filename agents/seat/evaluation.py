@@ -1,5 +1,6 @@
 """A trained segmenter on whole volumes, and on patches under attack (docs/seat.md, Method 15 and 17)."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
@@ -14,20 +15,20 @@ from ...attacks.core import AttackCore
 from ...attacks.methods import ATTACKS
 from ...attacks.named import NamedAttack
 from ...attacks.victim import Normalized
-from ...attacks.victims import load_victim
-from ...common.checkpoints import load_into
 from ...common.checks import check_choice
 from ...common.device import bfloat16_on_cuda
 from ...common.names import slug
 from ...common.overlap import class_counts, dice_case, recall_and_precision
 from ...common.runs import Run, plain
-from ...datasets.decathlon.cases import constants_of, load_decathlon
+from ...datasets.decathlon.cases import constants_of, load_decathlon, recorded_labels
+from ...datasets.decathlon.preparation import restored
 from ...datasets.decathlon.sampling import mass_corners
 from ...datasets.sample import BadSample
 from ...datasets.volumes import Patches, VolumePool
 from ...evaluation.attack_panels import class_legend, save_picture, volume_panel
 from ...evaluation.drawing import Bytes
 from ...evaluation.films import Shot
+from ...evaluation.metrics import dice, hd95_mm, nsd
 from ...evaluation.report import Column, mean_metrics
 from ...evaluation.results import Case, Result, count_origins
 from ...evaluation.robustness import robustness_report
@@ -35,15 +36,20 @@ from ...evaluation.robustness_metrics import Counts, Floats
 from ...evaluation.robustness_report import RobustnessReport
 from ...evaluation.robustness_results import AttackResult
 from ...segmenters.volume_windows import VolumeWindows
+from .. import robust_segmenters
 from ..context import StageContext
 from ..experiment import Episode, EvaluateOptions, RenderOptions, check_names, method_name, write_result
-from ..robust_segmenters import REPORT, SEGMENTER, WORST, check_options, metric_of, victim_file
+from ..robust_segmenters import REPORT, SEGMENTER, WORST, check_options, metric_of
 from .config import SEATExperiment
 from .training import build_network, segmenter
 
+log = logging.getLogger(__name__)
 COLUMNS = (
     Column(f"{WORST}_dice", "Worst attack, Dice", "%", 100, 1),
     Column("dice", "Clean volume, Dice", "%", 100, 1),
+    Column("native_dice", "Clean volume in its file's voxels, Dice", "%", 100, 1),
+    Column("hd95_mm", "HD95", "mm", 1, 1),
+    Column("nsd", "NSD", "%", 100, 1),
     Column("clean_dice", "Clean patch, Dice", "%", 100, 1),
 )
 """The first columns of the table of results; those of each attack follow."""
@@ -60,7 +66,7 @@ def evaluate(runs: Sequence[tuple[Run, SEATExperiment]], options: EvaluateOption
     """
     check_options("seat", options)
     check_names([experiment for _, experiment in runs], [])
-    results, skipped, found = list[Result](), list[str](), list[AttackResult]()
+    results, skipped, found, left_out = list[Result](), list[str](), list[AttackResult](), list[str]()
     for run, experiment in runs:
         victim, classes, epoch = trained_victim(run, experiment, unfinished=options.unfinished)
         victim.to(StageContext(experiment, run, trains=False).device)
@@ -75,31 +81,31 @@ def evaluate(runs: Sequence[tuple[Run, SEATExperiment]], options: EvaluateOption
         report = _report(victim, classes, pool, patches, experiment, epoch, folder / REPORT)
         result = _result(experiment, victim, pool, split, report, epoch, options.command)
         result.settings.update(_spent(run, epoch))
-        found += report.results
+        found, left_out = found + report.results, report.left_out
         results.append(write_result(folder, result))
         _figure(folder / f"{result.id}.png", victim, classes, patches, experiment)
-    RobustnessReport(found).write(options.folder(runs[0][0]) / REPORT)
+    RobustnessReport(found, left_out=left_out).write(options.folder(runs[0][0]) / REPORT)
     return results, skipped
 
 
 def trained_victim(
     run: Run, experiment: SEATExperiment, *, unfinished: bool = False
 ) -> tuple[Normalized, tuple[str, ...], int]:
-    """The trained network of a run, the names of its classes, and the epoch that it reached.
-
-    Raises:
-        ValueError: it is not trained to its end, and `unfinished` is False; or its file was changed since.
-    """
+    """As `robust_segmenters.trained_victim`."""
     experiment = experiment.resolved()
-    if unfinished and not victim_file(run).is_file():
+
+    def begun() -> tuple[Normalized, tuple[str, ...]]:
         task, plan = experiment.data.resolved_task, experiment.data.resolved_plan()
-        channels = len(task.channels)
-        net = build_network(experiment.network, task, plan, experiment.seed)
-        checkpoint = run.stage(SEGMENTER).checkpoint()
-        load_into(net, checkpoint.weights, f"{run.folder} at epoch {checkpoint.step}")
-        return Normalized(net, [0.0] * channels, [1.0] * channels).eval(), task.classes, checkpoint.step
-    segmenter(StageContext(experiment, run, trains=False))
-    return *load_victim(victim_file(run)), experiment.training.epochs
+        net, channels = build_network(experiment.network, task, plan, experiment.seed), len(task.channels)
+        return Normalized(net, [0.0] * channels, [1.0] * channels), task.classes
+
+    return robust_segmenters.trained_victim(
+        StageContext(experiment, run, trains=False),
+        segmenter,
+        begun,
+        experiment.training.epochs,
+        unfinished=unfinished,
+    )
 
 
 def victim_of(run: Run, experiment: SEATExperiment) -> tuple[Normalized, tuple[str, ...]]:
@@ -117,7 +123,19 @@ def _volumes(experiment: SEATExperiment, options: EvaluateOptions, bad: list[Bad
         pool = pool.take(rows)
     if pool.labels is None:
         raise ValueError(f"the cases of split {split!r} have no labels, by which Dice is counted; choose another split")
-    return pool, split
+    return (_with_foreground(pool, bad) if options.skip_bad else pool), split
+
+
+def _with_foreground(pool: VolumePool, bad: list[BadSample]) -> VolumePool:
+    """The volumes with something to attack; the others are told, and put to those that are left out."""
+    labels = [pool[row].label for row in range(len(pool))]
+    kept = [row for row, label in enumerate(labels) if label is not None and bool(label.any())]
+    if not kept:
+        raise ValueError(f"none of the {len(pool)} cases has any foreground, about which a patch is cut")
+    for row in sorted({*range(len(pool))} - {*kept}):
+        bad.append(BadSample(pool.ids[row], "it has no foreground, about which a patch is cut"))
+        log.warning("skipping %s: %s", pool.ids[row], bad[-1].reason)
+    return pool if len(kept) == len(pool) else pool.take(kept)
 
 
 def _report(
@@ -166,7 +184,7 @@ def _spent(run: Run, epoch: int) -> dict[str, int]:
 
 
 def _dice(counts: Counts) -> Floats:
-    """Mean Dice of the foreground classes of each patch, [N]; a class that is neither predicted nor true has 1."""
+    """Mean `dice_case` of the foreground classes of each patch, [N]."""
     sizes = (counts.predicted + counts.true)[:, 1:]
     return np.asarray(np.where(sizes > 0, 2 * counts.both[:, 1:] / np.maximum(sizes, 1), 1.0).mean(axis=1))
 
@@ -225,22 +243,42 @@ def _result(
 
 @torch.no_grad()
 def _whole(experiment: SEATExperiment, victim: Normalized, pool: VolumePool) -> list[dict[str, float | None]]:
-    """Dice, recall and precision of each class of every whole volume, and the mean Dice."""
+    """Dice, recall and precision of each class of every whole volume, and the mean Dice; and by the voxels of its file
+    the mean Dice, and Dice, HD95 and NSD of each class."""
     plan = experiment.data.resolved_plan()
     net, found = VolumeWindows(victim, plan.val_size, experiment.evaluation.windows), list[dict[str, float | None]]()
-    for row in range(len(pool)):
+    for row, (recorded, frame) in enumerate(recorded_labels(experiment.data, pool.ids)):
         sample = pool[row]
         assert sample.label is not None
         with bfloat16_on_cuda(pool.device):
-            predicted = net(sample.image[None]).argmax(dim=1)
-        counts = class_counts(predicted, sample.label[None].long(), len(pool.classes), 255)
-        dice, (recall, precision) = dice_case(counts)[0], recall_and_precision(counts)
-        metrics: dict[str, float | None] = {"dice": float(dice.mean())}
-        for name, values in (("dice", dice), ("recall", recall[0]), ("precision", precision[0])):
+            scores = net(sample.image[None]).softmax(dim=1)
+        counts = class_counts(scores.argmax(dim=1), sample.label[None].long(), len(pool.classes), 255)
+        of_classes, (recall, precision) = dice_case(counts)[0], recall_and_precision(counts)
+        metrics: dict[str, float | None] = {"dice": float(of_classes.mean())}
+        for name, values in (("dice", of_classes), ("recall", recall[0]), ("precision", precision[0])):
             for cls, value in zip(pool.classes[1:], values.tolist(), strict=True):
                 metrics[f"{name}_{slug(cls)}"] = None if value != value else value
+        native = restored(scores[0], sample, frame).cpu()
+        metrics |= _native(native, recorded, pool.classes, frame.ras_spacing_mm, experiment.evaluation.tolerance_mm)
         found.append(metrics)
     return found
+
+
+def _native(
+    predicted: Tensor, label: Tensor, classes: Sequence[str], spacing_mm: tuple[float, float, float], tolerance: float
+) -> dict[str, float]:
+    """Metrics of class numbers [X, Y, Z] in the space of a case's file; a class that is in neither has Dice 1."""
+    metrics = dict[str, float]()
+    for number, cls in enumerate(classes[1:], 1):
+        one, true = predicted == number, label == number
+        metrics[f"native_dice_{slug(cls)}"] = dice(one, true)
+        metrics[f"hd95_mm_{slug(cls)}"] = hd95_mm(one, true, spacing_mm)
+        metrics[f"nsd_{slug(cls)}"] = nsd(one, true, spacing_mm, tolerance_mm=tolerance)
+    means = {
+        name: sum(value for key, value in metrics.items() if key.startswith(name)) / (len(classes) - 1)
+        for name in ("native_dice", "hd95_mm", "nsd")
+    }
+    return {**means, **metrics}
 
 
 def _figure(
@@ -279,7 +317,7 @@ def render(run: Run, experiment: SEATExperiment, options: RenderOptions) -> Epis
         with torch.no_grad():
             dice = float(dice_case(class_counts(victim(adversarial).argmax(dim=1), labels, len(classes), 255)).mean())
         shown = labels if options.truth else torch.zeros_like(labels)
-        line = f"{pool.ids[row]}, PGD, step {len(shots)} of {config.iterations}: Dice {100 * dice:.1f} %"
+        line = f"{pool.ids[row]}, PGD, step {len(shots)} of {config.most_iterations}: Dice {100 * dice:.1f} %"
         shots.append(Shot(_panel(victim, images, adversarial, [shown], len(classes)), [line]))
 
     def watch(core: AttackCore) -> None:
@@ -291,8 +329,8 @@ def render(run: Run, experiment: SEATExperiment, options: RenderOptions) -> Epis
             images,
             labels,
             eps=config.eps,
-            steps=config.iterations,
-            step_size=Epsilon.parse(config.eps).value * config.step(config.iterations),
+            steps=config.most_iterations,
+            step_size=Epsilon.parse(config.eps).value * config.step(config.most_iterations),
             random_start=False,
             bounds=_window(experiment, images) or image_range(images),
             watch=watch,

@@ -5,7 +5,7 @@ from functools import partial
 from ...evaluation.curve_figures import Curve
 from .. import robust_segmenters
 from ..experiment import Paper
-from . import evaluation, training
+from . import evaluation, prediction, training
 from .config import SEATExperiment
 
 PAPER: Paper[SEATExperiment] = Paper(
@@ -16,14 +16,14 @@ PAPER: Paper[SEATExperiment] = Paper(
     check_export=robust_segmenters.check_export,
     evaluate=evaluation.evaluate,
     render=evaluation.render,
-    predictor=partial(robust_segmenters.no_masks, applied_by="segmenters.volume_windows applies it to whole volumes"),
+    predictor=prediction.SEATPredictor.of,
     victim=evaluation.victim_of,
     columns=evaluation.COLUMNS,
     found_columns=partial(robust_segmenters.attack_columns, kinds={"dice": "Dice"}),
     baseline="clean",
     hparams=(
         *("seed", "data.task", "data.fold", "network.kind", "training.method", "training.schedule"),
-        *("training.iterations", "training.eps", "training.start", "training.learning_rate", "training.epochs"),
+        *("training.most_iterations", "training.eps", "training.start", "training.learning_rate", "training.epochs"),
         "training.budget",
     ),
     curves=(

@@ -9,6 +9,7 @@ from torch import Tensor
 from ...envs.seat_attack import SEATAttackEnv
 from ...envs.seat_attack_actions import encode
 from ..policy import RandomPolicy, Reference
+from .trainers import since_success
 
 DEAT_LEAST = 10 / 255
 """Least step size of DEAT, as a share of the range."""
@@ -52,8 +53,7 @@ class FAT:
         """Actions [N, ...]."""
         since = torch.full_like(env.t, -1) if self._since is None else self._since
         since = torch.where(env.t == 0, -1, since)
-        success = env.now["dice_hard"] <= env.config.dice_threshold
-        self._since = torch.where(since >= 0, since + 1, torch.where(success, 0, -1))
+        self._since = since_success(since, env.replays, env.config.dice_threshold)
         return encode(env.config.action_mode, self._since < self.tau, 0.25)
 
 

@@ -21,7 +21,7 @@ def actions_towards(env: SEATEnv, wanted: Tensor) -> Tensor:
     Epsilon is left as it is.
     """
     relative = env.config.action_mode == "relative"
-    choice = (wanted - env.iterations).clamp(-1, 1) + 1 if relative else wanted.clamp(1, env.config.most) - 1
+    choice = (wanted - env.iterations).clamp(-1, 1) + 1 if relative else wanted.clamp(1, env.config.most_iterations) - 1
     return torch.stack((choice, torch.zeros_like(choice)), dim=1) if env.config.eps_enlarger else choice
 
 
@@ -39,11 +39,11 @@ class SchedulePolicy:
     def __call__(self, env: SEATEnv) -> Tensor:
         """Actions towards the K of each schedule; its threshold is told to the environment."""
         if len(self.schedules) != env.num_envs:
-            self.schedules = [self._make(env.config.most) for _ in range(env.num_envs)]
+            self.schedules = [self._make(env.config.most_iterations) for _ in range(env.num_envs)]
         told = zip(env.t.tolist(), env.info()["mag"].tolist(), strict=True)
         for number, (segment, magnitude) in enumerate(told):
             if segment == 0:
-                self.schedules[number] = self._make(env.config.most)
+                self.schedules[number] = self._make(env.config.most_iterations)
             else:
                 self.schedules[number].update(segment, magnitude)
         thresholds = [getattr(one, "threshold", 0.0) for one in self.schedules]
@@ -60,7 +60,7 @@ class Constant:
 
     def __call__(self, env: SEATEnv) -> Tensor:
         """Actions towards K, at most K_max."""
-        return actions_towards(env, torch.full_like(env.iterations, min(self.iterations, env.config.most)))
+        return actions_towards(env, torch.full_like(env.iterations, min(self.iterations, env.config.most_iterations)))
 
 
 class Bandit:
@@ -72,7 +72,7 @@ class Bandit:
 
     def __call__(self, env: SEATEnv) -> Tensor:
         """Actions towards the K of the highest bound."""
-        shape = (env.num_envs, env.config.most)
+        shape = (env.num_envs, env.config.most_iterations)
         if self._sums.shape != shape:
             self._sums = self._counts = torch.zeros(shape, device=env.device)
         begun = env.t == 0

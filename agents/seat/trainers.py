@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...attacks.budget import Bounds, Epsilon, LinfBall, image_range
+from ...attacks.core import AttackCore
 from ...attacks.replays import Replays
-from ...attacks.victim import frozen
+from ...attacks.restarts import raise_divergence
 from ...common.device import bfloat16_on_cuda
+from ...common.overlap import class_counts, dice_batch
 from ...common.workers import ONE_PROCESS, Workers
 from ...rewards.lipschitz import magnitude, relative_magnitude
 from ...segmenters.dice_ce import dice_ce_of_images, kl_divergence
 from .config import TrainingConfig
-
-NOISE = 0.001
-"""Deviation of the start of TRADES, in units of the image."""
 
 
 class NoiseBuffer:
@@ -113,13 +112,13 @@ class Trainer:
                 self._add("first_loss", replays.losses)
             else:
                 replays.advance(share)
-            self._measure(replays, k, iterations)
+            self._measure(replays.gradient, ball.images, k, iterations)
             self._descend(len(labels))
         self._add("loss", replays.losses)
         if config.noise and config.start == "carry":
             replays.move(share)
             self.buffer.keep(replays.delta)
-        self._add("delta", _share_of(replays))
+        self._add("delta", _share_of(ball, replays.adversarial))
 
     def _pgd(self, ball: LinfBall, labels: Tensor, iterations: int) -> None:
         config, learns, share = self.config, self.config.attack_mode == "train", self.config.step(iterations)
@@ -127,39 +126,46 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         replays.begin(ball, labels, self._start(ball))
         self._add("first_loss", replays.losses)
-        self._measure(replays, 0, iterations)
+        self._measure(replays.gradient, ball.images, 0, iterations)
+        since = torch.full_like(replays.passes, -1)
+
+        def step_size() -> float | Tensor:
+            nonlocal since
+            if config.tau is None:
+                return share
+            since = since_success(since, replays, config.dice_threshold)
+            return share * (since < config.tau)
+
         for k in range(1, iterations):
-            replays.advance(share)
-            self._measure(replays, k, iterations)
+            replays.advance(step_size())
+            self._measure(replays.gradient, ball.images, k, iterations)
         if learns:
-            replays.advance(share)
+            replays.advance(step_size())
             replays.learn()
         else:  # dropout and batch statistics are for what teaches
-            replays.move(share)
+            replays.move(step_size())
             reached, replays = replays.adversarial, Replays(self.net, self.loss, "every_step")
             replays.begin(ball, labels, reached)
         self.passes += 1
         self._descend(len(labels))
         self._add("loss", replays.losses)
-        self._add("delta", _share_of(replays))
+        self._add("delta", _share_of(ball, replays.adversarial))
         if config.start == "carry":
             self.buffer.keep(replays.delta)
 
     def _trades(self, ball: LinfBall, labels: Tensor) -> None:
-        config, images = self.config, ball.images
-        with frozen(self.net), torch.no_grad(), bfloat16_on_cuda(images.device):
-            clean = self.net(images).float()
-        replays = Replays(self.net, lambda logits, _: mean_kl(clean, logits))
-        steps, share = config.trades_steps, 1 / config.trades_steps
-        replays.begin(ball, labels, images + NOISE * torch.randn_like(images))
-        self._measure(replays, 0, steps)
-        for k in range(1, steps):
-            replays.advance(share)
-            self._measure(replays, k, steps)
-        replays.move(share)
+        config, images, core = self.config, ball.images, AttackCore(self.net)
+        steps = config.trades_steps
+
+        def watch(t: int) -> None:
+            assert core.gradient is not None
+            self._measure(core.gradient, images, t, steps)
+
+        with bfloat16_on_cuda(images.device):
+            reached = raise_divergence(core, ball, labels, self.radius, steps, 1 / steps, watch=watch)
         self.optimizer.zero_grad(set_to_none=True)
         with bfloat16_on_cuda(images.device):
-            logits = self.net(torch.cat([images, replays.adversarial])).float()
+            logits = self.net(torch.cat([images, reached])).float()
         before, after = logits.chunk(2)
         losses, apart = self.loss(before, labels), mean_kl(before, after)
         (losses + config.beta * apart).mean().backward()  # type: ignore[no-untyped-call]
@@ -167,7 +173,7 @@ class Trainer:
         self._descend(len(labels))
         self._add("loss", losses)
         self._add("kl", apart)
-        self._add("delta", _share_of(replays))
+        self._add("delta", _share_of(ball, reached))
 
     def _start(self, ball: LinfBall) -> Tensor | None:
         """Where the noise of a batch begins; None: at the clean images."""
@@ -184,13 +190,13 @@ class Trainer:
         self.workers.average_gradients(parameters, rows)
         self.optimizer.step()
 
-    def _measure(self, replays: Replays, k: int, iterations: int) -> None:
-        """Add the magnitudes of a pass, where they count."""
+    def _measure(self, gradient: Tensor, images: Tensor, k: int, iterations: int) -> None:
+        """Count a pass, and add the magnitudes of its gradient [B, C, *spatial], where they count."""
         self.passes += 1
         if {"all": True, "first": k == 0, "last": k == iterations - 1, "probe": False}[self.config.magnitude]:
-            self._add("grad_l1_raw", magnitude(replays.gradient))
-            self._add("grad_l1_rel", relative_magnitude(replays.gradient, *image_range(replays.images)))
-            self._add("measured", torch.ones_like(replays.losses))
+            self._add("grad_l1_raw", magnitude(gradient))
+            self._add("grad_l1_rel", relative_magnitude(gradient, *image_range(images)))
+            self._add("measured", images.new_ones(len(images)))
 
     def _add(self, name: str, values: Tensor) -> None:
         self.sums[name] = self.sums.get(name, torch.zeros((), device=values.device)) + values.detach().sum()
@@ -201,7 +207,16 @@ def mean_kl(clean: Tensor, other: Tensor) -> Tensor:
     return kl_divergence(clean, other).flatten(1).mean(dim=1)
 
 
-def _share_of(replays: Replays) -> Tensor:
-    """Mean |delta| / b of each image, [B]; 0 where nothing may move."""
-    radius = replays.ball.radius.expand_as(replays.images)
-    return torch.where(radius > 0, replays.delta.abs() / radius.clamp(min=1e-12), 0.0).flatten(1).mean(dim=1)
+def since_success(since: Tensor, replays: Replays, threshold: float) -> Tensor:
+    """Steps since the Dice of each image was at most `threshold` first, int64 [B]; -1: it was not yet (FAT).
+
+    since: the same at the pass before; -1 at first.
+    """
+    dice = dice_batch(class_counts(replays.logits.argmax(dim=1), replays.labels, replays.logits.shape[1]))
+    return torch.where(since >= 0, since + 1, torch.where(dice <= threshold, 0, -1))
+
+
+def _share_of(ball: LinfBall, reached: Tensor) -> Tensor:
+    """Mean |delta| / b of each image that was reached, [B]; 0 where nothing may move."""
+    radius, delta = ball.radius.expand_as(reached), reached - ball.images
+    return torch.where(radius > 0, delta.abs() / radius.clamp(min=1e-12), 0.0).flatten(1).mean(dim=1)

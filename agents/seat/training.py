@@ -215,7 +215,7 @@ def train_network(
         )
     optimizer = Adam(net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, amsgrad=True)
     plateau = ReduceLROnPlateau(optimizer, factor=0.5, patience=config.patience)
-    schedule = make_schedule(config.schedule, config.iterations, config.period, config.gamma, config.epochs)
+    schedule = make_schedule(config.schedule, config.most_iterations, config.period, config.gamma, config.epochs)
     counters, buffer = Counters(), NoiseBuffer(workers)
     trainer = Trainer(net, optimizer, config, buffer, workers)
     judge = Judge(net, val, sampler.plan.val_size, config, bounds)

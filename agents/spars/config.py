@@ -51,8 +51,11 @@ class EvaluationConfig:
     mask: MaskRule | None = None
     """From a map to its mask. threshold: above one θ, that of the highest mean Dice on the validation cases;
     expected_dice: for each case the mask of the highest expected Dice, by what the values of the map said on the
-    validation cases, which is never empty: where patients may have no tumour, take threshold. null: expected_dice; with
-    env.reduce=sum, whose maps exceed 1, threshold."""
+    validation cases, which is never empty unless may_be_empty. null: expected_dice; with env.reduce=sum, whose
+    maps exceed 1, threshold."""
+    may_be_empty: bool = False
+    """With expected_dice: no mask where that has the higher expected Dice, by what the maps of validation cases with
+    and without tumour said; dozens of each are needed. For patients who may have no tumour."""
     postprocess: Postprocess = "none"
     """What becomes of a mask above θ. none: it stays; largest_component: only its largest connected part does (26
     neighbours). θ is chosen before."""
@@ -149,6 +152,11 @@ class SparsExperiment(Experiment):
             raise ValueError(
                 "ppo.algorithm is 'maskable' but env.action_set 'continuous' has no action masks; give 'ppo'"
             )
+        if self.policy == "candidates" and self.ppo.algorithm == "recurrent":
+            raise ValueError(
+                "ppo.algorithm is 'recurrent' but policy 'candidates' masks windows that were seen, and observes "
+                "them; give 'ppo' or 'maskable'"
+            )
         if self.policy == "candidates" and self.ppo.net_arch:
             raise ValueError(
                 f"ppo.net_arch is {self.ppo.net_arch} but policy 'candidates' has layers of its own; leave it out"
@@ -163,6 +171,8 @@ class SparsExperiment(Experiment):
             fill = whole_path("env.fill", fill)
         data = self.env.data if self.env.data == "phantom" else whole_path("env.data", self.env.data)
         env = replace(self.env, classifier=classifier, data=data, fill=fill).resolved()
+        if env.paint is None and classifier == TRAIN:
+            env = replace(env, paint="cells" if self.presence.network == "dense" else "windows")
         if env.reward == "shaped" and env.gamma != self.ppo.gamma:
             raise ValueError(
                 f"env.gamma is {env.gamma} but ppo.gamma is {self.ppo.gamma}; with reward 'shaped' they must be equal, "
@@ -173,5 +183,10 @@ class SparsExperiment(Experiment):
             raise ValueError(
                 "evaluation.mask is 'expected_dice' but env.reduce is 'sum', whose maps exceed 1; take 'threshold', or "
                 "another env.reduce"
+            )
+        if mask != "expected_dice" and self.evaluation.may_be_empty:
+            raise ValueError(
+                f"evaluation.may_be_empty is True but evaluation.mask is {mask!r}; take 'expected_dice', or leave "
+                f"it out"
             )
         return replace(self, env=env, evaluation=replace(self.evaluation, mask=mask))

@@ -109,8 +109,9 @@ def evaluate(runs: Sequence[tuple[Run, SparsExperiment]], options: EvaluateOptio
             others = None if experiment.seed in seeds else policies
             methods, chosen, cost = Methods(experiment, run), dict[str, Threshold](), None
             for name, maps, of_validation in _maps(methods, (test, validation), others):
-                rule = thresholds.mask_rule(experiment)
-                chosen[name], title, trained = Threshold.of(of_validation, rule), methods.titles[name], name == POLICY
+                rule, empty = thresholds.mask_rule(experiment), experiment.evaluation.may_be_empty
+                chosen[name] = Threshold.of(of_validation, rule, may_be_empty=empty)
+                title, trained = methods.titles[name], name == POLICY
                 if trained:
                     title = method_name(experiment, step, experiment.ppo.total_timesteps)
                 theta, row = chosen[name], BASELINES.get(name)
@@ -292,6 +293,7 @@ def _result(
             "mask_threshold": theta.value,
             "mask_threshold_from": thresholds.ORIGIN[thresholds.mask_rule(experiment)],
             "calibration": theta.written()["calibration"],
+            "presence": theta.written()["presence"],
             "protocol": plain(asdict(protocol)),
             "window_size": plain(test.env.config.window_size),
             "threshold": test.env.config.threshold,

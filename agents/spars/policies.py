@@ -11,6 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
+from ..ppo import AlgorithmName, policy_alias
 from .search_policy import CandidatePolicy, MaskableCandidatePolicy
 
 PolicyName = Literal["window_cnn", "feature_mlp", "flatten_mlp", "candidates"]
@@ -74,8 +75,10 @@ class NormalisedFeatures(BaseFeaturesExtractor):
         return normalised
 
 
-def policy_arguments(name: PolicyName, observation_space: gym.Space[Any], *, maskable: bool = False) -> dict[str, Any]:
-    """`policy` and `policy_kwargs` of an SB3 learner; maskable: of MaskablePPO.
+def policy_arguments(
+    name: PolicyName, observation_space: gym.Space[Any], algorithm: AlgorithmName = "ppo"
+) -> dict[str, Any]:
+    """`policy` and `policy_kwargs` of the SB3 learner `algorithm`.
 
     window_cnn: shared trunk per window, heads 64-64. feature_mlp: LayerNorm, heads 128-64. flatten_mlp (paper): SB3's
     MlpPolicy on voxels in [0, 1], 2·(64n + 64 + 4160) + 390 + 65 parameters for n inputs and six actions.
@@ -90,13 +93,13 @@ def policy_arguments(name: PolicyName, observation_space: gym.Space[Any], *, mas
             f"'patch', and for nothing else"
         )
     if chooses:
-        return {"policy": MaskableCandidatePolicy if maskable else CandidatePolicy, "policy_kwargs": {}}
+        return {"policy": MaskableCandidatePolicy if algorithm == "maskable" else CandidatePolicy, "policy_kwargs": {}}
     flat = isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1
     if name == "feature_mlp" and not flat:
         raise ValueError(f"policy 'feature_mlp' needs env.obs_mode='features', not observations {observation_space}")
     if name != "feature_mlp" and flat:
         raise ValueError(f"policy {name!r} needs env.obs_mode='two_window' or 'own_window', not 'features'")
-    sb3 = "MultiInputPolicy" if isinstance(observation_space, spaces.Dict) else "MlpPolicy"
+    sb3 = policy_alias(observation_space, algorithm)
     if name == "flatten_mlp":
         return {"policy": sb3, "policy_kwargs": {"features_extractor_class": Flat}}
     extractor, heads = (WindowCnn, [64, 64]) if name == "window_cnn" else (NormalisedFeatures, [128, 64])

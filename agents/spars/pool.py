@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 import torch
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from torch import Tensor
 
 from ...common.checkpoints import check_like, load_into
 from ...envs.core import Obs
 from ..policy import ActorCritic
+from ..recurrent import Memory, constructor_arguments
 
 PoolName = Literal["latest", "uniform", "gaussian", "prioritised"]
 MEMORY = 100
@@ -24,8 +26,11 @@ class Snapshot:
     """θ̄: a frozen copy of a policy θ, on the same device."""
 
     def __init__(self, policy: ActorCritic, born: int = 0) -> None:
-        self.policy = type(policy)(**policy._get_constructor_parameters()).to(policy.device)
+        self.policy = type(policy)(**constructor_arguments(policy)).to(policy.device)
         self.masked = isinstance(policy, MaskableActorCriticPolicy)
+        self.recurrent = isinstance(policy, RecurrentActorCriticPolicy)
+        self.memory: Memory | None = None
+        """Of the episodes that it plays alone, without a pool."""
         self.policy.set_training_mode(False)
         self.policy.requires_grad_(False)
         self.refresh(policy, born)
@@ -43,10 +48,21 @@ class Snapshot:
     def act(self, obs: Obs, deterministic: bool, **masks: Any) -> Tensor:
         """Actions int64 [N] for observations [N, ...]; drawn from PyTorch's global generator unless deterministic.
 
-        Where it is `masked`, action_masks bool [N, A] are given too.
+        Where it is `masked`, action_masks bool [N, A] are given too; where it is `recurrent`, starts bool [N].
         """
+        if self.recurrent:
+            return self.remember(obs, deterministic, **masks)
         with torch.no_grad():
             return self.policy.get_distribution(obs, **masks).get_actions(deterministic=deterministic)
+
+    def remember(
+        self, obs: Obs, deterministic: bool, starts: Tensor, memory: Memory | None = None, rows: Any = slice(None)
+    ) -> Tensor:
+        """As `act`, of a recurrent one. memory: of a pool; rows: the environments in it, int64 [N]; else its own."""
+        assert isinstance(self.policy, RecurrentActorCriticPolicy)
+        if memory is None:
+            memory = self.memory = Memory.fitting(self.memory, self.policy, len(starts))
+        return memory.distribution(self.policy, obs, starts, rows).get_actions(deterministic=deterministic)
 
     def state(self) -> dict[str, Any]:
         """All that `load_state` needs."""
@@ -97,11 +113,15 @@ class Pool:
         """Number of the snapshot that each environment's episode is played against, on the CPU."""
         self._rows: list[tuple[Snapshot, Tensor]] = []
         """Each snapshot in use, and the environments int64 [K] where it plays, on its device."""
+        self.memory: Memory | None = None
+        """What the opponents remember of the running episodes, once a recurrent one is there: it belongs to the
+        episode, and goes on with whoever plays it."""
 
     def add(self, policy: ActorCritic, step: int) -> None:
         """Take a snapshot; where the pool is full, another is dropped, and its episodes go on against who is drawn."""
         if len(self.snapshots) < self.size:
             self.snapshots.append(Snapshot(policy, step))
+            self._remember(policy)
             without = torch.tensor([] if self.taken else range(len(self.opponents)), dtype=torch.int64)
         else:
             place = int(torch.randint(self.taken, ())) if self.size > 1 else 0
@@ -128,19 +148,36 @@ class Pool:
             if (self.opponents == number).any()
         ]
 
+    def _remember(self, policy: ActorCritic) -> None:
+        """Make room for what opponents of this architecture remember."""
+        if self.memory is None and isinstance(policy, RecurrentActorCriticPolicy):
+            self.memory = Memory(policy, len(self.opponents))
+
     @property
     def masked(self) -> bool:
         """Whether its snapshots take action masks."""
         return self.snapshots[0].masked
 
+    @property
+    def recurrent(self) -> bool:
+        """Whether its snapshots remember."""
+        return self.memory is not None
+
     def act(self, obs: Obs, deterministic: bool, **masks: Tensor) -> Tensor:
         """Actions int64 [N, ...] for observations [N, ...]: one forward for each snapshot in use."""
-        if len(self._rows) == 1:
+        if self.memory is not None:
+            starts = masks["starts"]
+            parts = [
+                one.remember(_rows_of(obs, rows), deterministic, starts[rows], self.memory, rows)
+                for one, rows in self._rows
+            ]
+        elif len(self._rows) == 1:
             return self._rows[0][0].act(obs, deterministic, **masks)
-        parts = [
-            one.act(_rows_of(obs, rows), deterministic, **{name: mask[rows] for name, mask in masks.items()})
-            for one, rows in self._rows
-        ]
+        else:
+            parts = [
+                one.act(_rows_of(obs, rows), deterministic, **{name: mask[rows] for name, mask in masks.items()})
+                for one, rows in self._rows
+            ]
         actions = torch.cat(parts)
         return torch.empty_like(actions).index_copy_(0, torch.cat([rows for _, rows in self._rows]), actions)
 
@@ -156,7 +193,8 @@ class Pool:
     def state(self) -> dict[str, Any]:
         """All that `load_state` needs."""
         snapshots = [one.state() for one in self.snapshots]
-        return {"taken": self.taken, "opponents": self.opponents.clone(), "snapshots": snapshots}
+        memory = {} if self.memory is None else {"memory": self.memory.states.clone()}
+        return {"taken": self.taken, "opponents": self.opponents.clone(), "snapshots": snapshots, **memory}
 
     def load_state(self, state: Mapping[str, Any], policy: ActorCritic) -> None:
         """Continue where `state` was read; `policy` tells the architecture.
@@ -174,6 +212,11 @@ class Pool:
         self.snapshots = [Snapshot(policy) for _ in snapshots]
         for one, kept in zip(self.snapshots, snapshots, strict=True):
             one.load_state(kept)
+        if snapshots:
+            self._remember(policy)
+        if self.memory is not None:
+            check_like(state, {"memory": self.memory.states}, "pool")
+            self.memory.states.copy_(state["memory"])
         self.draw(torch.tensor([], dtype=torch.int64))
 
 

@@ -94,6 +94,7 @@ class SparsPredictor:
             "title": methods.titles[method],
             "threshold": threshold.value,
             "calibration": threshold.written()["calibration"],
+            "presence": threshold.written()["presence"],
             "threshold_from": origin,
             "postprocess": experiment.evaluation.postprocess,
             "map": methods.titles[method] if method in BASELINES else "map of what was seen",

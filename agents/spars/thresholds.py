@@ -8,7 +8,7 @@ chooses itself what is not, where the validation cases can be read.
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from ...common.files import file_digest, write_text
 from ...common.manifests import NAME
 from ...common.reading import read_json
 from ...common.runs import Run, plain
-from ...segmenters.expected_dice import Calibration
+from ...segmenters.expected_dice import Calibration, Presence
 from .config import MaskRule, SparsExperiment
 from .methods import Cases, Methods
 from .rollouts import NO_VALIDATION, Maps, choose_threshold
@@ -43,33 +43,44 @@ class Threshold:
     Dice."""
     dice: float
     """Mean Dice over the validation cases with tumour, in [0, 1]."""
+    presence: Presence | None = None
+    """Of a calibration: which cases get no mask; None: every case has one."""
 
     @classmethod
-    def of(cls, validation: Maps, rule: MaskRule) -> "Threshold":
-        """The θ with the highest mean Dice, or the calibration of the maps.
+    def of(cls, validation: Maps, rule: MaskRule, *, may_be_empty: bool = False) -> "Threshold":
+        """The θ with the highest mean Dice, or the calibration of the maps, which may say too when there is no mask.
 
         Raises:
-            ValueError: no case has a tumour.
+            ValueError: no case has a tumour; or a mask may be empty, and all have.
         """
         if rule == "threshold":
             theta = choose_threshold(validation)
             return cls(theta, float(validation.mean_dice([theta])))
-        counts = [counted for counted in map(validation.counted, range(len(validation.env.cases))) if counted[1].any()]
-        if not counts:
+        numbers = range(len(validation.env.cases))
+        counts = torch.stack([validation.counted(number) for number in numbers])
+        ill = counts[:, 1].sum(dim=1) > 0
+        if not ill.any():
             raise ValueError(NO_VALIDATION)
-        calibration = Calibration.fit(torch.stack(counts).sum(dim=0))
-        return cls(calibration, validation.dice_at(calibration.level))
+        calibration, presence = Calibration.fit(counts[ill].sum(dim=0)), None
+        if may_be_empty:
+            best = [calibration.best(validation.values(number))[1] for number in numbers]
+            presence = Presence.fit(torch.tensor(best, dtype=torch.float64), ill.cpu())
+        chosen = cls(calibration, 0.0, presence)
+        return replace(chosen, dice=validation.dice_at(chosen.of_case))
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> "Threshold":
         """What `written` gave."""
-        curve = content.get("calibration")
-        return cls(Calibration(*map(float, curve)) if curve else float(content["threshold"]), float(content["dice"]))
+        curve, presence = content.get("calibration"), content.get("presence")
+        rule = Calibration(*map(float, curve)) if curve else float(content["threshold"])
+        known = Presence(Calibration(*map(float, presence))) if presence else None
+        return cls(rule, float(content["dice"]), known)
 
     def written(self) -> dict[str, Any]:
-        """As JSON: threshold (null where each case has its own), calibration (slope and offset), dice."""
+        """As JSON: threshold (null where each case has its own), calibration and presence (slope and offset), dice."""
         curve = None if isinstance(self.rule, float) else [self.rule.slope, self.rule.offset]
-        return {"threshold": self.value, "calibration": curve, "dice": self.dice}
+        presence = None if self.presence is None else [self.presence.curve.slope, self.presence.curve.offset]
+        return {"threshold": self.value, "calibration": curve, "presence": presence, "dice": self.dice}
 
     @property
     def value(self) -> float | None:
@@ -78,7 +89,9 @@ class Threshold:
 
     def of_case(self, values: Tensor) -> float:
         """θ of a case with the map `values`, float32 [X, Y, Z]."""
-        return self.rule if isinstance(self.rule, float) else self.rule.level(values)
+        if isinstance(self.rule, float):
+            return self.rule
+        return self.presence.level(self.rule, values) if self.presence else self.rule.level(values)
 
     def __str__(self) -> str:
         return f"θ = {self.rule:.3g}" if isinstance(self.rule, float) else "highest expected Dice"
@@ -103,6 +116,7 @@ def basis_of(experiment: SparsExperiment, run: Run) -> dict[str, Any]:
         "deterministic": protocol.deterministic,
         "best": protocol.best,
         "mask": mask_rule(experiment),
+        **({"may_be_empty": True} if protocol.may_be_empty else {}),
         "trained_steps": run.checkpoint().step if experiment.ppo.total_timesteps else 0,
         **({"baselines": made} if made else {}),
     }
@@ -145,7 +159,8 @@ def thresholds_of(methods: Methods, names: Iterable[str]) -> dict[str, Threshold
         try:
             log.info("choosing the mask threshold of %s on the run's validation cases", ", ".join(missing))
             rule = mask_rule(experiment)
-            known |= {name: Threshold.of(methods.maps(name, cases), rule) for name in missing}
+            empty = experiment.evaluation.may_be_empty
+            known |= {name: Threshold.of(methods.maps(name, cases), rule, may_be_empty=empty) for name in missing}
         except (FileNotFoundError, ValueError) as error:
             raise ValueError(
                 f"{run.folder / FILE} has no mask threshold of {', '.join(missing)}, and none can be chosen ({error}); "

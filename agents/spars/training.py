@@ -33,7 +33,7 @@ from ...segmenters.score_prior import ScorePrior
 from ..callbacks import Best
 from ..experiment import baselines_of, check_names, reached
 from ..learning import learn, restore
-from ..ppo import LEARNERS, Learner, MaskableLearner
+from ..ppo import LEARNERS, AnyLearner
 from .baselines import BASELINES, MapBaseline
 from .callbacks import DuelMetrics, ValidationCallback
 from .config import TRAIN, SparsExperiment
@@ -210,7 +210,7 @@ def env_of(experiment: SparsExperiment, run: Run, config: SparsConfig | None = N
 
 def _policy_arguments(experiment: SparsExperiment, space: gym.Space[Any]) -> dict[str, Any]:
     """`policy` and `policy_kwargs` of the learner, as the experiment says."""
-    arguments = policy_arguments(experiment.policy, space, maskable=experiment.ppo.algorithm == "maskable")
+    arguments = policy_arguments(experiment.policy, space, experiment.ppo.algorithm)
     start = {"straddle": experiment.straddle} if experiment.env.profile == "search" else {}
     return {**arguments, "policy_kwargs": experiment.ppo.policy_kwargs({**arguments["policy_kwargs"], **start})}
 
@@ -219,7 +219,7 @@ def _policy_arguments(experiment: SparsExperiment, space: gym.Space[Any]) -> dic
 class _Training:
     """What learns, and what belongs to it: environment, opponent, best weights."""
 
-    model: Learner | MaskableLearner
+    model: AnyLearner
     env: SparsEnv
     self_play: SelfPlay | None
     best: Best
@@ -260,7 +260,7 @@ def check_export(experiment: SparsExperiment) -> None:
         raise ValueError("export_sb3 needs an agent, but this run trains none: ppo.total_timesteps is 0")
 
 
-def learner(experiment: SparsExperiment, run: Run) -> Learner | MaskableLearner:
+def learner(experiment: SparsExperiment, run: Run) -> AnyLearner:
     """The trained agent as a learner of Stable-Baselines3."""
     training = _fresh(experiment, run)
     training.restore(run.checkpoint())

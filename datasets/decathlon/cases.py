@@ -1,13 +1,18 @@
 """Volumes of a Decathlon task, prepared, in pools by split (docs/seat.md, Method 4): phantoms, or a folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from ...common.checks import ABOVE_0, BELOW_1, check
 from ...common.reading import quoted, read_json
 from ..msd import CaseFiles, find_cases
+from ..nifti import Frame, read_label
 from ..sample import BadSample, Sample, load_each
 from ..selection import Catalogue, PhantomNames, check_pattern, patient_of, setting
 from ..volumes import VolumePool
@@ -176,6 +181,27 @@ def load_decathlon(
         raise ValueError(f"none of the {len(sources)} cases in split {split!r} of {config.data!r} can be used")
     groups = [patient_of(sample.id, config.patient_pattern) for sample in samples]
     return VolumePool.of(samples, groups, cases.task.channels, cases.task.classes)
+
+
+def recorded_labels(config: DecathlonConfig, ids: Sequence[str]) -> Iterator[tuple[Tensor, Frame]]:
+    """The labels of some cases as they were recorded, uint8 [X, Y, Z] in RAS+ order, and their frames, one by one.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_decathlon`; a case without labels.
+    """
+    cases = _find(config)
+    for one in ids:
+        origin = cases.sources[one].origin
+        if isinstance(origin, int):
+            sample = drawn_phantom(cases.task.name, origin)
+            assert sample.label is not None
+            x, y, z = sample.label.shape
+            yield sample.label, Frame((x, y, z), sample.affine)
+        elif origin.label is None:
+            raise ValueError(f"{one} has no label; choose another split")
+        else:
+            label, frame = read_label(origin.label, len(cases.task.classes))
+            yield torch.from_numpy(np.ascontiguousarray(label)), frame
 
 
 def _find(config: DecathlonConfig) -> _Cases:

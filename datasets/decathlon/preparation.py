@@ -1,4 +1,5 @@
-"""From a volume as it is recorded to what networks see: resampled, clipped, in z-scores (docs/seat.md, Method 3)."""
+"""From a volume as it is recorded to what networks see, resampled, clipped, in z-scores, and back (docs/seat.md,
+Method 3)."""
 
 import logging
 from collections.abc import Sequence
@@ -13,13 +14,13 @@ from torch import Tensor
 from ...common.files import file_digest
 from ..cache import cached
 from ..msd import CaseFiles, read_sample
-from ..nifti import MOST_VOXELS
+from ..nifti import MOST_VOXELS, Frame
 from ..sample import Sample
 from .fingerprint import Fingerprint, measure_intensities, own_range
 from .tasks import Task
 
 log = logging.getLogger(__name__)
-PREPARATION = 1
+PREPARATION = 2
 """Part of every cache key: raise it when the same file and constants shall give other tensors."""
 MOST_SLICES = 300
 """Slices of a training case along its coarse axis."""
@@ -33,7 +34,7 @@ Array = npt.NDArray[np.float32]
 def prepare(sample: Sample, constants: Fingerprint, *, ct: bool) -> Sample:
     """The volume at the spacing of the constants, float32 [C, X, Y, Z] in z-scores, with its label uint8 [X, Y, Z].
 
-    Its affine is not kept.
+    Its affine says where each of its voxels lies in the recorded volume, from which `restored` finds back.
 
     Args:
         sample: in HU (CT) or any unit (MR).
@@ -41,7 +42,7 @@ def prepare(sample: Sample, constants: Fingerprint, *, ct: bool) -> Sample:
         ct: False scales each channel by its own range first.
 
     Raises:
-        ValueError: another number of channels than the constants have, or too many voxels at their spacing.
+        ValueError: another number of channels than the constants have, or too many voxels at their spacing, or none.
     """
     channels = len(constants.window)
     if len(sample.image) != channels:
@@ -54,21 +55,64 @@ def prepare(sample: Sample, constants: Fingerprint, *, ct: bool) -> Sample:
             f"{sample.id} has voxels of {old} mm and would have {sizes.prod():,.0f} of {new} mm, more than "
             f"{MOST_VOXELS:,}; check the size in its file"
         )
+    if sizes.min() < 1:
+        raise ValueError(
+            f"{sample.id} is {sizes.min():.0f} voxels of {constants.spacing_mm} mm thick along an axis; check the size "
+            "of its voxels in its file"
+        )
     coarse = _coarse_axis(spacing, target)
     axis = 2 if coarse is None else coarse
     image = sample.image.numpy()
     label = None if sample.label is None else sample.label.numpy()
-    image, label = cut_slices(image, label, axis)
+    image, label, first = cut_slices(image, label, axis)
+    before = image.shape[1:]
     image = np.stack([resampled(channel, spacing / target, 3, coarse) for channel in image])
+    steps = _steps(before, image.shape[1:])
     label = None if label is None else resampled(label, spacing / target, 0, coarse)
-    image, label = cut_slices(image, label, axis)  # resampled, there may be too many again
+    image, label, later = cut_slices(image, label, axis)  # resampled, there may be too many again
+    recorded = np.diag([*steps, 1.0])  # voxel of what is made here to voxel of the sample
+    recorded[axis, 3] = first + later * steps[axis]
     return Sample(
         id=sample.id,
         image=to_z(torch.from_numpy(np.ascontiguousarray(image)), constants, ct=ct),
         label=None if label is None else torch.from_numpy(np.ascontiguousarray(label)),
         spacing_mm=constants.spacing_mm,
+        affine=sample.affine @ recorded,
         origin=sample.origin,
     )
+
+
+def restored(scores: Tensor, prepared: Sample, frame: Frame) -> Tensor:
+    """Class numbers of a volume as it was recorded, uint8 [X, Y, Z] in RAS+ order, on the device of the scores.
+
+    Scores are resampled, linear, but along a coarse axis those of the nearest slice are taken; then each voxel has the
+    class with the highest one. What `prepare` cut off is background.
+
+    Args:
+        scores: of each class, such as probabilities, [K, *spatial] in the space of `prepared`.
+        prepared: what `prepare` made of the recorded volume.
+        frame: of the recorded volume.
+    """
+    back = np.linalg.inv(prepared.affine) @ frame.ras_affine  # diagonal, with a shift: nothing was turned
+    coarse = _coarse_axis(np.array(frame.ras_spacing_mm), np.array(prepared.spacing_mm))
+    inside = torch.ones((), dtype=torch.bool, device=scores.device)
+    for axis, (size, number) in enumerate(zip(scores.shape[1:], frame.ras_shape, strict=True)):
+        places = torch.arange(number, dtype=torch.float64, device=scores.device) * back[axis, axis] + back[axis, 3]
+        kept = (places >= -0.5) & (places <= size - 0.5) | (size == 1)
+        inside = inside[..., None] & kept
+        places = places.clamp(0, size - 1)
+        places = places.round() if axis == coarse else places
+        low = places.floor().long().clamp(max=max(size - 2, 0))
+        share = (places - low).to(scores).view(-1, *(1,) * (2 - axis))
+        high = (low + 1).clamp(max=size - 1)
+        scores = torch.lerp(scores.index_select(axis + 1, low), scores.index_select(axis + 1, high), share)
+    return torch.where(inside, scores.argmax(dim=0), 0).to(torch.uint8)
+
+
+def _steps(before: Sequence[int], after: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Voxels of a volume before it was resampled for each one after: first and last stay in place."""
+    apart = [(old - 1) / (new - 1) if min(old, new) > 1 else old / new for old, new in zip(before, after, strict=True)]
+    return np.array(apart)
 
 
 def to_z(image: Tensor, constants: Fingerprint, *, ct: bool) -> Tensor:
@@ -104,14 +148,15 @@ def resampled(volume: npt.NDArray[np.generic], factor: npt.ArrayLike, order: int
     return found
 
 
-def cut_slices(image: Array, label: Array | None, axis: int) -> tuple[Array, Array | None]:
-    """Image [C, X, Y, Z] and label [X, Y, Z], cut to 300 slices along `axis` around the foreground.
+def cut_slices(image: Array, label: Array | None, axis: int) -> tuple[Array, Array | None, int]:
+    """Image [C, X, Y, Z] and label [X, Y, Z], cut to 300 slices along `axis` around the foreground, and the number of
+    the first slice that is kept.
 
     Only of one channel, with a label, and with more slices. A foreground that needs more with 30 slices on each side
     keeps all that it needs; without foreground the middle is kept.
     """
     if label is None or len(image) > 1 or label.shape[axis] <= MOST_SLICES:
-        return image, label
+        return image, label, 0
     slices = label.shape[axis]
     others = tuple(other for other in range(3) if other != axis)
     (found,) = np.nonzero((label > 0).any(axis=others))
@@ -121,7 +166,7 @@ def cut_slices(image: Array, label: Array | None, axis: int) -> tuple[Array, Arr
         first = min(max((first + last) // 2 - MOST_SLICES // 2, 0), slices - MOST_SLICES)
         last = first + MOST_SLICES
     kept = (slice(None),) * axis + (slice(int(first), int(last)),)
-    return image[(slice(None), *kept)], label[kept]
+    return image[(slice(None), *kept)], label[kept], int(first)
 
 
 def _coarse_axis(spacing: npt.NDArray[np.float64], target: npt.NDArray[np.float64]) -> int | None:
@@ -164,10 +209,12 @@ def prepared_case(
     def build() -> dict[str, Tensor]:
         log.info("preparing %s of %s (%s), kept in the cache for the next time", files.id, task.name, place)
         made = prepare(read_case(files, task), constants, ct=task.ct)
-        return {"image": made.image} if made.label is None else {"image": made.image, "label": made.label}
+        found = {"image": made.image, "affine": torch.from_numpy(made.affine)}
+        return found if made.label is None else {**found, "label": made.label}
 
     tensors = cached("decathlon", key, build, cache_dir)
-    return Sample(files.id, tensors["image"], tensors.get("label"), constants.spacing_mm)
+    image, label, affine = tensors["image"], tensors.get("label"), tensors["affine"].numpy()
+    return Sample(files.id, image, label, constants.spacing_mm, affine)
 
 
 def measured_cases(cases: Sequence[CaseFiles], task: Task, cache_dir: str | None = None) -> Fingerprint:

@@ -8,7 +8,7 @@ from segarena.agents.dense_ppo.ppo import DensePPO, DensePPOConfig
 from segarena.agents.generic import PPOExperiment, check
 from segarena.agents.grid_policy import GridPolicy, MaskableGridPolicy, grid_of
 from segarena.agents.policy import TrainedPolicy, play
-from segarena.agents.ppo import Learner, MaskableLearner
+from segarena.agents.ppo import Learner, MaskableLearner, PPOConfig
 from segarena.datasets.xray.images import PhantomStudies
 from segarena.envs.learner_env import LearnerEnv
 
@@ -55,6 +55,8 @@ def test_a_run_with_a_grid_that_does_not_fit_is_refused_before_it_begins():
     settings = {"size": 32, "grid": 4, "phantom_studies": PhantomStudies(train=4), "action_mode": "box"}
     with pytest.raises(ValueError, match="it needs MultiBinary"):
         check(PPOExperiment(env="APGA-MURA-v0", settings=settings, network="grid"))
+    with pytest.raises(ValueError, match="remembers nothing"):
+        check(PPOExperiment(env="APGA-MURA-v0", network="grid", ppo=PPOConfig(algorithm="recurrent")))
 
 
 def learned(policy, **settings):

@@ -18,7 +18,7 @@ from segarena.attacks.apgd import (
     stages,
     stalled,
 )
-from segarena.attacks.budget import image_range
+from segarena.attacks.budget import LinfBall, image_range
 from segarena.attacks.methods import ATTACKS
 from torch import nn
 
@@ -187,6 +187,22 @@ def test_radii_fall_from_stage_to_stage():
     attacked(images, labels, net=Watched(), steps=10, random_start=False)
     for passes, radius in ((seen[:4], 2.0), (seen[4:8], 1.5), (seen[8:], 1.0)):
         assert max(passes) == pytest.approx(radius, abs=1e-4)
+
+
+def test_a_stage_starts_at_the_projection_of_what_the_one_before_found():
+    images, labels = scene(1, seed=99)
+    seen = []
+
+    class Watched(nn.Module):
+        def forward(self, x):
+            seen.append(x.detach().clone())
+            return trained()(x)
+
+    attacked(images, labels, net=Watched(), steps=10, random_start=True, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(seen[0], images)
+    for before, start, factor in ((seen[:4], seen[4], 1.5), (seen[4:8], seen[8], 1.0)):
+        found = min(reversed(before), key=lambda x: accuracy(trained(), x, labels))  # of equal ones, the last
+        torch.testing.assert_close(start, LinfBall.around(images, factor * EPS).project(found))
 
 
 def test_passes_are_one_more_than_steps_in_each_stage():

@@ -88,15 +88,17 @@ def test_a_ball_of_the_images_own_range_is_that_of_its_bounds():
         assert torch.equal(getattr(own, name), getattr(checked, name)), name
 
 
-def test_epsilon_may_be_a_share_of_a_window_but_no_image_leaves_its_own_range():
+def test_a_window_is_what_epsilon_is_a_share_of_and_what_no_image_leaves():
     images = torch.randn(4, 1, 5, 5, 5)
-    low, high = image_range(images)
-    window = LinfBall.of_range(images, 0.1, (-5.0, 5.0))
-    assert window.radius.shape == low.shape
-    assert window.radius.unique().tolist() == pytest.approx([1.0])
-    assert bool((window.upper <= high).all())
-    assert bool((window.lower >= low).all())
-    assert float((window.upper - images).max()) == pytest.approx(1.0, abs=1e-5)
+    wide = LinfBall.of_range(images, 0.1, (-5.0, 5.0))
+    checked = LinfBall.around(images, 0.1, (-5.0, 5.0))
+    assert wide.radius.shape == image_range(images)[0].shape
+    assert wide.radius.unique().tolist() == pytest.approx([1.0])
+    for name in ("lower", "upper"):
+        assert torch.equal(getattr(wide, name), getattr(checked, name)), name
+    assert bool((wide.upper.amax(dim=(2, 3, 4)) > images.amax(dim=(2, 3, 4))).all()), "the own range may be left"
+    narrow = LinfBall.of_range(images, 0.1, (-1.0, 1.0))
+    assert torch.equal(narrow.upper.amax(), images.amax()), "a voxel outside of the window may stay"
 
 
 def test_a_random_start_fills_the_ball_and_repeats():

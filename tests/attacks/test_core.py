@@ -126,6 +126,15 @@ def test_prototypes_of_the_batch_make_images_depend_on_each_other():
     assert not torch.allclose(found[0], found[1], rtol=1e-3)
 
 
+def test_a_term_of_the_batch_counts_once_whether_its_weight_is_one_or_one_of_each_image():
+    found = []
+    for weight in (0.5, torch.tensor([0.25, 0.75])):
+        core = begun(feature_layer="features", options=RPOptions(proto_scope="batch"))
+        found.append(core.differentiate(StepSpec(torch.zeros(core.labels.shape), 1.0, inter=weight)))
+    assert found[0].abs().amax() > 0
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_ignored_pixels_count_for_nothing():
     _, labels = scene(1)
     labels[:, :4] = 255
@@ -262,22 +271,23 @@ def test_each_group_reaches_the_image(name):
 
 
 def test_momentum_sums_normalised_gradients():
+    """The second gradient is of one pixel alone, so that its norms are in other proportions than those of the first."""
     core = begun()
     core.step(core.weigh(Weighting(), 0.5, momentum=0.3))
     at, first = core.adversarial.detach().clone(), core.gradient
-    core.update(core.weigh(Weighting(), 0.5, momentum=0.3))
+    spec = core.weigh(Weighting(), 0.5, momentum=0.3)
+    one = torch.zeros_like(spec.weights)
+    one[:, 5, 5] = 1.0
+    core.update(replace(spec, weights=one))
     second = core.gradient
 
-    def unit(g):
-        return g / g.abs().sum(dim=(1, 2, 3), keepdim=True)
-
-    def moved(momentum):
-        direction = unit(second) + momentum * unit(first)
-        return core.ball.project(at + 0.5 * 0.05 * direction.sign())
+    def moved(momentum, order=1):
+        unit_first, unit_second = (g / g.flatten(1).norm(p=order, dim=1).view(-1, 1, 1, 1) for g in (first, second))
+        return core.ball.project(at + 0.5 * 0.05 * (unit_second + momentum * unit_first).sign())
 
     assert torch.allclose(core.adversarial, moved(0.3), atol=1e-7)
-    assert not torch.allclose(moved(0.3), moved(0.0), atol=1e-7)
-    assert not torch.allclose(moved(0.3), moved(1.0), atol=1e-7)
+    for other in (moved(0.0), moved(1.0), moved(0.3, order=2), moved(0.3, order=torch.inf)):
+        assert not torch.allclose(core.adversarial, other, atol=1e-7)
 
 
 def test_a_linear_victim_on_a_patch_of_its_own_range():

@@ -1,5 +1,6 @@
 """Attacks with steps of their own, by other knowledge, and by name (docs/rp-pgd.md, Method 26)."""
 
+import math
 from functools import cache
 
 import pytest
@@ -141,25 +142,21 @@ def test_adam_goes_where_the_gradient_points():
         padam(Linear(), images, labels, eps=0.1, loss="js")
 
 
-def test_amsgrad_is_that_of_torch():
-    """With gradients that are not rescaled (largest value 1 in each step) the steps are torch's own Adam's."""
-    slope = torch.tensor([[[[1.0, -0.3], [0.1, -1.0]]]])
-
-    class Slope(nn.Module):
-        def forward(self, x):
-            value = (slope * x).sum(dim=(1, 2, 3), keepdim=True).expand(len(x), 1, 2, 2)
-            return torch.cat([torch.zeros_like(value), 1e-3 * value], dim=1)
-
+def test_amsgrad_is_that_of_torch(monkeypatch):
+    """Of gradients whose largest value is 1, which rescaling leaves alone: one shrinks, so that its square was highest
+    before."""
+    slopes = [torch.tensor([[[[1.0, -0.9 * 0.8**t], [0.1, -1.0]]]]) for t in range(30)]
     images, labels = torch.full((1, 1, 2, 2), 0.5), torch.zeros(1, 2, 2, dtype=torch.int64)
     change = torch.zeros_like(images, requires_grad=True)
     adam = torch.optim.Adam([change], lr=0.004, amsgrad=True, maximize=True)
-    for _ in range(5):
+    for slope in slopes:
         change.grad = slope.clone()
         adam.step()
         with torch.no_grad():
             change.clamp_(-0.1, 0.1)
-    found = padam(Slope(), images, labels, eps=0.1, steps=5, step_size=0.004, random_start=False)
-    assert torch.allclose(found - images, change.detach(), atol=1e-5)
+    monkeypatch.setattr("segarena.attacks.core.AttackCore.differentiate", lambda core, spec: slopes.pop(0))
+    found = padam(trained(), images.expand(1, 2, 2, 2), labels, eps=0.1, steps=30, step_size=0.004, random_start=False)
+    assert torch.allclose(found - images, change.detach(), atol=1e-6)
 
 
 def test_dag_stops_where_nearly_all_is_wrong_and_says_how_far_that_is():
@@ -221,6 +218,45 @@ def test_transfer_asks_the_model_as_often_as_it_may_and_takes_no_gradient_of_it(
         transfer(deaf, images, labels, eps=EPS, surrogates=[])
     with pytest.raises(ValueError, match=r"a surrogate gives \[3, 4, 11, 11\] but the model gives logits \[3, 3, 11"):
         transfer(deaf, images, labels, eps=EPS, surrogates=[TinyNet(classes=4)])
+
+
+def test_transfer_tries_weights_one_after_the_other_and_keeps_what_helps(monkeypatch):
+    """Of four pixels 4 are right at first, 3 after the first attack, 2 from the lowering of the first weight on."""
+    images, labels, left, tried = torch.full((1, 1, 2, 2), 0.5), torch.zeros(1, 2, 2, dtype=torch.int64), [4, 3, 3], []
+
+    class Scripted(nn.Module):
+        def forward(self, x):
+            right = torch.arange(4).view(1, 1, 2, 2) < (left.pop(0) if left else 2)
+            return torch.cat([right, ~right], dim=1).float() + 0 * x
+
+    def attack(self, start, weights, steps):
+        tried.append((round(1000 * float((start - images).mean())), weights[0].tolist()))
+        return start + 0.001
+
+    monkeypatch.setattr("segarena.attacks.transfer._Ensemble.attack", attack)
+    found = transfer(Scripted(), images, labels, eps=EPS, surrogates=[nn.Identity()] * 2, queries=10)
+    kept = (0.475 / 0.975, 0.5 / 0.975)
+    changes = [(kept, n, sign / 40) for n in (0, 1) for sign in (1, -1)]
+    changes = [((0.5, 0.5), 0, 1 / 40), ((0.5, 0.5), 0, -1 / 40), *changes[2:], *changes, (kept, 0, 1 / 80)]
+    assert [start for start, _ in tried] == [0, 1, 1, *[2] * 7], "from the best image so far"
+    assert tried[0][1] == [0.5, 0.5]
+    for (_, weights), (known, number, change) in zip(tried[1:], changes, strict=True):
+        moved = [value + change * (n == number) for n, value in enumerate(known)]
+        assert weights == pytest.approx([value / sum(moved) for value in moved], abs=1e-6)
+    assert found.mean().item() == pytest.approx(0.502, abs=1e-6)
+
+
+def test_windows_of_a_square_search_shrink_as_the_page_says(monkeypatch):
+    shares = []
+
+    def sides(share, spatial):
+        shares.append(share)
+        return [1] * len(spatial)
+
+    monkeypatch.setattr("segarena.attacks.square.window_sides", sides)
+    square(trained(), *scene(1), eps=EPS, steps=100, generator=torch.Generator().manual_seed(0))
+    halved = {0: 0, 1: 2, 2: 3, 4: 3, 5: 4, 9: 4, 10: 5, 19: 5, 20: 6, 39: 6, 40: 7, 59: 7, 60: 8, 79: 8, 80: 9, 99: 9}
+    assert {step: round(math.log2(0.8 / shares[step])) for step in halved} == halved
 
 
 # -- names ---------------------------------------------------------------------------------------------------------

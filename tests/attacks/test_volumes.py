@@ -335,6 +335,32 @@ def test_the_released_square_begins_with_stripes_of_one_axis_and_never_shrinks_i
     torch.testing.assert_close(stripes.abs(), torch.full_like(stripes, 4 * EPS.value))
 
 
+def test_rog_has_dlr_where_there_are_three_classes():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 1, 6, 6, 6, generator=generator)
+    left = {}
+    for classes in (2, 3):
+        model, labels = (
+            nn.Conv3d(1, classes, 3, padding=1),
+            torch.randint(0, classes, (2, 6, 6, 6), generator=generator),
+        )
+        report = robustness_report(
+            model, images, labels, eps="8/255", attacks="rog", bounds="image", progress=False, sanity=False
+        )
+        left[classes] = (report.left_out, {one.attack for one in report.results})
+    four = {"clean", "seat_apgd", "seat_pgd", "fab_5", "seat_square"}
+    assert left == {2: (["seat_apgd_dlr"], four), 3: ([], four | {"seat_apgd_dlr"})}
+    with pytest.raises(ValueError, match="'seat_apgd_dlr' needs three_classes: give it, or leave it out"):
+        robustness_report(
+            nn.Conv3d(1, 2, 3, padding=1),
+            images,
+            labels.clamp(max=1),
+            eps="8/255",
+            attacks=["seat_apgd_dlr"],
+            bounds="image",
+        )
+
+
 def test_trades_moves_the_prediction_and_looks_at_no_label():
     images, labels = scene(3, 3, seed=48)
     common = {"eps": 0.05, "steps": 5}
@@ -358,7 +384,7 @@ def test_presets_of_volumes_name_what_the_protocols_run():
     }  # fmt: skip
     assert not {one.kind for name in ("seat", "strict") for one in preset(name)} - {"none", "white", "black"}
     assert not any(one.needs for name in ("seat", "strict") for one in preset(name))
-    assert {"seat", "strict"} <= PRESETS.keys()
+    assert {"seat", "strict", "rog"} <= PRESETS.keys()
 
 
 ALONE = {

@@ -73,6 +73,11 @@ def test_the_cells_of_as_many_phantoms_as_an_environment_has_are_made_once(net, 
     for case in (*range(16), *range(16)):
         cam(case, torch.tensor([0]))
     assert len(made) == 16
+    monkeypatch.setattr("segarena.classifiers.window_cam.MOST_KEPT", 2 * cam._columns(0).nbytes)
+    few = WindowCam(net, lattice, [image()] * 3)
+    for case, number in ((0, 1), (1, 2), (0, 2), (2, 3), (0, 3), (1, 4)):  # what was not needed for longest makes room
+        few(case, torch.tensor([0]))
+        assert len(made) == 16 + number
 
 
 class Halves:

@@ -49,6 +49,17 @@ def test_an_attack_gains_nothing_on_itself(settings):
         env.reset()
 
 
+@pytest.mark.parametrize(("best", "damage"), [(False, 0.1), (True, 0.3)])
+def test_a_paired_attack_is_judged_by_the_image_that_counts(monkeypatch, best, damage):
+    """.80, .50, .70: its last image has lost .10, its best one .30."""
+    values = iter([0.8, 0.5, 0.7])
+    env = made(1, horizons=(2,), paired_baseline="pgd", best_iterate=best)
+    monkeypatch.setattr("segarena.envs.attack_starts.measures", lambda _: {"miou": torch.tensor([next(values)])})
+    env.seed([0])
+    env.reset()
+    assert env.baseline.item() == pytest.approx(damage)
+
+
 def test_a_stronger_attack_gains_more_than_chance():
     returns = {}
     for name in ("pgd", "random"):
@@ -99,6 +110,7 @@ def test_the_best_image_counts_where_that_is_chosen():
         total, lowest = total + reward, torch.minimum(lowest, env.now["miou"])
     assert torch.allclose(env.worth["miou"], lowest)
     assert torch.allclose(total, env.begun_at - lowest, atol=1e-6)
+    assert torch.allclose(env.observe()[:, 23], total, atol=1e-6), "the damage so far that is seen"
     assert (env.worth["miou"] <= last.worth["miou"]).all()
     assert not torch.equal(env.x_adv, last.x_adv)
 

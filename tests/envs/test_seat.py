@@ -39,12 +39,10 @@ def test_a_segment_is_some_minibatches_of_replays_on_drawn_patches():
             row = order[number : number + 1]
             numbers = drawn[which, rounds * volumes :].view(3, 1, DRAWS)[number]
             images, labels = twin.sampler.draw(row, row % 2 == 0, numbers)
-            iterations = torch.zeros(2, dtype=torch.int64).index_fill(0, actions(which), 2 - which)
+            live = [torch.tensor([which])] * (2 - which)
             both = (images.expand(2, 1, *images.shape[1:]), labels.expand(2, 1, *labels.shape[1:]))
             kept = twin.victims.noise.clone()
-            loss, _ = twin.victims.replay(
-                *both, torch.full((2,), twin.eps), 0.5, iterations, 2 - which, torch.full((2,), 0.05)
-            )
+            loss, _ = twin.victims.replay(*both, torch.full((2,), twin.eps), 0.5, live, torch.full((2,), 0.05))
             twin.victims.noise[1 - which] = kept[1 - which]
             losses = losses + loss
     torch.testing.assert_close(env.victims.weights, twin.victims.weights, rtol=0, atol=1e-5)
@@ -116,6 +114,19 @@ def test_an_episode_ends_with_its_budget_or_after_its_segments():
     assert [*seen, float(env.observe()[0, 12])] == pytest.approx([0, 2 / 5])
 
 
+def test_an_episode_that_is_over_costs_no_pass_while_others_go_on():
+    env, alone = begun(2, budget=5, horizon=4), begun(1, seeds=[1], budget=5, horizon=4)
+    for step in range(4):
+        kept = env.victims.weights.clone()
+        env.step(actions(2, 1))  # the first is over after 2 + 3 passes
+        alone.step(actions(1))
+        assert torch.equal(kept[0], env.victims.weights[0]) is (step > 1)
+        assert torch.equal(env.victims.weights[1], alone.victims.weights[0]), "the other one plays as alone"
+        assert torch.equal(env.curves[1], alone.curves[0])
+    assert env.n_passes.tolist() == [5, 4]
+    assert env.observe().isfinite().all()
+
+
 def test_an_observation_shows_time_magnitudes_losses_dice_and_cost():
     env = begun(1, segment=2)
     first = env.observe()[0]
@@ -147,7 +158,7 @@ def test_the_learning_rate_is_halved_where_the_validation_loss_stands_still():
 
 @pytest.mark.parametrize(("name", "make"), [("seat", SEAT), ("m_plus", MPlus)])
 def test_the_controller_plays_as_it_decides_by_the_magnitudes_that_are_shown(name, make):
-    env = begun(3, horizon=16, most=5)
+    env = begun(3, horizon=16, most_iterations=5)
     policy = RULES[name].policy(env, 0)
     controllers, chosen = [make(5) for _ in range(3)], []
     for segment in range(16):
@@ -237,7 +248,7 @@ def test_free_training_makes_a_victim_robust_that_training_without_noise_does_no
         "segment": 20,
         "batch_size": 4,
         "width": 4,
-        "most": 5,
+        "most_iterations": 5,
         "eps": 0.08,
         "learning_rate": 0.03,
         "probe_steps": 2,
@@ -262,7 +273,7 @@ def test_free_training_makes_a_victim_robust_that_training_without_noise_does_no
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"most": 0}, "most is 0 but must"),
+        ({"most_iterations": 0}, "most_iterations is 0 but must"),
         ({"segment": 0}, "segment is 0 but must"),
         ({"eps": 8}, "8 grey levels are 8/255"),
         ({"width": 1}, "width is 1 but must"),

@@ -14,7 +14,7 @@ from torch import nn
 KS = torch.tensor([1, 3, 2, 5])
 
 
-def test_adam_is_that_of_pytorch_and_stays_where_it_is_masked():
+def test_adam_is_that_of_pytorch():
     generator = torch.Generator().manual_seed(0)
     weights, rate = torch.randn(3, 7, generator=generator), torch.tensor([0.1, 0.01, 0.1])
     plain = [nn.Parameter(row.clone()) for row in weights]
@@ -25,18 +25,12 @@ def test_adam_is_that_of_pytorch_and_stays_where_it_is_masked():
     state = Adam.fresh(weights)
     for number in range(12):
         gradient = torch.randn(3, 7, generator=generator) * (1 + 10 * (number < 3))  # so that amsgrad matters
-        active = torch.tensor([True, number % 2 == 0, number < 5])
-        before = [one.clone() for one in (weights, *state)]
-        weights, state = adam_step(weights, gradient, state, rate, active, weight_decay=0.01)
+        weights, state = adam_step(weights, gradient, state, rate, weight_decay=0.01)
         for row, (one, optimizer) in enumerate(zip(plain, optimizers, strict=True)):
-            if active[row]:
-                one.grad = gradient[row].clone()
-                optimizer.step()
-            else:
-                for new, old in zip((weights, *state), before, strict=True):
-                    assert torch.equal(new[row], old[row])
+            one.grad = gradient[row].clone()
+            optimizer.step()
     torch.testing.assert_close(weights, torch.stack([one.detach() for one in plain]), rtol=0, atol=1e-6)
-    assert state.updates.tolist() == [12, 6, 5]
+    assert state.updates.tolist() == [12, 12, 12]
     assert not torch.equal(state.highest, state.square)
 
 
@@ -97,6 +91,29 @@ def test_a_victim_that_is_done_stays_as_it_is_while_others_go_on():
     assert not torch.equal(few.noise[1], many.noise[1])
 
 
+def test_a_victim_that_is_done_costs_no_pass(monkeypatch):
+    made, seen = victims(4), []
+    run = made.run
+    monkeypatch.setattr(
+        made, "run", lambda weights, *given, **named: seen.append(len(weights)) or run(weights, *given, **named)
+    )
+    taught(made, list(minibatches(4, 1)), KS)
+    assert seen == [4, 3, 2, 1, 1]
+    taught(made, list(minibatches(4, 1)), torch.tensor([0, 0, 2, 0]))
+    assert seen[5:] == [1, 1]
+
+
+def test_a_victim_is_the_same_bit_for_bit_whoever_else_is_passed():
+    of = list(minibatches(4, 2))
+    whole = victims(4)
+    taught(whole, of, KS)
+    for kept in ([3], [1, 3], [0, 1, 3]):
+        part = victims(4)
+        taught(part, of, torch.tensor([int(KS[e]) if e in kept else 0 for e in range(4)]))
+        for one, other in zip(whole.state().values(), part.state().values(), strict=True):
+            assert torch.equal(one[3], other[3]), kept
+
+
 def test_the_noise_keeps_to_the_ball_of_each_victim():
     made, of = victims(2), list(minibatches(2, 1))
     images, labels = of[0]
@@ -106,7 +123,7 @@ def test_the_noise_keeps_to_the_ball_of_each_victim():
     assert ((reached >= low) & (reached <= high)).all()
     share = (made.noise.flatten(0, 1).abs() / (high - low)).amax(dim=(1, 2, 3, 4))
     assert share.tolist() == pytest.approx([EPS] * 4, rel=1e-4)
-    made.replay(images, labels, torch.tensor([0.0, EPS]), 0.5, torch.tensor([1, 1]), 1, torch.zeros(2))
+    made.replay(images, labels, torch.tensor([0.0, EPS]), 0.5, [torch.tensor([0, 1])], torch.zeros(2))
     assert made.noise.flatten(1).abs().amax(dim=1).gt(0).tolist() == [False, True]
 
 

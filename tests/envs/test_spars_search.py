@@ -81,6 +81,8 @@ def test_the_reward_is_what_either_discovered(reward):
     assert torch.allclose(total, SCALE * (env.found - start), atol=1e-4), "what was discovered adds up"
     assert torch.allclose(env.total.sum(0), total, atol=1e-5)
     assert (env.info()["win"] == torch.sign(env.total[0] - env.total[1])).all(), "who discovered more in the episode"
+    env.reset()
+    assert not env.total.any()
 
 
 def test_discovery_is_the_rise_of_the_likeness_with_what_all_scores_say():
@@ -175,8 +177,32 @@ def test_the_observation_is_what_is_known_of_the_windows_in_reach():
         assert torch.allclose(state["time"], torch.full((6,), 2 * 3 / 8 - 1))
         highest = torch.where(env.posterior.seen, ball_score(None, env.lattice.corners()), 0.0).amax(1)
         assert torch.equal(state["highest f seen"], highest)
+        assert torch.allclose(state["mean σ"], env.posterior.variance.sqrt().mean(1))
+        assert torch.allclose(state["predicted share of the volume"], env._p.mean(1))
         some = env.observe(torch.tensor([4, 1]), player=player)
         assert all(torch.equal(some[name], obs[name][[4, 1]]) for name in obs)
+
+
+@pytest.mark.parametrize("phase", [(0, 0, 0), (2, 1, 3)])
+def test_around_a_window_are_its_neighbours_and_its_blocks_and_nothing_beyond_the_border(phase):
+    env = search(phase=phase)
+    env._p = torch.rand(env._p.shape, generator=torch.Generator().manual_seed(0))
+    env.posterior.mean[:] = -0.25
+    highest, _, p = env._around()
+    assert (highest == -0.25).all()
+    under = torch.stack([env.lattice.covered(torch.tensor([[at]]))[0].flatten() for at in range(env.lattice.size)])
+    assert (under.sum(dim=1) == 2 * 2 * 2).all()
+    assert torch.allclose(p, env._p @ under.float().T / 8, atol=1e-6)
+
+
+def test_a_greedy_competitor_looks_where_tumour_is_likeliest():
+    env, generator = search(opponent="greedy"), torch.Generator().manual_seed(5)
+    for _ in range(3):
+        env.step(some_action(env, generator))
+    likely = env.posterior.mean.gather(1, env.candidates(1)).clamp(0, 1).masked_fill(~env.action_masks(1), -1.0)
+    chosen = likely.gather(1, env._answer()[:, None])[:, 0]
+    assert torch.equal(chosen, likely.amax(dim=1))
+    assert (chosen > likely.mean(dim=1)).all()
 
 
 def test_masks_leave_seen_windows_out_unless_all_are_seen():
@@ -199,19 +225,24 @@ def test_a_coin_says_who_moves_first_and_each_side_is_as_good():
 
 
 def test_an_episode_is_the_same_alone_and_among_others_and_after_a_checkpoint():
-    def play(env, steps, generator):
-        return [env.advance(some_action(env, generator) * 0 + step).obs["state"] for step in range(steps)]
+    def play(env, steps):
+        told = []
+        for step in range(steps):
+            advance = env.advance(torch.full((env.num_envs,), step))
+            looked = env.painting.last_step()[0].T  # before a checkpoint too: of a competitor that is first in a round
+            told.append((advance.obs["state"], advance.reward, looked))
+        return told
 
     together, alone = search(num_envs=3, opponent="random"), search(num_envs=1, opponent="random")
     alone.seed([2])
     alone.reset()
-    both = [play(env, 20, torch.Generator()) for env in (together, alone)]
-    for one, other in zip(*both, strict=True):
-        assert torch.allclose(one[2], other[0], atol=1e-6)
+    for one, other in zip(play(together, 20), play(alone, 20), strict=True):
+        assert all(torch.allclose(part[2], own[0], atol=1e-6) for part, own in zip(one, other, strict=True))
+    assert together._second.any()
     again = search(num_envs=3, opponent="random")
     again.load_state(together.state())
-    for one, other in zip(play(together, 12, None), play(again, 12, None), strict=True):
-        assert torch.equal(one, other)
+    for one, other in zip(play(together, 12), play(again, 12), strict=True):
+        assert all(torch.equal(part, own) for part, own in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -237,3 +268,17 @@ def test_an_episode_is_the_same_alone_and_among_others_and_after_a_checkpoint():
 def test_what_does_not_go_together_is_refused(bad, said):
     with pytest.raises(ValueError, match=said):
         SparsEnv(**{"profile": "search", "cases": ["phantom_02000"], "score_source": "oracle_fraction", **bad})
+
+
+def test_a_competitor_with_a_memory_is_refused():
+    class Remembers:
+        recurrent = True
+
+        def act(self, obs, deterministic, starts):
+            raise AssertionError
+
+    env = search()
+    with pytest.raises(ValueError, match="a recurrent policy, but profile 'search' has none"):
+        env.set_opponent(Remembers())
+    with pytest.raises(ValueError, match="a recurrent policy, but profile 'search' has none"):
+        search(opponent=Remembers())

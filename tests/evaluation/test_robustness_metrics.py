@@ -95,6 +95,14 @@ def test_the_search_ends_where_no_single_image_lowers_the_mean():
     assert np.array_equal(chosen, worst_by_search(found, seed=3))
 
 
+def test_the_search_begins_with_the_attack_of_the_lowest_mean():
+    """All 0 leaves 0.25, nearly all 1 less; one image of each leaves more than either, so that no single one moves."""
+    labels = [[0] * 4 + [1] * 4] * 2
+    zeros, ones = counts_of([[0] * 8] * 2, labels, 2), counts_of([[1] * 7 + [0]] * 2, labels, 2)
+    for first, found in (([zeros, ones], [1, 1]), ([ones, zeros], [0, 0])):
+        assert worst_by_search(first).tolist() == found
+
+
 def test_the_worst_accuracy_is_that_of_each_image():
     found = rivals(seed=7)
     worst = mixed(found, worst_by_image(found))

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from segarena.segmenters.expected_dice import BINS, LARGEST_LOGIT, Calibration, count, logit
+from segarena.segmenters.expected_dice import BINS, LARGEST_LOGIT, Calibration, Presence, count, logit
 
 
 def test_a_calibration_finds_the_curve_that_the_labels_were_drawn_from():
@@ -99,3 +99,42 @@ def test_where_a_map_is_0_there_is_no_mask_whatever_the_calibration():
         assert (few > calibration.level(few)).tolist() == [True, True, False, False]
     sure = torch.full((3,), 0.9)
     assert (sure > Calibration(1.0, 0.0).level(sure)).all()
+
+
+def test_the_expected_dice_is_that_of_the_best_mask():
+    values = torch.tensor([0.9, 0.2, 0.95, 0.6])
+    calibration = Calibration(0.7, -1.0)
+    theta, dice = calibration.best(values)
+    p = torch.sigmoid(0.7 * logit(values.double()) - 1.0)
+    assert theta == calibration.level(values)
+    assert dice == pytest.approx(float(expected_dice(p, values > theta)), rel=1e-6)
+
+
+@pytest.mark.parametrize(("offset", "kept"), [(3.0, True), (-0.5, True), (-1.0, False), (-3.0, False)])
+def test_there_is_a_mask_where_it_has_the_higher_expected_dice_than_none(offset, kept):
+    values, calibration, curve = (
+        torch.tensor([0.9, 0.2, 0.95, 0.6, 0.0]),
+        Calibration(0.7, -1.0),
+        Calibration(1.0, offset),
+    )
+    theta, dice = calibration.best(values)
+    chance = dice / (dice + (1 - dice) * math.exp(-offset))  # sigmoid of logit D + offset
+    assert (chance * dice > 1 - chance) == kept
+    mask = values > Presence(curve).level(calibration, values)
+    assert mask.any() == kept
+    assert torch.equal(mask, values > theta) or not kept
+
+
+def test_presence_learns_that_a_case_with_a_good_mask_has_tumour():
+    rng = torch.Generator().manual_seed(0)
+    dice = torch.rand(20_000, generator=rng, dtype=torch.float64)
+    tumour = torch.rand(20_000, generator=rng) < torch.sigmoid(1.5 * logit(dice) + 0.5)
+    curve = Presence.fit(dice, tumour).curve
+    assert curve.slope == pytest.approx(1.5, abs=0.1)
+    assert curve.offset == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("tumour", [True, False])
+def test_presence_needs_cases_of_both_kinds(tumour):
+    with pytest.raises(ValueError, match="of 3 validation cases have tumour, so what speaks for none"):
+        Presence.fit(torch.rand(3).double(), torch.full((3,), tumour))

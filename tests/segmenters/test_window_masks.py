@@ -39,6 +39,8 @@ def test_how_often_a_window_was_visited_does_not_matter_but_to_the_sum():
     for reduce in REDUCE:
         maker = MaskMaker(LATTICE, reduce, "blocks")
         assert torch.equal(maker.paint(at, scores, range(len(at))), maker.paint(once, distinct, range(len(once))))
+    found = maker.seen(torch.tensor([[3, 9, 3, -1]]), torch.tensor([[0.0, 0.25, 0.5, 0.9]]))[0]  # blanked, then not
+    assert (float(found[3]), float(found[9]), int(found.isnan().sum())) == (0.5, 0.25, LATTICE.size - 2)
     summed = MaskMaker(LATTICE, "sum", "blocks")
     assert float(summed.paint(at, scores, [0]).max()) == 1.25
     assert float(summed.paint(once, distinct, [0]).max()) == 0.75
@@ -97,3 +99,6 @@ def test_shares_of_whole_volumes_are_made_once_and_never_those_of_other_scores()
         fresh = MaskMaker(LATTICE, "mean", "blocks", evidence=Corner())
         assert torch.equal(maker.blocks(other[None], [0]), fresh.blocks(other[None], [0]))
         assert torch.equal(maker.blocks(seen[None], [1]), fresh.blocks(seen[None], [1]))
+    asked, some = evidence.asked, seen.where(seen > 0.5, torch.nan)
+    maker.blocks(torch.stack((some, seen)), [1, 1])
+    assert evidence.asked == asked + 1, "windows of an episode are not kept in place of a whole volume"

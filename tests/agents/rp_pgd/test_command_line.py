@@ -31,6 +31,7 @@ from segarena.segmenters.sliding import Protocol
 from segarena.segmenters.unet import UNet
 
 ROOT = Path(segarena.__file__).parent
+VOC_REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "VOCdevkit"
 
 
 def write(path, **changes):
@@ -305,6 +306,20 @@ def test_photographs_from_a_folder(tmp_path):
     assert load_victim(tmp_path / "run" / "segmenter" / "victim.safetensors", 21)[1][5] == "bottle"
     (tmp_path / "voc" / "JPEGImages" / "photo_2.jpg").write_bytes(b"no picture")
     assert main(["train", "--config", str(tmp_path / "voc.yaml"), *crops, "--out", str(tmp_path / "bad")]) == 2
+
+
+@pytest.mark.skipif(not VOC_REAL.is_dir(), reason="needs real photographs in ../shared/data/VOCdevkit")
+def test_real_photographs_are_read_and_judged(tmp_path, capsys):
+    data = {"data": str(VOC_REAL), "size": 65, "fit": "crop", "long_side": 129}
+    tiny = {key: value for key, value in TINY.items() if key != "data"}
+    (tmp_path / "voc.yaml").write_text(yaml.safe_dump({**tiny, "data": data, "test_split": "val"}))
+    options = ["--augmentation", "{crop: 65}", "--training.batch_size", "2", "--training.epochs", "1"]
+    assert main(["train", "--config", str(tmp_path / "voc.yaml"), *options, "--out", str(tmp_path / "run")]) == 0
+    assert main(["evaluate", "--run", str(tmp_path / "run")]) == 0
+    (result,) = read_results(tmp_path / "run" / "evaluation" / "test")
+    assert result.origins["real"] == len(result.cases) == 1
+    assert 0 <= result.metrics["worst_nmiou"] <= result.metrics["clean_nmiou"] < 0.5, "one epoch of two photographs"
+    assert "1 real" in capsys.readouterr().out
 
 
 def test_options_of_agents_are_refused(trained, tmp_path, capsys):

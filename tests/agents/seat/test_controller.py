@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from segarena.agents.seat.controller import DEAT, SEAT, Amata, MPlus, Schedule, make_schedule
+from segarena.agents.seat.controller import DEAT, SEAT, Amata, MPlus, Schedule, SEATPlus, make_schedule
 
 
 def trace(schedule, magnitudes, epochs):
@@ -61,15 +61,25 @@ def test_m_plus_rises_like_seat_and_never_falls():
     assert found[12][1] == pytest.approx(15.4), "the threshold is that of the last change"
 
 
+def test_seat_plus_falls_only_beyond_a_band_as_wide_as_that_above():
+    magnitudes = {4: 10, 6: 12, 9: 11.5, 12: 10.95, 15: 10.85, 18: 10.9, 21: 12, 24: 9.8, 27: 1}
+    found = trace(SEATPlus(), magnitudes, 27)
+    expected = {6: (3, 13.2), 9: (3, 13.2), 12: (3, 13.2), 15: (2, 11.935), 18: (2, 11.935), 21: (3, 13.2)}
+    expected |= {24: (2, 10.78), 27: (2, 10.78)}  # 12 / 1.1 is 10.909
+    for epoch, (iterations, threshold) in expected.items():
+        assert found[epoch] == (iterations, pytest.approx(threshold)), epoch
+    assert trace(SEAT(), magnitudes, 9)[9][0] == 2, "the other one falls at once"
+
+
 def test_the_others_ask_no_magnitude():
-    deat = trace(DEAT(most=3, period=2), {}, 7)
+    deat = trace(DEAT(most_iterations=3, period=2), {}, 7)
     assert [deat[epoch][0] for epoch in range(1, 8)] == [1, 2, 2, 3, 3, 3, 3]
-    amata = trace(Amata(most=5, epochs=9), {}, 9)
+    amata = trace(Amata(most_iterations=5, epochs=9), {}, 9)
     assert [amata[epoch][0] for epoch in range(1, 9)] == [1, 2, 3, 3, 3, 4, 5, 5]
     assert {K for K, _ in trace(Schedule(4), {2: math.nan}, 5).values()} == {4}
 
 
-@pytest.mark.parametrize("name", ["constant", "seat", "m_plus", "deat_d", "amata"])
+@pytest.mark.parametrize("name", ["constant", "seat", "seat_plus", "m_plus", "deat_d", "amata"])
 def test_a_schedule_that_is_read_again_goes_on_alike(name):
     def made():
         return make_schedule(name, 5, 3, 1.1, 27)
@@ -86,7 +96,7 @@ def test_a_schedule_that_is_read_again_goes_on_alike(name):
 
 
 def test_what_makes_no_schedule_is_refused():
-    with pytest.raises(ValueError, match="most is 0"):
+    with pytest.raises(ValueError, match="most_iterations is 0"):
         Schedule(0)
     with pytest.raises(ValueError, match=r"gamma 1\.0"):
         SEAT(gamma=1.0)

@@ -110,6 +110,40 @@ def test_pgd_training_learns_from_the_last_image_alone(mode):
     assert trainer.passes == 4
 
 
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("tau", [0, 1])
+def test_fat_ends_the_attack_of_each_patch_some_steps_after_it_succeeded(mode, tau):
+    images, labels = toy_batch()
+    plain = toy_network()
+
+    def dice_of(shown):
+        ball = plain(shown).argmax(dim=1) == 1
+        both = (ball & (labels == 1)).flatten(1).sum(1)
+        return 2 * both / (ball.flatten(1).sum(1) + (labels == 1).flatten(1).sum(1))
+
+    threshold = float(dice_of(images).median())  # of the clean patches some succeed at once
+    settings = {"method": "pgd", "start": "zero", "step_share": 0.25, "attack_mode": mode}
+    net, _, _ = trained([(images, labels)], tau=tau, dice_threshold=threshold, **settings)
+    delta, succeeded, steps = torch.zeros_like(images), [None] * 4, [0] * 4
+    for k in range(3):
+        dice = dice_of(images + delta)
+        leaf = (images + delta).requires_grad_()
+        (gradient,) = torch.autograd.grad(dice_ce(plain(leaf), labels), leaf)
+        moved, radius = clipped(images, delta)
+        moved, _ = clipped(images, moved + 0.25 * radius * gradient.sign())
+        for n in range(4):
+            succeeded[n] = k if succeeded[n] is None and dice[n] <= threshold + 1e-4 else succeeded[n]
+            if succeeded[n] is None or k - succeeded[n] < tau:
+                delta[n], steps[n] = moved[n], steps[n] + 1
+    assert min(steps) == tau, steps
+    assert len(set(steps)) > 1, steps
+    optimizer = optimizer_of(plain)
+    optimizer.zero_grad()
+    dice_ce(plain(images + delta), labels).backward()
+    optimizer.step()
+    alike(net, plain)
+
+
 def test_dropout_is_off_in_the_attack_of_pgd_and_on_where_it_learns():
     seen = []
 
@@ -128,21 +162,23 @@ def test_dropout_is_off_in_the_attack_of_pgd_and_on_where_it_learns():
 
 def test_trades_weighs_the_divergence(monkeypatch):
     images, labels = toy_batch()
-    monkeypatch.setattr(torch, "randn_like", lambda x: torch.ones_like(x))
+    monkeypatch.setattr(torch, "randn", lambda shape, **_: torch.ones(shape))
     net, _, trainer = trained([(images, labels)], method="trades", trades_steps=2, beta=6.0)
     plain = toy_network()
     low, high = limits(images)
     radius = EPS * (high - low)
     clean = plain(images).detach()
-    delta, _ = clipped(images, 0.001 * torch.ones_like(images))
+    delta, _ = clipped(images, 0.001 * (high - low) * torch.ones_like(images))
 
     def apart(first, second):
         log_p = first.log_softmax(dim=1)
         return (log_p.exp() * (log_p - second.log_softmax(dim=1))).sum(dim=1).mean()
 
+    magnitudes = []
     for _ in range(2):
         leaf = (images + delta).requires_grad_()
         (gradient,) = torch.autograd.grad(apart(clean, plain(leaf)), leaf)
+        magnitudes.append(float(gradient.abs().sum()))
         delta, _ = clipped(images, delta + 0.5 * radius * gradient.sign())
     optimizer = optimizer_of(plain)
     optimizer.zero_grad()
@@ -151,6 +187,8 @@ def test_trades_weighs_the_divergence(monkeypatch):
     optimizer.step()
     alike(net, plain)
     assert trainer.passes == 5
+    found = float(trainer.sums["grad_l1_raw"] / trainer.sums["measured"])
+    assert found == pytest.approx(sum(magnitudes) / 2, rel=1e-3)
     other, _, _ = trained([(images, labels)], method="trades", trades_steps=2, beta=0.0)
     assert any(
         float((a - b).detach().abs().max()) > 1e-4 for a, b in zip(net.parameters(), other.parameters(), strict=True)
@@ -205,6 +243,8 @@ def test_steps_may_shrink_with_the_iterations_down_to_a_least_one():
     deat = toy_config(step_share=None, eps="8/255", least_step=10 / 255)
     assert [deat.step(iterations) for iterations in (1, 5)] == pytest.approx([1.25, 1.25])
     assert toy_config(eps="16/255", least_step=10 / 255).step(5) == pytest.approx(0.625)
+    plus = toy_config(step_share=None, eps="8/255", least_step=2 / 255)
+    assert [plus.step(iterations) for iterations in (1, 3, 4, 5)] == pytest.approx([1, 1 / 3, 0.25, 0.25])
     halves, _, _ = trained([toy_batch()], iterations=2, step_share=None)
     fixed, _, _ = trained([toy_batch()], iterations=2, step_share=0.5)
     alike(halves, fixed, atol=0)

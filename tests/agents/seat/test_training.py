@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def attacked_dice(net, eps="24/255", steps=10):
 @pytest.fixture(scope="module")
 def robust(tmp_path_factory):
     """Networks after as many passes on clean and on attacked patches."""
-    settings = {"learning_rate": 0.01, "iterations": 4, "epochs": 12, "eps": "24/255"}
+    settings = {"learning_rate": 0.01, "most_iterations": 4, "epochs": 12, "eps": "24/255"}
     folder = tmp_path_factory.mktemp("robust")
     noise, _, _ = train_toy(folder / "free", **settings)
     clean, _, _ = train_toy(folder / "clean", noise=False, start="zero", **settings)
@@ -53,7 +54,7 @@ def test_noise_makes_robust_and_as_many_clean_passes_do_not(robust):
 
 
 def test_the_schedule_decides_the_iterations_and_is_logged(tmp_path):
-    _, _, run = train_toy(tmp_path / "seat", schedule="seat", iterations=5, epochs=4)
+    _, _, run = train_toy(tmp_path / "seat", schedule="seat", most_iterations=5, epochs=4)
     lines = run.metrics()
     assert [line["segmenter/iterations"] for line in lines] == [1, 1, 1, 2]
     assert [line["segmenter/passes"] for line in lines] == [3, 6, 9, 15], "12 cases in batches of 4"
@@ -87,7 +88,14 @@ def test_the_learning_rate_follows_the_smoothed_validation_loss(tmp_path, monkey
 
 
 def test_it_ends_once_the_learning_rate_is_low_enough(tmp_path):
-    settings = {"learning_rate": 1e-6, "patience": 1, "epochs": 9, "noise": False, "start": "zero", "iterations": 1}
+    settings = {
+        "learning_rate": 1e-6,
+        "patience": 1,
+        "epochs": 9,
+        "noise": False,
+        "start": "zero",
+        "most_iterations": 1,
+    }
     _, _, run = train_toy(tmp_path / "half", stop_below=0.5, **settings)
     assert len(run.metrics()) == 3, "one epoch, and two without a lower loss"
     _, _, run = train_toy(tmp_path / "quarter", stop_below=0.25, **settings)
@@ -107,7 +115,7 @@ def test_the_optimiser_is_that_of_the_program(tmp_path, monkeypatch):
     program = TrainingConfig()
     train_toy(tmp_path, epochs=1, learning_rate=program.learning_rate)
     assert seen == {"lr": 1e-3, "weight_decay": 1e-5, "amsgrad": True}
-    assert (program.epochs, program.patience, program.iterations) == (1000, 50, 5)
+    assert (program.epochs, program.patience, program.most_iterations) == (1000, 50, 5)
     assert (program.gamma, program.period, program.step_share) == (1.1, 3, 0.5)
 
 
@@ -123,7 +131,7 @@ def test_the_epoch_is_kept_that_the_validation_chooses(tmp_path):
 
 @pytest.mark.parametrize("settings", [{"schedule": "seat"}, {"method": "trades", "trades_steps": 2}])
 def test_a_resumed_training_ends_bit_for_bit_like_one_that_was_not_killed(tmp_path, monkeypatch, settings):
-    settings = {"iterations": 2, "period": 1, "smoothing": 0.5, **settings}
+    settings = {"most_iterations": 2, "period": 1, "smoothing": 0.5, **settings}
     whole, _, _ = train_toy(tmp_path / "whole", epochs=4, **settings)
     monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", -1.0)
     train_toy(tmp_path / "killed", epochs=2, **settings)
@@ -138,6 +146,11 @@ def test_the_probe_decides_where_it_is_asked(tmp_path):
     last = run.metrics()[-1]
     assert last["segmenter/threshold"] > 0
     assert last["segmenter/grad_l1_rel"] > 0
+
+
+def test_seat_plus_is_smoothed_relative_of_the_probe_and_has_a_band():
+    plus = yaml.safe_load((Path(training.__file__).parents[2] / "configs" / "seat" / "seat_plus.yaml").read_text())
+    assert plus["training"] == {"schedule": "seat_plus", "magnitude": "probe", "units": "relative", "smoothing": 0.5}
 
 
 def test_means_and_smoothing_are_those_of_the_method():
@@ -191,11 +204,13 @@ def test_the_window_of_a_task_is_in_z_units():
         ({"eps": 0}, "training.eps"),
         ({"eps": -0.1}, "training.eps"),
         ({"gamma": 1.0}, "gamma"),
-        ({"iterations": 0}, "iterations"),
+        ({"most_iterations": 0}, "iterations"),
         ({"method": "pgd", "noise": False}, "use replay"),
         ({"method": "trades", "start": "zero"}, "leave it out"),
         ({"method": "trades", "schedule": "seat"}, "give constant"),
         ({"smoothing": 1.0}, "smoothing"),
+        ({"tau": 1}, "training.tau is of pgd"),
+        ({"method": "pgd", "tau": -1}, "tau"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(settings, said):
@@ -306,11 +321,10 @@ def test_the_command_line_trains_resumes_evaluates_and_draws(tmp_path, capsys):
     assert (found["settings"]["epochs"], found["settings"]["passes"]) == (2, 8), "8 cases in batches of 4, twice each"
     case = found["cases"][0]
     assert case["worst_dice"] == case["pgd_2_eps_8_255_dice"] <= case["clean_dice"] + 0.05
-    assert {"dice", "dice_ball", "recall_ball"} <= case.keys()
+    assert {"dice", "dice_ball", "recall_ball", "hd95_mm_ball", "nsd"} <= case.keys()
+    assert case["native_dice"] == pytest.approx(case["dice"]), "toys are not resampled"
     assert (run / "evaluation" / "test" / "SEAT_seed0.png").is_file()
     assert main(["render", "--run", str(run), "--out", str(tmp_path / "attack.gif")]) == 0
-    assert main(["predict", "--run", str(run), "--input", str(tmp_path), "--out", str(tmp_path / "masks")]) == 2
-    assert "volume_windows applies it to whole volumes" in capsys.readouterr().err
     assert victim.model.description["width"] == 4
     assert Run.open(run).stage("segmenter").metrics()
 
@@ -332,6 +346,31 @@ def test_the_worst_is_that_of_each_case_over_attacks_and_radii_without_the_clean
         for eps in (4, 8):
             assert case[f"worst_eps_{eps}_255_dice"] == min(case[name] for name in attacks if f"eps_{eps}_" in name)
     assert found["metrics"]["worst_dice"] == pytest.approx(0.3), "the mean over attacks is 0.45"
+
+
+def test_a_case_without_foreground_is_named_or_left_out(tmp_path, monkeypatch, capsys):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    run = tmp_path / "run"
+    assert main(["train", "--config", str(tmp_path / "tiny.yaml"), "--out", str(run)]) == 0
+
+    def emptied(count):
+        def load(*given):
+            pool = load_decathlon(*given)
+            return replace(pool, labels=torch.where(torch.arange(len(pool.labels)) < count * 16**3, 0, pool.labels))
+
+        monkeypatch.setattr(evaluation, "load_decathlon", load)
+
+    emptied(1)
+    capsys.readouterr()
+    assert main(["evaluate", "--run", str(run), "--split", "val"]) == 2
+    assert "phantom_00" in (said := capsys.readouterr().err)
+    assert "has no foreground" in said
+    assert main(["evaluate", "--run", str(run), "--split", "val", "--on_error", "skip"]) == 1
+    (result,) = (run / "evaluation").glob("*/SEAT_seed0.json")
+    assert len(yaml.safe_load(result.read_text())["cases"]) == 1
+    emptied(2)
+    assert main(["evaluate", "--run", str(run), "--split", "val", "--on_error", "skip"]) == 2
+    assert "none of the 2 cases has any foreground" in capsys.readouterr().err
 
 
 def test_a_window_is_what_epsilon_is_a_share_of_in_every_attack(tmp_path):

@@ -36,7 +36,7 @@ def train(name, workers, **settings):
     net = toy_network(seed=workers.rank)  # rank 0's weights count
     sampler = PatchSampler(load_decathlon(DATA, "train"), DATA.resolved_plan(), seed=1)
     run = Run(Path(folder, name))
-    given = toy_config(**{{"schedule": "seat", "period": 1, "iterations": 3, "learning_rate": 0.01, **settings}})
+    given = toy_config(**{{"schedule": "seat", "period": 1, "most_iterations": 3, "learning_rate": 0.01, **settings}})
     train_network(net, sampler, load_decathlon(DATA, "select"), given, run, 7, workers=workers)
     run.close()
     save_weights(Path(folder, f"{{name}}-{{workers.rank}}.safetensors"), net.state_dict())

@@ -18,12 +18,14 @@ from segarena.agents.spars.pool import Snapshot
 from segarena.agents.spars.rollouts import Maps, choose_threshold, roll_out, seed_of
 from segarena.agents.spars.rules import POLICIES, BfsToTau, Sweep, sweep_path
 from segarena.agents.spars.self_play import SelfPlay, SelfPlayConfig
-from segarena.agents.spars.thresholds import Threshold
+from segarena.agents.spars.thresholds import Threshold, basis_of
 from segarena.agents.spars.training import env_of, load_policies
+from segarena.classifiers.presence_config import PresenceTrainingConfig
+from segarena.common.runs import Run
 from segarena.envs.learner_env import LearnerEnv
 from segarena.envs.spars import SparsEnv
 from segarena.envs.spars_config import SparsConfig
-from segarena.segmenters.expected_dice import Calibration
+from segarena.segmenters.expected_dice import Calibration, Presence
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
@@ -395,10 +397,39 @@ def test_each_case_gets_the_mask_of_the_highest_expected_dice(upsample):
 
 
 def test_a_threshold_is_read_as_it_was_written():
-    for one in (Threshold(0.25, 0.5), Threshold(Calibration(1.5, -2.0), 0.75)):
+    curve = Calibration(1.5, -2.0)
+    for one in (Threshold(0.25, 0.5), Threshold(curve, 0.75), Threshold(curve, 0.75, Presence(Calibration(1.0, 2.0)))):
         assert Threshold.read(json.loads(json.dumps(one.written()))) == one
     assert (str(Threshold(0.25, 0.5)), Threshold(0.25, 0.5).value) == ("θ = 0.25", 0.25)
     assert Threshold(Calibration(1.5, -2.0), 0.75).value is None
+
+
+def test_a_case_that_probably_has_no_tumour_has_no_mask(tmp_path):
+    cases = SparsConfig(cases=["phantom_01000", "phantom_01005", "phantom_01004", "phantom_01007"], tumour_free=0.5)
+    env = SparsEnv(cases, num_envs=4, device="cpu", eval_dice=False)
+    env.seed(range(4))
+    maps = score_map(env, "mean")
+    maps = replace(maps, blocks=maps.blocks * torch.tensor([1.0, 0.1, 1.0, 0.1])[:, None, None, None])  # some are ill
+    always, chosen = (Threshold.of(maps, "expected_dice", may_be_empty=empty) for empty in (False, True))
+    assert chosen.rule == always.rule == Calibration.fit(maps.counted(0) + maps.counted(2)), "of those with tumour"
+    assert (always.presence, type(chosen.presence)) == (None, Presence)
+    best = [always.rule.best(maps.values(number))[1] for number in range(4)]
+    assert chosen.presence == Presence.fit(torch.tensor(best).double(), torch.tensor([True, False, True, False]))
+    assert chosen.presence.curve.slope > 0, "the better the mask, the likelier a tumour"
+    never = replace(chosen, presence=Presence(Calibration(0.0, -9.0)))
+    for number in range(4):
+        values = maps.values(number)
+        assert (values > always.of_case(values)).any()
+        assert not (values > never.of_case(values)).any()
+    assert maps.dice_at(never.of_case) == 0.0
+    no_agent = SparsExperiment(env=SparsConfig(classifier="train"), ppo=PPOConfig(total_timesteps=0)).resolved()
+    one, other = (
+        basis_of(replace(no_agent, evaluation=replace(no_agent.evaluation, may_be_empty=empty)), Run(tmp_path))
+        for empty in (False, True)
+    )
+    assert one != other, "thresholds are chosen anew where masks may be empty"
+    with pytest.raises(ValueError, match=r"evaluation.may_be_empty is True but evaluation.mask is 'threshold'"):
+        SparsExperiment(evaluation=EvaluationConfig(mask="threshold", may_be_empty=True)).resolved()
 
 
 def test_how_masks_are_made_follows_the_maps():
@@ -491,3 +522,22 @@ def reached(env, policy):
     torch.manual_seed(0)
     played = play(env, policy)
     return played.terminated.float().mean().item(), played.lengths[played.terminated].float().mean().item()
+
+
+@pytest.mark.parametrize(
+    ("env", "network", "paint"),
+    [
+        ({}, "dense", "cells"),
+        ({"classifier": "train"}, "dense", "cells"),
+        ({"classifier": "train"}, "paper", "windows"),
+        ({"profile": "paper"}, "dense", "windows"),
+        ({"score_source": "oracle_fraction"}, "dense", "windows"),
+        ({"paint": "windows"}, "dense", "windows"),
+        ({"step": 8}, "dense", "windows"),
+    ],
+)
+def test_what_windows_are_painted_with_is_in_the_resolved_configuration(env, network, paint):
+    presence = PresenceTrainingConfig(network=network, batch="windows" if network == "paper" else "dense")
+    resolved = SparsExperiment(env=SparsConfig(**env), presence=presence).resolved()
+    assert resolved.env.paint == paint
+    assert resolved.resolved() == resolved

@@ -15,9 +15,10 @@ from segarena.datasets.decathlon.cases import (
     constants_of,
     decathlon_case_ids,
     load_decathlon,
+    recorded_labels,
 )
 from segarena.datasets.decathlon.fingerprint import measure
-from segarena.datasets.decathlon.preparation import read_case
+from segarena.datasets.decathlon.preparation import read_case, restored
 from segarena.datasets.decathlon.sampling import PatchSampler, mass_corners
 from segarena.datasets.decathlon.tasks import find_task
 from segarena.datasets.msd import find_cases
@@ -334,3 +335,23 @@ def test_wrong_settings_are_refused_by_name():
         PhantomCases(labelled=1)
     with pytest.raises(ValueError, match="split is 'trian' but 'phantom' has train, val, select, report, test, all"):
         load_decathlon(DecathlonConfig(), "trian")
+
+
+def test_labels_as_they_were_recorded_lie_on_what_was_prepared(tmp_path):
+    folder = write_task(tmp_path / "Task04_Hippocampus", [f"case_{n}" for n in range(6)], spacing=2.0)
+    pool = load_decathlon(DecathlonConfig(data=str(folder), cache_dir=str(tmp_path / "cache")), "val")
+    again = load_decathlon(DecathlonConfig(data=str(folder), cache_dir=str(tmp_path / "cache")), "val")
+    assert np.array_equal(pool.affines, again.affines), "the cache keeps where they lie"
+    for row, (label, frame) in enumerate(recorded_labels(DecathlonConfig(data=str(folder)), pool.ids)):
+        sample = pool[row]
+        assert tuple(label.shape) == frame.shape == (12, 14, 10)
+        assert tuple(sample.label.shape) == (24, 28, 20)
+        back = restored(torch.nn.functional.one_hot(sample.label.long()).movedim(-1, 0).float(), sample, frame)
+        assert (back != label).float().mean() < 0.01
+    phantoms = DecathlonConfig(task="toy")
+    pool = load_decathlon(phantoms, "val[:2]")
+    for row, (label, frame) in enumerate(recorded_labels(phantoms, pool.ids)):
+        assert torch.equal(label, pool[row].label)
+        assert frame.ras_shape == tuple(label.shape)
+    with pytest.raises(ValueError, match="test_1 has no label"):
+        next(recorded_labels(DecathlonConfig(data=str(folder)), ["test_1"]))

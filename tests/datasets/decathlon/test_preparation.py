@@ -1,14 +1,17 @@
 """Fingerprints and preparation: known z-scores, statistics of the foreground, resampling, cut slices, channels."""
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from segarena.common.overlap import class_dice
 from segarena.datasets.decathlon.fingerprint import measure, measure_intensities, own_range
-from segarena.datasets.decathlon.preparation import cut_slices, prepare, resampled, to_z
+from segarena.datasets.decathlon.preparation import cut_slices, prepare, resampled, restored, to_z
 from segarena.datasets.decathlon.tasks import find_task
-from segarena.datasets.nifti import read_channels
+from segarena.datasets.nifti import Frame, read_channels
 from segarena.datasets.sample import Sample
 
 
@@ -155,9 +158,10 @@ def test_three_hundred_slices_are_kept_around_the_foreground():
         label[:, :, first:last] = 1
         image = np.broadcast_to(np.arange(slices, dtype=np.float32), (channels, 2, 2, slices))
         image, label = np.moveaxis(image, 3, axis + 1), np.moveaxis(label, 2, axis)
-        cut, cut_label = cut_slices(image, label, axis)
+        cut, cut_label, at = cut_slices(image, label, axis)
         assert cut.shape[1:] == cut_label.shape
         assert cut_label.sum() == label.sum(), "no foreground is lost"
+        assert at == cut.min()
         return cut.min(), cut.max()
 
     assert kept(200, 300) == (100, 399)
@@ -197,3 +201,114 @@ def test_channels_are_the_last_axis_of_a_file_and_the_first_here(tmp_path):
     nib.save(nib.Nifti1Image(np.zeros((4, 5, 6, 2), np.float32), np.eye(4)), path)
     with pytest.raises(ValueError, match="holds the value 0 in every voxel"):
         read_channels(path, 2)
+
+
+# -- and back ------------------------------------------------------------------------------------------------------
+
+
+TURNED = np.array([[0.96, -0.28, 0, 12], [0.28, 0.96, 0, -30], [0, 0, 1, 7], [0, 0, 0, 1.0]])
+"""About z by some 16 degrees, and shifted."""
+
+
+def recorded(shape, spacing, seed=0):
+    """A blob of two classes in a turned file of some spacing: sample, and frame."""
+    affine = TURNED @ np.diag([*spacing, 1.0])
+    places = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
+    label = ((places**2).sum(0) < 0.5).astype(np.uint8)
+    label[(label == 1) & (places[1] > 0.1)] = 2
+    image = np.random.default_rng(seed).random((1, *shape), dtype=np.float32)
+    frame = Frame(shape, affine)
+    made = Sample("case", torch.from_numpy(image), torch.from_numpy(label), frame.ras_spacing_mm, frame.ras_affine)
+    return made, frame
+
+
+def one_hot(label, classes=3):
+    return torch.nn.functional.one_hot(label.long(), classes).movedim(-1, 0).float()
+
+
+def dice_of(found, label):
+    return class_dice(found[None], label[None], (1, 2)).min().item()
+
+
+@pytest.mark.parametrize(
+    ("spacing", "least"),
+    [
+        ((1, 1, 1), 1.0),
+        ((0.5, 0.5, 0.5), 0.84),  # half of the voxels of each axis are gone for good
+        ((0.7, 1.3, 1.9), 0.95),
+        ((0.8, 1.4, 4.0), 0.97),
+        ((2.0, 1.0, 1.0), 0.98),
+    ],
+)
+def test_a_label_comes_back_to_the_voxels_of_its_file(spacing, least):
+    sample_, frame = recorded((24, 30, 18), spacing)
+    made = prepare(sample_, find_task("Hippocampus").fingerprint, ct=False)
+    found = restored(one_hot(made.label), made, frame)
+    assert found.shape == sample_.label.shape
+    assert found.dtype == torch.uint8
+    assert dice_of(found, sample_.label) >= least
+    moved = torch.roll(sample_.label, 1, 0)
+    assert dice_of(found, moved) < dice_of(found, sample_.label), "it lies where it was"
+
+
+def test_prepared_voxels_lie_where_their_affine_says():
+    """A ramp of mm along a direction of the patient is the same ramp where it was resampled."""
+    sample_, frame = recorded((20, 24, 22), (0.7, 1.3, 1.9))
+    direction = np.array([0.3, -0.5, 0.8])
+
+    def ramp(affine, shape):
+        index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"))
+        mm = np.einsum("ij,jxyz->ixyz", affine[:3, :3], index) + affine[:3, 3, None, None, None]
+        return np.einsum("i,ixyz->xyz", direction, mm).astype(np.float32)
+
+    stored = ramp(frame.ras_affine, frame.ras_shape)
+    constants = replace(find_task("Spleen").fingerprint, spacing_mm=(1.0, 1.0, 1.0), window=((-1e4, 1e4),))
+    made = prepare(replace(sample_, image=torch.from_numpy(stored)[None]), constants, ct=True)
+    found = made.image[0].numpy() * constants.std[0] + constants.mean[0]
+    inner = (slice(6, -6),) * 3  # a spline bends at the ends
+    assert found[inner] == pytest.approx(ramp(made.affine, found.shape)[inner], abs=0.05)
+
+
+def test_what_was_cut_off_is_background_and_the_rest_lies_in_place():
+    shape = (4, 4, 700)
+    label = np.zeros(shape, np.uint8)
+    label[1:3, 1:3, 400:480] = 1
+    label[1:3, 1:3, 480:500] = 2
+    image = torch.rand(1, *shape)
+    affine = np.diag([2.0, 2.0, 1.5, 1.0])
+    constants = replace(find_task("Spleen").fingerprint, spacing_mm=(2.0, 2.0, 1.0))
+    made = prepare(Sample("case", image, torch.from_numpy(label), (2.0, 2.0, 1.5), affine), constants, ct=True)
+    assert made.image.shape[-1] == 300, "it was cut twice"
+    frame = Frame(shape, affine)
+    assert dice_of(restored(one_hot(made.label), made, frame), torch.from_numpy(label)) > 0.97
+    everywhere = restored(one_hot(torch.ones_like(made.label)), made, frame)
+    (kept,) = np.nonzero(everywhere[0, 0].numpy())
+    assert len(kept) == pytest.approx(200, abs=2), "300 slices of 1 mm"
+    assert kept[0] <= 400 < 500 <= kept[-1]
+
+
+def test_scores_are_mixed_before_a_class_is_chosen_but_not_between_far_slices():
+    """0.4, 0.6 beside 0.9, 0.1: the voxel between them is of the first class, whatever the nearest one says."""
+    frame = Frame((5, 1, 1), np.eye(4))
+    made = Sample("case", torch.zeros(1, 3, 1, 1), None, (2.0, 1.0, 1.0), np.diag([2.0, 1.0, 1.0, 1.0]))
+    second = torch.tensor([0.6, 0.1, 0.6]).view(3, 1, 1)
+    scores = torch.stack((1 - second, second))
+    assert restored(scores, made, frame).flatten().tolist() == [1, 0, 0, 0, 1]
+    coarse = Sample("case", made.image, None, (4.0, 1.0, 1.0), np.diag([4.0, 1.0, 1.0, 1.0]))
+    found = restored(scores, coarse, Frame((9, 1, 1), np.eye(4))).flatten().tolist()
+    assert found[:2] == [1, 1]
+    assert found[3:6] == [0, 0, 0]
+    assert found[7:] == [1, 1]
+
+
+def test_volumes_of_a_single_slice_come_back():
+    made = prepare(
+        Sample("case", torch.rand(1, 8, 8, 1), None, (1.0, 1.0, 2.6), np.diag([1, 1, 2.6, 1.0])),
+        find_task("Hippocampus").fingerprint,
+        ct=False,
+    )
+    assert made.image.shape == (1, 8, 8, 3)
+    scores = one_hot(torch.full((8, 8, 3), 2))
+    assert restored(scores, made, Frame((8, 8, 1), np.diag([1, 1, 2.6, 1.0]))).eq(2).all()
+    with pytest.raises(ValueError, match=r"is 0 voxels of .* mm thick along an axis"):
+        prepare(sample(torch.rand(1, 8, 8, 1), None, (1.0, 1.0, 0.3)), find_task(4).fingerprint, ct=False)
