@@ -286,7 +286,7 @@ class Hooks:
 
 
 def rejected(image: Tensor, largest: float) -> Tensor:
-    """An image [1, S, S] with one box erased, drawn in Python until it fits (docs/apga.md, Eq. 14.1)."""
+    """An image [1, S, S] with one box erased, drawn in Python until it fits (docs/apga.md, Method 14)."""
     size = image.shape[-1]
     while True:
         s, rho = random.uniform(0, largest) * size * size, random.uniform(ASPECT, 1 / ASPECT)
