@@ -19,7 +19,7 @@ from segarena.datasets import images
 from segarena.datasets.echo import images as echo_images
 from segarena.datasets.echo import preparation
 from segarena.datasets.liver import cases, lesions, slices
-from segarena.envs import attack_tasks, rl4seg, seat_attack, spars
+from segarena.envs import apga, attack_tasks, rl4seg, seat_attack, spars
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -37,6 +37,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
         (images, 6),
         (slices, 3),
         (attack_tasks, 6),
+        (apga, 6),
         (seat_attack, 7),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

@@ -187,6 +187,24 @@ def test_many_environments_are_many_single_ones():
         assert info["index"] == infos["final_info"]["index"][n]
 
 
+@pytest.mark.parametrize("fill", ["mean", "blur", "noise"])
+def test_masks_and_fills_of_many_are_those_of_single_ones_bit_for_bit(fill):
+    settings = {**SMALL, "device": "cpu", "action_mode": "beta", "blur_sigma_px": 2.0, "fill": fill}
+    actions = torch.rand(4, 16, generator=torch.Generator().manual_seed(0))
+    many = APGAEnv(num_envs=4, **settings)
+    many.seed(range(4))
+    many.reset()
+    many.step(actions)
+    for n in range(4):
+        single = APGAEnv(num_envs=1, images=many.pool, **settings)
+        single.seed([n])
+        single.reset()
+        single.step(actions[n : n + 1])
+        assert single.index.item() == many.index[n].item()
+        assert torch.equal(single.filling[0], many.filling[n])
+        assert torch.equal(single.mask[0], many.mask[n])
+
+
 @pytest.mark.parametrize(
     "settings",
     [
