@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .agents.spars.config import SparsExperiment as SparsExperiment
     from .envs.adapters import BatchEnv as BatchEnv
     from .envs.adapters import SingleEnv as SingleEnv
+    from .envs.apga import APGAEnv as APGAEnv
+    from .envs.apga_config import APGAConfig as APGAConfig
     from .envs.attack import AttackEnv as AttackEnv
     from .envs.attack_config import AttackConfig as AttackConfig
     from .envs.core import BatchedEnv as BatchedEnv
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "APGAConfig": "envs.apga_config",
+    "APGAEnv": "envs.apga",
     "AttackConfig": "envs.attack_config",
     "AttackEnv": "envs.attack",
     "BatchEnv": "envs.adapters",

@@ -3,6 +3,9 @@
 Symbols: x = images [B, C, H, W] in [0, 1]; a = mask [B, 1, H, W], 1 where selected, in between if it is soft.
 """
 
+import math
+from functools import reduce
+from operator import add
 from typing import Literal, get_args
 
 import torch
@@ -53,7 +56,8 @@ def fill_of(x: Tensor, kind: Fill, noise: Tensor | None = None) -> Tensor | None
     if kind == "zero":
         return None
     if kind == "blur":
-        return blurred(x, BLUR * x.shape[-1])
+        sigma_px = BLUR * x.shape[-1]
+        return blurred(x, sigma_px, max(1, round(3 * sigma_px)))
     mean = x.mean(dim=(2, 3), keepdim=True)
     if kind == "mean":
         return mean
@@ -61,11 +65,15 @@ def fill_of(x: Tensor, kind: Fill, noise: Tensor | None = None) -> Tensor | None
     return (mean + x.std(dim=(2, 3), keepdim=True) * noise).clamp(0, 1)
 
 
-def blurred(x: Tensor, sigma_px: float) -> Tensor:
-    """Images through a Gaussian of this deviation, with their border repeated outwards."""
-    radius = max(1, min(round(3 * sigma_px), min(x.shape[-2:]) - 1))
-    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype) / sigma_px) ** 2)
-    kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, -1)
-    padded = F.pad(x, (radius, radius, radius, radius), mode="replicate")
-    rows = F.conv2d(padded, kernel[:, :, None, :], groups=x.shape[1])
-    return F.conv2d(rows, kernel[:, :, :, None], groups=x.shape[1])
+def blurred(x: Tensor, sigma_px: float, radius_px: int) -> Tensor:
+    """Images [B, C, H, W], each smoothed by a Gaussian of 2 radius_px + 1 pixels a side; borders are repeated outwards.
+
+    An image is the same, bit for bit, alone and in any batch.
+    """
+    weights = [math.exp(-0.5 * (at / sigma_px) ** 2) for at in range(-radius_px, radius_px + 1)]
+    for axis in (2, 3):  # sums of shifted images: a convolution rounds otherwise for another number of images
+        sides = [0, 0, radius_px, radius_px] if axis == 2 else [radius_px, radius_px, 0, 0]
+        padded, length = F.pad(x, sides, mode="replicate"), x.shape[axis]
+        parts = (weight * padded.narrow(axis, at, length) for at, weight in enumerate(weights))
+        x = reduce(add, parts) / sum(weights)
+    return x

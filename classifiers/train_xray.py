@@ -15,6 +15,7 @@ from ..common.device import bfloat16_on_cuda, forked_rng
 from ..common.fitting import Scalars, descend, fit, shuffled_rows
 from ..common.networks import load_network, save_network
 from ..common.runs import Run
+from ..datasets.xray.augmentation import Augment, augmented
 from .xray import Architecture, Normalize, XrayClassifier, load_imagenet, probabilities, to_unit
 
 FILE = "classifier.safetensors"
@@ -63,6 +64,8 @@ class XrayTrainingConfig:
     """Learning rate: falls to 0 along a cosine over all epochs, or stays."""
     batch_size: int = 64
     """Images per step, at most (paper's program: 25)."""
+    augment: Augment = "none"
+    """geometric: mirrored left to right by chance, and turned by up to 30 degrees."""
 
     def __post_init__(self) -> None:
         check(self, self.section, epochs=AT_LEAST_0, patience=AT_LEAST_0, batch_size=AT_LEAST_1)
@@ -123,7 +126,7 @@ def train_xray(
         config: see there.
         run: the stage: receives `classifier/loss_plain` (cross-entropy in nats), `classifier/val_acc`,
             `classifier/val_auroc` and `classifier/val_kappa`, checkpoints and `classifier.safetensors`.
-        seed: of the order of the images.
+        seed: of the order of the images and their random changes.
         metrics: computes what is watched; handed in, because `evaluation` stands above this package.
 
     Returns:
@@ -146,7 +149,7 @@ def train_xray(
     def train_epoch(net: XrayClassifier, generator: Generator) -> Scalars:
         total = torch.zeros((), device=device)
         for rows in shuffled_rows(len(images), config.batch_size, generator, device):
-            loss = classifier_loss(net, to_unit(images[rows]), labels[rows])
+            loss = classifier_loss(net, augmented(to_unit(images[rows]), config.augment), labels[rows])
             descend(optimizer, loss)
             schedule.step()
             total += loss.detach() * len(rows) / len(images)

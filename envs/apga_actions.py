@@ -4,10 +4,7 @@ Symbols: S = side of the images in pixels; G = cells along each side of the grid
 action says of each cell, [N, 1, G, G] (of each pixel with action mode "pixel", where G is S); a = mask [N, 1, S, S].
 """
 
-import math
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 from typing import Literal
 
 import numpy as np
@@ -15,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
+
+from ..classifiers.masked_images import blurred, enlarge
 
 ActionMode = Literal["patch", "pixel", "box", "beta", "sequential"]
 
@@ -65,11 +64,11 @@ class MaskActions:
 
     def masks(self, cells: Tensor) -> Tensor:
         """a of cells [K, 1, G, G]: bool, each cell repeated; of mode beta float32, interpolated and smoothed."""
-        side = self.size // self.grid
         if self.mode != "beta":
-            return cells.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3) if side > 1 else cells
+            return enlarge(cells, self.size)
         smooth = F.interpolate(cells, size=(self.size, self.size), mode="bilinear", align_corners=False)
-        return blurred(smooth, self.blur_sigma_px) if self.blur_sigma_px else smooth
+        sigma_px = self.blur_sigma_px
+        return blurred(smooth, sigma_px, max(1, round(sigma_px))) if sigma_px else smooth
 
     def stops(self, actions: Tensor) -> Tensor:
         """Whether each action ends its episode, bool [N]: of mode sequential the last one, of the others all."""
@@ -110,15 +109,3 @@ class MaskActions:
             ends.append((first, last - first))
         (top, height), (left, width) = ends
         return torch.stack((top, left, height, width), dim=1)
-
-
-def blurred(images: Tensor, sigma_px: float) -> Tensor:
-    """Images [N, 1, H, W], each smoothed by a Gaussian of 2 round(sigma_px) + 1 pixels a side; edges are repeated."""
-    radius = max(1, round(sigma_px))
-    weights = [math.exp(-0.5 * (at / sigma_px) ** 2) for at in range(-radius, radius + 1)]
-    for axis in (2, 3):  # sums of shifted images: a convolution rounds otherwise for another number of images
-        padded = F.pad(images, [0, 0, radius, radius] if axis == 2 else [radius, radius, 0, 0], mode="replicate")
-        length = images.shape[axis]
-        parts = (weight * padded.narrow(axis, at, length) for at, weight in enumerate(weights))
-        images = reduce(add, parts) / sum(weights)
-    return images

@@ -203,6 +203,16 @@ def test_the_speed_of_training_against_attacks_is_measured_and_written(tmp_path)
         assert one["details"]["share of voxels that differ"] < 0.001, "both orders of work attack alike"
 
 
+def test_the_speed_of_the_joint_loop_is_measured_and_written(tmp_path):
+    figures = measured("apga_speed", tmp_path)
+    assert set(figures) == {"joint", "gradcam", "cutout", "environment"}
+    program, reinforce, light = (row for row in figures["joint"] if row["unit"] == "x")
+    assert program["details"]["difference of the losses after all steps"] < 1e-4, "both orders of work learn alike"
+    operations = [row["details"]["operations of the released order per ours"] for row in (program, reinforce, light)]
+    assert 1 < operations[0] < operations[1] < operations[2]
+    assert figures["gradcam"][0]["details"]["largest difference"] < 1e-4
+
+
 def test_the_speed_of_attacks_is_measured_and_written(tmp_path):
     figures = measured("attack_speed", tmp_path)
     assert set(figures) == {"libraries", "step", "training", "prototypes", "memory"}

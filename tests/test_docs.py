@@ -19,7 +19,7 @@ from segarena.datasets import images
 from segarena.datasets.echo import images as echo_images
 from segarena.datasets.echo import preparation
 from segarena.datasets.liver import cases, lesions, slices
-from segarena.envs import attack_tasks, rl4seg, seat_attack, spars
+from segarena.envs import apga, attack_tasks, rl4seg, seat_attack, spars
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -37,6 +37,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
         (images, 6),
         (slices, 3),
         (attack_tasks, 6),
+        (apga, 6),
         (seat_attack, 7),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -97,7 +98,11 @@ def commands_of(page):
     """The commands of the program in the fenced blocks of a page."""
     for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         lines = [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines()]
-        yield from (words[1:] for words in lines if words[:1] == ["segarena-rl"])
+        for words in lines:
+            if words[:1] == ["segarena-rl"]:
+                yield words[1:]
+            elif words[:1] == ["python"] and words[1] in ("run_rl.py", "run_adversarial.py"):
+                yield words[2:]
 
 
 def options_of(command):

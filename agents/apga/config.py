@@ -8,6 +8,7 @@ from ...classifiers.masked_images import Fill
 from ...classifiers.train_xray import XrayTrainingConfig
 from ...common.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, SHARE, check, whole_path, with_settings
 from ...common.device import resolve_device
+from ...datasets.xray.augmentation import Augment
 from ...datasets.xray.images import XrayConfig
 from ...rewards.loss_gap import Kind, Mode
 from ...segmenters.grid_network import halvings
@@ -171,7 +172,7 @@ class TrainingConfig:
     reinforce."""
     fill: Fill = "zero"
     """What stands where an image is erased: black (paper), its mean, itself blurred, or noise."""
-    augment: Literal["none", "geometric"] = "none"
+    augment: Augment = "none"
     """geometric: mirrored left to right by chance, and turned by up to 30 degrees."""
     epochs: int = 100
     """Passes over the training images, at most."""

@@ -3,7 +3,6 @@
 Symbols: x = images [B, 1, S, S] in [0, 1]; y = labels; θ = classifier; φ = the agent's logits [B, 1, h, w]; a = mask.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from ...classifiers.masked_images import enlarge, erased, fill_of, kept
 from ...classifiers.xray import XrayClassifier
 from ...common.device import bfloat16_on_cuda
 from ...common.fitting import descend
+from ...datasets.xray.augmentation import augmented
 from ...datasets.xray.images import XrayPool
 from ...rewards.loss_gap import VIEWS, area, doubt, gap, total_variation
 from ...segmenters.grid_network import GridNetwork
@@ -27,8 +27,6 @@ from .config import APGAExperiment
 from .updates import MovingMean, entropy
 
 Agent = GridNetwork | UNet11
-TURN = math.pi / 6
-"""Largest angle by which images are turned, in radians."""
 
 
 class Players(nn.Module):
@@ -135,9 +133,8 @@ class Game:
 
     def batch(self, rows: Tensor) -> Batch:
         """The images of these rows, with the agent's logits."""
-        training, x = self.experiment.training, self.pool.at(rows)
-        if training.augment == "geometric":
-            x = turned(x)
+        training = self.experiment.training
+        x = augmented(self.pool.at(rows), training.augment)
         batch = Batch(rows, x, self.pool.labels[rows], fill_of(x, training.fill))
         if self.players.agent is not None:
             batch.logits, batch.values = look(self.agent, x)
@@ -245,13 +242,3 @@ def look(agent: Agent, x: Tensor) -> tuple[Tensor, Tensor | None]:
             logits, values = agent.logits_and_values(x)
             return logits.float(), values.float()
         return agent(x).float(), None
-
-
-def turned(x: Tensor) -> Tensor:
-    """Images [B, 1, S, S], each mirrored by chance and turned by up to 30 degrees about its middle; black comes in."""
-    draws = torch.rand(2, len(x), device=x.device)
-    angle, mirror = (2 * draws[0] - 1) * TURN, torch.where(draws[1] < 0.5, -1.0, 1.0)
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    affine = torch.stack([cos * mirror, -sin, zero, sin * mirror, cos, zero], dim=1).view(-1, 2, 3)
-    places = F.affine_grid(affine, list(x.shape), align_corners=False)
-    return F.grid_sample(x, places, align_corners=False)

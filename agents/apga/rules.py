@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...classifiers.gradcam import gradcam
+from ...classifiers.masked_images import enlarge
 from ...classifiers.xray import XrayClassifier
 from ...envs.apga import APGAEnv
 from ...segmenters.otsu import otsu_masks
@@ -69,7 +70,7 @@ class RandomMask:
         size = env.config.size
         side = size if self.of_pixels else env.mask_actions.grid
         drawn = torch.rand((env.num_envs, 1, side, side), generator=self._generator) < self.share
-        return drawn.repeat_interleave(size // side, dim=2).repeat_interleave(size // side, dim=3).to(env.device)
+        return enlarge(drawn, size).to(env.device)
 
 
 @dataclass
@@ -144,8 +145,7 @@ class Saliency:
         slope = F.avg_pool2d(slope.abs(), env.config.size // grid)
         most = slope.flatten(1).topk(max(1, round(self.share * grid * grid)), dim=1).indices
         chosen = torch.zeros_like(slope.flatten(1)).scatter(1, most, 1.0).view_as(slope) > 0
-        side = env.config.size // grid
-        return chosen.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
+        return enlarge(chosen, env.config.size)
 
 
 def foreground(env: APGAEnv) -> Tensor:
@@ -166,8 +166,7 @@ def brute_force(env: APGAEnv) -> Tensor:
         for part in torch.split(every, max(1, AT_ONCE // env.num_envs))
     ]
     best = torch.cat(rewards, dim=1).argmax(dim=1)
-    side = env.config.size // grid
-    return every[best].repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
+    return enlarge(every[best], env.config.size)
 
 
 def _of(rule: Callable[[int], Rule]) -> Callable[[APGAEnv, int], Policy[APGAEnv]]:

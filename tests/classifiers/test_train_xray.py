@@ -177,3 +177,20 @@ def test_a_label_that_is_no_class_is_refused(tmp_path):
 def test_two_files_to_begin_with_are_refused():
     with pytest.raises(ValueError, match=r"classifier.imagenet is 'a' and classifier.pretrained is 'b' .* to null"):
         XrayTrainingConfig(imagenet="a", pretrained="b")
+
+
+def test_images_are_mirrored_while_it_learns_and_not_when_it_is_judged(tmp_path):
+    """Which side is bright cannot be learned from mirrored images."""
+
+    def sides(number):
+        images = torch.zeros(number, 1, 16, 16, dtype=torch.uint8)
+        images[0::2, :, 5:11, 1:5] = images[1::2, :, 5:11, 11:15] = 200
+        return SimpleNamespace(images=images, labels=torch.arange(number) % 2)
+
+    found = {}
+    for augment in ("none", "geometric"):
+        _, best, lines = train(tmp_path / augment, train=sides(48), val=sides(16), epochs=8, augment=augment)
+        found[augment] = (lines[-1]["classifier/loss_plain"], best["val_acc"])
+    assert found["none"][0] < 0.3
+    assert found["none"][1] == 1.0
+    assert found["geometric"][0] > 0.6

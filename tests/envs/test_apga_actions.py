@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from segarena.envs.apga_actions import MaskActions, blurred
+from segarena.envs.apga_actions import MaskActions
 
 
 def decoded(actions, mode="patch", size=4, grid=2, now=None, **settings):
@@ -33,16 +33,6 @@ def test_beta_is_interpolated_and_smoothed():
     assert (smooth[:, 0] < 1).all()
     assert (smooth[:, 3] > 0).all()
     assert decoded([2.0, -1.0, 1.0, 0.0], "beta").max() <= 1
-
-
-def test_a_blur_keeps_what_is_constant_and_spreads_a_point_evenly():
-    torch.testing.assert_close(blurred(torch.full((2, 1, 5, 7), 0.3), 1.0), torch.full((2, 1, 5, 7), 0.3))
-    point = torch.zeros(1, 1, 7, 7)
-    point[..., 3, 3] = 1
-    spread = blurred(point, 1.0)[0, 0]
-    torch.testing.assert_close(spread, spread.T)
-    torch.testing.assert_close(spread.sum(), torch.tensor(1.0))
-    assert (spread > 0).sum() == 9  # 2 round(σ) + 1 a side
 
 
 def test_one_cell_more_in_each_step_until_the_last_action_stops():

@@ -9,7 +9,6 @@ import torch
 from joint_toys import BEST, Patches, Table, play, tiny, toy
 from segarena.agents.apga import learners
 from segarena.agents.apga.config import RewardConfig
-from segarena.agents.apga.game import turned
 from segarena.agents.apga.masks import foreground, others, same_area
 from segarena.agents.apga.methods import METHODS, method_of, views
 from segarena.agents.apga.training import build_agent
@@ -178,16 +177,6 @@ def test_controls_keep_the_area_and_lose_the_place():
     picture = torch.zeros(1, 1, 8, 8)
     picture[..., 2:5] = 0.7
     assert torch.equal(foreground(picture), (picture > 0.5).float())
-
-
-def test_images_are_turned_and_mirrored():
-    torch.manual_seed(0)
-    x = torch.zeros(64, 1, 16, 16)
-    x[:, :, 7:9, 12:14] = 1.0
-    found = turned(x).flatten(2).argmax(dim=2)[:, 0] % 16
-    assert (found < 8).any()
-    assert (found >= 8).any()
-    assert torch.allclose(turned(torch.ones(4, 1, 16, 16))[:, 0, 4:12, 4:12], torch.ones(4, 8, 8), atol=1e-5)
 
 
 def test_a_reward_that_is_no_number_ends_it_and_names_the_images(tmp_path):
