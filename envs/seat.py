@@ -84,7 +84,7 @@ class SEATEnv(BatchedEnv):
     `final_dice_clean`, `final_dice_robust` and `final_passes`.
 
     ## Episode End
-    Terminated when `budget` passes are spent, which may be exceeded in the last segment; truncated after N segments.
+    Terminated after N segments, or when `budget` passes are spent, which may be exceeded in the last segment.
 
     ## Arguments
     The fields of the configuration, by name.
@@ -191,8 +191,8 @@ class SEATEnv(BatchedEnv):
             "clean": change[:, CLEAN],
             "price": -self.iterations / cfg.most_iterations,
         }
-        spent = torch.zeros_like(self.t, dtype=torch.bool) if cfg.budget is None else self.n_passes >= cfg.budget
-        return terms, spent
+        ended = self.t + 1 >= self.horizon
+        return terms, ended if cfg.budget is None else ended | (self.n_passes >= cfg.budget)
 
     def _train(self, iterations: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """One segment of every victim, of K int64 [N]; eps: [N]. Sums over its passes of loss and magnitude, [N]

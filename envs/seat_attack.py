@@ -111,8 +111,8 @@ class SEATAttackEnv(BatchedEnv):
     `return_delta`, `delta`. The end adds `sample_id`, `loss_gain` and `dice_lost`.
 
     ## Episode End
-    Terminated by a stop, or with `stop_on_success` where the Dice is at most `dice_threshold` after a step. Truncated
-    after `horizon` steps, which does what a stop does.
+    Terminated by a stop, with `stop_on_success` where the Dice is at most `dice_threshold` after a step, and after
+    `horizon` steps, which does what a stop does.
 
     ## Arguments
     The fields of the configuration, by name; `model` may be any module that gives logits [B, K, X, Y, Z] of patches,
@@ -259,8 +259,8 @@ class SEATAttackEnv(BatchedEnv):
         measure, sign = WORTH[cfg.reward]
         gain = sign * (self.now[measure] - before[measure])
         terms = {cfg.reward: torch.where(going, gain, 0.0), "price": torch.where(going, -cfg.price, 0.0)}
-        terminated = stopping | success | self.broken | self.over
-        self.over = self.over | stopping | cut
+        terminated = self.over | stopping | cut
+        self.over = terminated
         return terms, terminated
 
     def _pass(self, share: Tensor, rows: Tensor) -> None:
