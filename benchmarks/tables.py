@@ -42,7 +42,10 @@ ROWS = {
         *(f"search_{name}" for name in ("coarse_to_fine", "atlas_to_fine", "gp_ucb", "gp_straddle", "thompson")),
         *("SPARS search", "SPARS search, single", "SPARS search, cooperative"),
         *("SPARS search, single, from equal chances", "SPARS search, single, 8 windows"),
-        *(f"SPARS search, single, 8 windows, {more}" for more in ("features", "features, twice as long")),
+        *(
+            f"SPARS search, single, 8 windows, {more}"
+            for more in ("twice as long", "features", "features, twice as long")
+        ),
         "search_clairvoyant",
     ),
     "PPO": (
