@@ -206,10 +206,13 @@ def spaces_of(cfg: SparsConfig, lattice: WindowLattice, n_features: int) -> tupl
     """Observation and action space of one environment; n_features: F, of the classifier at one window."""
     if cfg.profile == "search":
         number = len(cfg.moves) or lattice.size
-        candidates = spaces.Box(-4.0, 4.0, (number, len(CANDIDATE)), np.float32)
-        state = spaces.Box(-4.0, 4.0, (len(SEARCH_STATE),), np.float32)
-        own = {"features": spaces.Box(-np.inf, np.inf, (3, n_features), np.float32)} if n_features else {}
-        return spaces.Dict(candidates=candidates, state=state, **own), spaces.Discrete(number)
+        seen: dict[str, spaces.Space[Any]] = {
+            "candidates": spaces.Box(-4.0, 4.0, (number, len(CANDIDATE)), np.float32),
+            "state": spaces.Box(-4.0, 4.0, (len(SEARCH_STATE),), np.float32),
+        }
+        if cfg.obs_mode == FEATURES:
+            seen["features"] = spaces.Box(-np.inf, np.inf, (3, n_features), np.float32)
+        return spaces.Dict(seen), spaces.Discrete(number)
     if cfg.profile == "patch":
         number = prod(cfg.patch_shape)
         candidates = spaces.Box(0.0, 1.0, (number, len(PATCH)), np.float32)
