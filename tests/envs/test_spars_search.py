@@ -325,7 +325,6 @@ def test_an_episode_is_the_same_alone_and_among_others_and_after_a_checkpoint():
         ({"action_set": "king26"}, "action_set is 'king26' but profile 'search' needs leap78 or anywhere"),
         ({"obs_mode": "two_window"}, "obs_mode is 'two_window' but profile 'search' needs memory or features"),
         ({"profile": "patch", "obs_mode": "features"}, "obs_mode is 'features' but profile 'patch' needs patches"),
-        ({"obs_mode": "features", "data": "files", "classifier": None}, "no classifier for data='files'"),
         (
             {"reward": "score"},
             "reward is 'score' but with profile 'search' and n_agents=2 it must be one of sign,",
