@@ -41,7 +41,12 @@ ROWS = {
         *(f"search_{name}" for name in ("prior", "random", "sub_lattice", "hill_climb", "best_first")),
         *(f"search_{name}" for name in ("coarse_to_fine", "atlas_to_fine", "gp_ucb", "gp_straddle", "thompson")),
         *("SPARS search", "SPARS search, single", "SPARS search, cooperative"),
-        *("SPARS search, single, from equal chances", "SPARS search, single, 8 windows", "search_clairvoyant"),
+        *("SPARS search, single, from equal chances", "SPARS search, single, 8 windows"),
+        *(
+            f"SPARS search, single, 8 windows, {more}"
+            for more in ("twice as long", "features", "features, twice as long")
+        ),
+        "search_clairvoyant",
     ),
     "PPO": (
         *("random", "bim", "mi_fgsm", "segpgd", "cospgd", "masked_ce", "js", "rp_region", "rp_pgd", "rp_pgd_pp"),

@@ -24,6 +24,8 @@ _AXIS = [(0, 0, 1), (0, 0, -1), (0, 1, 0), (0, -1, 0), (1, 0, 0), (-1, 0, 0)]
 _KING = [cell for cell in _CUBE if cell != _STAY]
 CONTINUOUS, ANYWHERE, PATCHES = "continuous", "anywhere", "patches"
 """The action sets that name a place instead of a move: by three numbers, by its number, by that of a patch."""
+FEATURES = "features"
+"""The observation that more than one game has."""
 MOVES: dict[str, list[Triple]] = {
     "axis6": _AXIS,
     "axis7": [*_AXIS, _STAY],
@@ -37,10 +39,10 @@ SEARCH_MOVES: dict[str, list[Triple]] = {
 }
 """The same of profile "search" (docs/spars.md, Method 15)."""
 OF_GAMES: dict[str, dict[str, tuple[str, ...]]] = {
-    "search": {"action_set": tuple(SEARCH_MOVES), "obs_mode": ("memory",)},
+    "search": {"action_set": tuple(SEARCH_MOVES), "obs_mode": ("memory", FEATURES)},
     "patch": {"action_set": (PATCHES,), "obs_mode": ("patches",)},
 }
-"""What only one profile has, and nothing else of the same kind."""
+"""What a profile needs, and, but for features, no other has."""
 FIXED: dict[str, dict[str, list[Any]]] = {
     "search": {
         "reduce": ["mean"],
@@ -143,9 +145,9 @@ class SparsConfig(LiverDataConfig):
     patch (profile patch). null: axis6; profile search: leap78; profile patch: patches."""
     obs_mode: Literal["own_window", "two_window", "features", "memory", "patches"] | None = None
     """Observation. own_window: voxels of the own window; two_window: of both windows, and the state; features: the
-    classifier's features of both windows, and the state; memory: what is known of the windows in reach (profile search,
-    always); patches: grey values of all patches (profile patch, always). null: two_window; profile paper:
-    own_window."""
+    classifier's features of both windows, and the state; memory: what is known of the windows in reach (profile search
+    alone, where features adds those of seen windows); patches: grey values of all patches (profile patch, always).
+    null: two_window; profile paper: own_window; search: memory; patch: patches."""
     obs_size: Triple | None = None
     """Size in voxels to which own_window observations are resized (nearest); null: window_size."""
     score_source: Literal["classifier", "oracle_fraction"] = "classifier"
@@ -272,7 +274,7 @@ class SparsConfig(LiverDataConfig):
         for name in ("action_set", "obs_mode"):
             value, own = getattr(self, name), OF_GAMES.get(self.profile, {}).get(name)
             elsewhere = [one for profile, of in OF_GAMES.items() if profile != self.profile for one in of[name]]
-            if value in elsewhere or (own and value not in own):
+            if (value in elsewhere and value != FEATURES) or (own and value not in own):
                 raise ValueError(
                     f"{name} is {value!r} but profile {self.profile!r} "
                     f"{'needs ' + ' or '.join(own) if own else 'has no such one'}"

@@ -19,7 +19,7 @@ from ..segmenters.expected_dice import Calibration
 from ..segmenters.score_prior import Posterior, ScorePrior
 from .core import Obs
 from .spars import SparsEnv, duel_of
-from .spars_config import ANYWHERE, SparsConfig
+from .spars_config import ANYWHERE, FEATURES, SparsConfig
 from .spars_rules import Competitor, Model, asked, competitor
 
 OF_SOME, OF_ALL = Calibration(1.4, -5.6), Calibration(0.9, -5.5)
@@ -50,6 +50,9 @@ class SearchEnv(SparsEnv):
     to μ, σ, whether it was seen, f if it was, m, s, its place (3), time, highest μ and mean σ of it and its neighbours,
     mean p of its blocks, 2σ - |μ - θ|, whether it can be chosen; time, highest f seen, mean σ, predicted share of the
     volume, own place (3).
+
+    `obs_mode="features"` adds features: Box(-inf, inf, (3, F), float32), those of the classifier at the own window, and
+    their mean and maximum over all windows that were seen; 0 before any was.
 
     ## Rewards
     d = 10·(D after the window was seen - D before), with D = 2 Σ p q / (Σ p² + Σ q²) over blocks, p = sigmoid(1.4 logit
@@ -211,7 +214,20 @@ class SearchEnv(SparsEnv):
         numbers = (time[:, 0], highest, self.posterior.variance.sqrt().mean(dim=1), self._p.mean(dim=1))
         state = torch.cat((torch.stack(numbers, dim=1), self._where[self.at[player]]), dim=1).clamp(-4, 4)
         chosen = slice(None) if env_ids is None else env_ids
-        return {"candidates": candidates[chosen], "state": state[chosen]}
+        obs = {"candidates": candidates[chosen], "state": state[chosen]}
+        return obs if self.config.obs_mode != FEATURES else {**obs, "features": self._read(player)[chosen]}
+
+    def _read(self, player: int) -> Tensor:
+        """Features of the window of `player`, and their mean and maximum over the windows that were seen, float32 [N,
+        3, F]; 0 instead of those of windows that were not."""
+        size, most, own = self.lattice.size, self.horizon * self.config.n_agents, self.at[player][:, None]
+        ids = torch.where(self.posterior.seen, self._ids, size).topk(min(most, size), largest=False).values
+        seen = torch.cat((self.posterior.seen.gather(1, own), ids < size), dim=1)[..., None]
+        ids = torch.cat((own, torch.where(ids < size, ids, own)), dim=1)  # the own one, then all that were seen
+        rows = torch.where(seen, self._features.feature_rows(self.case[:, None], ids).float(), 0.0)
+        mean = rows[:, 1:].sum(dim=1) / seen[:, 1:].sum(dim=1).clamp(min=1)
+        highest = torch.where(seen, rows, -torch.inf)[:, 1:].amax(dim=1)
+        return torch.stack((rows[:, 0], mean, torch.where(seen.any(dim=1), highest, 0.0)), dim=1)
 
     def _around(self) -> tuple[Tensor, Tensor, Tensor]:
         """Highest μ and mean σ of every window and its neighbours, and mean p of its blocks: float32 [N, L] each."""

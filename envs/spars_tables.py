@@ -20,7 +20,7 @@ from ..datasets.liver.lattice import Triple, WindowLattice, nearest_index
 from ..rewards.presence import ScoreFunction, ScoreTable
 from ..segmenters.score_prior import ScorePrior, load_prior
 from ..segmenters.window_masks import MaskMaker
-from .spars_config import CONTINUOUS, SparsConfig
+from .spars_config import CONTINUOUS, FEATURES, SparsConfig
 
 CANDIDATE = (
     *("μ", "σ", "seen", "f if seen", "m", "s", "x", "y", "z", "time", "highest μ around", "mean σ around", "mean p"),
@@ -83,7 +83,7 @@ def score_tables(
             f"score_source is {function!r} but must be 'classifier', 'oracle_fraction' or a function (case, corners "
             f"int64 [N, 3]) -> scores float32 [N]"
         )
-    observed = config.obs_mode == "features"
+    observed = config.obs_mode == FEATURES
     scored_by_net = config.score_source == "classifier" and function is None
     net = _classifier(config) if scored_by_net or observed else None
     table = partial(ScoreTable, cases, lattice, engine=config.score_engine, device=device)
@@ -206,9 +206,13 @@ def spaces_of(cfg: SparsConfig, lattice: WindowLattice, n_features: int) -> tupl
     """Observation and action space of one environment; n_features: F, of the classifier at one window."""
     if cfg.profile == "search":
         number = len(cfg.moves) or lattice.size
-        candidates = spaces.Box(-4.0, 4.0, (number, len(CANDIDATE)), np.float32)
-        state = spaces.Box(-4.0, 4.0, (len(SEARCH_STATE),), np.float32)
-        return spaces.Dict(candidates=candidates, state=state), spaces.Discrete(number)
+        seen: dict[str, spaces.Space[Any]] = {
+            "candidates": spaces.Box(-4.0, 4.0, (number, len(CANDIDATE)), np.float32),
+            "state": spaces.Box(-4.0, 4.0, (len(SEARCH_STATE),), np.float32),
+        }
+        if cfg.obs_mode == FEATURES:
+            seen["features"] = spaces.Box(-np.inf, np.inf, (3, n_features), np.float32)
+        return spaces.Dict(seen), spaces.Discrete(number)
     if cfg.profile == "patch":
         number = prod(cfg.patch_shape)
         candidates = spaces.Box(0.0, 1.0, (number, len(PATCH)), np.float32)
@@ -220,7 +224,7 @@ def spaces_of(cfg: SparsConfig, lattice: WindowLattice, n_features: int) -> tupl
     if cfg.action_set == "multidiscrete3":
         actions = spaces.MultiDiscrete([3, 3, 3])
     players, numbers = cfg.n_agents, 4 * cfg.n_agents + 1
-    if cfg.obs_mode == "features":
+    if cfg.obs_mode == FEATURES:
         return spaces.Box(-np.inf, np.inf, (players * n_features + numbers,), np.float32), actions
     if cfg.obs_mode == "own_window":
         return spaces.Box(0, 255, (1, *(cfg.obs_size or lattice.window)), np.uint8), actions

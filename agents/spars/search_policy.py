@@ -16,6 +16,8 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 HIDDEN = 32
+CODE = 8
+"""Numbers that the features of seen windows are brought to."""
 CLOSED = -1e8
 """Added to the logit of an action that cannot be chosen: its probability is 0."""
 
@@ -24,14 +26,22 @@ class _Candidates(nn.Module):
     """Logits [N, A + E], the first A by the same network for each candidate, and what the value is read from,
     [N, HIDDEN].
 
-    Observations come flat, [N, A·F + S]. The last of the F numbers says whether the candidate can be chosen; in a
-    search the one before is 2σ - |μ - θ|, the worth of the straddle rule.
+    Observations come flat, [N, A·F + S], then the features of seen windows, if there are any. The last of the F numbers
+    says whether the candidate can be chosen; in a search the one before is 2σ - |μ - θ|, the worth of the straddle
+    rule.
 
     straddle: weight of that number in the logits at the start of training; it is learned further. 0: none.
+    features: how many those of seen windows are; CODE numbers that are read from them join those of the whole.
     """
 
-    def __init__(self, number: int, width: int, state: int, ends: int, straddle: float = 0.0) -> None:
+    def __init__(
+        self, number: int, width: int, state: int, ends: int, straddle: float = 0.0, features: int = 0
+    ) -> None:
         super().__init__()
+        self.features = features
+        if features:
+            self.read = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, CODE))
+            state += CODE
         self.scale = straddle
         self.straddle = nn.Parameter(torch.zeros(())) if straddle else None  # the weight is scale · exp of it: above 0
         self.number, self.width = number, width
@@ -50,7 +60,10 @@ class _Candidates(nn.Module):
 
     def _parts(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         candidates = flat[:, : self.number * self.width].view(len(flat), self.number, self.width)
-        return candidates, flat[:, self.number * self.width :]
+        state = flat[:, self.number * self.width :]
+        if self.features:
+            state = torch.cat((state[:, : -self.features], self.read(state[:, -self.features :])), dim=1)
+        return candidates, state
 
     def forward(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and value features."""
@@ -104,7 +117,9 @@ class _OverCandidates(_Base):  # type: ignore[misc] # of either of SB3's actor-c
         assert state is not None
         (number, width), (whole,) = candidates, state
         ends = int(self.action_space.nvec[1]) if isinstance(self.action_space, spaces.MultiDiscrete) else 0
-        self.mlp_extractor = _Candidates(number, width, whole, ends, self._straddle)
+        read = self.observation_space.spaces.get("features")
+        features = 0 if read is None else spaces.flatdim(read)
+        self.mlp_extractor = _Candidates(number, width, whole, ends, self._straddle, features)
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
@@ -122,11 +137,12 @@ class MaskableCandidatePolicy(_OverCandidates, MaskableActorCriticPolicy):  # ty
 
 
 class _Flatten(FlattenExtractor):
-    """Candidates and state in one row."""
+    """Candidates, state and features, if any, in one row."""
 
     def __init__(self, observation_space: spaces.Dict) -> None:
         super().__init__(observation_space)
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
-        """[N, A·F + S]."""
-        return torch.cat((observations["candidates"].flatten(1), observations["state"]), dim=1)
+        """[N, A·F + S], and the features."""
+        parts = (observations[name] for name in ("candidates", "state", "features") if name in observations)
+        return torch.cat([part.flatten(1) for part in parts], dim=1)

@@ -35,6 +35,7 @@ VARIANTS = [
     (SPARS, {"score_source": "oracle_fraction", "obs_mode": "features", "reward": "diff"}),
     (SPARS, {"action_set": "continuous", "obs_mode": "features"}),
     (SPARS, {"profile": "patch", "threshold": 1.0}),
+    (SPARS, {"profile": "search", "threshold": 1.0, "obs_mode": "features", "n_agents": 1}),
     (ECHO, {"sampler": "shared", "group": 4, "reward": ["dice", "pixel_accuracy"]}),
     (ECHO, {"reward": "anatomical", "compute_validity": True}),
     (APGA, {"action_mode": "pixel", "fill": "noise", "sampler": "shared", "log_aid": True}),

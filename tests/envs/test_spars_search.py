@@ -9,6 +9,7 @@ from segarena.datasets.liver.cases import LiverDataConfig, load_liver_cases
 from segarena.envs.spars import SparsEnv
 from segarena.envs.spars_search import SCALE, SearchEnv
 from segarena.envs.spars_tables import CANDIDATE, SEARCH_STATE
+from segarena.testing import check_env_contract
 
 FULL = (32, 28, 24)
 
@@ -183,6 +184,79 @@ def test_the_observation_is_what_is_known_of_the_windows_in_reach():
         assert all(torch.equal(some[name], obs[name][[4, 1]]) for name in obs)
 
 
+def reads(**settings):
+    """A search that observes features: of the packaged classifier, on a part of a phantom."""
+    chosen = {"cases": ["phantom_02000", "phantom_02001"], "grid_shape": (32, 32, 24), "horizon": 6, "num_envs": 5}
+    env = SparsEnv(profile="search", obs_mode="features", device="cpu", **{**chosen, **settings})
+    env.seed(range(env.num_envs))
+    env.reset()
+    return env
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"n_agents": 1}, {"score_source": "oracle_fraction"}, {"score_engine": "lazy", "cases": ["phantom_02000"]}],
+)
+def test_the_features_observed_are_the_own_ones_and_mean_and_maximum_of_those_seen(settings):
+    env, generator = reads(**settings), torch.Generator().manual_seed(6)
+    everywhere = torch.arange(env.lattice.size).expand(5, -1)
+    rows = env._features.feature_rows(env.case[:, None], everywhere).float()  # [N, L, F]
+    assert rows.std(dim=1).max() > 0
+    for step in range(6):
+        for player in range(env.config.n_agents):
+            obs = env.observe(player=player)
+            assert obs["features"].shape[1:] == env.single_observation_space["features"].shape
+            for number, (seen, at) in enumerate(zip(env.posterior.seen, env.at[player], strict=True)):
+                own, mean, highest = obs["features"][number]
+                known = rows[number, seen]
+                assert len(known) >= step
+                if not len(known):
+                    assert not obs["features"][number].any(), "nothing is known before a window was seen"
+                    continue
+                assert torch.equal(own, rows[number, at] * seen[at])
+                assert torch.allclose(mean, known.mean(dim=0), atol=1e-5)
+                assert torch.equal(highest, known.amax(dim=0))
+            some = env.observe(torch.tensor([4, 1]), player=player)
+            assert torch.equal(some["features"], obs["features"][[4, 1]])
+        env.step(some_action(env, generator))
+
+
+def test_features_of_windows_that_were_not_seen_are_not_observed():
+    env, generator = reads(num_envs=1, cases=["phantom_02000"]), torch.Generator().manual_seed(7)
+    table = env._features
+    for _ in range(4):
+        kept, seen = table._features, env.posterior.seen[0, :, None]
+        for player in (0, 1):
+            before = env.observe(player=player)
+            for changed in (kept + 1, torch.full_like(kept, torch.inf)):
+                table._features = torch.where(seen, kept, changed)
+                assert all(torch.equal(part, before[name]) for name, part in env.observe(player=player).items())
+            table._features = torch.where(seen, kept + 1, kept)
+            moved = env.observe(player=player)["features"] != before["features"]
+            assert bool(moved[0, 1:].any()) == bool(seen.any()), "but those of seen ones are"
+            table._features = kept
+        env.step(some_action(env, generator))
+
+
+def test_a_search_that_observes_features_keeps_the_contract():
+    """Of one agent; the rounding of a posterior depends on who stands beside it where one moves before another."""
+    chosen = {"cases": ["phantom_02000", "phantom_02001"], "grid_shape": (32, 32, 24), "horizon": 3, "n_agents": 1}
+    check_env_contract("SPARS-LiverCT-v0", steps=8, profile="search", obs_mode="features", **chosen)
+
+
+def test_features_of_two_agents_are_the_same_alone_and_among_others_and_after_a_checkpoint():
+    together, alone = (reads(num_envs=number, opponent="random") for number in (3, 1))
+    alone.seed([2])
+    alone.reset()
+    for step in range(8):
+        seen, own = (env.advance(torch.full((env.num_envs,), step)).obs["features"] for env in (together, alone))
+        assert torch.allclose(seen[2], own[0], atol=1e-6)
+        assert seen.any()
+    again = reads(num_envs=3, opponent="random")
+    again.load_state(together.state())
+    assert torch.equal(again.observe()["features"], together.observe()["features"])
+
+
 @pytest.mark.parametrize("phase", [(0, 0, 0), (2, 1, 3)])
 def test_around_a_window_are_its_neighbours_and_its_blocks_and_nothing_beyond_the_border(phase):
     env = search(phase=phase)
@@ -249,7 +323,8 @@ def test_an_episode_is_the_same_alone_and_among_others_and_after_a_checkpoint():
     ("bad", "said"),
     [
         ({"action_set": "king26"}, "action_set is 'king26' but profile 'search' needs leap78 or anywhere"),
-        ({"obs_mode": "features"}, "obs_mode is 'features' but profile 'search' needs memory"),
+        ({"obs_mode": "two_window"}, "obs_mode is 'two_window' but profile 'search' needs memory or features"),
+        ({"profile": "patch", "obs_mode": "features"}, "obs_mode is 'features' but profile 'patch' needs patches"),
         (
             {"reward": "score"},
             "reward is 'score' but with profile 'search' and n_agents=2 it must be one of sign,",

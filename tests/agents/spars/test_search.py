@@ -154,6 +154,31 @@ def test_a_policy_starts_as_the_straddle_rule_among_the_windows_in_reach_or_from
     assert float(rule.mlp_extractor.straddle.grad) > 0
 
 
+def test_a_policy_that_observes_features_of_seen_windows_starts_as_the_same_rule_and_learns_to_read_them():
+    walk = SparsEnv(
+        **ENV, cases=["phantom_2000-2003"], obs_mode="features", num_envs=4, n_agents=1, device="cpu", eval_dice=False
+    )
+    walk.seed(range(4))
+    walk.reset()
+    walk.step(walk.action_masks().float().argmax(dim=1))
+    obs, spaces = walk.observe(), (walk.single_observation_space, walk.single_action_space)
+    torch.manual_seed(0)
+    policy = CandidatePolicy(*spaces, lambda _: 1e-2, straddle=10.0)
+    worth = obs["candidates"][..., -2].masked_fill(~walk.action_masks(), -torch.inf)
+    assert torch.equal(policy.get_distribution(obs).mode(), worth.argmax(dim=1))
+    for _ in range(2):  # in the first step only the last layer has a gradient
+        policy.optimizer.zero_grad()
+        loss = -policy.get_distribution(obs).log_prob(torch.full((4,), 7)).sum()
+        loss.backward()
+        policy.optimizer.step()
+    read = policy.mlp_extractor.read[1].weight.grad.view(8, 3, -1)
+    assert (read.abs().amax(dim=(0, 2)) > 0).all(), "own ones, mean and maximum"
+    other = {**obs, "features": obs["features"].flip(2)}
+    probs = [policy.get_distribution(one).distribution.probs for one in (obs, other)]
+    assert not torch.equal(*probs)
+    assert not torch.equal(policy.predict_values(obs), policy.predict_values(other))
+
+
 # -- rules -------------------------------------------------------------------------------------------------------------
 
 
