@@ -100,7 +100,8 @@ def test_a_changed_key_of_a_finished_stage_is_refused(runs, capsys):
 def test_evaluate_judges_images_and_studies(runs, capsys):
     folders = [str(runs / name) for name in ("none", "reinforce")]
     assert main(["evaluate", "--run", *folders, "--out", str(runs / "results")]) == 0
-    assert "Accuracy (%)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Accuracy (%)" in said
     result = json.loads((runs / "results" / "APGA_seed0.json").read_text())
     assert len(result["cases"]) == 8
     known = {"accuracy", "accuracy_masked", "accuracy_averaged", "auroc", "study_kappa", "mask_area", "gap"}
@@ -109,6 +110,10 @@ def test_evaluate_judges_images_and_studies(runs, capsys):
     assert case["p_averaged"] == pytest.approx((case["p"] + case["p_masked"]) / 2, abs=1e-6)
     assert {"deletion", "insertion_gradcam"} <= case.keys()
     assert ["roi_iou" in case for case in result["cases"]] == [case["label"] == 1 for case in result["cases"]]
+    (row,) = (line.split("|") for line in said.splitlines() if line.startswith("| APGA "))
+    shown = [float(cell.split()[0]) for cell in row[5:8]]  # of all images, though `none` has no masked ones
+    metrics = [100 * result["metrics"][f"accuracy{end}"] for end in ("", "_masked", "_averaged")]
+    assert shown == pytest.approx(metrics, abs=0.06)
     page = (runs / "results" / "classification.md").read_text()
     assert "Difference from none" in page
     assert (runs / "results" / "APGA_seed0.png").is_file()
