@@ -321,3 +321,9 @@ def test_the_packaged_classifier_knows_phantoms():
     env.seed(range(64))
     env.reset()
     assert (env.info()["prob_orig"] > 0.5).float().mean() > 0.9
+
+
+def test_the_number_of_phantoms_may_be_a_mapping_as_in_yaml():
+    assert len(APGAEnv(size=32, grid=4, phantom_studies={"train": 4}, device="cpu").pool) == 8
+    with pytest.raises(ValueError, match=r"phantom_studies\.train is -1"):
+        APGAEnv(phantom_studies={"train": -1})
