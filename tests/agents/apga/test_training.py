@@ -1,15 +1,17 @@
 """Whole runs: stages, exact resume, evaluation, pictures and predictions, as the commands make them."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from joint_toys import tiny
+from joint_toys import Table, tiny, white_pool
 from PIL import Image
 from safetensors.torch import load_file
 from segarena.agents.apga import evaluation, training
+from segarena.agents.apga.game import Players
 from segarena.agents.apga.paper import PAPER
 from segarena.agents.command_line import main
 from segarena.agents.prediction import predict
@@ -114,13 +116,18 @@ def test_evaluate_judges_images_and_studies(runs, capsys):
     assert (runs / "results" / "APGA_seed0.png").is_file()
 
 
+class Two(torch.nn.Module):
+    """Other logits for masked images than for plain ones."""
+
+    def forward(self, x, *, masked=False):
+        return torch.tensor([[0.0, 3.0] if masked else [1.0, 0.0]]).expand(len(x), 2)
+
+
 def test_averaging_two_softmaxes_may_change_a_class():
-    logits = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]])
-    plain, masked = (one.softmax(dim=1) for one in logits)
-    mean = (plain + masked) / 2
-    assert mean[0].tolist() == pytest.approx([0.389242, 0.610758], abs=1e-6)
-    assert int(plain.argmax()) == 0
-    assert int(mean.argmax()) == 1
+    players = Players(Two(), Table(torch.zeros(1, 1, 2, 2)))
+    ways, _ = evaluation.predicted(SimpleNamespace(experiment=tiny("reinforce")), players, white_pool(2))
+    assert ways["averaged"][0].tolist() == pytest.approx([0.389242, 0.610758], abs=1e-6)
+    assert {way: int(p[0].argmax()) for way, p in ways.items()} == {"plain": 0, "masked": 1, "averaged": 1}
 
 
 def test_render_shows_images_and_needs_an_agent(runs, capsys):
