@@ -56,7 +56,7 @@ def test_the_program_gives_its_known_losses_through_the_trainer(tmp_path, monkey
     p = torch.tensor([[0.9, 0.2], [0.6, 0.4]])[None, None]
     game, row = toy("legacy", agent=Table(p.logit()), rate=1e-9, number=1, max_grad_norm=None)
     rewards, losses, learn = iter([0.5, 1.0, -0.2]), [], game.learn
-    monkeypatch.setattr(learners, "classifier_loss", lambda net, x, y: game.last_plain_loss + next(rewards))
+    monkeypatch.setattr(learners, "classifier_loss", lambda net, x, y, masked: game.last_plain_loss + next(rewards))
     monkeypatch.setattr(game, "learn", lambda loss: (losses.append(float(loss.detach())), learn(loss)))
     play(game, row, row.groups(joint=False), 3, tmp_path)
     assert losses == pytest.approx([0.0, 8.465144, -15.982432], abs=1e-3)
@@ -65,7 +65,7 @@ def test_the_program_gives_its_known_losses_through_the_trainer(tmp_path, monkey
 def test_the_program_does_not_learn_from_a_constant_reward(tmp_path, monkeypatch):
     game, row = toy("legacy", agent=Table(torch.tensor([[1.0, -1], [0.5, -2]])[None, None]), max_grad_norm=None)
     before = game.agent.logits.detach().clone()
-    monkeypatch.setattr(learners, "classifier_loss", lambda net, x, y: game.last_plain_loss + 0.75)
+    monkeypatch.setattr(learners, "classifier_loss", lambda net, x, y, masked: game.last_plain_loss + 0.75)
     play(game, row, row.groups(joint=False), 5, tmp_path)
     assert torch.equal(game.agent.logits, before)
 
@@ -154,6 +154,18 @@ def test_split_statistics_keep_masked_images_out_of_the_plain_ones():
     assert not torch.equal(first.masked_running_mean, first.running_mean)
 
 
+@pytest.mark.parametrize("method", ["reinforce", "legacy"])
+def test_rewards_ask_for_masked_images_as_such(method):
+    game, row = toy(method, agent=Table(torch.full((1, 1, 2, 2), 3.0)))
+    game.last_plain_loss, seen = torch.tensor(0.2), []
+    game.players.classifier.register_forward_pre_hook(
+        lambda net, x, options: seen.append((options.get("masked", False), bool((x[0] == 0).any()))), with_kwargs=True
+    )
+    row.learner(game, game.batch(torch.arange(8)))
+    assert {masked for masked, _ in seen} == {False, True}
+    assert all(masked or not erased for masked, erased in seen), "with split statistics, each kind by its own"
+
+
 def test_masked_views_keep_or_erase():
     game, _ = toy("reinforce", agent=Table(torch.tensor([[1.0, -1], [1.0, -1]])[None, None]))
     batch = game.batch(torch.arange(8))
@@ -197,6 +209,9 @@ def test_a_reward_that_is_no_number_ends_it_and_names_the_images(tmp_path):
     [
         ({"method": "none_2x", "train_on": "adv"}, "masks nothing"),
         ({"method": "legacy", "joint_step": True}, "no two steps to join"),
+        ({"method": "end2end", "joint_step": True}, "no two steps to join"),
+        ({"method": "reinforce", "joint_step": True, "train_on": "none"}, "no two steps to join"),
+        ({"method": "end2end", "train_on": "none"}, "no step of plain images"),
         ({"method": "cutout", "warm_up": 1}, "no agent learns"),
         ({"method": "legacy", "warm_up": 1}, "no agent learns"),
     ],
