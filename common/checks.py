@@ -121,7 +121,7 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
             raise ValueError(f"unknown argument {name!r}{closest_choice(name, kinds) or f'; there are {[*kinds]}'}")
         if isinstance(value, list) and any(get_origin(one) is tuple for one in _options(kinds[name])):
             given[name] = tuple(value)
-        elif isinstance(value, Mapping) and is_dataclass(part := getattr(config, name)):
+        elif isinstance(value, Mapping) and is_dataclass(part := getattr(config, name)) and not isinstance(part, type):
             given[name] = with_settings(part, value)
     return replace(config, **given)
 
