@@ -9,12 +9,14 @@ import torch
 from joint_toys import BEST, Patches, Table, play, tiny, toy
 from segarena.agents.apga import learners
 from segarena.agents.apga.config import RewardConfig
+from segarena.agents.apga.joint import Loop
 from segarena.agents.apga.masks import foreground, others, same_area
 from segarena.agents.apga.methods import METHODS, method_of, views
 from segarena.agents.apga.training import build_agent
 from segarena.classifiers.train_xray import build_classifier
 from segarena.common.finite import NotFiniteError
 from segarena.common.networks import save_network
+from segarena.common.runs import Run
 
 
 def all_masks():
@@ -112,6 +114,15 @@ def test_methods_without_an_agent_have_the_same_budget(tmp_path, method):
     game, row = toy(method)
     play(game, row, row.groups(joint=False), 3, tmp_path)
     assert game.counters.passes == 3 * 8 * 2
+
+
+def test_the_accuracy_of_whole_validation_images_chooses_the_epoch_of_the_classifier(tmp_path):
+    game, row = toy("reinforce")
+    for groups, chooses in ((row.groups(joint=False), True), ([("agent",)], False)):
+        loop = Loop(game, row, groups, game.pool, Run(tmp_path))
+        score, found = loop.validate(game.players.eval())
+        assert score == (1.0 if chooses else None), "all are of class 1, and are found to be"
+        assert found.get("val_acc") == score
 
 
 def test_the_gradient_of_end_to_end_reaches_both_and_cooperates():

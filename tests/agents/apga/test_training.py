@@ -1,6 +1,7 @@
 """Whole runs: stages, exact resume, evaluation, pictures and predictions, as the commands make them."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from joint_toys import Table, tiny, white_pool
 from PIL import Image
 from safetensors.torch import load_file
 from segarena.agents.apga import evaluation, training
+from segarena.agents.apga.config import EvaluationConfig
 from segarena.agents.apga.game import Players
 from segarena.agents.apga.paper import PAPER
 from segarena.agents.command_line import main
@@ -128,6 +130,15 @@ def test_averaging_two_softmaxes_may_change_a_class():
     ways, _ = evaluation.predicted(SimpleNamespace(experiment=tiny("reinforce")), players, white_pool(2))
     assert ways["averaged"][0].tolist() == pytest.approx([0.389242, 0.610758], abs=1e-6)
     assert {way: int(p[0].argmax()) for way, p in ways.items()} == {"plain": 0, "masked": 1, "averaged": 1}
+
+
+def test_the_gap_is_what_erasing_does_to_the_loss():
+    experiment = replace(tiny("reinforce"), evaluation=EvaluationConfig(saliency=False))
+    context, pool = SimpleNamespace(experiment=experiment, seed=lambda name: 0), white_pool(2)
+    players = Players(Two(), Table(torch.tensor([[1.0, -1], [-1, -1]])[None, None]))
+    found = evaluation._mask_metrics(context, players, pool, evaluation.select_all(players, pool))
+    assert found["gap"].tolist() == pytest.approx([-1.313262 + 0.048587] * 2, abs=1e-5)
+    assert found["mask_area"].tolist() == [0.25, 0.25]
 
 
 def test_render_shows_images_and_needs_an_agent(runs, capsys):
