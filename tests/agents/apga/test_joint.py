@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from joint_toys import BEST, Patches, Table, play, tiny, toy
-from segarena.agents.apga import learners
+from segarena.agents.apga import joint, learners
 from segarena.agents.apga.config import RewardConfig
 from segarena.agents.apga.joint import Loop
 from segarena.agents.apga.masks import foreground, others, same_area
@@ -125,6 +125,16 @@ def test_the_accuracy_of_whole_validation_images_chooses_the_epoch_of_the_classi
         assert found.get("val_acc") == score
 
 
+def test_the_loop_ends_after_its_patience(tmp_path, monkeypatch):
+    game, row = toy("none_2x")
+    settled = {"accuracy": 0.5, "auroc": 0.5, "kappa": 0.0}
+    monkeypatch.setattr(joint, "image_metrics", lambda p, labels: settled)
+    experiment = replace(game.experiment, training=replace(game.experiment.training, epochs=10, patience=1))
+    best = joint.train_jointly(game.players, row, game.pool, game.pool, experiment, Run(tmp_path), 0)
+    assert best["epoch"] == 1
+    assert len(Run(tmp_path).metrics()) == 3, "the first, and two that are not better"
+
+
 def test_the_gradient_of_end_to_end_reaches_both_and_cooperates():
     game, row = toy("end2end", agent=Table(torch.zeros(1, 1, 2, 2)), max_grad_norm=None, end2end=(0.0, 0.0), rate=0.1)
     before = game.players.classifier.weight.detach().clone()
@@ -181,11 +191,13 @@ def test_masked_views_keep_or_erase():
     game, _ = toy("reinforce", agent=Table(torch.tensor([[1.0, -1], [1.0, -1]])[None, None]))
     batch = game.batch(torch.arange(8))
     of = {}
+    torch.manual_seed(0)
     for train_on in ("aid", "adv", "both"):
         row = method_of(tiny("reinforce", train_on=train_on))
         of[train_on] = views(game, batch, row, ("masked",))[0][1]
     assert of["aid"][0, 0, 0].tolist() == [1.0] * 4 + [0.0] * 4
     assert torch.equal(of["aid"] + of["adv"], batch.x)
+    assert 0 < int((of["both"] == of["aid"]).flatten(1).all(dim=1).sum()) < 8
     keeps = (of["both"] == of["aid"]).flatten(1).all(dim=1)
     assert torch.equal(keeps, ~(of["both"] == of["adv"]).flatten(1).all(dim=1))
 

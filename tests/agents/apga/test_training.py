@@ -11,9 +11,9 @@ import yaml
 from joint_toys import Table, tiny, white_pool
 from PIL import Image
 from safetensors.torch import load_file
-from segarena.agents.apga import evaluation, training
+from segarena.agents.apga import evaluation, masks, training
 from segarena.agents.apga.config import EvaluationConfig
-from segarena.agents.apga.game import Players
+from segarena.agents.apga.game import Players, look
 from segarena.agents.apga.paper import PAPER
 from segarena.agents.command_line import main
 from segarena.agents.prediction import predict
@@ -70,6 +70,10 @@ def test_the_fit_to_what_is_bright_teaches_the_agent(tmp_path):
     training.fitted_agent(context)
     lines = Run(tmp_path / "foreground").metrics()
     assert lines[-1]["foreground/val_bce"] < 0.8 * lines[0]["foreground/val_bce"]
+    agent, x = training.first_agent(context), context.val.at(torch.arange(len(context.val)))
+    bright = torch.nn.functional.avg_pool2d(masks.foreground(x), 4)
+    p = look(agent, x)[0].detach().sigmoid()
+    assert p[bright > 0.9].mean() > p[bright < 0.1].mean() + 0.2
 
 
 @pytest.mark.parametrize("method", ["legacy", "ppo"])
