@@ -52,6 +52,8 @@ SCHEDULE = "schedule.safetensors"
 """Its file."""
 MOST_AT_ONCE = 64
 """Episodes that a schedule plays at once while it is tuned."""
+FILES = ("data", "csv", "model", "classifier")
+"""Settings that may name a file or folder."""
 NEW_EPISODES = 2**33
 """Seed of the first episode of an evaluation: above the seeds of all trainings, which begin below 2^32."""
 
@@ -89,14 +91,14 @@ class PPOExperiment(Experiment):
         checks.check(self, episodes=checks.AT_LEAST_1, checkpoint_every=checks.AT_LEAST_1)
 
     def resolved(self) -> "PPOExperiment":
-        """The same with whole paths where settings name a folder or file of `data` or a `model`."""
+        """The same with whole paths where settings name one of `FILES` that exists."""
         return replace(
             self, settings=_with_whole_paths(self.settings), evaluate_settings=_with_whole_paths(self.evaluate_settings)
         )
 
 
 def _with_whole_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
-    paths = {key: Path(str(settings[key])) for key in ("data", "model") if key in settings}
+    paths = {key: Path(str(settings[key])) for key in FILES if key in settings}
     return {**settings, **{key: str(path.resolve()) for key, path in paths.items() if path.exists()}}
 
 

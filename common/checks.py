@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
@@ -109,7 +109,8 @@ def whole_path(name: str, path: str) -> str:
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     """A copy of `config` with the fields that `settings` names set to its values; the copy checks itself as usual.
 
-    A list does where a field is a tuple, as on the command line and in YAML.
+    As on the command line and in YAML, a list does where a field is a tuple, and a mapping where it is a dataclass: it
+    sets the fields that it names.
 
     Raises:
         ValueError: `settings` names no field of `config`; says which one is like it.
@@ -120,6 +121,8 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
             raise ValueError(f"unknown argument {name!r}{closest_choice(name, kinds) or f'; there are {[*kinds]}'}")
         if isinstance(value, list) and any(get_origin(one) is tuple for one in _options(kinds[name])):
             given[name] = tuple(value)
+        elif isinstance(value, Mapping) and is_dataclass(part := getattr(config, name)) and not isinstance(part, type):
+            given[name] = with_settings(part, value)
     return replace(config, **given)
 
 

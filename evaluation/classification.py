@@ -27,11 +27,6 @@ SUM = 1e-3
 """By how much the probabilities of an image may miss the sum 1."""
 
 
-def averaged(logits: Tensor, masked: Tensor) -> Tensor:
-    """Mean of the softmax of logits [N, K] of plain images and of those of masked ones: probabilities [N, K]."""
-    return (logits.softmax(dim=-1) + masked.softmax(dim=-1)) / 2
-
-
 def image_metrics(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     """The metrics `METRICS` of images.
 

@@ -1,17 +1,17 @@
 """Pictures of masks on X-rays: the image, what is selected of it, and what is left where that is erased or kept."""
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from .attack_panels import image_picture
 from .drawing import Bytes, Colour, Legend, Mask, beside, blend, enlarged
 
 SELECTED: Colour = (255, 159, 28)
 LESION: Colour = (86, 204, 242)
 OPACITY = 0.45
-SIDE_PX = 224
+SIDE_PX = 256
 """Side of a panel, about."""
-LEGEND: Legend = ((SELECTED, "selected"), (LESION, "lesion"))
+LEGEND: Legend = ((SELECTED, "selected"), (LESION, "box around the lesion"))
 
 
 def mask_panel(images: Tensor, masks: Tensor, erased: Tensor, kept: Tensor, regions: Tensor | None = None) -> Bytes:
@@ -22,11 +22,11 @@ def mask_panel(images: Tensor, masks: Tensor, erased: Tensor, kept: Tensor, regi
         masks: [B, 1, S, S] in [0, 1], 1 where selected.
         erased: the images where that is erased.
         kept: the images where nothing else is kept.
-        regions: bool [B, S, S], lesions, drawn into the first two panels; None: not known.
+        regions: bool [B, S, S], boxes around lesions, outlined into the first two panels; None: not known.
     """
     rows = []
     for row in range(len(images)):
-        first, second, third, fourth = (_grey(one[row]) for one in (images, images, erased, kept))
+        first, second, third, fourth = (image_picture(one[row]).copy() for one in (images, images, erased, kept))
         selected = masks[row, 0].float().cpu().numpy()
         blend(second, selected > 0, SELECTED, OPACITY * selected[selected > 0])
         if regions is not None:
@@ -42,9 +42,3 @@ def outline(region: Mask) -> Mask:
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     edge: Mask = region & ~inner
     return edge
-
-
-def _grey(image: Tensor) -> Bytes:
-    """[1, S, S] in [0, 1] as uint8 [S, S, 3]."""
-    pixels = (image[0].detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    return np.repeat(pixels[..., None], 3, axis=2)

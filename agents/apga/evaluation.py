@@ -211,9 +211,11 @@ def _mask_metrics(context: Context, players: Players, pool: XrayPool, masks: Ten
         cells = threshold(logits)
         random = enlarge(same_area(cells, torch.rand(cells.shape, generator=generator).to(cells.device)), x.shape[-1])
         one = {"mask_area": mask.mean(dim=(1, 2, 3)), "mask_entropy": entropy(logits).mean(dim=(1, 2, 3))}
-        views = (x, erased(x, mask, fill))
-        of_label = (probabilities(players.classifier, part).gather(1, y[:, None])[:, 0] for part in views)
-        before, after = (p.clamp(min=1e-12).log() for p in of_label)
+        views = (
+            probabilities(players.classifier, x),
+            probabilities(players.classifier, erased(x, mask, fill), masked=True),
+        )
+        before, after = (p.gather(1, y[:, None])[:, 0].clamp(min=1e-12).log() for p in views)
         one["gap"] = before - after
         if pool.roi is not None:
             one["roi_iou"], one["roi_iou_random"] = (iou_of(part, pool.roi[rows]) for part in (mask, random))

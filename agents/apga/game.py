@@ -167,7 +167,7 @@ class Game:
             fill = None if batch.fill is None else batch.fill.repeat(number, 1, 1, 1)
             doubts, large = {"plain": batch.plain.repeat(number)}, enlarge(flat, self.size)
             for view in VIEWS[config.mode]:
-                doubts[view] = self._doubt((erased if view == "adv" else kept)(x, large, fill), y)
+                doubts[view] = self._doubt((erased if view == "adv" else kept)(x, large, fill), y, masked=True)
                 self.add(f"apga/loss_{view}", doubts[view].mean())
         worth = gap(doubts, config.mode)
         self.add("apga/gap", worth.mean())
@@ -190,10 +190,10 @@ class Game:
             worth = worth.mean(dim=1, keepdim=True).expand_as(worth)
         return worth
 
-    def _doubt(self, x: Tensor, y: Tensor) -> Tensor:
+    def _doubt(self, x: Tensor, y: Tensor, *, masked: bool = False) -> Tensor:
         self.counters.queries += len(x)
         with bfloat16_on_cuda(x.device):
-            logits = self.players.classifier(x)
+            logits = self.players.classifier(x, masked=masked)
         return doubt(logits.float(), y, self.experiment.reward.kind)
 
     def _watch(self, rewards: Tensor) -> None:

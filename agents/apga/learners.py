@@ -45,7 +45,8 @@ def legacy(game: Game, batch: Batch) -> None:
     with torch.no_grad():
         net = game.players.classifier
         net.eval()
-        loss = classifier_loss(net, erased(batch.x, enlarge(mask, game.size), batch.fill), batch.y)
+        view = erased(batch.x, enlarge(mask, game.size), batch.fill)
+        loss = classifier_loss(net, view, batch.y, masked=True)
         net.train()
     reward = loss - before
     advantage = reward - game.mean.take(reward)

@@ -140,10 +140,15 @@ def method_of(experiment: APGAExperiment) -> Method:
                 f"training.train_on is {training.train_on!r} but {training.method!r} masks nothing; leave it null"
             )
         steps = tuple(one for one in row.steps if one != "masked") if training.train_on == "none" else row.steps
+        if "plain" not in steps and training.train_on == "none":
+            raise ValueError(
+                f"training.train_on is 'none' but method {training.method!r} has no step of plain images, from which "
+                f"alone the classifier would learn; leave it null"
+            )
         row = replace(row, steps=steps, train_on=training.train_on)
     if training.extra_cutout:
         row = replace(row, steps=(*row.steps, "cutout"))
-    if training.joint_step and training.method in ("legacy", "none"):
+    if training.joint_step and row.groups(joint=True) == row.groups(joint=False):
         raise ValueError(
             f"training.joint_step is true but method {training.method!r} has no two steps to join; leave it false"
         )

@@ -1,7 +1,7 @@
 """Checks of configurations."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,6 +96,22 @@ def test_a_choice_is_checked_alone() -> None:
 def test_settings_replace_the_fields_that_they_name() -> None:
     assert with_settings(Toy(), {"steps": 8}) == Toy(steps=8)
     assert with_settings(Toy(reward="diff"), {}) == Toy(reward="diff")
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Settings that hold others."""
+
+    toy: Toy = field(default_factory=lambda: Toy(steps=3))
+    names: dict[str, int] = field(default_factory=dict)
+
+
+def test_a_mapping_sets_the_fields_of_settings_within_settings() -> None:
+    made = with_settings(Holder(), {"toy": {"reward": "diff", "noise": [0.2]}, "names": {"steps": 5}})
+    assert made == Holder(Toy(steps=3, reward="diff", noise=(0.2,)), {"steps": 5})
+    assert with_settings(Holder(), {"toy": Toy()}) == Holder(Toy())
+    with pytest.raises(ValueError, match="unknown argument 'stepz'; did you mean 'steps'"):
+        with_settings(Holder(), {"toy": {"stepz": 5}})
 
 
 def test_an_unknown_setting_is_refused_with_the_name_that_is_like_it() -> None:

@@ -321,3 +321,29 @@ def test_the_packaged_classifier_knows_phantoms():
     env.seed(range(64))
     env.reset()
     assert (env.info()["prob_orig"] > 0.5).float().mean() > 0.9
+
+
+def test_the_number_of_phantoms_may_be_a_mapping_as_in_yaml():
+    assert len(APGAEnv(size=32, grid=4, phantom_studies={"train": 4}, device="cpu").pool) == 8
+    with pytest.raises(ValueError, match=r"phantom_studies\.train is -1"):
+        APGAEnv(phantom_studies={"train": -1})
+
+
+def test_masked_images_are_judged_by_their_own_statistics():
+    torch.manual_seed(0)
+    net = XrayClassifier("small_cnn", 1, 2, split_bn=True).eval()
+    net.body[1].masked_running_mean += 0.3
+    env = toy(classifier=net, log_aid=True)
+    x, a = env.pool.at(env.index), torch.zeros(1, 1, 32, 32)
+    a[..., :16, :16] = 1
+    env.step(torch.tensor([[1, 0, 0, 0]]))
+    for view, seen, masked in (("orig", x, False), ("adv", x * (1 - a), True), ("aid", x * a, True)):
+        with torch.no_grad():
+            expected = torch.nn.functional.cross_entropy(net(seen, masked=masked), torch.tensor([1]))
+        torch.testing.assert_close(env.info()[f"loss_{view}"][0], expected)
+
+
+def test_another_classifier_before_the_first_cell_begins_at_nothing():
+    changed, fresh = (toy(action_mode="sequential", reward_mode="cooperative") for _ in range(2))
+    changed.set_classifier(Linear().eval())
+    torch.testing.assert_close(changed.step(torch.tensor([0]))[0], fresh.step(torch.tensor([0]))[0])

@@ -8,7 +8,6 @@ import torch
 from segarena.evaluation import classification
 from segarena.evaluation.classification import (
     METRICS,
-    averaged,
     image_metrics,
     level_metrics,
     metric_intervals,
@@ -57,13 +56,6 @@ def test_scores_with_ties_have_the_known_auroc_and_kappa():
     found = image_metrics(of_scores([0.1, 0.6, 0.35, 0.6, 0.9]), torch.tensor([0, 0, 1, 1, 1]))
     assert found["auroc"] == pytest.approx(0.75)
     assert found["kappa"] == pytest.approx(1 / 6)
-
-
-def test_the_mean_of_two_softmaxes_can_turn_the_class():
-    plain, masked = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]])
-    found = averaged(plain, masked)
-    torch.testing.assert_close(found, torch.tensor([[0.389242, 0.610758]]), atol=1e-6, rtol=0)
-    assert (plain.argmax(), found.argmax()) == (0, 1)
 
 
 def test_a_study_is_the_mean_of_its_views():

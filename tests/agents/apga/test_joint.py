@@ -7,14 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 from joint_toys import BEST, Patches, Table, play, tiny, toy
-from segarena.agents.apga import learners
+from segarena.agents.apga import joint, learners
 from segarena.agents.apga.config import RewardConfig
+from segarena.agents.apga.joint import Loop
 from segarena.agents.apga.masks import foreground, others, same_area
 from segarena.agents.apga.methods import METHODS, method_of, views
 from segarena.agents.apga.training import build_agent
 from segarena.classifiers.train_xray import build_classifier
 from segarena.common.finite import NotFiniteError
 from segarena.common.networks import save_network
+from segarena.common.runs import Run
 
 
 def all_masks():
@@ -56,7 +58,7 @@ def test_the_program_gives_its_known_losses_through_the_trainer(tmp_path, monkey
     p = torch.tensor([[0.9, 0.2], [0.6, 0.4]])[None, None]
     game, row = toy("legacy", agent=Table(p.logit()), rate=1e-9, number=1, max_grad_norm=None)
     rewards, losses, learn = iter([0.5, 1.0, -0.2]), [], game.learn
-    monkeypatch.setattr(learners, "classifier_loss", lambda net, x, y: game.last_plain_loss + next(rewards))
+    monkeypatch.setattr(learners, "classifier_loss", lambda net, x, y, masked: game.last_plain_loss + next(rewards))
     monkeypatch.setattr(game, "learn", lambda loss: (losses.append(float(loss.detach())), learn(loss)))
     play(game, row, row.groups(joint=False), 3, tmp_path)
     assert losses == pytest.approx([0.0, 8.465144, -15.982432], abs=1e-3)
@@ -65,7 +67,7 @@ def test_the_program_gives_its_known_losses_through_the_trainer(tmp_path, monkey
 def test_the_program_does_not_learn_from_a_constant_reward(tmp_path, monkeypatch):
     game, row = toy("legacy", agent=Table(torch.tensor([[1.0, -1], [0.5, -2]])[None, None]), max_grad_norm=None)
     before = game.agent.logits.detach().clone()
-    monkeypatch.setattr(learners, "classifier_loss", lambda net, x, y: game.last_plain_loss + 0.75)
+    monkeypatch.setattr(learners, "classifier_loss", lambda net, x, y, masked: game.last_plain_loss + 0.75)
     play(game, row, row.groups(joint=False), 5, tmp_path)
     assert torch.equal(game.agent.logits, before)
 
@@ -114,6 +116,25 @@ def test_methods_without_an_agent_have_the_same_budget(tmp_path, method):
     assert game.counters.passes == 3 * 8 * 2
 
 
+def test_the_accuracy_of_whole_validation_images_chooses_the_epoch_of_the_classifier(tmp_path):
+    game, row = toy("reinforce")
+    for groups, chooses in ((row.groups(joint=False), True), ([("agent",)], False)):
+        loop = Loop(game, row, groups, game.pool, Run(tmp_path))
+        score, found = loop.validate(game.players.eval())
+        assert score == (1.0 if chooses else None), "all are of class 1, and are found to be"
+        assert found.get("val_acc") == score
+
+
+def test_the_loop_ends_after_its_patience(tmp_path, monkeypatch):
+    game, row = toy("none_2x")
+    settled = {"accuracy": 0.5, "auroc": 0.5, "kappa": 0.0}
+    monkeypatch.setattr(joint, "image_metrics", lambda p, labels: settled)
+    experiment = replace(game.experiment, training=replace(game.experiment.training, epochs=10, patience=1))
+    best = joint.train_jointly(game.players, row, game.pool, game.pool, experiment, Run(tmp_path), 0)
+    assert best["epoch"] == 1
+    assert len(Run(tmp_path).metrics()) == 3, "the first, and two that are not better"
+
+
 def test_the_gradient_of_end_to_end_reaches_both_and_cooperates():
     game, row = toy("end2end", agent=Table(torch.zeros(1, 1, 2, 2)), max_grad_norm=None, end2end=(0.0, 0.0), rate=0.1)
     before = game.players.classifier.weight.detach().clone()
@@ -154,15 +175,29 @@ def test_split_statistics_keep_masked_images_out_of_the_plain_ones():
     assert not torch.equal(first.masked_running_mean, first.running_mean)
 
 
+@pytest.mark.parametrize("method", ["reinforce", "legacy"])
+def test_rewards_ask_for_masked_images_as_such(method):
+    game, row = toy(method, agent=Table(torch.full((1, 1, 2, 2), 3.0)))
+    game.last_plain_loss, seen = torch.tensor(0.2), []
+    game.players.classifier.register_forward_pre_hook(
+        lambda net, x, options: seen.append((options.get("masked", False), bool((x[0] == 0).any()))), with_kwargs=True
+    )
+    row.learner(game, game.batch(torch.arange(8)))
+    assert {masked for masked, _ in seen} == {False, True}
+    assert all(masked or not erased for masked, erased in seen), "with split statistics, each kind by its own"
+
+
 def test_masked_views_keep_or_erase():
     game, _ = toy("reinforce", agent=Table(torch.tensor([[1.0, -1], [1.0, -1]])[None, None]))
     batch = game.batch(torch.arange(8))
     of = {}
+    torch.manual_seed(0)
     for train_on in ("aid", "adv", "both"):
         row = method_of(tiny("reinforce", train_on=train_on))
         of[train_on] = views(game, batch, row, ("masked",))[0][1]
     assert of["aid"][0, 0, 0].tolist() == [1.0] * 4 + [0.0] * 4
     assert torch.equal(of["aid"] + of["adv"], batch.x)
+    assert 0 < int((of["both"] == of["aid"]).flatten(1).all(dim=1).sum()) < 8
     keeps = (of["both"] == of["aid"]).flatten(1).all(dim=1)
     assert torch.equal(keeps, ~(of["both"] == of["adv"]).flatten(1).all(dim=1))
 
@@ -197,6 +232,9 @@ def test_a_reward_that_is_no_number_ends_it_and_names_the_images(tmp_path):
     [
         ({"method": "none_2x", "train_on": "adv"}, "masks nothing"),
         ({"method": "legacy", "joint_step": True}, "no two steps to join"),
+        ({"method": "end2end", "joint_step": True}, "no two steps to join"),
+        ({"method": "reinforce", "joint_step": True, "train_on": "none"}, "no two steps to join"),
+        ({"method": "end2end", "train_on": "none"}, "no step of plain images"),
         ({"method": "cutout", "warm_up": 1}, "no agent learns"),
         ({"method": "legacy", "warm_up": 1}, "no agent learns"),
     ],

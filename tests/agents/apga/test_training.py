@@ -1,15 +1,19 @@
 """Whole runs: stages, exact resume, evaluation, pictures and predictions, as the commands make them."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from joint_toys import tiny
+from joint_toys import Table, tiny, white_pool
 from PIL import Image
 from safetensors.torch import load_file
-from segarena.agents.apga import evaluation, training
+from segarena.agents.apga import evaluation, masks, training
+from segarena.agents.apga.config import EvaluationConfig
+from segarena.agents.apga.game import Players, look
 from segarena.agents.apga.paper import PAPER
 from segarena.agents.command_line import main
 from segarena.agents.prediction import predict
@@ -66,6 +70,10 @@ def test_the_fit_to_what_is_bright_teaches_the_agent(tmp_path):
     training.fitted_agent(context)
     lines = Run(tmp_path / "foreground").metrics()
     assert lines[-1]["foreground/val_bce"] < 0.8 * lines[0]["foreground/val_bce"]
+    agent, x = training.first_agent(context), context.val.at(torch.arange(len(context.val)))
+    bright = torch.nn.functional.avg_pool2d(masks.foreground(x), 4)
+    p = look(agent, x)[0].detach().sigmoid()
+    assert p[bright > 0.9].mean() > p[bright < 0.1].mean() + 0.2
 
 
 @pytest.mark.parametrize("method", ["legacy", "ppo"])
@@ -119,13 +127,27 @@ def test_evaluate_judges_images_and_studies(runs, capsys):
     assert (runs / "results" / "APGA_seed0.png").is_file()
 
 
+class Two(torch.nn.Module):
+    """Other logits for masked images than for plain ones."""
+
+    def forward(self, x, *, masked=False):
+        return torch.tensor([[0.0, 3.0] if masked else [1.0, 0.0]]).expand(len(x), 2)
+
+
 def test_averaging_two_softmaxes_may_change_a_class():
-    logits = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]])
-    plain, masked = (one.softmax(dim=1) for one in logits)
-    mean = (plain + masked) / 2
-    assert mean[0].tolist() == pytest.approx([0.389242, 0.610758], abs=1e-6)
-    assert int(plain.argmax()) == 0
-    assert int(mean.argmax()) == 1
+    players = Players(Two(), Table(torch.zeros(1, 1, 2, 2)))
+    ways, _ = evaluation.predicted(SimpleNamespace(experiment=tiny("reinforce")), players, white_pool(2))
+    assert ways["averaged"][0].tolist() == pytest.approx([0.389242, 0.610758], abs=1e-6)
+    assert {way: int(p[0].argmax()) for way, p in ways.items()} == {"plain": 0, "masked": 1, "averaged": 1}
+
+
+def test_the_gap_is_what_erasing_does_to_the_loss():
+    experiment = replace(tiny("reinforce"), evaluation=EvaluationConfig(saliency=False))
+    context, pool = SimpleNamespace(experiment=experiment, seed=lambda name: 0), white_pool(2)
+    players = Players(Two(), Table(torch.tensor([[1.0, -1], [-1, -1]])[None, None]))
+    found = evaluation._mask_metrics(context, players, pool, evaluation.select_all(players, pool))
+    assert found["gap"].tolist() == pytest.approx([-1.313262 + 0.048587] * 2, abs=1e-5)
+    assert found["mask_area"].tolist() == [0.25, 0.25]
 
 
 def test_render_shows_images_and_needs_an_agent(runs, capsys):

@@ -193,3 +193,11 @@ def test_each_ratio_has_a_gradient_of_its_own():
     torch.testing.assert_close(slopes["factored"], torch.tensor([1.055556, 1.125, 0.833333, 0.833333]) / 4)
     torch.testing.assert_close(slopes["mean"], torch.full((4,), 0.952945 / 4))
     torch.testing.assert_close(slopes["sum"], torch.full((4,), 0.824653))
+
+
+def test_each_image_has_a_ratio_of_its_own():
+    new, old = torch.cat([NEW, OLD]), torch.cat([OLD, OLD])
+    for kind, expected in (("mean", 0.952945), ("sum", 0.824653)):
+        found = log_ratio(new, old, kind).exp()
+        torch.testing.assert_close(found[0], torch.full((2, 2), expected))
+        torch.testing.assert_close(found[1], torch.ones(2, 2))
