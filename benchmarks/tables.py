@@ -50,7 +50,7 @@ ROWS = {
     ),
     "PPO": (
         *("random", "bim", "mi_fgsm", "segpgd", "cospgd", "masked_ce", "js", "rp_region", "rp_pgd", "rp_pgd_pp"),
-        *("rp_global", "open-loop schedule", "learned attack"),
+        *("rp_global", "noop", "fgsm", "pgd", "open-loop schedule", "learned attack"),
     ),
     "SEAT": ("clean", "clean, 5 passes", "Free-5", "SEAT", "SEAT+", "PGD-AT", "TRADES"),
     "RL4Seg": (
