@@ -108,7 +108,7 @@ def table(
     methods = _by_method(results)
     cases = results[0].cases
     patient_of = _patient_of(cases)
-    meant = [list(_by_case(cases, one)) for one in shown]
+    meant = [_meant(results, one) for one in shown]
     empty = [case["case_id"] for case in cases if empty_target(case)]
     header = [heading, "Supervision", "Mode", "Seeds", *map(_heading, shown)]
     if empty:
@@ -203,7 +203,7 @@ def pairs(results: Sequence[Result], metric: Column | str) -> str:
 def _paired(results: Sequence[Result], one: Column) -> tuple[dict[str, Floats], list[str] | None]:
     """The metric [seeds, cases] by method, cases in one order and seeds ascending; the patient of each case."""
     methods = _by_method(results)
-    case_ids = list(_by_case(results[0].cases, one))  # one order for all methods, or the pairs would not match
+    case_ids = _meant(results, one)  # one order for all methods, or the pairs would not match
     ascending = {method: sorted(runs, key=lambda run: run.seed) for method, runs in methods.items()}
     values = {method: _values(runs, one, case_ids) for method, runs in ascending.items()}
     undefined = [method for method, found in values.items() if not found.size or np.isnan(found).any()]
@@ -254,10 +254,16 @@ def _by_case(cases: Sequence[Case], metric: Column) -> dict[str, float]:
     return {case_id: math.nan if value is None else float(value) for case_id, value in values.items()}
 
 
+def _meant(results: Sequence[Result], metric: Column) -> list[str]:
+    """The cases that the metric is averaged over, of the first result that has it: others may know nothing of it."""
+    having = (one.cases for one in results if any(metric.name in case for case in one.cases))
+    return list(_by_case(next(having, results[0].cases), metric))
+
+
 def _values(runs: Sequence[Result], metric: Column, case_ids: Sequence[str]) -> Floats:
     """The metric [seeds, cases] on these cases, in this order."""
     by_seed = [_by_case(run.cases, metric) for run in runs]
-    return np.array([[values[case_id] for case_id in case_ids] for values in by_seed], dtype=np.float64)
+    return np.array([[values.get(case_id, math.nan) for case_id in case_ids] for values in by_seed], dtype=np.float64)
 
 
 def _patient_of(cases: Sequence[Case]) -> dict[str, str] | None:

@@ -40,8 +40,8 @@ COLUMNS = (
     Column("accuracy_masked", "Accuracy, masked", "%", 100, 1),
     Column("accuracy_averaged", "Accuracy, averaged", "%", 100, 1),
     Column("mask_area", "Area of the mask", "%", 100, 1),
-    Column("roi_iou", "IoU with the lesion", needs_target=True),
-    Column("roi_iou_random", "IoU, random mask of equal area", needs_target=True),
+    Column("roi_iou", "IoU with the lesion"),
+    Column("roi_iou_random", "IoU, random mask of equal area"),
 )
 """The table of results; each case is an image, and intervals are over patients."""
 PAGE = "classification.md"
@@ -136,7 +136,7 @@ def _result(
     if masks is not None:
         _add(cases, _mask_metrics(context, players, pool, masks))
     _leave_out(cases, pool.roi)
-    metrics: dict[str, float | None] = dict(mean_metrics(cases, COLUMNS))
+    metrics: dict[str, float | None] = dict(mean_metrics(cases))
     intervals = dict[str, list[float]]()
     both = len(torch.unique(pool.labels)) > 1
     for way, p in ways.items():
@@ -183,9 +183,9 @@ def _cases(pool: XrayPool, ways: dict[Way, Tensor]) -> list[Case]:
 def _leave_out(cases: Sequence[Case], regions: Tensor | None) -> None:
     """Take the overlap out of images without a lesion: its mean is that over the others."""
     if regions is not None:
-        for case, pixels in zip(cases, regions.flatten(1).sum(dim=1).tolist(), strict=True):
-            case["label_voxels"] = pixels
-            if not pixels:
+        for case, there in zip(cases, regions.flatten(1).any(dim=1).tolist(), strict=True):
+            case["labelled"] = int(there)
+            if not there:
                 for name in ("roi_iou", "roi_iou_random"):
                     case.pop(name, None)
 

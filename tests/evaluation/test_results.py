@@ -239,6 +239,10 @@ def test_where_some_cases_have_labels_means_and_p_values_are_over_these():
     text = table([some, result("other", cases=[*known, unknown])], ["dice", "valid"], baseline="ppo")
     assert row(text, "ppo")[4].startswith("70.0 [")
     assert "3 of the 4 cases have labels: what needs labels is the mean over these." in text
+    without = [{key: value for key, value in one.items() if key != "valid"} for one in (*known, unknown)]
+    text = table([result("other", cases=without), some], ["dice", "valid"])
+    assert row(text, "ppo")[5].startswith("0.750 ["), "of all cases, though the first method knows nothing of it"
+    assert row(text, "other")[5] == "–"
     assert "have labels" not in table([all_known], ["dice"])
     lacking = [{key: value for key, value in known[0].items() if key != "dice"}, *known[1:]]
     assert math.isnan(mean_metrics(lacking)["dice"]), "a labelled case that lacks a metric is not left out"
