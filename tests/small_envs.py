@@ -36,10 +36,9 @@ SMALL = {
 }
 """Arguments that keep an environment small; an id that is not named here plays with its defaults."""
 SEED = 7
-NEVER_CUT = [env_id for env_id in IDS if env_id.startswith("RPPGD")]
+NEVER_CUT = [env_id for env_id in IDS if env_id.startswith(("RPPGD", "SEAT"))]
 """Environments of several steps that end by themselves: the observation tells when."""
-ATTACKS = [*NEVER_CUT, "SEATAttack-MSD-v0", "SEAT-MSD-v0"]
-STEPS = {env_id: 12 if env_id in (*ATTACKS, "APGA-MURA-v0") else 60 for env_id in IDS}
+STEPS = {env_id: 12 if env_id in (*NEVER_CUT, "APGA-MURA-v0") else 60 for env_id in IDS}
 """An attack has six at most here, and each passes a network; a mask is one step."""
 
 

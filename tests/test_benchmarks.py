@@ -215,7 +215,7 @@ def test_the_speed_of_the_joint_loop_is_measured_and_written(tmp_path):
 
 def test_the_speed_of_attacks_is_measured_and_written(tmp_path):
     figures = measured("attack_speed", tmp_path)
-    assert set(figures) == {"libraries", "step", "training", "prototypes", "memory"}
+    assert set(figures) == {"libraries", "step", "training", "prototypes", "memory", "environments"}
     pgd = named(figures["libraries"], "PGD, 20 steps")
     damage = pgd["details"]["mean_cross_entropy"]
     assert all(value == pytest.approx(damage["ours"], rel=0.02) for value in damage.values())

@@ -98,13 +98,13 @@ REFUSED = {
     "another paper": (["--paper", "rl4seg"], "--paper is of paper 'rl4seg' but config.yaml of 'spars'"),
     "an unknown paper": (
         ["--paper", "spar"],
-        "paper is 'spar' but must be one of 'spars', 'rl4seg', 'rp_pgd', 'seat', 'ppo'; did",
+        "paper is 'spar' but must be one of 'spars', 'rl4seg', 'rp_pgd', 'seat', 'apga', 'ppo'; did",
     ),
     "a run to continue that there is not": (["--resume", "gone"], "'gone' is no run: it has no config.yaml"),
     "a folder for a run that goes on": (["--resume", ".", "--out", "x"], "in its own folder; leave out --out"),
 }
 
-KNOWN_PAPERS = "'spars', 'rl4seg', 'rp_pgd', 'seat', 'ppo'"
+KNOWN_PAPERS = "'spars', 'rl4seg', 'rp_pgd', 'seat', 'apga', 'ppo'"
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -165,7 +165,7 @@ def test_a_configuration_that_cannot_be_read_names_the_key(here, capsys, text, s
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("gone.yaml", "`list --configs` prints the packaged ones"),
+        ("missing_file.yaml", "`list --configs` prints the packaged ones"),
         ("spars/dmo", "did you mean spars/demo?"),
         ("configs/rl4seg/lop.yaml", "did you mean rl4seg/loop?"),
     ],
