@@ -23,7 +23,7 @@ from ..common.device import bfloat16_on_cuda
 from ..common.networks import load_network
 from ..datasets.xray.images import XrayPool, load_xrays
 from ..evaluation.drawing import Legend
-from ..rewards.loss_gap import VIEWS, area, doubt, gap, total_variation
+from ..rewards.loss_gap import VIEWS, doubt, gap, reward_terms
 from . import apga_pictures
 from .apga_actions import MaskActions
 from .apga_config import SEQUENTIAL_HORIZON, APGAConfig, side_of
@@ -228,12 +228,10 @@ class APGAEnv(BatchedEnv):
         logits = self._logits(torch.cat(views), masked=True).tensor_split(len(views))
         seen = {"plain": self.plain[env_ids], **dict(zip(self._views, logits, strict=True))}
         worth = gap({view: doubt(z, labels, cfg.reward_kind) for view, z in seen.items()}, cfg.reward_mode)
-        cut = worth if cfg.reward_clip is None else worth.clamp(-cfg.reward_clip, cfg.reward_clip)
-        share, variation = area(cells), total_variation(cells)
-        facts = {"gap": worth, "mask_area": share, "mask_tv": variation}
+        terms = reward_terms(worth, cells, cfg.reward_clip)
+        facts = {"gap": worth, "mask_area": -terms["area"], "mask_tv": -terms["tv"]}
         for view in self._views:
             facts[f"loss_{view}"], facts[f"prob_{view}"] = _loss_and_prob(seen[view], labels)
-        terms = {"gap": cut, "area": -share, "tv": -variation}
         if cfg.reward_level == "batch":
             terms = {name: term.mean().expand(len(x)) for name, term in terms.items()}
         return terms, facts

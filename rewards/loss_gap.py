@@ -54,3 +54,13 @@ def total_variation(masks: Tensor) -> Tensor:
     masks = masks.float()
     down, across = masks.diff(dim=2).abs().sum(dim=(1, 2, 3)), masks.diff(dim=3).abs().sum(dim=(1, 2, 3))
     return (down + across) / masks[0].numel()
+
+
+def reward_terms(worth: Tensor, masks: Tensor, clip: float | None) -> dict[str, Tensor]:
+    """Terms of the reward without their weights, by name, each float32 [N]: the gap, cut at ± clip; less the area; less
+    the total variation.
+
+    worth: [N], of `gap`; masks: cells [N, 1, h, w]; clip: None cuts nothing.
+    """
+    cut = worth if clip is None else worth.clamp(-clip, clip)
+    return {"gap": cut, "area": -area(masks), "tv": -total_variation(masks)}

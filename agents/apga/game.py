@@ -20,7 +20,7 @@ from ...common.device import bfloat16_on_cuda
 from ...common.fitting import descend
 from ...datasets.xray.augmentation import augmented
 from ...datasets.xray.images import XrayPool
-from ...rewards.loss_gap import VIEWS, area, doubt, gap, total_variation
+from ...rewards.loss_gap import VIEWS, doubt, gap, reward_terms
 from ...segmenters.grid_network import GridNetwork
 from ...segmenters.unet11 import UNet11
 from .config import APGAExperiment
@@ -171,13 +171,9 @@ class Game:
                 self.add(f"apga/loss_{view}", doubts[view].mean())
         worth = gap(doubts, config.mode)
         self.add("apga/gap", worth.mean())
-        if config.clip is not None:
-            worth = worth.clamp(-config.clip, config.clip)
-        sizes = area(flat)
-        self.add("apga/mask_area", sizes.mean())
-        worth = worth - config.area_coef * sizes
-        if config.tv_coef:
-            worth = worth - config.tv_coef * total_variation(flat)
+        terms = reward_terms(worth, flat, config.clip)
+        self.add("apga/mask_area", -terms["area"].mean())
+        worth = terms["gap"] + config.area_coef * terms["area"] + config.tv_coef * terms["tv"]
         self.add("apga/reward", worth.mean())
         self._watch(worth)
         return worth.view(number, -1)

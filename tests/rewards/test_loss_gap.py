@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from segarena.rewards.loss_gap import area, doubt, gap, total_variation
+from segarena.rewards.loss_gap import area, doubt, gap, reward_terms, total_variation
 
 PLAIN, ADV = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]])
 Y = torch.tensor([0])
@@ -35,3 +35,10 @@ def test_area_and_variation_are_of_each_mask():
     torch.testing.assert_close(area(masks), torch.tensor([0.5, 1.0, 0.25]))
     torch.testing.assert_close(total_variation(masks), torch.tensor([0.5, 0.0, 0.5]))
     torch.testing.assert_close(total_variation(masks.float() / 2), torch.tensor([0.25, 0.0, 0.25]))
+
+
+def test_terms_are_the_cut_gap_and_what_is_taken_off_for_size_and_edges():
+    masks, worth = torch.tensor([[[[1, 0], [1, 0]]], [[[1, 1], [1, 1]]]]).bool(), torch.tensor([7.0, -7.0])
+    found = {name: term.tolist() for name, term in reward_terms(worth, masks, 5.0).items()}
+    assert found == {"gap": [5.0, -5.0], "area": [-0.5, -1.0], "tv": [-0.5, 0.0]}
+    assert reward_terms(worth, masks, None)["gap"].tolist() == [7.0, -7.0]
