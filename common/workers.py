@@ -17,6 +17,7 @@ Dropout, jitter and codes are drawn apart: rank r seeds with seed + r, so that r
 Rank 0 decides the order of the rows, and it alone writes.
 """
 
+import importlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -60,6 +61,9 @@ class Workers:
         on_cuda = resolve_device(device).type == "cuda"
         if on_cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        # This module binds the group of the moment to its defaults. Imported later, it keeps this group alive, whose
+        # threads then outlive the interpreter and abort the process: https://github.com/pytorch/pytorch/pull/179291
+        importlib.import_module("torch.distributed.nn.functional")
         distributed.init_process_group("nccl" if on_cuda else "gloo")
         try:
             yield cls(distributed.get_rank(), distributed.get_world_size())
