@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import nn
@@ -133,9 +134,9 @@ class TrainingConfig:
             raise ValueError("training.pairing is 'paired' but ddc_at needs other images in each half; use split")
         ATTACKS[self.val_attack].steps(self.val_steps)
 
-    @property
+    @cached_property
     def inner_attack(self) -> "Attack | LearnedAttack":
-        """What attacks while it trains: BIM in sat and ddc_at."""
+        """What attacks while it trains: BIM in sat and ddc_at. A run's policy is opened once."""
         if self.method == "at" and is_run(self.attack):
             return LearnedAttack.open(self.attack)
         return ATTACKS[self.attack if self.method == "at" else "bim"]
