@@ -25,6 +25,7 @@ from ...common.checks import (
     whole_path,
 )
 from ...common.device import resolve_device
+from ...datasets.liver.slices import LiverSliceConfig
 from ...datasets.scenes.augmentation import AugmentationConfig
 from ...datasets.scenes.images import SceneDataConfig
 from ...segmenters.resnet import Backbone
@@ -201,6 +202,9 @@ class RPPGDExperiment(Experiment):
     name: str = "RP-PGD-PP-AT"
     data: SceneDataConfig = field(default_factory=SceneDataConfig)
     """The photographs."""
+    liver: LiverSliceConfig | None = None
+    """Axial slices of liver CTs in place of photographs, the CTs of each split by train_split, val_split and test_split
+    (docs/spars.md, Method 11); null: `data`."""
     train_split: str = "train"
     """Split from which the network learns."""
     val_split: str = "val"
@@ -236,6 +240,7 @@ class RPPGDExperiment(Experiment):
         if data.data != "phantom":
             lists = data.lists and {split: whole_path("data.lists", path) for split, path in data.lists.items()}
             data = replace(data, data=whole_path("data.data", data.data), lists=lists)
+        liver = None if self.liver is None else self._resolved_liver(self.liver)
         if network.pretrained is not None:
             network = replace(network, pretrained=whole_path("network.pretrained", network.pretrained))
         training = replace(training, attack=_whole(training.attack))
@@ -243,7 +248,19 @@ class RPPGDExperiment(Experiment):
         if not isinstance(attacks, str):
             attacks = [_whole(name) for name in attacks]
         evaluation = replace(self.evaluation, attacks=attacks)
-        return replace(self, data=data, network=network, training=training, evaluation=evaluation)
+        return replace(self, data=data, liver=liver, network=network, training=training, evaluation=evaluation)
+
+    def _resolved_liver(self, liver: LiverSliceConfig) -> LiverSliceConfig:
+        """The same with a whole path."""
+        if self.data != SceneDataConfig():
+            raise ValueError("data is of photographs, but liver is given, too; leave one of them out")
+        if liver.cases is not None or liver.split != LiverSliceConfig().split:
+            raise ValueError(
+                "liver.split and liver.cases choose CTs for an environment; here train_split, val_split and test_split do"
+            )
+        if self.evaluation.protocol == "reference":
+            raise ValueError("evaluation.protocol is 'reference', whose windows are of photographs; use whole")
+        return liver if liver.data == "phantom" else replace(liver, data=whole_path("liver.data", liver.data))
 
 
 def _whole(attack: str) -> str:

@@ -84,7 +84,7 @@ class Trainer:
             f"attack_{region}": shares[-1, [name.startswith(region) for name in GROUPS]].sum() for region in REGIONS
         }
         for step, of_step in enumerate(shares, start=1):
-            found |= {f"step_{step}_{name}": share for name, share in zip(GROUPS, of_step, strict=True)}
+            found |= {f"attack/step_{step}_{name}": share for name, share in zip(GROUPS, of_step, strict=True)}
         return {**found, "attack_size": self._size / self._attacks}
 
     def attack(self, images: Tensor, labels: Tensor) -> Tensor:

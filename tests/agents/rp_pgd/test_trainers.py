@@ -157,11 +157,18 @@ def test_region_shares_and_size_of_the_inner_attack():
     assert found["attack_false"] == pytest.approx(1 - right.float().mean().item(), abs=1e-6)
     assert found["attack_boundary"] > 0
     for step in (1, 2):
-        assert sum(found[f"step_{step}_{name}"] for name in GROUPS) == pytest.approx(1)
-    assert found["step_1_true"] == pytest.approx(right.float().mean().item(), abs=1e-6)
-    assert found["step_1_boundary_wrong"] == found["step_1_boundary_right"] == found["step_1_false_right"] == 0
-    assert found["step_2_true"] == pytest.approx(found["attack_true"])
-    assert found["step_2_boundary_wrong"] == pytest.approx(found["step_1_true"] - found["step_2_true"], abs=1e-6)
+        assert sum(found[f"attack/step_{step}_{name}"] for name in GROUPS) == pytest.approx(1)
+    assert found["attack/step_1_true"] == pytest.approx(right.float().mean().item(), abs=1e-6)
+    assert (
+        found["attack/step_1_boundary_wrong"]
+        == found["attack/step_1_boundary_right"]
+        == found["attack/step_1_false_right"]
+        == 0
+    )
+    assert found["attack/step_2_true"] == pytest.approx(found["attack_true"])
+    assert found["attack/step_2_boundary_wrong"] == pytest.approx(
+        found["attack/step_1_true"] - found["attack/step_2_true"], abs=1e-6
+    )
     trainer.forget()
     assert trainer.look() == {}
 
