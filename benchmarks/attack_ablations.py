@@ -2,9 +2,9 @@
 
     python benchmarks/attack_ablations.py --victim runs/none_0/segmenter/victim.safetensors runs/none_1/...
 
-Victims of phantom scenes, one seed each, on 48 scenes of the split test, from the clean image, where a row names no other
-start, at the given step size.
-Writes results/attack_ablations.json beside this, where a killed run goes on, and prints the table.
+Victims of phantom scenes, one seed each, on 48 scenes of the split test, at the attack's own step size, from the clean
+image where a row names no other start. Writes results/attack_ablations.json beside this, where a killed run goes on: of
+the same victims, in the same order, only new rows are computed. Prints the table.
 """
 
 import argparse

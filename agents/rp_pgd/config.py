@@ -172,11 +172,25 @@ class EvaluationConfig(RobustnessConfig):
     protocol: Literal["whole", "reference"] = "whole"
     """How photographs are segmented and attacked: whole, or by the windows of the released program (docs/rp-pgd.md,
     Method 16), where attacks have no features."""
+    scales: list[float] = field(default_factory=lambda: [1.0])
+    """Of protocol reference: factors of base_size, over which probabilities are averaged."""
+    flip: bool = False
+    """Of protocol reference: average with the probabilities of each mirrored window."""
+    base_size: int | None = None
+    """Of protocol reference: pixels that the longer side is brought to; null: 512 of VOC 2012 and ADE20K, 1024 of
+    Cityscapes, else as it is."""
     pictures: int = 4
     """Images of the figure."""
 
     def __post_init__(self) -> None:
-        check(self, "evaluation.", pictures=AT_LEAST_1)
+        check(self, "evaluation.", pictures=AT_LEAST_1, scales=POSITIVE, base_size=AT_LEAST_1)
+        if not self.scales:
+            raise ValueError("evaluation.scales is [] but needs a factor; give [1] for one pass")
+        if self.protocol == "whole" and (self.scales != [1.0] or self.flip or self.base_size is not None):
+            raise ValueError(
+                "evaluation.scales, flip and base_size are of windows, but evaluation.protocol is 'whole'; leave them "
+                "out, or use reference"
+            )
         for count in self.steps:
             check_range("each of evaluation.steps", count, AT_LEAST_1)
         super().__post_init__()
@@ -256,7 +270,8 @@ class RPPGDExperiment(Experiment):
             raise ValueError("data is of photographs, but liver is given, too; leave one of them out")
         if liver.cases is not None or liver.split != LiverSliceConfig().split:
             raise ValueError(
-                "liver.split and liver.cases choose CTs for an environment; here train_split, val_split and test_split do"
+                "liver.split and liver.cases are of environments; here train_split, val_split and test_split choose; "
+                "leave these out"
             )
         if self.evaluation.protocol == "reference":
             raise ValueError("evaluation.protocol is 'reference', whose windows are of photographs; use whole")

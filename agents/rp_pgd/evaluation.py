@@ -166,7 +166,7 @@ def _report(
         eps=settings.radii,
         attacks=_attacks(experiment),
         steps=settings.steps,
-        name=f"{method_name(experiment, epoch, experiment.training.epochs)}, seed {experiment.seed}",
+        name=_model_name(experiment, epoch),
         classes=classes,
         ids=images.ids,
         batch_size=settings.batch_size,
@@ -186,8 +186,29 @@ def _attacked(victim: Normalized, classes: Sequence[str], experiment: RPPGDExper
     """The victim, behind the protocol of the evaluation."""
     if experiment.evaluation.protocol == "whole":
         return victim
-    windows = WINDOWS.get(tuple(classes), Protocol(base_size=None))
-    return ProtocolNet(victim, replace(windows, crop=experiment.augmentation.crop))
+    settings, windows = experiment.evaluation, WINDOWS.get(tuple(classes), Protocol(base_size=None))
+    return ProtocolNet(
+        victim,
+        replace(
+            windows,
+            crop=experiment.augmentation.crop,
+            base_size=settings.base_size or windows.base_size,
+            scales=tuple(settings.scales),
+            flip=settings.flip,
+        ),
+    )
+
+
+def _model_name(experiment: RPPGDExperiment, epoch: int) -> str:
+    """Name of the attacked model in the report, another one for each protocol, as its results are kept by that name."""
+    settings = experiment.evaluation
+    parts = [method_name(experiment, epoch, experiment.training.epochs), f"seed {experiment.seed}"]
+    if settings.protocol == "reference":
+        parts.append(f"windows {experiment.augmentation.crop}")
+        parts += [] if settings.base_size is None else [f"side {settings.base_size}"]
+        parts += [] if settings.scales == [1.0] else [f"x {' '.join(f'{x:g}' for x in settings.scales)}"]
+        parts += ["flip"] if settings.flip else []
+    return ", ".join(parts)
 
 
 def _feature_layer(victim: Normalized, experiment: RPPGDExperiment) -> str | None:

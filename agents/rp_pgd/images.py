@@ -6,16 +6,18 @@ from typing import ClassVar
 
 from ...datasets.images import ImagePool
 from ...datasets.liver.cases import liver_case_ids
+from ...datasets.liver.divisions import SPLIT_RATIOS
 from ...datasets.liver.slices import load_slices
 from ...datasets.sample import BadSample
 from ...datasets.scenes.files import Scene
 from ...datasets.scenes.images import Scenes, load_scenes
+from ...datasets.selection import SelectionError, patient_of, setting
 from .config import RPPGDExperiment
 
 
 @dataclass(frozen=True, eq=False)
 class SliceScenes(Scenes):
-    """Slices, which are in memory, as scenes of one size; a group is a CT."""
+    """Slices, which are in memory, as scenes of one size; a group is a patient."""
 
     slices: ImagePool
     """All of them, in grey."""
@@ -50,7 +52,11 @@ def load_images(
     if experiment.liver is None:
         return load_scenes(experiment.data, split, option)
     config = replace(experiment.liver, split=split)
-    liver_case_ids(config, option)  # its errors say where to write another split
+    try:
+        liver_case_ids(config, option)
+    except SelectionError as error:  # a run's CTs are chosen by splits alone
+        other = setting(option, "split", next(iter(SPLIT_RATIOS)))
+        raise ValueError(f"{error.reason}; choose one of these, such as {other}") from error
     pool = load_slices(config, config.slices, on_bad)
     rows = {name: row for row, name in enumerate(pool.ids)}
 
@@ -58,4 +64,5 @@ def load_images(
         row = rows[name]
         return Scene(name, pool.images[row], None if pool.labels is None else pool.labels[row])
 
-    return SliceScenes(pool.ids, pool.groups, pool.classes, pool.origin, load, experiment.data, pool)
+    groups = [patient_of(case, config.patient_pattern) for case in pool.groups]
+    return SliceScenes(pool.ids, groups, pool.classes, pool.origin, load, experiment.data, pool)

@@ -1,6 +1,5 @@
 """Random changes of a photograph and its labels, in the order of the released program (docs/rp-pgd.md, Method 15):
-scale, rotation, blur, flip, crop. What lies outside of the photograph has ImageNet's mean colour, of an image that is not
-RGB black, and is ignored.
+scale, rotation, blur, flip, crop. What lies outside is ignored; it has ImageNet's mean colour, of grey images black.
 
 Images are float32 [C, H, W] in [0, 1], labels uint8 [H, W], on one device; networks normalise by themselves. Pixel (y,
 x) of the program is that of OpenCV: middles at whole numbers.
