@@ -228,6 +228,7 @@ def test_eps_stays_as_it_was_written(tmp_path):
     ("options", "said"),
     [
         (["--training.attack", "pgdd"], "training.attack is 'pgdd' but must be one of"),
+        (["--training.eps", "-0.1"], "training.eps is -0.1 but must be above 0"),
         (["--training.eps", "0"], "training.eps is 0.0 but must be above 0 and at most 1"),
         (["--training.method", "ddc_at"], "unet has no heads for it; use pspnet or deeplab"),
         (
