@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ...attacks.budget import Epsilon
 from ...attacks.named import Need
@@ -199,7 +199,9 @@ class SEATExperiment(Experiment):
         resolve_device(self.device)
         data, network = self.data, self.network
         files = {"data": None if data.phantom else data.data, "splits": data.splits, "plan": data.plan}
-        whole = {name: whole_path(f"data.{name}", path) for name, path in files.items() if path is not None}
+        whole: dict[str, Any] = {
+            name: whole_path(f"data.{name}", path) for name, path in files.items() if path is not None
+        }
         data = replace(data, **whole)
         if network.pretrained is not None:
             network = replace(network, pretrained=whole_path("network.pretrained", network.pretrained))
