@@ -86,11 +86,12 @@ def evaluate(runs: Sequence[tuple[Run, RPPGDExperiment]], options: EvaluateOptio
         images, split = _test_images(experiment, options, bad)
         skipped += [f"{one.id}: {one.reason}" for one in bad]
         folder = options.folder(run)
-        report = _report(victim, classes, images, experiment, epoch, folder / REPORT)
+        attacks = _attacks(experiment)
+        report = _report(victim, classes, images, experiment, attacks, epoch, folder / REPORT)
         result = _result(experiment, images, split, report, epoch, options.command)
         found, left_out = found + report.results, report.left_out
         results.append(write_result(folder, result))
-        _figure(folder / f"{result.id}.png", victim, classes, images, report, experiment)
+        _figure(folder / f"{result.id}.png", victim, classes, images, report, experiment, attacks)
     RobustnessReport(found, left_out=left_out).write(options.folder(runs[0][0]) / REPORT)
     return results, skipped
 
@@ -155,7 +156,13 @@ def _chosen(scenes: Scenes, ids: list[str]) -> Scenes:
 
 
 def _report(
-    victim: Normalized, classes: Sequence[str], images: Images, experiment: RPPGDExperiment, epoch: int, out: Path
+    victim: Normalized,
+    classes: Sequence[str],
+    images: Images,
+    experiment: RPPGDExperiment,
+    attacks: str | list[NamedAttack],
+    epoch: int,
+    out: Path,
 ) -> RobustnessReport:
     """What the attacks leave of the victim, kept in the folder `out`."""
     settings = experiment.evaluation
@@ -164,7 +171,7 @@ def _report(
         images.pixels,
         images.labels,
         eps=settings.radii,
-        attacks=_attacks(experiment),
+        attacks=attacks,
         steps=settings.steps,
         name=_model_name(experiment, epoch),
         classes=classes,
@@ -264,6 +271,7 @@ def _figure(
     images: Images,
     report: RobustnessReport,
     experiment: RPPGDExperiment,
+    attacks: str | list[NamedAttack],
 ) -> None:
     """The first images of one size under the white-box attack that left the lowest mIoU, and what is predicted of them
     before and after."""
@@ -275,8 +283,7 @@ def _figure(
     x, y = (torch.stack([part[n] for n in rows]).to(device) for part in (images.pixels, images.labels))
     valid = [one[one != IGNORED].long() for one in images.labels]
     with frozen(model):
-        known = _attacks(experiment)
-        own = {} if isinstance(known, str) else {one.name: one for one in known}
+        own = {} if isinstance(attacks, str) else {one.name: one for one in attacks}
         adversarial = (own.get(strongest.attack) or named_attack(strongest.attack))(
             model,
             x,
