@@ -1,6 +1,7 @@
 """From options and YAML to an experiment, and back from a run's config.yaml."""
 
 import functools
+import re
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -49,6 +50,11 @@ SEVERAL = ("--seeds",)
 """Options of `train` that take several values, separated by spaces."""
 
 
+def _is_option(text: str) -> bool:
+    """Whether a word begins an option, and is no negative number, such as -0.25."""
+    return text.startswith("-") and re.fullmatch(r"-(\d+|\d*\.\d+)", text) is None
+
+
 def given_options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     """Each `--name value` and `--name=value` of a command line; None: no value follows. Other words: the name "".
 
@@ -57,15 +63,15 @@ def given_options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     rest = list(arguments)
     while rest:
         text = rest.pop(0)
-        if not text.startswith("-"):
+        if not _is_option(text):
             yield "", text
         elif "=" in text:
             name, _, value = text.partition("=")
             yield name, value
         else:
-            has_value = rest and not rest[0].startswith("-")
+            has_value = rest and not _is_option(rest[0])
             yield text, rest.pop(0) if has_value else None
-            while text in SEVERAL and rest and not rest[0].startswith("-"):
+            while text in SEVERAL and rest and not _is_option(rest[0]):
                 rest.pop(0)
 
 

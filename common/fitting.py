@@ -131,7 +131,8 @@ def fit(
                     }
                     if workers.is_main:
                         run.save(epoch, net.state_dict(), kept)
-                bar.reach(epoch, scalars)
+                own = {key: value for key, value in scalars.items() if "/" not in key}
+                bar.reach(epoch, own or scalars)  # of many curves those that are the stage's own
                 stop_if_asked()
     if "weights" in best:
         net.load_state_dict(best["weights"])

@@ -61,7 +61,7 @@ def load_network(path: str | Path, kind: type[N] | Sequence[type[N]], **needed: 
             f"name a file that save_network wrote"
         ) from error
     if not isinstance(stored, str) or stored not in kinds:
-        raise ValueError(f"{source} holds a {str(stored)[:50]} but a {wanted} is needed")
+        raise ValueError(f"{source} holds a {str(stored)[:50]} but a {wanted} is needed; take another file")
     try:
         check_arguments(kinds[stored], described)
         with torch.device("meta"):  # without memory: a description may name sizes that no machine has
@@ -72,7 +72,9 @@ def load_network(path: str | Path, kind: type[N] | Sequence[type[N]], **needed: 
     for name, value in needed.items():
         if described.get(name) != value:
             has = quoted(described.get(name))
-            raise ValueError(f"{source} holds a {stored} with {name} = {has} but {value!r} is needed")
+            raise ValueError(
+                f"{source} holds a {stored} with {name} = {has} but {value!r} is needed; take another file"
+            )
     check_weights(outline, weights, source)
     net = kinds[stored](**described)
     net.load_state_dict(weights)

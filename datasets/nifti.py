@@ -110,7 +110,7 @@ def read_nifti(path: Path) -> tuple[npt.NDArray[np.float32], Frame]:
     """
     volume, frame = _read(path)
     if volume.min() == volume.max():
-        raise ValueError(f"{path} holds the value {volume.flat[0]:g} in every voxel: it is no image")
+        raise ValueError(f"{path} holds the value {volume.flat[0]:g} in every voxel: it is no image; leave it out")
     return volume, frame
 
 
@@ -134,7 +134,7 @@ def read_channels(path: Path, channels: int) -> tuple[npt.NDArray[np.float32], F
     stored = read_stored(path, header)
     volume = frame.to_ras(stored.reshape(*frame.shape, channels))
     if volume.min() == volume.max():
-        raise ValueError(f"{path} holds the value {volume.flat[0]:g} in every voxel: it is no image")
+        raise ValueError(f"{path} holds the value {volume.flat[0]:g} in every voxel: it is no image; leave it out")
     return np.ascontiguousarray(np.moveaxis(volume, 3, 0)), frame
 
 

@@ -267,7 +267,7 @@ def _by_itk(files: ImageFiles) -> tuple[npt.NDArray[np.float32], Frame]:
     if bad := stored.size - np.count_nonzero(np.isfinite(stored)):
         raise ValueError(f"{where} has {bad} voxels that are NaN or infinite; clean it first")
     if stored.min() == stored.max():
-        raise ValueError(f"{where} holds the value {stored.flat[0]:g} in every voxel: it is no image")
+        raise ValueError(f"{where} holds the value {stored.flat[0]:g} in every voxel: it is no image; leave it out")
     frame = Frame(stored.shape, itk_affine(image))
     return frame.to_ras(stored), frame
 

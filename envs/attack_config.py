@@ -7,8 +7,7 @@ from typing import Literal
 from ..attacks.budget import Epsilon
 from ..attacks.methods import ATTACKS
 from ..common.checks import AT_LEAST_1, check, check_choice
-from ..datasets.liver.cases import LiverDataConfig
-from ..datasets.liver.slices import Slices
+from ..datasets.liver.slices import LiverSliceConfig
 from ..datasets.scenes.images import SceneDataConfig
 from ..rewards.damage import Measure
 
@@ -130,18 +129,16 @@ class ADE20KAttackConfig(SceneAttackConfig):
 
 
 @dataclass(frozen=True)
-class LiverAttackConfig(AttackConfig, LiverDataConfig):
+class LiverAttackConfig(AttackConfig, LiverSliceConfig):
     """Constructor arguments of RPPGD-LiverCT-v0: axial slices of liver CTs, and the attack.
 
     Raises:
         ValueError: a value outside its range.
     """
 
-    slices: Slices = "tumour"
-    """Slices of each volume: those with liver, with tumour, or all."""
     reward: Measure = "dice"
     """Measure of an image whose fall is the reward: miou, acc, dice (mean of liver and tumour) or p_y."""
 
     def __post_init__(self) -> None:
-        LiverDataConfig.__post_init__(self)
+        LiverSliceConfig.__post_init__(self)
         AttackConfig.__post_init__(self)

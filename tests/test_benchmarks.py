@@ -13,6 +13,8 @@ import pytest
 import torch
 from segarena.agents.dense_ppo.ppo import DensePPOConfig
 from segarena.agents.spars.config import SparsExperiment
+from segarena.attacks.regions import BOUNDARY, FALSE, IGNORED, TRUE
+from segarena.attacks.victims import PACKAGED
 from segarena.classifiers.presence_config import PresenceTrainingConfig
 from segarena.datasets.echo.images import EchoDataConfig, PhantomPatients, load_echo
 from segarena.datasets.liver import phantom
@@ -45,6 +47,28 @@ def measured(name, tmp_path):
 def named(figures, start):
     (figure,) = (figure for figure in figures if figure["what"].startswith(start))
     return figure
+
+
+def test_ablations_of_an_attack_go_on_with_the_rows_that_are_new(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    ablations = importlib.import_module("attack_ablations")
+    regions = torch.tensor([[IGNORED, TRUE, TRUE, FALSE, FALSE, BOUNDARY, BOUNDARY]])
+    right = torch.tensor([[True, True, False, True, False, True, False]])
+    assert ablations.recomputed(regions, right).tolist() == [[IGNORED, TRUE, BOUNDARY, TRUE, FALSE, TRUE, BOUNDARY]]
+    new = [ablations.RECOMPUTED, "start clamped after normalisation", "features without gradient"]
+    monkeypatch.setattr(ablations, "STEPS", (2, 3))
+    kept = {title: {"2": [[0.5, 0.5]], "3": [[0.5, 0.5]]} for title in ablations.VARIANTS if title not in new}
+    kept |= {f"features of {layer}": kept[ablations.BASE] for layer in ablations.LAYERS}
+    out = tmp_path / "found.json"
+    out.write_text(json.dumps({"miou": kept}))
+    monkeypatch.setattr(sys, "argv", ["", "--victim", str(PACKAGED["scenes"]), "--images", "2", "--out", str(out)])
+    ablations.main()
+    found = json.loads(out.read_text())["miou"]
+    assert {title: found[title] for title in kept} == kept, "what is there is not computed again"
+    values = [found[title][steps] for title in new for steps in ("2", "3")]
+    assert len({str(one) for one in values}) == len(values), "each changes the attack"
+    assert all(0 < miou < 1 for (network,) in values for miou in network)
+    assert "| start clamped after normalisation |" in capsys.readouterr().out
 
 
 def test_the_classifiers_of_one_phase_are_judged_on_all_and_the_phases_are_those_of_the_phantoms(

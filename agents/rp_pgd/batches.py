@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     """Crops of one gradient step."""
 
     images: Tensor
-    """float32 [B, 3, crop, crop] in [0, 1]."""
+    """float32 [B, C, crop, crop] in [0, 1]."""
     labels: Tensor
     """uint8 [B, crop, crop], class numbers or `IGNORED`."""
 
@@ -92,7 +92,7 @@ class Crops:
         self.scenes, self.augmentation, self.device, self.loaders = scenes, augmentation, device, loaders
 
     def crop(self, row: int, seed: int) -> tuple[Tensor, Tensor]:
-        """One crop, float32 [3, crop, crop], and its labels.
+        """One crop, float32 [C, crop, crop], and its labels.
 
         Raises:
             FileNotFoundError, ValueError: a file that is missing, cannot be used or has no labels.
@@ -159,9 +159,9 @@ class Resident:
 
 
 def is_resident(scenes: Scenes, augmentation: AugmentationConfig) -> bool:
-    """Whether a crop is always a whole image of the pool: phantoms that are mirrored at most."""
+    """Whether a crop is always a whole image of the pool: images of the crop's size that are mirrored at most."""
     still = augmentation.scale == (1, 1) and not augmentation.rotation and not augmentation.blur
-    return still and scenes.origin == "phantom" and scenes.config.size == augmentation.crop
+    return still and scenes.side == augmentation.crop
 
 
 def batches_of(

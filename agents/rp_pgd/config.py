@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import nn
@@ -24,6 +25,7 @@ from ...common.checks import (
     whole_path,
 )
 from ...common.device import resolve_device
+from ...datasets.liver.slices import LiverSliceConfig
 from ...datasets.scenes.augmentation import AugmentationConfig
 from ...datasets.scenes.images import SceneDataConfig
 from ...segmenters.resnet import Backbone
@@ -133,9 +135,9 @@ class TrainingConfig:
             raise ValueError("training.pairing is 'paired' but ddc_at needs other images in each half; use split")
         ATTACKS[self.val_attack].steps(self.val_steps)
 
-    @property
+    @cached_property
     def inner_attack(self) -> "Attack | LearnedAttack":
-        """What attacks while it trains: BIM in sat and ddc_at."""
+        """What attacks while it trains: BIM in sat and ddc_at. A run's policy is opened once."""
         if self.method == "at" and is_run(self.attack):
             return LearnedAttack.open(self.attack)
         return ATTACKS[self.attack if self.method == "at" else "bim"]
@@ -170,11 +172,25 @@ class EvaluationConfig(RobustnessConfig):
     protocol: Literal["whole", "reference"] = "whole"
     """How photographs are segmented and attacked: whole, or by the windows of the released program (docs/rp-pgd.md,
     Method 16), where attacks have no features."""
+    scales: list[float] = field(default_factory=lambda: [1.0])
+    """Of protocol reference: factors of base_size, over which probabilities are averaged."""
+    flip: bool = False
+    """Of protocol reference: average with the probabilities of each mirrored window."""
+    base_size: int | None = None
+    """Of protocol reference: pixels that the longer side is brought to; null: 512 of VOC 2012 and ADE20K, 1024 of
+    Cityscapes, else as it is."""
     pictures: int = 4
     """Images of the figure."""
 
     def __post_init__(self) -> None:
-        check(self, "evaluation.", pictures=AT_LEAST_1)
+        check(self, "evaluation.", pictures=AT_LEAST_1, scales=POSITIVE, base_size=AT_LEAST_1)
+        if not self.scales:
+            raise ValueError("evaluation.scales is [] but needs a factor; give [1] for one pass")
+        if self.protocol == "whole" and (self.scales != [1.0] or self.flip or self.base_size is not None):
+            raise ValueError(
+                "evaluation.scales, flip and base_size are of windows, but evaluation.protocol is 'whole'; leave them "
+                "out, or use reference"
+            )
         for count in self.steps:
             check_range("each of evaluation.steps", count, AT_LEAST_1)
         super().__post_init__()
@@ -200,6 +216,9 @@ class RPPGDExperiment(Experiment):
     name: str = "RP-PGD-PP-AT"
     data: SceneDataConfig = field(default_factory=SceneDataConfig)
     """The photographs."""
+    liver: LiverSliceConfig | None = None
+    """Axial slices of liver CTs in place of photographs, the CTs of each split by train_split, val_split and test_split
+    (docs/spars.md, Method 11); null: `data`."""
     train_split: str = "train"
     """Split from which the network learns."""
     val_split: str = "val"
@@ -235,6 +254,7 @@ class RPPGDExperiment(Experiment):
         if data.data != "phantom":
             lists = data.lists and {split: whole_path("data.lists", path) for split, path in data.lists.items()}
             data = replace(data, data=whole_path("data.data", data.data), lists=lists)
+        liver = None if self.liver is None else self._resolved_liver(self.liver)
         if network.pretrained is not None:
             network = replace(network, pretrained=whole_path("network.pretrained", network.pretrained))
         training = replace(training, attack=_whole(training.attack))
@@ -242,7 +262,20 @@ class RPPGDExperiment(Experiment):
         if not isinstance(attacks, str):
             attacks = [_whole(name) for name in attacks]
         evaluation = replace(self.evaluation, attacks=attacks)
-        return replace(self, data=data, network=network, training=training, evaluation=evaluation)
+        return replace(self, data=data, liver=liver, network=network, training=training, evaluation=evaluation)
+
+    def _resolved_liver(self, liver: LiverSliceConfig) -> LiverSliceConfig:
+        """The same with a whole path."""
+        if self.data != SceneDataConfig():
+            raise ValueError("data is of photographs, but liver is given, too; leave one of them out")
+        if liver.cases is not None or liver.split != LiverSliceConfig().split:
+            raise ValueError(
+                "liver.split and liver.cases are of environments; here train_split, val_split and test_split choose; "
+                "leave these out"
+            )
+        if self.evaluation.protocol == "reference":
+            raise ValueError("evaluation.protocol is 'reference', whose windows are of photographs; use whole")
+        return liver if liver.data == "phantom" else replace(liver, data=whole_path("liver.data", liver.data))
 
 
 def _whole(attack: str) -> str:

@@ -19,9 +19,9 @@ from ...common.finite import known
 from ...common.names import slug
 from ...common.runs import Run, plain
 from ...datasets.images import IGNORED
-from ...datasets.sample import BadSample
+from ...datasets.sample import BadSample, Origin
 from ...datasets.scenes import ade20k, cityscapes, voc
-from ...datasets.scenes.images import Scenes, load_scenes
+from ...datasets.scenes.images import Scenes
 from ...evaluation.attack_panels import attack_panel, class_legend, save_picture
 from ...evaluation.films import Shot
 from ...evaluation.report import Column, mean_metrics
@@ -37,6 +37,7 @@ from ..experiment import Episode, EvaluateOptions, RenderOptions, check_names, m
 from ..predictor import PredictOptions
 from ..robust_segmenters import REPORT, SEGMENTER, VICTIM, WORST, check_options, metric_of
 from .config import RPPGDExperiment, feature_arguments
+from .images import load_images
 from .learned_attack import open_attack
 from .training import build_victim, segmenter
 
@@ -57,14 +58,15 @@ COLUMNS = tuple(
 
 
 class Images(NamedTuple):
-    """Photographs of their own sizes, with labels."""
+    """Photographs of their own sizes, or slices, with labels."""
 
     ids: list[str]
     groups: list[str]
     pixels: list[Tensor]
-    """float32 [3, H, W] in [0, 1]."""
+    """float32 [C, H, W] in [0, 1]."""
     labels: list[Tensor]
     """uint8 [H, W]."""
+    origin: Origin
 
 
 def evaluate(runs: Sequence[tuple[Run, RPPGDExperiment]], options: EvaluateOptions) -> tuple[list[Result], list[str]]:
@@ -84,11 +86,12 @@ def evaluate(runs: Sequence[tuple[Run, RPPGDExperiment]], options: EvaluateOptio
         images, split = _test_images(experiment, options, bad)
         skipped += [f"{one.id}: {one.reason}" for one in bad]
         folder = options.folder(run)
-        report = _report(victim, classes, images, experiment, epoch, folder / REPORT)
+        attacks = _attacks(experiment)
+        report = _report(victim, classes, images, experiment, attacks, epoch, folder / REPORT)
         result = _result(experiment, images, split, report, epoch, options.command)
         found, left_out = found + report.results, report.left_out
         results.append(write_result(folder, result))
-        _figure(folder / f"{result.id}.png", victim, classes, images, report, experiment)
+        _figure(folder / f"{result.id}.png", victim, classes, images, report, experiment, attacks)
     RobustnessReport(found, left_out=left_out).write(options.folder(runs[0][0]) / REPORT)
     return results, skipped
 
@@ -100,8 +103,9 @@ def trained_victim(
     experiment = experiment.resolved()
 
     def begun() -> tuple[Normalized, tuple[str, ...]]:
-        classes = load_scenes(experiment.data, experiment.train_split, "--train_").classes
-        return build_victim(experiment.network, experiment.training, len(classes), experiment.seed), classes
+        scenes = load_images(experiment, experiment.train_split, "--train_")
+        number, seed = len(scenes.classes), experiment.seed
+        return build_victim(experiment.network, experiment.training, number, seed, scenes.channels), scenes.classes
 
     return robust_segmenters.trained_victim(
         StageContext(experiment, run, trains=False),
@@ -128,20 +132,21 @@ def no_masks(run: Run, experiment: RPPGDExperiment, options: PredictOptions) -> 
 
 def _test_images(experiment: RPPGDExperiment, options: EvaluateOptions, bad: list[BadSample]) -> tuple[Images, str]:
     split = options.split or experiment.test_split
-    scenes = load_scenes(experiment.data, split, "--")
+    on_bad = bad.append if options.skip_bad else None
+    scenes = load_images(experiment, split, "--", on_bad)
     if options.cases is not None:
         found = [name for name in scenes.ids if any(fnmatchcase(name, case) for case in options.cases)]
         if not found:
             raise ValueError(f"split {split!r} has no image {', '.join(options.cases)}; choose others by --cases")
         scenes = _chosen(scenes, found)
-    whole = scenes.whole(bad.append if options.skip_bad else None)
+    whole = scenes.whole(on_bad)
     groups = dict(zip(scenes.ids, scenes.groups, strict=True))
     labels = [scene.label for scene in whole.values() if scene.label is not None]
     if len(labels) < len(whole):
         bare = next(name for name, scene in whole.items() if scene.label is None)
         raise ValueError(f"{bare} has no labels, by which robustness is judged; choose others by --split")
     pixels = [scene.image.float() / 255 for scene in whole.values()]
-    return Images([*whole], [groups[name] for name in whole], pixels, labels), split
+    return Images([*whole], [groups[name] for name in whole], pixels, labels, scenes.origin), split
 
 
 def _chosen(scenes: Scenes, ids: list[str]) -> Scenes:
@@ -151,7 +156,13 @@ def _chosen(scenes: Scenes, ids: list[str]) -> Scenes:
 
 
 def _report(
-    victim: Normalized, classes: Sequence[str], images: Images, experiment: RPPGDExperiment, epoch: int, out: Path
+    victim: Normalized,
+    classes: Sequence[str],
+    images: Images,
+    experiment: RPPGDExperiment,
+    attacks: str | list[NamedAttack],
+    epoch: int,
+    out: Path,
 ) -> RobustnessReport:
     """What the attacks leave of the victim, kept in the folder `out`."""
     settings = experiment.evaluation
@@ -160,9 +171,9 @@ def _report(
         images.pixels,
         images.labels,
         eps=settings.radii,
-        attacks=_attacks(experiment),
+        attacks=attacks,
         steps=settings.steps,
-        name=f"{method_name(experiment, epoch, experiment.training.epochs)}, seed {experiment.seed}",
+        name=_model_name(experiment, epoch),
         classes=classes,
         ids=images.ids,
         batch_size=settings.batch_size,
@@ -182,8 +193,29 @@ def _attacked(victim: Normalized, classes: Sequence[str], experiment: RPPGDExper
     """The victim, behind the protocol of the evaluation."""
     if experiment.evaluation.protocol == "whole":
         return victim
-    windows = WINDOWS.get(tuple(classes), Protocol(base_size=None))
-    return ProtocolNet(victim, replace(windows, crop=experiment.augmentation.crop))
+    settings, windows = experiment.evaluation, WINDOWS.get(tuple(classes), Protocol(base_size=None))
+    return ProtocolNet(
+        victim,
+        replace(
+            windows,
+            crop=experiment.augmentation.crop,
+            base_size=settings.base_size or windows.base_size,
+            scales=tuple(settings.scales),
+            flip=settings.flip,
+        ),
+    )
+
+
+def _model_name(experiment: RPPGDExperiment, epoch: int) -> str:
+    """Name of the attacked model in the report, another one for each protocol, as its results are kept by that name."""
+    settings = experiment.evaluation
+    parts = [method_name(experiment, epoch, experiment.training.epochs), f"seed {experiment.seed}"]
+    if settings.protocol == "reference":
+        parts.append(f"windows {experiment.augmentation.crop}")
+        parts += [] if settings.base_size is None else [f"side {settings.base_size}"]
+        parts += [] if settings.scales == [1.0] else [f"x {' '.join(f'{x:g}' for x in settings.scales)}"]
+        parts += ["flip"] if settings.flip else []
+    return ", ".join(parts)
 
 
 def _feature_layer(victim: Normalized, experiment: RPPGDExperiment) -> str | None:
@@ -195,10 +227,10 @@ def _feature_layer(victim: Normalized, experiment: RPPGDExperiment) -> str | Non
 def _result(
     experiment: RPPGDExperiment, images: Images, split: str, report: RobustnessReport, epoch: int, command: str
 ) -> Result:
-    data, epochs = experiment.data, experiment.training.epochs
-    origin = "phantom" if data.data == "phantom" else "real"
+    epochs, data = experiment.training.epochs, (experiment.liver or experiment.data).data
+    phantom = "scene phantom" if experiment.liver is None else "liver slice phantom"
     cases: list[Case] = [
-        {"case_id": name, "origin": origin, "patient": group}
+        {"case_id": name, "origin": images.origin, "patient": group}
         for name, group in zip(images.ids, images.groups, strict=True)
     ]
     judged = {metric_of(one): one for one in report.results if one.kind in ("none", "white", "black")}
@@ -220,7 +252,7 @@ def _result(
         env="none",
         method=name,
         seed=experiment.seed,
-        data="scene phantom" if data.data == "phantom" else Path(data.data).name,
+        data=phantom if data == "phantom" else Path(data).name,
         split=split,
         supervision="voxel",
         mode="inductive",
@@ -239,6 +271,7 @@ def _figure(
     images: Images,
     report: RobustnessReport,
     experiment: RPPGDExperiment,
+    attacks: str | list[NamedAttack],
 ) -> None:
     """The first images of one size under the white-box attack that left the lowest mIoU, and what is predicted of them
     before and after."""
@@ -250,8 +283,7 @@ def _figure(
     x, y = (torch.stack([part[n] for n in rows]).to(device) for part in (images.pixels, images.labels))
     valid = [one[one != IGNORED].long() for one in images.labels]
     with frozen(model):
-        known = _attacks(experiment)
-        own = {} if isinstance(known, str) else {one.name: one for one in known}
+        own = {} if isinstance(attacks, str) else {one.name: one for one in attacks}
         adversarial = (own.get(strongest.attack) or named_attack(strongest.attack))(
             model,
             x,
@@ -274,7 +306,7 @@ def render(run: Run, experiment: RPPGDExperiment, options: RenderOptions) -> Epi
     """The inner attack of the training (BIM where there is none) on one test image, step by step."""
     victim, classes, _ = trained_victim(run, experiment, unfinished=options.unfinished)
     split = options.split or experiment.test_split
-    scenes = load_scenes(experiment.data, split, "--")
+    scenes = load_images(experiment, split, "--")
     if options.case is not None:
         check_choice("case", options.case, scenes.ids)
     pool, config = _chosen(scenes, [options.case or scenes.ids[0]]).pool(), experiment.training

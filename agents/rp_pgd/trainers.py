@@ -13,7 +13,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from ...attacks.budget import Epsilon
 from ...attacks.core import AttackCore
-from ...attacks.regions import BOUNDARY, FALSE, TRUE
+from ...attacks.regions import GROUPS, groups
 from ...attacks.victim import Normalized, frozen
 from ...common.device import bfloat16_on_cuda
 from ...common.workers import ONE_PROCESS, Workers
@@ -22,8 +22,8 @@ from ...segmenters.dilated import DilatedSegmenter
 from .batches import Batch
 from .config import TrainingConfig, attack_arguments
 
-REGIONS = {"true": TRUE, "boundary": BOUNDARY, "false": FALSE}
-"""Regions by the name of their curves."""
+REGIONS = ("true", "boundary", "false")
+"""Names of the regions in their curves: what groups begin with."""
 
 
 class Mixed(NamedTuple):
@@ -70,29 +70,36 @@ class Trainer:
 
     def forget(self) -> None:
         """Begin the sums of `look` anew."""
-        self._shares = torch.zeros(len(REGIONS) + 1, device=self.victim.mean.device)
+        device, steps = self.victim.mean.device, self.config.steps
+        self._groups, self._size = torch.zeros(steps, len(GROUPS), device=device), torch.zeros((), device=device)
         self._attacks = 0
 
     def look(self) -> dict[str, Tensor]:
-        """Of the attacks since `forget`: share of the valid pixels in each region at the last gradient, mean |delta| /
-        eps; a mean over attacks. Empty where there was none."""
+        """Of the attacks since `forget`, means over attacks: share of the valid pixels in each region at the last
+        gradient, in each group at each gradient, and mean |delta| / eps. Empty where there was none."""
         if not self._attacks:
             return {}
-        names = [*(f"attack_{name}" for name in REGIONS), "attack_size"]
-        return dict(zip(names, self._shares / self._attacks, strict=True))
+        shares = self._groups / self._attacks
+        found = {
+            f"attack_{region}": shares[-1, [name.startswith(region) for name in GROUPS]].sum() for region in REGIONS
+        }
+        for step, of_step in enumerate(shares, start=1):
+            found |= {f"attack/step_{step}_{name}": share for name, share in zip(GROUPS, of_step, strict=True)}
+        return {**found, "attack_size": self._size / self._attacks}
 
     def attack(self, images: Tensor, labels: Tensor) -> Tensor:
         """The images [B, C, H, W] after the inner attack; the network is left as it was."""
-        regions: list[Tensor] = []
+        counts: list[Tensor] = []
+        numbers = torch.arange(1, len(GROUPS) + 1, device=images.device, dtype=torch.uint8)[:, None]
 
         def watch(core: AttackCore) -> None:
-            regions[:] = [core.regions]
+            counts.append((groups(core.regions, core.right).flatten() == numbers).sum(dim=1))
 
         with bfloat16_on_cuda(images.device):
             adversarial = self._attack(self.victim, images, labels, watch=watch, **self._arguments)
         valid = (labels != IGNORED).sum().clamp(min=1)
-        shares = [(regions[0] == region).sum() / valid for region in REGIONS.values()]
-        self._shares += torch.stack([*shares, (adversarial - images).abs().mean() / self.eps])
+        self._groups += torch.stack(counts) / valid
+        self._size += (adversarial - images).abs().mean() / self.eps
         self._attacks += 1
         return adversarial
 

@@ -24,7 +24,7 @@ from ...common.runs import Run
 from ...common.workers import ONE_PROCESS, Workers
 from ...datasets.images import IMAGENET_MEAN, IMAGENET_STD, ImagePool
 from ...datasets.scenes.augmentation import AugmentationConfig
-from ...datasets.scenes.images import Scenes, load_scenes
+from ...datasets.scenes.images import Scenes
 from ...evaluation.attack_panels import attack_panel
 from ...segmenters.dilated import DilatedSegmenter
 from ...segmenters.norms import synchronise
@@ -33,12 +33,14 @@ from ..context import StageContext
 from ..robust_segmenters import SEGMENTER, VICTIM
 from .batches import Drawn, batches_of, draw_epoch, steps_of
 from .config import NetworkConfig, RPPGDExperiment, TrainingConfig, feature_arguments
+from .images import load_images
 from .trainers import PolySchedule, Trainer, make_optimizer
 from .validation import Judged, judge
 
 NAMED = 8
 """Images that an error names, at most."""
-CHANNELS = 3
+GREY_MEAN, GREY_STD = 0.5, 0.25
+"""By which networks of images that are not RGB normalise."""
 SMALL = 33
 """Sides of the image on which a configuration is tried out."""
 SHOWN = 2
@@ -52,16 +54,17 @@ KEYS = (
 
 def check(experiment: RPPGDExperiment) -> None:
     """Raises whatever can be known to be wrong before anything is written."""
-    scenes, config = load_scenes(experiment.data, experiment.train_split, "--train_"), experiment.training
-    load_scenes(experiment.data, experiment.val_split, "--val_")
+    scenes, config = load_images(experiment, experiment.train_split, "--train_"), experiment.training
+    load_images(experiment, experiment.val_split, "--val_")
     steps_of(len(scenes), config.drawn)
     if scenes[0].label is None:
         raise ValueError(
             f"{scenes.ids[0]} of train_split {experiment.train_split!r} has no labels to learn from; take another"
         )
-    victim = build_victim(experiment.network, config, len(scenes.classes), experiment.seed).eval()
+    victim = build_victim(experiment.network, config, len(scenes.classes), experiment.seed, scenes.channels).eval()
     if config.method != "none":  # a feature layer that there is not, sides that the network refuses
-        image, label = torch.full((1, CHANNELS, SMALL, SMALL), 0.5), torch.zeros(1, SMALL, SMALL, dtype=torch.uint8)
+        image = torch.full((1, scenes.channels, SMALL, SMALL), 0.5)
+        label = torch.zeros(1, SMALL, SMALL, dtype=torch.uint8)
         Trainer(victim, config).attack(image, label)
 
 
@@ -76,9 +79,10 @@ def segmenter(context: StageContext[RPPGDExperiment]) -> Path:
     experiment, config, workers = context.experiment, context.experiment.training, context.run.workers
 
     def make(stage: Run) -> list[str]:
-        scenes = load_scenes(experiment.data, experiment.train_split, "--train_")
-        val = load_scenes(experiment.data, experiment.val_split, "--val_").pool()
-        victim = build_victim(experiment.network, config, len(scenes.classes), context.seed("network"))
+        scenes = load_images(experiment, experiment.train_split, "--train_")
+        val = load_images(experiment, experiment.val_split, "--val_").pool()
+        seed = context.seed("network")
+        victim = build_victim(experiment.network, config, len(scenes.classes), seed, scenes.channels)
         victim = victim.to(context.device)
         if context.device.type == "cuda":
             victim = victim.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -97,17 +101,20 @@ def segmenter(context: StageContext[RPPGDExperiment]) -> Path:
             save_victim(stage.folder / VICTIM, victim.cpu(), scenes.classes, about)
         return [VICTIM]
 
-    return context.complete(SEGMENTER, make, KEYS)
+    return context.complete(SEGMENTER, make, KEYS if experiment.liver is None else (*KEYS, "liver"))
 
 
-def build_victim(network: NetworkConfig, config: TrainingConfig, classes: int, seed: int) -> Normalized:
-    """The network as its training begins, behind ImageNet's normalisation, on the CPU.
+def build_victim(
+    network: NetworkConfig, config: TrainingConfig, classes: int, seed: int, channels: int = 3
+) -> Normalized:
+    """The network as its training begins, behind ImageNet's normalisation, or that of grey images, on the CPU.
 
     Args:
         network: its kind, and the file that it begins with.
         config: decides whether it has DDC-AT's heads.
         classes: K.
         seed: of the random weights.
+        channels: C.
 
     Raises:
         FileNotFoundError: there is no file `network.pretrained`.
@@ -117,17 +124,18 @@ def build_victim(network: NetworkConfig, config: TrainingConfig, classes: int, s
     with forked_rng(torch.device("cpu")):
         torch.manual_seed(seed)
         if network.kind == "unet":
-            net = NETWORKS["unet"](CHANNELS, classes, init_channels=network.init_channels)
+            net = NETWORKS["unet"](channels, classes, init_channels=network.init_channels)
         else:
             net = NETWORKS[network.kind](
-                CHANNELS,
+                channels,
                 classes,
                 backbone=network.backbone,
                 deep_stem=network.deep_stem,
                 ddc_at=config.method == "ddc_at",
             )
+    normal = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ([GREY_MEAN] * channels, [GREY_STD] * channels)
     if network.pretrained is None:
-        return Normalized(net, IMAGENET_MEAN, IMAGENET_STD)
+        return Normalized(net, *normal)
     path = Path(network.pretrained)
     if path.suffix == ".safetensors" and "kind" in load_weights(path)[1]:
         victim, _ = load_victim(path, classes)
@@ -142,7 +150,7 @@ def build_victim(network: NetworkConfig, config: TrainingConfig, classes: int, s
     if not isinstance(net, DilatedSegmenter):
         raise ValueError(f"network.pretrained is {str(path)!r}, no victim file, but unet has no backbone for others")
     load_imagenet(net, path)
-    return Normalized(net, IMAGENET_MEAN, IMAGENET_STD)
+    return Normalized(net, *normal)
 
 
 def train_adversarial(

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ...attacks.budget import Epsilon
 from ...attacks.named import Need
@@ -198,8 +198,11 @@ class SEATExperiment(Experiment):
         """
         resolve_device(self.device)
         data, network = self.data, self.network
-        if data.data != "phantom":
-            data = replace(data, data=whole_path("data.data", data.data))
+        files = {"data": None if data.phantom else data.data, "splits": data.splits, "plan": data.plan}
+        whole: dict[str, Any] = {
+            name: whole_path(f"data.{name}", path) for name, path in files.items() if path is not None
+        }
+        data = replace(data, **whole)
         if network.pretrained is not None:
             network = replace(network, pretrained=whole_path("network.pretrained", network.pretrained))
         return replace(self, data=data, network=network)

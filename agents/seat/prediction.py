@@ -25,8 +25,10 @@ from ...evaluation.attack_panels import save_picture, slice_panel
 from ...segmenters.volume_windows import VolumeWindows
 from ..context import StageContext
 from ..predictor import Predicted, PredictOptions
+from ..robust_segmenters import SEGMENTER
 from .config import SEATExperiment
 from .evaluation import trained_victim
+from .training import CONSTANTS
 
 METHOD = "segmenter"
 """What predicts: a run has no other method."""
@@ -49,7 +51,7 @@ class SEATPredictor:
 
         Raises:
             ValueError: a run that is not finished, a method that there is not, an option of another paper.
-            FileNotFoundError: data.stats is corrected, and its training cases are gone.
+            FileNotFoundError: data.stats is corrected, and the file of what was measured is gone.
         """
         experiment = experiment.resolved()
         if options.method is not None:
@@ -73,7 +75,9 @@ class SEATPredictor:
             "seed": experiment.seed,
         }
         net = VolumeWindows(victim, data.resolved_plan().val_size, windows)
-        return cls(experiment, net, classes, constants_of(data), settings, [phantoms] if data.phantom else [])
+        measured = data.stats == "corrected"
+        constants = Fingerprint.load(run.stage(SEGMENTER).folder / CONSTANTS) if measured else constants_of(data)
+        return cls(experiment, net, classes, constants, settings, [phantoms] if data.phantom else [])
 
     def find(self, inputs: Sequence[str | Path]) -> list[ImageFiles]:
         """The volumes that the inputs name: NIfTI; of a CT task NRRD, MetaImage and DICOM series too."""

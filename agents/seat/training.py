@@ -2,6 +2,7 @@
 
 segmenter/                   the run's only stage: curves, pictures, checkpoints
 segmenter/victim.safetensors the kept network and the names of its classes, as attacks read it
+segmenter/constants.json     by which its volumes are prepared, so that `predict` needs no training case
 """
 
 import io
@@ -47,6 +48,8 @@ from .controller import make_schedule
 from .trainers import NoiseBuffer, Trainer
 
 log = logging.getLogger(__name__)
+CONSTANTS = "constants.json"
+"""Name of the file of the constants (`Fingerprint`)."""
 SHOWN = 2
 """Probe patches in TensorBoard's picture."""
 PROBE_SHARE = 0.5
@@ -96,7 +99,8 @@ def segmenter(context: StageContext[SEATExperiment]) -> Path:
         if device.type == "cuda":
             net = net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         sampler = PatchSampler(pool, plan, experiment.augmentation, seed=context.seed("patches"))
-        bounds = constants_of(data).z_bounds() if experiment.training.eps_range == "window" else None
+        constants = constants_of(data)
+        bounds = constants.z_bounds() if experiment.training.eps_range == "window" else None
         train_network(
             net, sampler, val, experiment.training, stage, context.seed("training"), bounds=bounds, workers=workers
         )
@@ -106,7 +110,8 @@ def segmenter(context: StageContext[SEATExperiment]) -> Path:
             save_victim(
                 stage.folder / VICTIM, Normalized(net.cpu(), [0.0] * channels, [1.0] * channels), pool.classes, about
             )
-        return [VICTIM]
+            constants.save(stage.folder / CONSTANTS)
+        return [VICTIM, CONSTANTS]
 
     return context.complete(SEGMENTER, make, KEYS)
 

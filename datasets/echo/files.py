@@ -54,7 +54,7 @@ def read_image(path: Path, white: float | None, spacing_mm: Spacing | None = Non
     if low < 0 or high > white:
         raise ValueError(f"{path} has values {low:g}..{high:g} but must lie in 0..{white:g}; scale it first")
     if low == high:
-        raise ValueError(f"{path} holds the value {low:g} in every pixel: it is no image")
+        raise ValueError(f"{path} holds the value {low:g} in every pixel: it is no image; leave it out")
     return plane / np.float32(white), spacing
 
 

@@ -1,5 +1,7 @@
 """Axial slices of liver CTs as a pool of images, for what works in two dimensions (docs/rp-pgd.md, Method 14)."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -7,6 +9,7 @@ from torch import Tensor
 
 from ...common.checks import check_choice
 from ..images import ImagePool
+from ..sample import BadSample
 from .cases import CLASSES, LiverCase, LiverDataConfig, iter_liver_cases
 from .lesions import LIVER, TUMOUR
 
@@ -15,7 +18,21 @@ NAMES = ("background", "liver", "tumour")
 Slices = Literal["liver", "tumour", "all"]
 
 
-def load_slices(config: LiverDataConfig, which: Slices = "liver") -> ImagePool:
+@dataclass(frozen=True)
+class LiverSliceConfig(LiverDataConfig):
+    """Which axial slices of which liver CTs are used.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    slices: Slices = "tumour"
+    """Slices of each volume: those with liver, with tumour, or all."""
+
+
+def load_slices(
+    config: LiverDataConfig, which: Slices = "liver", on_bad: Callable[[BadSample], object] | None = None
+) -> ImagePool:
     """Axial slices of all cases that the configuration names, their intensity window as [0, 1].
 
     Rows grow to the back and columns to the patient's left, as radiologists look at them. A group is a case.
@@ -23,6 +40,7 @@ def load_slices(config: LiverDataConfig, which: Slices = "liver") -> ImagePool:
     Args:
         config: data, cases, working grid and intensity window.
         which: liver: slices with liver or tumour; tumour: those with tumour; all: every slice.
+        on_bad: by default a bad CT raises. Otherwise it is logged, handed to `on_bad` and left out.
 
     Raises:
         FileNotFoundError: a missing folder or file.
@@ -36,7 +54,7 @@ def load_slices(config: LiverDataConfig, which: Slices = "liver") -> ImagePool:
     (torch.Size([1, 64, 64]), 'phantom_03000', [0, 1, 2])
     """
     check_choice("slices", which, get_args(Slices))
-    parts = [part for case in iter_liver_cases(config) if (part := _slices_of(case, which)) is not None]
+    parts = [part for case in iter_liver_cases(config, on_bad) if (part := _slices_of(case, which)) is not None]
     if not parts:
         raise ValueError(f"no slice of the chosen cases shows {which}; name other cases, or choose slices='all'")
     return ImagePool.concatenate(parts)

@@ -1,7 +1,7 @@
 """Random changes of a photograph and its labels, in the order of the released program (docs/rp-pgd.md, Method 15):
-scale, rotation, blur, flip, crop. What lies outside of the photograph has ImageNet's mean colour and is ignored.
+scale, rotation, blur, flip, crop. What lies outside is ignored; it has ImageNet's mean colour, of grey images black.
 
-Images are float32 [3, H, W] in [0, 1], labels uint8 [H, W], on one device; networks normalise by themselves. Pixel (y,
+Images are float32 [C, H, W] in [0, 1], labels uint8 [H, W], on one device; networks normalise by themselves. Pixel (y,
 x) of the program is that of OpenCV: middles at whole numbers.
 """
 
@@ -95,10 +95,10 @@ def draw_change(config: AugmentationConfig, generator: torch.Generator) -> Chang
 def augment(
     image: Tensor, label: Tensor, config: AugmentationConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """A random crop of the changed photograph, float32 [3, crop, crop] in [0, 1], and its labels uint8 [crop, crop].
+    """A random crop of the changed photograph, float32 [C, crop, crop] in [0, 1], and its labels uint8 [crop, crop].
 
     Args:
-        image: float32 [3, H, W] in [0, 1], or uint8.
+        image: float32 [C, H, W] in [0, 1], or uint8.
         label: uint8 [H, W].
         config: ranges and shares.
         generator: on the CPU; the same state gives the same crop.
@@ -116,7 +116,7 @@ def augment(
 
 
 def apply_change(image: Tensor, label: Tensor, change: Change, crop: int) -> tuple[Tensor, Tensor]:
-    """The changed photograph float32 [3, crop, crop] and its labels uint8 [crop, crop]; as `augment`.
+    """The changed photograph float32 [C, crop, crop] and its labels uint8 [crop, crop]; as `augment`.
 
     Raises:
         ValueError: images or labels of another type or rank, or of different sizes.
@@ -124,7 +124,7 @@ def apply_change(image: Tensor, label: Tensor, change: Change, crop: int) -> tup
     if image.ndim != 3 or label.shape != image.shape[1:] or label.dtype != torch.uint8:
         raise ValueError(
             f"image is {image.dtype} {list(image.shape)} and label {label.dtype} {list(label.shape)} but must be "
-            "float32 [3, H, W] and uint8 [H, W]"
+            "float32 [C, H, W] and uint8 [H, W]"
         )
     height, width = (max(1, round(n * change.factor)) for n in label.shape)
     image, label = resized(image, height, width), _resized_label(label, height, width)
@@ -135,7 +135,7 @@ def apply_change(image: Tensor, label: Tensor, change: Change, crop: int) -> tup
     if change.flipped:
         image, label = image.flip(-1), label.flip(-1)
     edges = padding(label.shape[0], label.shape[1], crop, crop)
-    image, label = padded(image, edges, IMAGENET_MEAN), _padded_label(label, edges)
+    image, label = padded(image, edges, _outside(image)), _padded_label(label, edges)
     top, left = (int(share * (n - crop + 1)) for share, n in zip(change.place, label.shape, strict=True))
     return image[:, top : top + crop, left : left + crop], label[top : top + crop, left : left + crop]
 
@@ -147,7 +147,7 @@ def centred(image: Tensor, label: Tensor | None, size: int) -> tuple[Tensor, Ten
     top, left = (max(n - size, 0) // 2 for n in (height, width))
     rows, columns = slice(top, top + size), slice(left, left + size)
     cut = None if label is None else _padded_label(label, edges)[rows, columns]
-    return padded(image, edges, IMAGENET_MEAN)[:, rows, columns], cut
+    return padded(image, edges, _outside(image))[:, rows, columns], cut
 
 
 def long_side_resized(image: Tensor, label: Tensor | None, long_side: int) -> tuple[Tensor, Tensor | None]:
@@ -189,6 +189,11 @@ def padded(images: Tensor, edges: Edges, colour: Sequence[float]) -> Tensor:
     return canvas
 
 
+def _outside(image: Tensor) -> Sequence[float]:
+    """What lies outside of an image [C, H, W], a number for each channel."""
+    return IMAGENET_MEAN if len(image) == len(IMAGENET_MEAN) else [0.0] * len(image)
+
+
 def _resized_label(label: Tensor, height: int, width: int) -> Tensor:
     """By the nearest pixel."""
     if label.shape == (height, width):
@@ -210,7 +215,7 @@ def _rotated(image: Tensor, label: Tensor, degrees: float) -> tuple[Tensor, Tens
     from_y = math.sin(angle) * x + math.cos(angle) * y + height / 2
     steps = [2 * at / max(n - 1, 1) - 1 for at, n in ((from_x, width), (from_y, height))]
     grid = torch.stack(steps, dim=-1)[None]
-    mean = torch.tensor(IMAGENET_MEAN, device=image.device)[:, None, None]
+    mean = torch.tensor(_outside(image), device=image.device)[:, None, None]
     image = functional.grid_sample((image - mean)[None], grid, mode="bilinear", align_corners=True)[0] + mean
     lifted = label[None, None].float() - IGNORED  # 0, which is what lies outside, is ignored
     turned = functional.grid_sample(lifted, grid, mode="nearest", align_corners=True)[0, 0] + IGNORED

@@ -28,7 +28,7 @@ class Scene:
 
     id: str
     image: Tensor
-    """uint8 [3, H, W], RGB."""
+    """uint8 [3, H, W], RGB; of other images than photographs [C, H, W]."""
     label: Tensor | None
     """uint8 [H, W], class numbers and `IGNORED`; None where no truth is known."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -93,6 +93,12 @@ class Scenes:
     load: Callable[[str], Scene]
     """The scene of an id."""
     config: SceneDataConfig
+    channels: ClassVar[int] = 3
+
+    @property
+    def side(self) -> int | None:
+        """Height and width of all of them in pixels; None: they have sizes of their own."""
+        return self.config.size if self.origin == "phantom" else None
 
     def __len__(self) -> int:
         return len(self.ids)

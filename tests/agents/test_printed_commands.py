@@ -16,11 +16,11 @@ from segarena.agents.papers import paper_named
 from segarena.agents.policy import make_env
 from segarena.agents.program import PROGRAM
 from segarena.agents.rl4seg.evaluation import test_split as split_that_is_evaluated
+from segarena.agents.rp_pgd.images import load_images
 from segarena.common.runs import Run
 from segarena.datasets.decathlon.cases import load_decathlon
 from segarena.datasets.echo.images import echo_splits
 from segarena.datasets.liver.cases import liver_case_ids
-from segarena.datasets.scenes.images import load_scenes
 from segarena.datasets.xray.images import load_xrays
 from segarena.evaluation.results import read_results
 
@@ -169,7 +169,7 @@ def test_every_configuration_has_cases_that_evaluate_and_render_take(path):
         split = split_that_is_evaluated(experiment)
         assert split == "all" or split in echo_splits(experiment.target)
     elif given["paper"] == "rp_pgd":
-        assert len(load_scenes(data, experiment.test_split))
+        assert len(load_images(experiment, f"{experiment.test_split}[:1]"))
     elif given["paper"] == "apga":
         assert len(load_xrays(data, f"{experiment.test_split}[:2]"))
     elif given["paper"] == "seat":

@@ -1,8 +1,10 @@
 """Paper rp_pgd from the command line: train, resume, evaluate, render; what is refused, and by which words."""
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 from segarena.agents.command_line import main
 from segarena.agents.rp_pgd import evaluation
 from segarena.agents.rp_pgd.config import EvaluationConfig, RPPGDExperiment
+from segarena.attacks.options import RELEASED, RPOptions
 from segarena.attacks.victim import Normalized
 from segarena.attacks.victims import load_victim, save_victim
 from segarena.common import fitting
@@ -137,6 +140,25 @@ def test_windows_are_as_large_as_the_crops_of_the_training(classes, base_size):
         augmentation=AugmentationConfig(crop=65), evaluation=EvaluationConfig(attacks=["pgd"], protocol="reference")
     )
     assert evaluation._attacked(torch.nn.Identity(), classes, experiment).protocol == Protocol(65, base_size)
+    assert evaluation._model_name(experiment, 50) == "RP-PGD-PP-AT, seed 0, windows 65"
+    given = replace(experiment.evaluation, scales=[0.5, 1.0], flip=True, base_size=300)
+    experiment = replace(experiment, evaluation=given)
+    protocol = evaluation._attacked(torch.nn.Identity(), classes, experiment).protocol
+    assert protocol == Protocol(65, 300, (0.5, 1.0), flip=True)
+    name = "RP-PGD-PP-AT, seed 0, windows 65, side 300, x 0.5 1, flip"
+    assert evaluation._model_name(experiment, 50) == name, "results of one protocol are not taken for another's"
+
+
+def test_results_of_one_protocol_are_not_taken_for_those_of_another(trained, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out)
+    windows = ["--evaluation.protocol", "reference"]
+    for own in ([], windows, [*windows, "--evaluation.flip", "true", "--evaluation.scales", "[0.75, 1.25]"]):
+        assert main(["train", "--resume", str(out), "--evaluation.attacks", "[clean]", *own]) == 0
+        assert main(["evaluate", "--run", str(out), "--cases", "[scene_200000]"]) == 0
+    (folder,) = (out / "evaluation").iterdir()
+    models = sorted(path.name.partition("__")[0] for path in (folder / "robustness").glob("*__clean__*.json"))
+    assert models == [f"RP_PGD_PP_AT_seed_0{name}" for name in ("", "_windows_33", "_windows_33_x_0_75_1_25_flip")]
 
 
 def test_presets_radii_and_windows(tmp_path, capsys):
@@ -188,6 +210,12 @@ def test_the_packaged_configurations_are_read(path, capsys):
     assert yaml.safe_load(capsys.readouterr().out)["paper"] == "rp_pgd"
 
 
+def test_the_released_options_are_the_preset(capsys):
+    assert main(["train", "--config", "rp_pgd/ade20k", "--config", "rp_pgd/released", "--print_config"]) == 0
+    options = yaml.safe_load(capsys.readouterr().out)["training"]["options"]
+    assert RPOptions(**{**options, "intra_skip": tuple(options["intra_skip"])}) == RELEASED
+
+
 def test_eps_stays_as_it_was_written(tmp_path):
     run = tmp_path / "run"
     options = ["--training.eps", "4/255", "--training.epochs", "1", "--training.method", "none"]
@@ -200,6 +228,7 @@ def test_eps_stays_as_it_was_written(tmp_path):
     ("options", "said"),
     [
         (["--training.attack", "pgdd"], "training.attack is 'pgdd' but must be one of"),
+        (["--training.eps", "-0.1"], "training.eps is -0.1 but must be above 0"),
         (["--training.eps", "0"], "training.eps is 0.0 but must be above 0 and at most 1"),
         (["--training.method", "ddc_at"], "unet has no heads for it; use pspnet or deeplab"),
         (
@@ -216,6 +245,9 @@ def test_eps_stays_as_it_was_written(tmp_path):
         (["--evaluation.attacks", "gird"], "evaluation.attacks is 'gird' but must be one of 'reference', 'grid'"),
         (["--evaluation.attacks", "[transfer]"], "has transfer but a run has no other models for it"),
         (["--evaluation.protocol", "reference"], "has rp_pgd_pp_2 but evaluation.protocol is 'reference'"),
+        (["--evaluation.flip", "true"], "flip and base_size are of windows, but evaluation.protocol is 'whole'"),
+        (["--evaluation.scales", "[]"], "evaluation.scales is [] but needs a factor"),
+        (["--evaluation.scales", "[0]"], "evaluation.scales"),
         (["--evaluation.eps", "[4/255, 8]"], "evaluation.eps is 8.0 but must be above 0 and at most 1"),
         (["--evaluation.eps", "[4/255, 4/255]"], "must name each radius once"),
         (["--export_sb3", "a.zip"], "paper 'rp_pgd' trains a segmenter: its file is segmenter/victim.safetensors"),

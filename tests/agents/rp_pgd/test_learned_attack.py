@@ -6,6 +6,7 @@ import yaml
 from adversarial_toys import TINY, toy_victim, toys
 from segarena.agents.command_line import main
 from segarena.agents.generic import env_of
+from segarena.agents.rp_pgd.config import TrainingConfig
 from segarena.agents.rp_pgd.learned_attack import LearnedAttack, open_attack
 from segarena.attacks.methods import ATTACKS
 from segarena.attacks.options import RPOptions
@@ -119,6 +120,14 @@ def test_a_segmenter_is_trained_and_judged_by_it(run, tmp_path, capsys):
     assert "learned attack, ε = 8/255" in capsys.readouterr().out
     assert main(["train", *arguments, "--training.steps", "3", "--out", str(tmp_path / "other")]) == 2
     assert "was trained for 2" in capsys.readouterr().err
+
+
+def test_a_training_opens_its_policy_once(run, monkeypatch):
+    opened, own = [], LearnedAttack.open
+    monkeypatch.setattr(LearnedAttack, "open", lambda folder: opened.append(folder) or own(folder))
+    config = TrainingConfig(method="at", attack=str(run), steps=2)
+    assert config.inner_attack is config.inner_attack
+    assert opened == [str(run)]
 
 
 def test_what_a_policy_cannot_follow_is_refused(run, scenes, tmp_path):

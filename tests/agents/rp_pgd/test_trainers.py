@@ -8,6 +8,7 @@ from segarena.agents.rp_pgd.batches import Batch, draw_epoch
 from segarena.agents.rp_pgd.config import TrainingConfig
 from segarena.agents.rp_pgd.trainers import Mixed, Outputs, PolySchedule, Trainer, make_optimizer, poly
 from segarena.attacks.methods import ATTACKS, Attack
+from segarena.attacks.regions import GROUPS
 from segarena.attacks.victim import Normalized
 from segarena.common.workers import Workers
 from segarena.segmenters.pspnet import PSPNet
@@ -155,6 +156,19 @@ def test_region_shares_and_size_of_the_inner_attack():
         right = (victim.eval()(batch.images).argmax(dim=1) == batch.labels)[batch.labels != 255]
     assert found["attack_false"] == pytest.approx(1 - right.float().mean().item(), abs=1e-6)
     assert found["attack_boundary"] > 0
+    for step in (1, 2):
+        assert sum(found[f"attack/step_{step}_{name}"] for name in GROUPS) == pytest.approx(1)
+    assert found["attack/step_1_true"] == pytest.approx(right.float().mean().item(), abs=1e-6)
+    assert (
+        found["attack/step_1_boundary_wrong"]
+        == found["attack/step_1_boundary_right"]
+        == found["attack/step_1_false_right"]
+        == 0
+    )
+    assert found["attack/step_2_true"] == pytest.approx(found["attack_true"])
+    assert found["attack/step_2_boundary_wrong"] == pytest.approx(
+        found["attack/step_1_true"] - found["attack/step_2_true"], abs=1e-6
+    )
     trainer.forget()
     assert trainer.look() == {}
 

@@ -7,6 +7,7 @@ from segarena.agents.rp_pgd.batches import Crops, Resident, batches_of, draw_epo
 from segarena.agents.rp_pgd.validation import judge
 from segarena.attacks import core
 from segarena.attacks.methods import ATTACKS
+from segarena.attacks.regions import GROUPS
 from segarena.common import fitting
 from segarena.common.finite import NotFiniteError
 from segarena.common.runs import Run
@@ -90,7 +91,8 @@ def test_curves_and_pictures(tmp_path):
     assert [("segmenter/adv_miou" in line) for line in lines] == [False, True, False, True, True], "the last one, too"
     of_all = {"loss_main", "lr", "attack_true", "attack_boundary", "attack_false", "attack_size"}
     judged = {f"{kind}_{name}" for kind in ("clean", "adv") for name in ("miou", "macc", "aacc")}
-    assert lines[-1].keys() == {"step"} | {f"segmenter/{name}" for name in of_all | judged}
+    shares = {f"attack/step_{step}_{name}" for step in (1, 2, 3) for name in GROUPS}
+    assert lines[-1].keys() == {"step"} | {f"segmenter/{name}" for name in of_all | judged} | shares
     assert lines[0]["segmenter/lr"] == pytest.approx(0.05 * (1 - 2 / 10) ** 0.9)
     assert lines[-1]["segmenter/lr"] == 0
     assert lines[-1]["segmenter/adv_miou"] <= lines[-1]["segmenter/clean_miou"]

@@ -11,8 +11,11 @@ import torch
 import yaml
 from seat_toys import TINY
 from segarena.agents.command_line import main
+from segarena.agents.seat import prediction
 from segarena.agents.seat.evaluation import _native
 from segarena.attacks.victims import load_victim
+from segarena.datasets.decathlon.cases import DecathlonConfig, PhantomCases, constants_of
+from segarena.datasets.decathlon.fingerprint import Fingerprint
 from segarena.datasets.decathlon.phantom import drawn_phantom
 from segarena.datasets.decathlon.preparation import to_z
 from segarena.datasets.decathlon.tasks import find_task
@@ -109,6 +112,26 @@ def test_a_real_hippocampus_is_segmented(tmp_path):
     facts = json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"][0]["facts"]
     assert facts["anterior_ml"] == pytest.approx((truth == 1).sum() / 1000)
     assert facts["posterior_ml"] == pytest.approx((truth == 2).sum() / 1000)
+
+
+def test_what_was_measured_on_the_training_cases_is_kept_with_the_run(run, tmp_path, monkeypatch):
+    made = trained(tmp_path, stats="corrected")
+    measured = Fingerprint.load(made / "segmenter" / "constants.json")
+    data = DecathlonConfig(task="toy", stats="corrected", phantom_cases=PhantomCases(labelled=10, test=2))
+    assert measured == constants_of(data)
+    assert (
+        measured != Fingerprint.load(run / "segmenter" / "constants.json") == find_task("toy", phantom=True).fingerprint
+    )
+
+    def gone(config):
+        raise FileNotFoundError("the training cases are gone")
+
+    monkeypatch.setattr(prediction, "constants_of", gone)
+    used, prepare = [], prediction.prepare
+    monkeypatch.setattr(prediction, "prepare", lambda one, by, ct: used.append(by) or prepare(one, by, ct=ct))
+    path = save(tmp_path / "one.nii.gz", drawn_phantom("Toy", 100_002).image[0])
+    assert predict(made, path, out=tmp_path / "out") == 0
+    assert used == [measured]
 
 
 def test_a_bad_file_is_named_or_skipped(run, tmp_path, capsys):

@@ -20,7 +20,7 @@ from segarena.common import fitting
 from segarena.common.overlap import class_counts, dice_case
 from segarena.common.runs import Run
 from segarena.common.workers import Workers
-from segarena.datasets.decathlon.cases import load_decathlon
+from segarena.datasets.decathlon.cases import DecathlonConfig, load_decathlon
 from segarena.datasets.decathlon.preparation import to_z
 from segarena.datasets.decathlon.sampling import PatchSampler
 from segarena.datasets.decathlon.tasks import PHANTOM_TASKS, TASKS, find_task
@@ -247,7 +247,7 @@ def test_a_network_that_does_not_fit_is_refused(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(begun.parameters(), net.parameters(), strict=True))
     with pytest.raises(ValueError, match="is needed; change `network`"):
         build_network(replace(given, width=8), task, plan, 5)
-    with pytest.raises(ValueError, match="3"):
+    with pytest.raises(ValueError, match="out_channels = 2 but 3 is needed; take another file"):
         build_network(given, find_task(4), plan, 5)
     with pytest.raises(ValueError, match=r"on the classes background, ball but Task09_Spleen has background, spleen"):
         build_network(given, find_task(9), plan, 5)
@@ -327,6 +327,32 @@ def test_the_command_line_trains_resumes_evaluates_and_draws(tmp_path, capsys):
     assert main(["render", "--run", str(run), "--out", str(tmp_path / "attack.gif")]) == 0
     assert victim.model.description["width"] == 4
     assert Run.open(run).stage("segmenter").metrics()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--data.data", "nothing", "--data.task", "4"], "no dataset.json in"),
+        (["--data.folds", "11"], "10 patients with labels, so that of 11 folds some would be empty; set folds lower"),
+        (["--training.eps", "0"], "training.eps is 0.0 but must be above 0 and at most 1"),
+        (["--training.eps", "-0.1"], "training.eps is -0.1 but must be above 0 and at most 1"),
+        (["--evaluation.eps", "[8/255, -1/255]"], "evaluation.eps is '-1/255' but must be above 0 and at most 1"),
+        (["--data.plan", "nothing.json"], "nothing.json' does not exist"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(options, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    assert main(["train", "--config", "tiny.yaml", "--out", "run", *options]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_paths_of_a_run_hold_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = SEATExperiment(data=DecathlonConfig(data="task", splits="lists", plan="plan.json")).resolved().data
+    assert (data.data, data.splits, data.plan) == tuple(str(tmp_path / name) for name in ("task", "lists", "plan.json"))
 
 
 def test_the_worst_is_that_of_each_case_over_attacks_and_radii_without_the_clean_patch(tmp_path, monkeypatch):
