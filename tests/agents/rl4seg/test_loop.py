@@ -3,13 +3,15 @@
 A stage whose file is there is finished; another one is made.
 """
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
 from segarena.agents.predictor import POLICY
-from segarena.agents.rl4seg import baselines, policies, stages
+from segarena.agents.rl4seg import baselines, budget, policies, stages
 from segarena.agents.rl4seg.callbacks import ValidationCallback
 from segarena.agents.rl4seg.config import NetworkConfig, PPOStageConfig, RL4SegExperiment, Schedule, WarmStartConfig
 from segarena.agents.rl4seg.context import CORRECTED, CRITIC, GOLD, REWARD_NET, SEGMENTER, TRIPLETS, Context, Gold
@@ -20,7 +22,8 @@ from segarena.common.runs import Run
 from segarena.datasets.echo.images import EchoDataConfig, PhantomPatients
 from segarena.rewards.reward_data import Triplets
 from segarena.rewards.reward_net import RewardNet
-from segarena.segmenters.adaptation import adabn
+from segarena.segmenters.adaptation import EntropyConfig, adabn
+from segarena.segmenters.tist import TistConfig
 from segarena.segmenters.unet import UNet
 
 MADE_UP = RL4SegExperiment(
@@ -41,7 +44,7 @@ STEPS = (25, 20)
 class Made(Context):
     """A run in which a stage is finished as soon as it has one file; all of them share the phantoms."""
 
-    phantoms = {}
+    phantoms: ClassVar = {}
 
     def __init__(self, experiment, run):
         super().__init__(experiment, run, trains=True)
@@ -227,6 +230,7 @@ def test_ppo_plays_without_labels_and_keeps_the_best_look_at_the_validation_imag
     kept = context.load(stage.folder).state_dict()
     same_as = [all(torch.equal(kept[name], value) for name, value in look.items()) for look in looks]
     assert same_as == [False, True, False]
+    assert stage.metrics()[-1] == {"step": 20, "train/gradient_steps": 5}
     assert same(load_network(stage.folder / CRITIC, UNet, out_channels=1), critic)
 
 
@@ -304,3 +308,34 @@ def test_baselines_by_rl_begin_where_the_loop_does_and_see_as_many_images(contex
     assert same(given["reference"], first)
     assert (given["i"], given.get("gold")) == (0, None)
     assert (given["reward"] == "pixel_accuracy") is (function is baselines.oracle_rl)
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_with_equal_budgets_baselines_take_as_many_gradient_steps_as_the_loop(context, monkeypatch, equal):
+    """Of 16 target and 8 source images: 4 and 3 batches an epoch. One step for each rollout of 4 images."""
+    given, steps = {}, sum(STEPS)
+    make_only(context, monkeypatch)
+    monkeypatch.setattr(baselines, "load_tist", lambda *_: UNet(1, 3, init_channels=2))
+    monkeypatch.setattr(baselines, "minimise_entropy", lambda *args: given.update(entropy=args[2]))
+    monkeypatch.setattr(baselines, "train_tist", lambda *args: given.update(tist=args[4]))
+    monkeypatch.setattr(baselines, "train_policy", lambda *_, **more: given.update(pg=more["config"]) or [SEGMENTER])
+    save_network(context.run.stage("baseline").folder / SEGMENTER, UNet(1, 3, init_channels=2))
+    changes = {"entropy": EntropyConfig(batch_size=4), "tist": TistConfig(batch_size=3)}
+    context = with_changes(context, equal_budget=equal, **changes)
+    for function in (baselines.entropy, baselines.tist, baselines.policy_gradient):
+        function(context)
+    epochs = (math.ceil(steps / 4), steps / 3) if equal else (EntropyConfig().epochs, TistConfig().epochs)
+    assert (given["entropy"].epochs, given["tist"].epochs) == epochs
+    assert (given["pg"].n_epochs, given["pg"].num_envs) == (1, 4)
+    assert given["pg"].total_timesteps == (4 * steps if equal else 2 * 9 + 2 * 16)
+    assert budget.budget_keys(context) == (["equal_budget", "ppo"] if equal else [])
+
+
+def test_a_stage_that_did_not_count_its_steps_is_not_said_to_have_made_none(context):
+    stage = context.run.stage("old")
+    assert budget._steps_in(stage.folder) == 0
+    stage.log(1, {"segmenter/loss": 0.5})
+    assert budget._steps_in(stage.folder) is None
+    stage.log(2, {"segmenter/loss": 0.5, "segmenter/gradient_steps": 7})
+    assert budget._steps_in(stage.folder) == 7
+    stage.close()
