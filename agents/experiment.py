@@ -26,7 +26,7 @@ from ..evaluation.curve_figures import Curve
 from ..evaluation.drawing import Legend
 from ..evaluation.films import Shot
 from ..evaluation.machine import describe_machine
-from ..evaluation.report import Column, column, differences, pairs, table
+from ..evaluation.report import Column, column, pairs, table
 from ..evaluation.results import Result
 from .predictor import PredictOptions, Predictor, no_predictor, no_victim
 
@@ -197,10 +197,8 @@ class Paper(Generic[E]):
     """Columns of a second table, of the results that have the first of them."""
     settings: tuple[Column, ...] = ()
     """Numbers in the settings of the results that the first table shows too, where there are any."""
-    differences: tuple[Column | str, ...] = ()
-    """Columns of a further table, of the differences from one of `references`."""
-    references: tuple[str, ...] = ()
-    """Methods from which the others may differ by so much, the preferred one first."""
+    differences: Callable[[Sequence[Result]], str | None] = lambda results: None
+    """A table of the differences from one method; None: there is none."""
     baselines: Mapping[str, Baseline[E, Any]] = field(default_factory=dict)
     """The paper's table of baselines by name."""
     check_export: Callable[[E], None] = lambda experiment: None
@@ -323,12 +321,9 @@ class Paper(Generic[E]):
         columns = [one for one in self.columns if not judged or any(column(one).name in r.metrics for r in results)]
         columns += self.found_columns(results)
         first = table(results, columns, baseline=self.baseline if known else None, settings=self.settings)
+        apart = self.differences(results) if judged else None
         more = [r for r in results if self.more_columns and column(self.more_columns[0]).name in r.metrics]
-        methods = list(dict.fromkeys(result.method for result in results))
-        reference = next((name for name in self.references if name in methods), None)
-        apart = judged and reference is not None and len(methods) > 1
-        second = [differences(results, reference, self.differences)] if apart and reference else []
-        return [first, *second, *([table(more, self.more_columns)] if more else [])]
+        return [first, *([apart] if apart else []), *([table(more, self.more_columns)] if more else [])]
 
     def pairs(self, results: Sequence[Result]) -> str | None:
         """Every two methods compared by the first column, in Markdown; None where some cases have no truth, or there is

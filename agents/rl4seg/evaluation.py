@@ -20,6 +20,7 @@ from ...datasets.images import ImagePool
 from ...datasets.sample import BadSample
 from ...datasets.selection import SelectionError
 from ...envs.rl4seg import DICE, EchoEnv
+from ...evaluation import report as reports
 from ...evaluation.calibration import (
     Calibration,
     RiskCoverage,
@@ -59,10 +60,6 @@ SPENT = (
     Column("gold_fraction", "Gold", "%", 100, 0),
 )
 """What each method has spent in training, in that table: see `budget.spent`."""
-DIFFERENCES = (COLUMNS[0], COLUMNS[1], METRICS["hd_epi_mm"], METRICS["valid"])
-"""The table of differences from `REFERENCES`."""
-REFERENCES = ("AdaBN", SOURCE_ONLY)
-"""The method from which the others differ by so much: the first that there is."""
 UNCERTAINTY_COLUMNS = ("error_auroc", "ece", METRICS["dice_avg"])
 """The table of the results that say how sure they are."""
 
@@ -240,6 +237,16 @@ def _cases(images: ImagePool, prediction: MethodPrediction) -> list[Case]:
             cases[n]["ece"] = calibration(1 - u, ~wrong).ece
             cases[n]["error_auroc"] = error_detection(u, wrong)[0]
     return cases
+
+
+def differences(results: Sequence[Result]) -> str | None:
+    """The table of differences from AdaBN, or without it from the source network; None where there is nothing else."""
+    methods = {result.method for result in results}
+    reference = next((name for name in (BASELINES["adabn"].title, SOURCE_ONLY) if name in methods), None)
+    if reference is None or len(methods) == 1:
+        return None
+    shown = (*COLUMNS[:2], METRICS["hd_epi_mm"], METRICS["valid"])
+    return reports.differences(results, reference, shown)
 
 
 def _figure(context: Context, images: ImagePool, prediction: MethodPrediction, path: Path) -> None:
