@@ -195,6 +195,10 @@ class Paper(Generic[E]):
     """Further columns of that table, of what these results have."""
     more_columns: tuple[Column | str, ...] = ()
     """Columns of a second table, of the results that have the first of them."""
+    settings: tuple[Column, ...] = ()
+    """Numbers in the settings of the results that the first table shows too, where there are any."""
+    differences: Callable[[Sequence[Result]], str | None] = lambda results: None
+    """A table of the differences from one method; None: there is none."""
     baselines: Mapping[str, Baseline[E, Any]] = field(default_factory=dict)
     """The paper's table of baselines by name."""
     check_export: Callable[[E], None] = lambda experiment: None
@@ -316,9 +320,10 @@ class Paper(Generic[E]):
         known = judged and any(result.method == self.baseline for result in results)
         columns = [one for one in self.columns if not judged or any(column(one).name in r.metrics for r in results)]
         columns += self.found_columns(results)
-        first = table(results, columns, baseline=self.baseline if known else None)
+        first = table(results, columns, baseline=self.baseline if known else None, settings=self.settings)
+        apart = self.differences(results) if judged else None
         more = [r for r in results if self.more_columns and column(self.more_columns[0]).name in r.metrics]
-        return [first, *([table(more, self.more_columns)] if more else [])]
+        return [first, *([apart] if apart else []), *([table(more, self.more_columns)] if more else [])]
 
     def pairs(self, results: Sequence[Result]) -> str | None:
         """Every two methods compared by the first column, in Markdown; None where some cases have no truth, or there is

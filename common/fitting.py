@@ -19,6 +19,9 @@ from .workers import ONE_PROCESS, Workers
 CHECKPOINT_SECONDS = 20.0
 """Time between two checkpoints; when they are taken changes no number."""
 
+STEPS = "gradient_steps"
+"""Name of the scalar that counts the steps of the optimiser."""
+
 Net = TypeVar("Net", bound=nn.Module)
 Scalars = Mapping[str, float | Tensor]
 
@@ -54,7 +57,8 @@ def fit(
     A run that was killed and resumed ends, on the CPU, with the same weights, bit for bit, as one that was not.
 
     Args:
-        run: the stage: receives `<name>/<scalar>` per epoch, a scalar with a / by its own name, and checkpoints.
+        run: the stage: receives `<name>/<scalar>` per epoch, a scalar with a / by its own name, the number of gradient
+            steps so far as `<name>/gradient_steps`, and checkpoints.
         net: the network in training; what `optimizer` moves is part of it.
         optimizer: its optimiser.
         name: prefix of the scalars, and of the progress bar.
@@ -115,7 +119,8 @@ def fit(
                 score = validated.pop("score")
                 scalars = {**trained, **validated}
                 if workers.is_main:
-                    run.log(epoch, {key if "/" in key else f"{name}/{key}": value for key, value in scalars.items()})
+                    logged = {**scalars, STEPS: steps_done(optimizer)}
+                    run.log(epoch, {key if "/" in key else f"{name}/{key}": value for key, value in logged.items()})
                 if score > best["score"]:
                     weights = {key: value.detach().clone() for key, value in net.state_dict().items()}
                     best = {"score": score, "epoch": epoch, "scalars": scalars, "weights": weights}
@@ -166,6 +171,12 @@ def descend(optimizer: Optimizer, loss: Tensor, workers: Workers = ONE_PROCESS, 
     loss.backward()  # type: ignore[no-untyped-call]
     workers.average_gradients((p for group in optimizer.param_groups for p in group["params"]), rows)
     optimizer.step()
+
+
+def steps_done(optimizer: Optimizer) -> int:
+    """Steps so far of an optimiser that counts them, as Adam does, also those before a resumed run was stopped; 0 of
+    one that does not."""
+    return max((int(state["step"]) for state in optimizer.state.values() if "step" in state), default=0)
 
 
 def _numbers(scalars: Scalars) -> dict[str, float]:

@@ -8,7 +8,7 @@ of one patient are not independent.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from types import NoneType
 from typing import NamedTuple
@@ -88,14 +88,15 @@ def table(
     *,
     baseline: str | None = None,
     heading: str = "Method",
+    settings: Sequence[Column] = (),
 ) -> str:
     """A Markdown table with one row per method, in the order in which the results name them.
 
     columns: what is shown; a name stands for a column of `STANDARD`. Results of one method that differ in the seed
     become one row. A cell is "mean [low, high]" with the 95 % bootstrap interval over cases (or patients) and seeds;
     "–" where the metric is undefined for one of its cases. With a `baseline` the last column holds the p-value of the
-    first metric against that method. heading: of the first column. The lines below the table say what the numbers rest
-    on.
+    first metric against that method. heading: of the first column. settings: numbers in the settings of the results, as
+    means over the seeds; left out where no result has one. The lines below the table say what the numbers rest on.
 
     Raises:
         ValueError: no results or no columns, results of different environments, data sets or splits, methods or seeds
@@ -110,7 +111,8 @@ def table(
     patient_of = _patient_of(cases)
     meant = [_meant(results, one) for one in shown]
     empty = [case["case_id"] for case in cases if empty_target(case)]
-    header = [heading, "Supervision", "Mode", "Seeds", *map(_heading, shown)]
+    told = [one for one in settings if any(isinstance(r.settings.get(one.name), int | float) for r in results)]
+    header = [heading, "Supervision", "Mode", "Seeds", *map(_heading, [*told, *shown])]
     if empty:
         header += ["False positive (ml), empty target", "Specificity (%)"]
     if baseline is not None:
@@ -119,7 +121,7 @@ def table(
         header.append(f"p ({shown[0].title} vs {baseline}{holm})")
     rows = []
     for method, runs in methods.items():
-        row = [method, runs[0].supervision, runs[0].mode, str(len(runs))]
+        row = [method, runs[0].supervision, runs[0].mode, str(len(runs)), *(_told(runs, one) for one in told)]
         for one, case_ids in zip(shown, meant, strict=True):
             row.append(_cell(_values(runs, one, case_ids), one, _patients(patient_of, case_ids)))
         if empty:
@@ -180,15 +182,13 @@ def pairs(results: Sequence[Result], metric: Column | str) -> str:
     values, patients = _paired(results, one)
     if len(values) < 2:
         raise ValueError(f"there are no pairs: the only method is {next(iter(values))!r}")
-    seeds = {method: sorted(run.seed for run in runs) for method, runs in _by_method(results).items()}
+    seeds = _seeds(results)
     of_units = {method: _units(of_method, patients) for method, of_method in values.items()}
     found = {(a, b): paired_wilcoxon(of_units[a], of_units[b]) for a, b in combinations(values, 2)}
     corrected = holm(found)
     rows = []
     for (a, b), p_value in found.items():
-        crossed = seeds[a] == seeds[b]
-        first, second = (of if crossed else of.mean(axis=0, keepdims=True) for of in (values[a], values[b]))
-        cell = _cell(first - second, one, patients)
+        cell = _cell(_less(values, seeds, a, b), one, patients)
         rows.append([a, b, cell, f"{p_value:.2g}", f"{corrected[a, b]:.2g}"])
     units = "patients" if patients else "cases"
     lines = [
@@ -200,15 +200,66 @@ def pairs(results: Sequence[Result], metric: Column | str) -> str:
     return "\n".join([*markdown(["Method", "Other", _heading(difference), "p", "p, Holm"], rows), "", *lines])
 
 
+def differences(results: Sequence[Result], reference: str, columns: Sequence[Column | str]) -> str:
+    """A Markdown table of the difference of every other method from `reference`, on the same cases, for each column.
+
+    A cell is as in `pairs`: the difference of the means with the 95 % bootstrap interval of the paired differences; "–"
+    where a metric is undefined for one of the cases of either.
+
+    Raises:
+        ValueError: as `table`; or a reference that is not among the methods.
+    """
+    seeds = _seeds(results)
+    if reference not in seeds:
+        raise ValueError(f"reference is {reference!r} but the methods are {list(seeds)}")
+    shown, rows = [column(metric) for metric in columns], {name: [name] for name in seeds if name != reference}
+    for one in shown:
+        values, patients = _aligned(results, one)
+        for method, row in rows.items():
+            row.append(_cell(_less(values, seeds, method, reference), one, patients))
+    units = "patients" if _patient_of(results[0].cases) else "cases"
+    line = (
+        f"Cells: mean of the method less that of {reference} [95 % bootstrap interval of the paired differences over "
+        f"{units} and, where both have the same ones, seeds]."
+    )
+    header = [f"Difference from {reference}", *map(_heading, shown)]
+    return "\n".join([*markdown(header, list(rows.values())), "", line])
+
+
+def _seeds(results: Sequence[Result]) -> dict[str, list[int]]:
+    """The seeds of each method, ascending."""
+    return {method: sorted(run.seed for run in runs) for method, runs in _by_method(results).items()}
+
+
+def _less(values: Mapping[str, Floats], seeds: Mapping[str, list[int]], a: str, b: str) -> Floats:
+    """Method a less method b: [seeds, cases] where both have the same seeds, else [1, cases]."""
+    first, second = (of if seeds[a] == seeds[b] else of.mean(axis=0, keepdims=True) for of in (values[a], values[b]))
+    apart: Floats = first - second
+    return apart
+
+
+def _told(runs: Sequence[Result], one: Column) -> str:
+    """Mean over seeds of a number in the settings; "–" where a result lacks it."""
+    values = [run.settings.get(one.name) for run in runs]
+    known = [value * one.scale for value in values if isinstance(value, int | float)]
+    return f"{sum(known) / len(known):.{one.digits}f}" if len(known) == len(values) else "–"
+
+
 def _paired(results: Sequence[Result], one: Column) -> tuple[dict[str, Floats], list[str] | None]:
+    """`_aligned` values, all of which are defined."""
+    values, patients = _aligned(results, one)
+    undefined = [method for method, found in values.items() if not found.size or np.isnan(found).any()]
+    if undefined:
+        raise ValueError(f"metric {one.name!r} is missing or undefined for cases of {undefined}")
+    return values, patients
+
+
+def _aligned(results: Sequence[Result], one: Column) -> tuple[dict[str, Floats], list[str] | None]:
     """The metric [seeds, cases] by method, cases in one order and seeds ascending; the patient of each case."""
     methods = _by_method(results)
     case_ids = _meant(results, one)  # one order for all methods, or the pairs would not match
     ascending = {method: sorted(runs, key=lambda run: run.seed) for method, runs in methods.items()}
     values = {method: _values(runs, one, case_ids) for method, runs in ascending.items()}
-    undefined = [method for method, found in values.items() if not found.size or np.isnan(found).any()]
-    if undefined:
-        raise ValueError(f"metric {one.name!r} is missing or undefined for cases of {undefined}")
     return values, _patients(_patient_of(results[0].cases), case_ids)
 
 

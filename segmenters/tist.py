@@ -14,10 +14,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam
 
 from ..common.checks import AT_LEAST_1, POSITIVE, check
-from ..common.fitting import Scalars, descend, fit, shuffled_rows
+from ..common.fitting import Scalars, descend, fit, shuffled_rows, steps_done
 from ..common.networks import load_network, save_network
 from ..common.overlap import class_dice
 from ..common.runs import Run
@@ -143,11 +143,6 @@ def tist_weight(epoch: int, epochs: int = 50) -> float:
     return 0.5 * math.exp(-2 * (1 - (epoch - half) / half)) if epoch >= half else 0.0
 
 
-def updates_done(optimizer: Optimizer) -> int:
-    """Steps of an Adam so far, also those before a resumed run was stopped."""
-    return max((int(state["step"]) for state in optimizer.state.values()), default=0)
-
-
 def source_term(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy; of one channel the binary one. logits [B, K, H, W]; labels [B, H, W], 0..K-1, or 0 and 1."""
     return F.cross_entropy(_all_classes(logits), labels.long())
@@ -194,7 +189,7 @@ def _train_one(
     optimizer = Adam(net.parameters(), lr=config.learning_rate)
 
     def train_epoch(net: UNet, generator: Generator) -> Scalars:
-        weight = tist_weight(updates_done(optimizer) // updates, config.epochs)
+        weight = tist_weight(steps_done(optimizer) // updates, config.epochs)
         sums = torch.zeros(3, device=device)
         cycled = workers.broadcast(cycled_rows(len(target), len(source), generator)).to(device)
         there = [workers.shard(rows) for rows in cycled.tensor_split(updates)]
@@ -215,7 +210,7 @@ def _train_one(
 
     def validate(net: UNet) -> tuple[float, Scalars]:
         dice = float(class_dice(segment(net, val.images), val_truth, classes).mean())
-        weight = tist_weight(updates_done(optimizer) // updates - 1, config.epochs)
+        weight = tist_weight(steps_done(optimizer) // updates - 1, config.epochs)
         score = dice + (weight > 0)  # an epoch without the target is never better than one with it
         return score, {"weight": weight, "dice": dice}
 

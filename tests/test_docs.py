@@ -74,8 +74,8 @@ def tables(monkeypatch):
         ("spars", "spars_implanted", 1),
         ("spars", "spars_implanted_unseen_patient", 1),
         ("rp-pgd", "scene_learned_attack", 1),
-        ("rl4seg", "rl4seg_phantom", 2),
-        ("rl4seg", "rl4seg_camus", 2),
+        ("rl4seg", "rl4seg_phantom", 3),
+        ("rl4seg", "rl4seg_camus", 3),
     ],
 )
 def test_the_tables_of_a_page_are_made_from_the_results(tables, page, folder, number):

@@ -5,7 +5,6 @@ row. Each one that is trained is a stage below baselines/ and leaves its network
 of the target but those whose row says so.
 """
 
-import math
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +18,8 @@ from ...common.networks import save_network
 from ...common.runs import Run
 from ...envs.rl4seg import EchoEnv
 from ...rewards.shape_prior import SHRINK
-from ...segmenters.adaptation import minimise_entropy
-from ...segmenters.tist import load_tist, train_tist
+from ...segmenters.adaptation import EntropyConfig, minimise_entropy
+from ...segmenters.tist import TistConfig, load_tist, train_tist
 from ...segmenters.training import SupervisedConfig, train_segmenter
 from ...segmenters.udas import train_udas
 from ...segmenters.uncertainty import ensemble as mean_of_networks
@@ -30,8 +29,9 @@ from ...segmenters.unet import UNet
 from ..dense_ppo.ppo import DensePPOConfig
 from ..experiment import Baseline, always
 from ..policy import Policy
+from .budget import budget_keys, epochs_of, lasting_as_asked, learners, steps_of_the_loop
 from .config import RL4SegExperiment
-from .context import SEGMENTER, SOURCE, TARGET, UNET, Context
+from .context import GOLD_FRACTION, SEGMENTER, SOURCE, TARGET, UNET, Context
 from .policies import train_policy
 from .rules import CorrectorPolicy, NetworkPolicy
 from .stages import (
@@ -57,6 +57,8 @@ class NetworkBaseline(Baseline[RL4SegExperiment, Context]):
     """Labels that it learns from: source, target, or source and target."""
     policy: Callable[[Context, list[nn.Module]], Policy[EchoEnv]] = lambda context, nets: NetworkPolicy(nets[0])
     """Its policy, made of its networks (an empty list where it trains none)."""
+    helpers: tuple[str, ...] = ()
+    """Stages in its stage whose network does not segment."""
     probabilities: Callable[[Context, list[nn.Module], Tensor], Tensor] | None = None
     """Mean probabilities [N, 3, H, W] of images uint8 [N, 1, H, W]: it segments by the largest, and their entropy is
     its uncertainty. None: it segments by `policy`, without uncertainty."""
@@ -100,24 +102,19 @@ def one_unet(
 
 def entropy(context: Context) -> list[nn.Module]:
     """Entropy minimisation from the source network."""
-    source = source_net(context)
+    source, lasting = source_net(context), lasting_as_asked(context)
+
+    def config() -> EntropyConfig:
+        return lasting(context.experiment.entropy, len(context.target))
 
     def make(stage: Run) -> UNet:
-        net = context.load(source)
-        return minimise_entropy(net, context.target, context.experiment.entropy, stage, context.seed("entropy"))
+        return minimise_entropy(context.load(source), context.target, config(), stage, context.seed("entropy"))
 
     def work() -> float:
-        return context.experiment.entropy.epochs * len(context.target)
+        return config().epochs * len(context.target)
 
-    return one_unet(context, "entropy", make, keys=TARGET, after=[source], work=work)
-
-
-def learners(context: Context) -> list[DensePPOConfig]:
-    """The learner of each iteration of the loop; of one, where there is no loop."""
-    experiment = context.experiment
-    if not experiment.iterations:
-        return [replace(experiment.learner(1), total_timesteps=experiment.ppo.epochs * len(context.target))]
-    return [experiment.learner(i) for i in range(1, experiment.iterations + 1)]
+    keys = (*TARGET, *budget_keys(context))
+    return one_unet(context, "entropy", make, keys=keys, after=[source], work=work)
 
 
 def gold_self_training(context: Context) -> list[nn.Module]:
@@ -134,18 +131,9 @@ def corrected_self_training(context: Context) -> list[nn.Module]:
     return _self_training(context, "corrected_self_training", corrected=True)
 
 
-def _gradient_steps(config: DensePPOConfig) -> int:
-    rollout = config.num_envs * config.n_steps
-    batches = rollout // (config.batch_size or rollout)
-    return math.ceil(config.total_timesteps / rollout) * config.n_epochs * batches
-
-
 def _self_training(context: Context, name: str, *, corrected: bool) -> list[nn.Module]:
     experiment = context.experiment
     start = start_net(context)
-
-    def steps() -> int:
-        return sum(_gradient_steps(one) for one in learners(context))
 
     def make(stage: Run) -> UNet:
         net = context.load(start)
@@ -158,35 +146,43 @@ def _self_training(context: Context, name: str, *, corrected: bool) -> list[nn.M
             )
         images = replace(context.target.take(gold.rows.tolist()), labels=gold.masks)
         batch = experiment.supervised.batch_size
-        epochs = math.ceil(steps() / math.ceil(len(images) / batch))
+        epochs = epochs_of(steps_of_the_loop(context), len(images), batch)
         config = SupervisedConfig(epochs=epochs, learning_rate=experiment.ppo.learner.actor_lr, batch_size=batch)
         train_segmenter(net, images, None, config, stage, context.seed(name))
+        stage.log(epochs + 1, {GOLD_FRACTION: len(images) / len(context.target)})
         context.adapt(net, 0)
         return net
 
     keys = (*TARGET, *CORRECTION, "reward_data", "supervised.batch_size", "ppo", "network.norm_mode")
     after = [start, shape_prior(context)]
-    return one_unet(
-        context, name, make, keys=keys, after=after, work=lambda: steps() * experiment.supervised.batch_size
-    )
+
+    def work() -> float:
+        return steps_of_the_loop(context) * experiment.supervised.batch_size
+
+    return one_unet(context, name, make, keys=keys, after=after, work=work)
 
 
 def tist(context: Context) -> list[nn.Module]:
     """TI-ST, from scratch."""
+    lasting = lasting_as_asked(context)
 
     def fresh(out: int) -> UNet:
         return context.segmenter(context.seed("tist"), out=out)
 
+    def config() -> TistConfig:
+        return lasting(context.experiment.tist, len(context.source))
+
     def make(stage: Run) -> list[str]:
-        config, seed = context.experiment.tist, context.seed("tist")
-        train_tist(fresh, context.source, context.source_val, context.target, config, stage, seed)
+        seed = context.seed("tist")
+        train_tist(fresh, context.source, context.source_val, context.target, config(), stage, seed)
         return sorted(str(path.relative_to(stage.folder)) for path in stage.folder.glob("*/weights.safetensors"))
 
     def work() -> float:
-        config = context.experiment.tist
-        return (1 if config.nets == "multi" else 2) * config.epochs * 1.5 * len(context.source)  # target from half on
+        nets = 1 if context.experiment.tist.nets == "multi" else 2
+        return nets * config().epochs * 1.5 * len(context.source)  # target from half on
 
-    folder = _stage(context, "tist", make, keys=(*SOURCE, *TARGET, *UNET), work=work)
+    keys = (*SOURCE, *TARGET, *UNET, *budget_keys(context))
+    folder = _stage(context, "tist", make, keys=keys, work=work)
     return [context.read(folder, lambda folder: load_tist(folder, context.experiment.tist))]
 
 
@@ -206,10 +202,15 @@ def udas(context: Context) -> list[nn.Module]:
 
 
 def policy_gradient(context: Context) -> list[nn.Module]:
-    """The plain policy gradient on the last reward network, from the start, for as many images as the loop shows."""
+    """The plain policy gradient on the last reward network, from the start, for as many images as the loop shows; with
+    `equal_budget` for as many gradient steps, one for each rollout."""
     batch = round(context.experiment.ppo.batch.at(1))
     config = replace(_at_length(context), num_envs=batch, group_size=1, objective="pg", critic="none", n_epochs=1)
-    return _by_rl(context, "policy_gradient", replace(config, ent_coef=0.0, kl_coef=0.0), learned=True)
+    if context.experiment.equal_budget:
+        rollout = config.num_envs * config.n_steps
+        config = replace(config, batch_size=None, total_timesteps=steps_of_the_loop(context) * rollout)
+    config = replace(config, ent_coef=0.0, kl_coef=0.0)
+    return _by_rl(context, "policy_gradient", config, learned=True, keys=budget_keys(context))
 
 
 def oracle_rl(context: Context) -> list[nn.Module]:
@@ -223,7 +224,9 @@ def _at_length(context: Context) -> DensePPOConfig:
     return replace(loop[-1], num_envs=loop[0].num_envs, total_timesteps=sum(one.total_timesteps for one in loop))
 
 
-def _by_rl(context: Context, name: str, config: DensePPOConfig, *, learned: bool) -> list[nn.Module]:
+def _by_rl(
+    context: Context, name: str, config: DensePPOConfig, *, learned: bool, keys: Sequence[str] = ()
+) -> list[nn.Module]:
     start, last = start_net(context), context.experiment.iterations
     after = [start, context.run.stage(f"iteration_{last}/reward_net").folder] if learned else [start]
 
@@ -232,8 +235,8 @@ def _by_rl(context: Context, name: str, config: DensePPOConfig, *, learned: bool
         nets = (context.load(start), context.load(start))
         return train_policy(context, stage, i=0, start=nets[0], reference=nets[1], reward=reward, config=config)
 
-    work = partial(ppo_work, config)
-    return [context.load(_stage(context, name, make, keys=(*TARGET, *UNET, "ppo"), after=after, work=work))]
+    all_keys, work = (*TARGET, *UNET, "ppo", *keys), partial(ppo_work, config)
+    return [context.load(_stage(context, name, make, keys=all_keys, after=after, work=work))]
 
 
 def target_supervised(context: Context) -> list[nn.Module]:
@@ -341,7 +344,7 @@ BASELINES: dict[str, NetworkBaseline] = {
         "gold and corrected self-training", corrected_self_training, objection=_without_prior
     ),
     "tist": NetworkBaseline("TI-ST", tist, section="tist"),
-    "udas": NetworkBaseline("UDAS", udas, section="udas"),
+    "udas": NetworkBaseline("UDAS", udas, section="udas", helpers=("head",)),
     "policy_gradient": NetworkBaseline("policy gradient", policy_gradient, objection=_without_reward_net),
     "oracle_rl": NetworkBaseline("oracle RL", oracle_rl, supervision="source and target"),
     "target_supervised": NetworkBaseline("target-supervised", target_supervised, supervision="target"),

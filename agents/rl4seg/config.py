@@ -197,6 +197,9 @@ class RL4SegExperiment(Experiment):
     """Gold images: those whose mask PPO imitates."""
     baselines: list[str] = field(default_factory=list)
     """Names of the baselines to train for comparison, in this order; `list` prints them."""
+    equal_budget: bool = False
+    """Train the baselines entropy, tist (each of its networks) and policy_gradient for at least as many gradient steps
+    as the loop's PPO makes; false: for the epochs of their own sections, and policy_gradient for as many images."""
     entropy: EntropyConfig = field(default_factory=EntropyConfig)
     """Settings of the baseline entropy."""
     tist: TistConfig = field(default_factory=TistConfig)

@@ -35,6 +35,8 @@ TARGET = ("seed", *(f"target.{name}" for name in _DATA), "pool", "initial_images
 """Keys that decide the target images and their order in the loop."""
 UNET = ("seed", "network.init_channels", "network.norm_mode")
 """Keys that decide a fresh network."""
+GOLD_FRACTION = "train/gold_fraction"
+"""Logged scalar: share of the images whose action, or label, was a given mask."""
 AT_ONCE = 64
 """Images per forward pass without gradients."""
 
@@ -65,6 +67,8 @@ class Context(StageContext[RL4SegExperiment]):
     def __init__(self, experiment: RL4SegExperiment, run: Run, *, trains: bool) -> None:
         super().__init__(experiment, run, trains=trains)
         self._loaded: dict[tuple[str, str], ImagePool] = {}
+        self.asked = set[str]()
+        """Names of the stages that were asked for so far."""
 
     def stage(
         self,
@@ -77,6 +81,7 @@ class Context(StageContext[RL4SegExperiment]):
     ) -> Path:
         """The folder of a finished stage: see `complete`. work: about how many images `make` shows to a network in
         training, for the estimate of the time left."""
+        self.asked.add(name)
         return self.complete(name, make, keys, after)
 
     # -- data ------------------------------------------------------------------------------------------------------

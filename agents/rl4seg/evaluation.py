@@ -20,6 +20,7 @@ from ...datasets.images import ImagePool
 from ...datasets.sample import BadSample
 from ...datasets.selection import SelectionError
 from ...envs.rl4seg import DICE, EchoEnv
+from ...evaluation import report as reports
 from ...evaluation.calibration import (
     Calibration,
     RiskCoverage,
@@ -31,12 +32,13 @@ from ...evaluation.calibration_figures import save_reliability_figure
 from ...evaluation.echo import METRICS, dice_batch32, echo_cases, largest_heart, subject_validity
 from ...evaluation.echo_figures import EchoView, save_echo_figure
 from ...evaluation.films import Shot
-from ...evaluation.report import mean_metrics
+from ...evaluation.report import Column, mean_metrics
 from ...evaluation.results import Case, Result, count_origins
 from ..experiment import Episode, EvaluateOptions, RenderOptions, baselines_of, check_names, write_result
 from ..policy import play, reference
 from ..predictor import POLICY
-from .baselines import BASELINES
+from .baselines import BASELINES, SOURCE_ONLY
+from .budget import spent
 from .config import RL4SegExperiment
 from .context import Context
 from .methods import OWN_ENTROPY, MethodPrediction, Methods
@@ -46,10 +48,18 @@ from .stages import policy_folder, reward_function
 from .training import everything
 
 log = logging.getLogger(__name__)
-COLUMNS = tuple(
-    METRICS[name] for name in ("dice_avg", "dice_endo", "dice_myo", "dice_epi", "hd_endo_mm", "hd_epi_mm", "valid")
+COLUMNS = (
+    METRICS["dice_avg"],
+    Column("dice", "Dice, LV and MYO", "%", 100, 1),
+    *(METRICS[name] for name in ("dice_endo", "dice_myo", "dice_epi", "hd_endo_mm", "hd_epi_mm", "valid")),
 )
 """The table of results."""
+SPENT = (
+    Column("gradient_steps", "Gradient steps", digits=0),
+    Column("gradient_steps_others", "Gradient steps, other networks", digits=0),
+    Column("gold_fraction", "Gold", "%", 100, 0),
+)
+"""What each method has spent in training, in that table: see `budget.spent`."""
 UNCERTAINTY_COLUMNS = ("error_auroc", "ece", METRICS["dice_avg"])
 """The table of the results that say how sure they are."""
 
@@ -80,10 +90,10 @@ def evaluate(runs: Sequence[tuple[Run, RL4SegExperiment]], options: EvaluateOpti
         reliable: dict[str, Calibration] = {}
         risky: dict[str, RiskCoverage] = {}
         predictions = _predictions(context, images, policies)
-        for prediction in tqdm(predictions, desc=f"seed {experiment.seed}", unit="method", disable=None):
+        for prediction, cost in tqdm(predictions, desc=f"seed {experiment.seed}", unit="method", disable=None):
             if (prediction.method, experiment.seed) in {(result.method, result.seed) for result in results}:
                 continue
-            result = _result(context, images, split, prediction, options.command)
+            result = _result(context, images, split, prediction, cost, options.command)
             if prediction.uncertainty is not None and known is not None and len(known.rows) > 1:  # it ranks images
                 dice = torch.tensor([result.cases[row]["dice"] for row in known.rows], dtype=torch.float64)
                 u, masks = prediction.uncertainty[known.rows], prediction.masks[known.rows]
@@ -156,18 +166,31 @@ def _test_images(context: Context, options: EvaluateOptions) -> tuple[ImagePool,
     return images, split, [f"{image.id}: {image.reason}" for image in bad]
 
 
-def _predictions(context: Context, images: ImagePool, policies: Sequence[str]) -> Iterator[MethodPrediction]:
-    """Reference policies, baselines, and the trained policy last."""
+def _predictions(
+    context: Context, images: ImagePool, policies: Sequence[str]
+) -> Iterator[tuple[MethodPrediction, dict[str, float | None]]]:
+    """Reference policies, baselines, and the trained policy last; and what each has spent in training."""
     methods, experiment = Methods(context), context.experiment
     names = [*policies, *baselines_of(BASELINES, experiment.baselines, experiment)]
     for name in [*names, *([POLICY] if experiment.iterations else [])]:
-        yield from methods.load(name)(images)
+        context.asked.clear()
+        predictions = methods.load(name)(images)
+        helpers = BASELINES[name].helpers if name in BASELINES else ()
+        cost = {} if name in POLICIES else spent(context, name, context.asked, helpers)
+        yield from ((prediction, cost) for prediction in predictions)
 
 
 # -- what is kept of it ----------------------------------------------------------------------------------------------
 
 
-def _result(context: Context, images: ImagePool, split: str, prediction: MethodPrediction, command: str) -> Result:
+def _result(
+    context: Context,
+    images: ImagePool,
+    split: str,
+    prediction: MethodPrediction,
+    cost: dict[str, float | None],
+    command: str,
+) -> Result:
     experiment = context.experiment
     seen = set(context.target.groups) if prediction.sees_target else set()
     cases = _cases(images, prediction)
@@ -198,6 +221,7 @@ def _result(context: Context, images: ImagePool, split: str, prediction: MethodP
             "iterations": experiment.iterations,
             "init_channels": experiment.network.init_channels,
             "norm_mode": experiment.network.norm_mode,
+            **cost,
         },
         command=command,
     )
@@ -213,6 +237,16 @@ def _cases(images: ImagePool, prediction: MethodPrediction) -> list[Case]:
             cases[n]["ece"] = calibration(1 - u, ~wrong).ece
             cases[n]["error_auroc"] = error_detection(u, wrong)[0]
     return cases
+
+
+def differences(results: Sequence[Result]) -> str | None:
+    """The table of differences from AdaBN, or without it from the source network; None where there is nothing else."""
+    methods = {result.method for result in results}
+    reference = next((name for name in (BASELINES["adabn"].title, SOURCE_ONLY) if name in methods), None)
+    if reference is None or len(methods) == 1:
+        return None
+    shown = (*COLUMNS[:2], METRICS["hd_epi_mm"], METRICS["valid"])
+    return reports.differences(results, reference, shown)
 
 
 def _figure(context: Context, images: ImagePool, prediction: MethodPrediction, path: Path) -> None:

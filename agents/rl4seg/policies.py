@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...common.checkpoints import restoring
+from ...common.fitting import STEPS, steps_done
 from ...common.networks import save_network
 from ...common.runs import Run
 from ...datasets.images import ImagePool
@@ -86,6 +87,7 @@ def train_policy(
             extra_state=lambda: {"examine": validation.state()},
             checkpoint=checkpoint,
         )
+        stage.log(model.num_timesteps, {f"train/{STEPS}": steps_done(policy.optimizer)})
         policy.load_state_dict(validation.best.weights)
     files = {SEGMENTER: policy.actor, CRITIC: policy.critic}
     for name, net in files.items():

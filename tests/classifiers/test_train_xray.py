@@ -72,7 +72,7 @@ def test_it_learns_and_keeps_the_best_epoch(tmp_path):
 
 def test_each_epoch_logs_loss_and_validation(tmp_path):
     lines = train(tmp_path, epochs=2)[2]
-    names = {f"classifier/{name}" for name in ("loss_plain", "val_acc", "val_auroc", "val_kappa")}
+    names = {f"classifier/{name}" for name in ("loss_plain", "val_acc", "val_auroc", "val_kappa", "gradient_steps")}
     assert [set(line) for line in lines] == [{"step", *names}] * 2
 
 

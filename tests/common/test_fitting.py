@@ -106,7 +106,8 @@ def test_every_epoch_is_one_line_of_the_log(tmp_path):
     toy.fit(epochs=3)
     lines = toy.run.metrics()
     assert [line["step"] for line in lines] == [1, 2, 3]
-    assert all(set(line) == {"step", "toy/loss", "toy/error", "toy/lr"} for line in lines)
+    assert all(set(line) == {"step", "toy/loss", "toy/error", "toy/lr", "toy/gradient_steps"} for line in lines)
+    assert [line["toy/gradient_steps"] for line in lines] == [1, 2, 3]
 
 
 def test_no_epoch_leaves_the_network_as_it_is(tmp_path):

@@ -102,6 +102,16 @@ def test_a_missing_structure_costs_the_diagonal_and_is_counted():
     assert (found["dice_endo"], found["hd_endo_mm"]) == (1, 0)
 
 
+def test_the_diagonal_is_that_of_each_image_with_its_own_sides_and_pixels():
+    masks = torch.zeros(2, 3, 4, dtype=torch.bool)
+    masks[:, 1, 1] = True
+    spacing = torch.tensor([[1.0, 1.0], [4.0, 4.0]])
+    for preds, truths in ((masks, ~masks & masks), (~masks & masks, masks)):
+        assert hausdorff_mm(preds, truths, spacing).tolist() == [5.0, 20.0]
+    stretched = torch.tensor([[4.0, 1.25], [5.0, 5.0]])
+    assert hausdorff_mm(masks, torch.zeros_like(masks), stretched).tolist() == [13.0, 25.0]
+
+
 def test_validity_is_that_of_the_anatomical_rules():
     valid, hole = mini_heart(), mini_heart()
     hole[7, 7] = 0

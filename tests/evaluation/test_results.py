@@ -11,7 +11,7 @@ import pytest
 import torch
 from segarena.evaluation import machine
 from segarena.evaluation.metrics import segmentation_metrics
-from segarena.evaluation.report import Column, mean_metrics, p_values, pairs, table
+from segarena.evaluation.report import Column, differences, mean_metrics, p_values, pairs, table
 from segarena.evaluation.results import Result, count_origins, read_results
 from segarena.evaluation.statistics import bootstrap_interval, holm, paired_wilcoxon
 
@@ -334,6 +334,41 @@ def test_every_two_methods_are_compared_in_a_table_of_pairs():
     assert "corrected for the 3 pairs" in lines[5]
     with pytest.raises(ValueError, match="no pairs: the only method is 'ppo'"):
         pairs([result()], "dice")
+
+
+def test_differences_from_a_reference_are_paired_by_case_and_seed():
+    reference = {seed: [0.5 + 0.1 * seed, 0.7, 0.2] for seed in (0, 1)}
+    gains = [0.1, 0.2, 0.03]
+    of = lambda values: [case(number, value) for number, value in enumerate(values)]  # noqa: E731
+    results = [result("base", seed, of(values)) for seed, values in reference.items()]
+    results += [
+        result("ours", seed, of([one + gain for one, gain in zip(values, gains, strict=True)]))
+        for seed, values in reversed(reference.items())
+    ]
+    results.append(result("once", 7, of([0.4, 0.5, 0.6])))
+    text = differences(results, "base", ["dice", "false_positive_ml"])
+    assert text.splitlines()[0].startswith("| Difference from base | Dice (%) ")
+    mean, low, high = bootstrap_interval(100 * np.array([gains, gains]))
+    assert row(text, "ours")[1:] == [f"{mean:.1f} [{low:.1f}, {high:.1f}]", "0.0 [0.0, 0.0]"]
+    mean, low, high = bootstrap_interval(100 * (np.array([0.4, 0.5, 0.6]) - np.mean([*reference.values()], axis=0)))
+    assert row(text, "once")[1] == f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    assert "mean of the method less that of base" in text
+    assert len(text.splitlines()) == 6
+    with pytest.raises(ValueError, match="reference is 'theirs' but the methods are"):
+        differences(results, "theirs", ["dice"])
+
+
+def test_numbers_of_the_settings_stand_in_a_table_where_a_result_has_them():
+    columns = (Column("steps", "Steps", digits=0), Column("share", "Share", "%", 100, 1), Column("none", "None"))
+    told = [{"steps": 10, "share": None}, {"steps": 13, "share": None}, {"steps": 4, "share": 0.5}, {}]
+    names = [("ours", 0), ("ours", 1), ("base", 0), ("bare", 0)]
+    text = table(
+        [result(*name, settings=one) for name, one in zip(names, told, strict=True)], ["dice"], settings=columns
+    )
+    assert row(text, "Method")[3:6] == ["Seeds", "Steps", "Share (%)"]
+    assert [row(text, name)[4:6] for name in ("ours", "base", "bare")] == [["12", "–"], ["4", "50.0"], ["–", "–"]]
+    assert "None" not in text
+    assert table([result()], ["dice"], settings=columns) == table([result()], ["dice"])
 
 
 def test_pairs_of_patients_are_compared_by_the_patients_means():

@@ -319,6 +319,26 @@ def test_the_four_weight_perturbations_have_four_directions_and_batches_their_ow
     assert float(correlation.abs().max()) < 0.02
 
 
+def test_each_weight_perturbation_of_a_batch_has_a_direction_of_its_own(monkeypatch):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = UNet(1, 3, init_channels=2)
+    directions = []
+
+    def watched(net, m, draw):
+        noisy = noisy_parameters(net, m, draw)
+        directions.append(torch.cat([(noisy[name] - p).detach().flatten() / m for name, p in net.named_parameters()]))
+        return noisy
+
+    monkeypatch.setattr(module, "noisy_parameters", watched)
+    every = lambda masks: torch.ones(len(masks), dtype=torch.bool)  # noqa: E731
+    config = dataclasses.replace(TINY, **NOTHING | {"model": True}, batch_size=10)
+    build(config, net=net, valid=every, corrector=lambda masks: masks)
+    assert len(directions) == len(TINY.weight_noise) == 4
+    correlation = torch.corrcoef(torch.stack(directions)) - torch.eye(4)
+    assert float(correlation.abs().max()) < 0.1
+
+
 def test_the_seed_decides_and_nothing_else_does():
     before = torch.get_rng_state()
     first = build()

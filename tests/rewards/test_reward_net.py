@@ -235,6 +235,18 @@ def test_the_temperature_is_fitted_on_the_weights_that_are_kept(tmp_path):
     assert lines[0]["reward_net/n_triplets"] == 16
 
 
+def test_the_temperature_is_fitted_on_validation_triplets(tmp_path, monkeypatch):
+    fitted = []
+    monkeypatch.setattr(module, "fit_temperature", lambda z, e: fitted.append((z, e)) or 2.0)
+    net, scalars, images, val = train(tmp_path, epochs=0)
+    with torch.no_grad():
+        z, e = (value.flatten(1).sort(dim=1).values for value in module.error_logits(net, images, val))
+    ((found_z, found_e),) = fitted
+    torch.testing.assert_close(found_z.sort(dim=1).values, z)
+    assert torch.equal(found_e.sort(dim=1).values, e)
+    assert scalars["temperature"] == float(net.temperature) == 2.0
+
+
 def test_auroc_is_that_of_the_pixels():
     net, (images, triplets) = small_net(), toy_triplets(6)
     with torch.no_grad():

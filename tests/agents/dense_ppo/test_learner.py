@@ -11,6 +11,7 @@ import segarena
 import torch
 from dense_toys import PLAIN, SIZE, Shapes, learner, trained, unet_learner
 from gymnasium import spaces
+from segarena.agents.dense_ppo.distribution import PixelCategorical
 from segarena.agents.dense_ppo.policy import DensePolicy
 from segarena.agents.dense_ppo.ppo import DensePPO, DensePPOConfig
 from segarena.datasets.echo.images import PhantomPatients
@@ -84,6 +85,24 @@ def test_gold_actions_are_imitated_whatever_the_reward_says():
     assert curves.rows[-1]["train/gold_fraction"] == 1.0
     assert curves.rows[-1]["train/adv_mean"] > 0.1  # ρ = 1, while V learns r of the action that was sampled
     assert torch.equal(model.rollout_buffer.actions.unique(), torch.tensor([0, 1], dtype=torch.uint8))
+
+
+def test_what_is_kept_of_a_rollout_is_of_the_actions_that_were_given_and_of_the_policy_that_played():
+    """l and l_ref of the gold actions, not of those that were sampled; KL(π ‖ π_ref), not the other way."""
+    model = learner(replace(PLAIN, kl_coef=0.1, imitate=True, actor_lr=0.0, critic_lr=0.0), Shapes(gold=True))
+    model.policy.actor[-1].bias.data += torch.tensor([2.0, 0.0, -1.0])  # another policy than the reference
+    trained(model, 1)
+    policy, buffer = model.policy, model.rollout_buffer
+    obs, given = buffer.observations[0], buffer.actions[0]
+    policy.set_training_mode(True)
+    with torch.no_grad():
+        own, reference = PixelCategorical(policy.logits(obs)), PixelCategorical(policy.logits(obs, policy.reference))
+    torch.testing.assert_close(buffer.old_log_prob[0], own.log_prob(given))
+    torch.testing.assert_close(buffer.ref_log_prob[0], reference.log_prob(given))
+    forwards, backwards = (one.kl(other).mean(dim=(1, 2)) for one, other in ((own, reference), (reference, own)))
+    torch.testing.assert_close(buffer.divergence[0], forwards)
+    assert bool(((forwards - backwards).abs() > 0.05).all())
+    assert model.logger.name_to_value["train/kl_ref"] == pytest.approx(float(forwards.mean()))
 
 
 VARIANTS = {

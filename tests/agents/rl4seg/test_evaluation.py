@@ -55,6 +55,8 @@ def test_every_method_has_results_that_say_what_it_has_seen(evaluated):
         )
         assert (result.settings["source_images"], result.settings["target_images"]) == (24, 28)
         assert re.search(rf"^\| {re.escape(result.method)} ", out, re.MULTILINE)
+    assert "| Gradient steps | Gradient steps, other networks | Gold (%) |" in re.sub(" +", " ", out)
+    assert re.search(r"^\| Difference from AdaBN ", out, re.MULTILINE)
     said = {result.method for result in results if "all_ece" in result.metrics}
     assert said == {"test-time augmentation", "ensemble", "MC dropout", "Tiny, softmax", "Tiny"}
     table = (run / "evaluation" / "test" / "table.md").read_text()
@@ -65,6 +67,38 @@ def test_every_method_has_results_that_say_what_it_has_seen(evaluated):
     assert "ECE" in uncertainty
     assert all(f"| {name} " in uncertainty for name in said)
     assert "| AdaBN " not in uncertainty
+
+
+def test_every_result_says_what_its_method_has_spent(evaluated):
+    """Counted by hand from TINY: 24 source and 28 target images, the first iteration having 16 of these."""
+    results = {result.method: result.settings for result in read_results(evaluated[0] / "evaluation" / "test")}
+    steps = {method: settings["gradient_steps"] for method, settings in results.items()}
+    gold, corrected = (steps.pop(f"{name} self-training") for name in ("gold", "gold and corrected"))
+    by_loop = 4 * 2 + 4 * 2  # rollouts of 8, then 16 images, twice
+    assert gold >= by_loop <= corrected
+    assert steps == {
+        **dict.fromkeys(("source only", "ensemble", "MC dropout"), 30 * 3),
+        **dict.fromkeys(("AdaBN", "corrector", "test-time augmentation"), 0),
+        **dict.fromkeys(("Tiny", "Tiny, softmax"), by_loop),
+        "entropy minimisation": 1,
+        "TI-ST": 2,
+        "UDAS": 2,
+        "policy gradient": (2 * 16 + 2 * 28) // 8,
+        "oracle RL": (2 * 16 + 2 * 28) // 8 * 2,
+        "target-supervised": 30 * 4,
+    }
+    others = {method: settings["gradient_steps_others"] for method, settings in results.items()}
+    prior = 10 * 3
+    assert {others[name] for name in ("corrector", "gold self-training")} == {prior}
+    assert others["UDAS"] == 2, "its head"
+    assert others["Tiny"] > prior < others["policy gradient"]
+    assert others["policy gradient"] == others["Tiny"] + 4 * 2, "its reward network rests on the first PPO"
+    none = {"source only", "AdaBN", "test-time augmentation", "entropy minimisation", "TI-ST", "oracle RL", "ensemble"}
+    assert {method for method, number in others.items() if not number} == none | {"MC dropout", "target-supervised"}
+    shares = {method: settings["gold_fraction"] for method, settings in results.items() if settings["gold_fraction"]}
+    assert shares.keys() == {"Tiny", "Tiny, softmax", "gold self-training", "gold and corrected self-training"}
+    assert 0 < shares["gold self-training"] <= shares["gold and corrected self-training"] <= 1
+    assert 0 < shares["Tiny"] <= 1
 
 
 def test_an_evaluation_draws_every_method(evaluated):
@@ -178,7 +212,7 @@ def test_the_data_set_of_the_user_is_read_and_never_written(tmp_path, recorded, 
     }
     assert {tuple(result.metrics) for result in results} == {("valid", "subject_valid")}
     (row,) = re.findall(r"^\| Quick  .*", capsys.readouterr().out, re.MULTILINE)
-    assert row.count("| – ") == 6, "all but the validity"
+    assert row.count("| – ") == 7, "all but the validity"
     assert call("render", "--run", run) == 0
     assert re.search(r"episode.gif: 2CHu3_ED, policies 0 to 2$", capsys.readouterr().out, re.MULTILINE)
     assert [everything(folder) for folder in folders] == before
@@ -189,7 +223,7 @@ def test_the_data_set_of_the_user_is_read_and_never_written(tmp_path, recorded, 
     said = capsys.readouterr()
     assert "1 of the 4 cases have labels: what needs labels is the mean over these." in said.out
     row = re.findall(r"^\| Quick  .*", said.out, re.MULTILINE)[0]
-    assert not row.split("|")[5].strip().startswith("–"), "Dice is known now"
+    assert not row.split("|")[8].strip().startswith("–"), "Dice is known now"
     (result,) = (result for result in read_results(run / "evaluation" / "test") if result.method == "Quick")
     (judged,) = (case for case in result.cases if "dice_avg" in case)
     assert judged["case_id"] == "2CHu3_ES"
