@@ -39,7 +39,9 @@ def grid_of(observation_space: spaces.Space[Any], action_space: spaces.Space[Any
     elif isinstance(action_space, spaces.MultiDiscrete) and action_space.shape == (4,):
         sides = {int(number) for number in action_space.nvec}
         cells = sides.pop() ** 2 if len(sides) == 1 else 0
-    elif isinstance(action_space, spaces.Box) and bool((action_space.low == 0).all() and (action_space.high == 1).all()):
+    elif isinstance(action_space, spaces.Box) and bool(
+        (action_space.low == 0).all() and (action_space.high == 1).all()
+    ):
         cells = spaces.flatdim(action_space)
     grid = isqrt(cells)
     if grid < 1 or grid * grid != cells:
@@ -98,9 +100,7 @@ class _OverGrid(BasePolicy):
 
     def _look(self, obs: PyTorchObs) -> tuple[Tensor, Tensor]:
         """As `_Grid`."""
-        actor, values = self.grid(
-            preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
-        )
+        actor, values = self.grid(preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images))
         return actor, values
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:

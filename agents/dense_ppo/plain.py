@@ -28,7 +28,9 @@ def check_dense(ppo: PPOConfig, env: BatchedEnv) -> None:
     known = (*SAME, "learning_rate", "normalize_advantage")
     for name in (field.name for field in fields(ppo) if field.name not in known):
         if (value := getattr(ppo, name)) != getattr(usual, name):
-            raise ValueError(f"ppo.{name} is {value!r}, which network 'dense' has no use for; leave it out, or use 'mlp'")
+            raise ValueError(
+                f"ppo.{name} is {value!r}, which network 'dense' has no use for; leave it out, or use 'mlp'"
+            )
 
 
 def dense_learner(ppo: PPOConfig, env: BatchedEnv, seed: int) -> DensePPO:
