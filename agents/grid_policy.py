@@ -21,9 +21,10 @@ from ..segmenters.grid_network import GridNetwork, halvings
 
 
 def grid_of(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> int:
-    """G of an environment that shows square images and acts on a grid of cells: MultiBinary(G * G), one action for each
-    cell; Discrete(G * G + 1), whose last action is none of a cell; MultiDiscrete([G, G, G, G]), a box of cells; or a Box
-    of G * G weights in [0, 1].
+    """G of an environment that shows square images and acts on a grid of cells.
+
+    Actions are MultiBinary(G * G), one for each cell; Discrete(G * G + 1), whose last action is none of a cell;
+    MultiDiscrete([G, G, G, G]), a box of cells; or a Box of G * G weights in [0, 1].
 
     Raises:
         ValueError: other spaces, or images that do not become the grid by halving them.
@@ -39,9 +40,7 @@ def grid_of(observation_space: spaces.Space[Any], action_space: spaces.Space[Any
     elif isinstance(action_space, spaces.MultiDiscrete) and action_space.shape == (4,):
         sides = {int(number) for number in action_space.nvec}
         cells = sides.pop() ** 2 if len(sides) == 1 else 0
-    elif isinstance(action_space, spaces.Box) and bool(
-        (action_space.low == 0).all() and (action_space.high == 1).all()
-    ):
+    elif isinstance(action_space, spaces.Box) and not action_space.low.any() and (action_space.high == 1).all():
         cells = spaces.flatdim(action_space)
     grid = isqrt(cells)
     if grid < 1 or grid * grid != cells:

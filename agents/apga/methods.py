@@ -159,7 +159,7 @@ def method_of(experiment: APGAExperiment) -> Method:
 
 
 def view(game: Game, batch: Batch, row: Method, step: Step) -> tuple[str, Tensor]:
-    """What a step teaches: its name in the curves, and images [B, 1, S, S]."""
+    """The view that a step teaches: its name in the curves, and images [B, 1, S, S]."""
     if step == "plain":
         return step, batch.x
     if step == "cutout":
