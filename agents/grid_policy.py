@@ -88,7 +88,7 @@ class _OverGrid(BasePolicy):
         **given: Any,
     ) -> None:
         self.width = width
-        super().__init__(observation_space, action_space, lr_schedule, **given)  # type: ignore[arg-type] # of SB3's class
+        super().__init__(observation_space, action_space, lr_schedule, **given)
 
     def _build(self, lr_schedule: Schedule) -> None:
         self.grid = _Grid(self.observation_space, self.action_space, self.width)

@@ -138,8 +138,7 @@ def test_stable_baselines_learns_with_the_policy_over_a_grid(mode):
     )
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}
     model.learn(768)
-    assert learned(model.policy, **settings) > (0.4 if mode in ("box", "beta") else 0.5) * OPTIMUM, (
-        "one box: 0.65 at best"
-    )
+    least = 0.4 if mode in ("box", "beta") else 0.5  # the best box has 0.52
+    assert learned(model.policy, **settings) > least * OPTIMUM
     still = [name for name, value in model.policy.state_dict().items() if torch.equal(value, before[name])]
     assert not still, "every weight has a gradient"
