@@ -26,6 +26,7 @@ from ..evaluation.report import mean_metrics
 from ..evaluation.results import Case, Result, count_origins
 from .cloning import CloneConfig, clone, cloned_policy
 from .context import StageContext
+from .dense_ppo.plain import check_dense, dense_learner
 from .experiment import (
     Episode,
     EvaluateOptions,
@@ -70,9 +71,10 @@ class PPOExperiment(Experiment):
     """Arguments of the environment by name, e.g. '{horizon: 64}'."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """Settings of PPO."""
-    network: Literal["mlp", "grid"] = "mlp"
+    network: Literal["mlp", "grid", "dense"] = "mlp"
     """Network of the policy. mlp: layers of neurons, SB3's; grid: convolutions down to one logit for each cell of a
-    grid of actions over a square image, for which net_arch has no meaning."""
+    grid of actions over a square image, for which net_arch has no meaning; dense: U-Nets with an action for each pixel,
+    which learn by a ratio of each (DensePPO), from advantages that are not normalised."""
     clone: CloneConfig = field(default_factory=CloneConfig)
     """Reference policy as which the policy begins; by default there is none."""
     open_loop: OpenLoopConfig = field(default_factory=OpenLoopConfig)
@@ -134,6 +136,8 @@ def check(experiment: PPOExperiment) -> None:
         if experiment.ppo.algorithm == "recurrent":
             raise ValueError("network is 'grid', which remembers nothing, but ppo.algorithm is 'recurrent'; use 'mlp'")
         grid_of(env.single_observation_space, env.single_action_space)
+    if experiment.network == "dense":
+        check_dense(experiment.ppo, env)
     experiment.ppo.check_memory(env)
     experiment.ppo.wrap(LearnerEnv(env))
     if experiment.ppo.algorithm == "maskable":
@@ -152,6 +156,8 @@ def check_export(experiment: PPOExperiment) -> None:
 
 def _fresh(experiment: PPOExperiment) -> AnyLearner:
     env, ppo = env_of(experiment, experiment.ppo.num_envs), experiment.ppo
+    if experiment.network == "dense":
+        return dense_learner(ppo, env, experiment.seed)
     policy: Any = policy_alias(env.single_observation_space, ppo.algorithm)
     if experiment.network == "grid":
         policy = GridPolicy if ppo.algorithm == "ppo" else MaskableGridPolicy

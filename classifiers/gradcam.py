@@ -9,6 +9,9 @@ from torch import Tensor
 
 from .xray import XrayClassifier
 
+SELECTED = 0.5
+"""Value of a map above which a mask of it selects."""
+
 
 @torch.no_grad()
 def gradcam(net: XrayClassifier, x: Tensor, classes: Tensor | None = None) -> Tensor:

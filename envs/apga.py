@@ -92,7 +92,7 @@ class APGAEnv(BatchedEnv):
     (0.0, True, False)
 
     ## References
-    Adversarial Policy Gradient for Deep Learning Image Augmentation (2019).
+    Adversarial Policy Gradient Augmentation (MICCAI 2019, arXiv 1909.04108).
 
     ## Version History
     v0: first version.

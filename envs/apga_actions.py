@@ -52,10 +52,7 @@ class MaskActions:
         """
         number, grid = len(actions), self.grid
         if self.mode == "box":
-            place = torch.arange(grid, device=actions.device)
-            first, extent = actions[:, :2, None], actions[:, 2:, None] + 1  # [N, 2, 1]: top and left, height and width
-            inside = (place >= first) & (place < first + extent)  # [N, 2, G]; cut at the border
-            return (inside[:, 0, :, None] & inside[:, 1, None, :])[:, None]
+            return box_masks(torch.cat((actions[:, :2], actions[:, 2:] + 1), dim=1), grid)
         if self.mode == "sequential":
             places = torch.arange(grid * grid, device=actions.device)
             return now | (places == actions.reshape(number, 1)).view(number, 1, grid, grid)
@@ -109,3 +106,11 @@ class MaskActions:
             ends.append((first, last - first))
         (top, height), (left, width) = ends
         return torch.stack((top, left, height, width), dim=1)
+
+
+def box_masks(boxes: Tensor, size: int) -> Tensor:
+    """Masks bool [N, 1, size, size] of boxes int64 [N, 4]: top, left, height, width; cut at the border."""
+    place = torch.arange(size, device=boxes.device)
+    first, extent = boxes[:, :2, None], boxes[:, 2:, None]
+    inside = (place >= first) & (place < first + extent)  # [N, 2, size]
+    return (inside[:, 0, :, None] & inside[:, 1, None, :])[:, None]

@@ -1,6 +1,6 @@
 """How well classes of X-rays are told apart, by image and by study (docs/apga.md, Method 9).
 
-Symbols: p = probabilities [N, K], or [S, N, K] of S seeds on the same images; a study has one image or several (views).
+Symbols: p = probabilities [N, K], or [S, N, K] of S seeds on the same images; a study has one image or several.
 With two classes sensitivity, specificity, F1 and AUROC are those of class 1; with more, means over the classes that
 occur, each against all others. A metric that nothing can tell is NaN: AUROC with one true class alone, for example.
 """
@@ -42,6 +42,11 @@ def image_metrics(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
         raise ValueError(f"probabilities have shape {list(probabilities.shape)} but must be [N, K]")
     ones = np.ones((1, len(y)), dtype=np.int64)
     return {name: float(values[0, 0]) for name, values in _judge(p, y, ones).items()}
+
+
+def predicted_classes(probabilities: Tensor) -> Tensor:
+    """Class int64 [...] of p [..., K]: of two, 1 where its probability is above a half; else the most likely."""
+    return (probabilities[..., 1] > 0.5).long() if probabilities.shape[-1] == 2 else probabilities.argmax(dim=-1)
 
 
 def level_metrics(probabilities: Tensor, labels: Tensor, studies: Sequence[Hashable]) -> dict[str, float]:
@@ -181,7 +186,7 @@ def _intervals(one: _Resampled, other: _Resampled | None, level: float) -> dict[
 def _judge(p: Floats, y: Integers, counts: Integers) -> dict[str, Floats]:
     """Each metric, [S, R], of p [S, N, K] with labels y [N], case n counting counts[r, n] times."""
     classes = p.shape[2]
-    predicted = (p[..., 1] > 0.5).astype(np.int64) if classes == 2 else p.argmax(axis=2)  # [S, N]
+    predicted = predicted_classes(torch.from_numpy(p)).numpy()  # [S, N]
     cells = np.eye(classes * classes)[y * classes + predicted]  # [S, N, K K]
     rates = _rates((counts @ cells).reshape(len(p), len(counts), classes, classes))
     wanted = (1,) if classes == 2 else range(classes)

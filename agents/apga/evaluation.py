@@ -19,7 +19,7 @@ from ...common.names import slug
 from ...common.runs import Run
 from ...datasets.xray.images import XrayPool, load_xrays
 from ...evaluation.attack_panels import save_picture
-from ...evaluation.classification import METRICS, level_metrics, metric_intervals
+from ...evaluation.classification import METRICS, level_metrics, metric_intervals, predicted_classes
 from ...evaluation.deletion import deletion_curves
 from ...evaluation.films import Shot
 from ...evaluation.mask_panels import LEGEND
@@ -175,8 +175,8 @@ def _cases(pool: XrayPool, ways: dict[Way, Tensor]) -> list[Case]:
     ]
     for way, p in ways.items():
         end = "" if way == "plain" else f"_{way}"
-        chosen = (p[:, 1] > 0.5).long() if p.shape[1] == 2 else p.argmax(dim=1)
-        _add(cases, {f"accuracy{end}": (chosen == pool.labels).double(), f"p{end}": p[:, 1].double()})
+        right = predicted_classes(p) == pool.labels
+        _add(cases, {f"accuracy{end}": right.double(), f"p{end}": p[:, 1].double()})
     return cases
 
 
@@ -207,22 +207,24 @@ def _mask_metrics(context: Context, players: Players, pool: XrayPool, masks: Ten
     for rows in torch.split(torch.arange(len(pool), device=pool.labels.device), AT_ONCE):
         x, y, mask = pool.at(rows), pool.labels[rows], masks[rows]
         fill = fill_of(x, experiment.training.fill)
+        deleted = 0.0 if fill is None else fill
         logits = look(players.agent, x)[0]
         cells = threshold(logits)
         random = enlarge(same_area(cells, torch.rand(cells.shape, generator=generator).to(cells.device)), x.shape[-1])
         one = {"mask_area": mask.mean(dim=(1, 2, 3)), "mask_entropy": entropy(logits).mean(dim=(1, 2, 3))}
-        views = (
+        both = (
             probabilities(players.classifier, x),
             probabilities(players.classifier, erased(x, mask, fill), masked=True),
         )
-        before, after = (p.gather(1, y[:, None])[:, 0].clamp(min=1e-12).log() for p in views)
+        before, after = (p.gather(1, y[:, None])[:, 0].clamp(min=1e-12).log() for p in both)
         one["gap"] = before - after
         if pool.roi is not None:
             one["roi_iou"], one["roi_iou_random"] = (iou_of(part, pool.roi[rows]) for part in (mask, random))
         if experiment.evaluation.saliency:
             maps = {"": mask[:, 0], "_random": random[:, 0], "_gradcam": gradcam(players.classifier, x)}
             for name, saliency in maps.items():
-                curves = deletion_curves(partial(probabilities, players.classifier), x, saliency, steps=STEPS)
+                judge = partial(probabilities, players.classifier)
+                curves = deletion_curves(judge, x, saliency, steps=STEPS, fill=deleted)
                 one |= {f"deletion{name}": curves.deletion_auc, f"insertion{name}": curves.insertion_auc}
         for name, values in one.items():
             found.setdefault(name, []).append(values.double())

@@ -91,13 +91,8 @@ class Game:
         experiment: APGAExperiment,
         start: XrayClassifier | None = None,
     ) -> None:
-        self.players, self.optimizer, self.pool, self.experiment, self.start = (
-            players,
-            optimizer,
-            pool,
-            experiment,
-            start,
-        )
+        self.players, self.optimizer, self.pool = players, optimizer, pool
+        self.experiment, self.start = experiment, start
         self.counters, self.mean = Counters(), MovingMean()
         self.known: Tensor | None = None
         self.last_plain_loss: Tensor | None = None

@@ -45,9 +45,10 @@ def legacy(game: Game, batch: Batch) -> None:
     with torch.no_grad():
         net = game.players.classifier
         net.eval()
-        view = erased(batch.x, enlarge(mask, game.size), batch.fill)
-        loss = classifier_loss(net, view, batch.y, masked=True)
+        without = erased(batch.x, enlarge(mask, game.size), batch.fill)
+        loss = classifier_loss(net, without, batch.y, masked=True)
         net.train()
+    game.counters.queries += len(batch.y)
     reward = loss - before
     advantage = reward - game.mean.take(reward)
     _note(game, game.mean.value, advantage.abs())

@@ -7,8 +7,9 @@ numbers are of the generator of PyTorch for the device, whose state a training k
 import torch
 from torch import Generator, Tensor
 
+from ...envs.apga_actions import box_masks
 from ...segmenters.otsu import otsu_masks
-from .rules import DROPPED, box_masks, cutout_boxes
+from .rules import DROPPED, cutout_boxes
 
 
 def boxes(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...classifiers.gradcam import gradcam
+from ...classifiers.gradcam import SELECTED, gradcam
 from ...classifiers.masked_images import enlarge, erased, kept
 from . import masks
 from .config import APGAExperiment, MethodName, TrainOn
@@ -23,8 +23,6 @@ Step = Literal["plain", "agent", "masked", "cutout"]
 """Teach the classifier plain images; let the agent learn; teach masked images, or some with a random box erased."""
 Select = Callable[[Game, Batch], Tensor]
 """The masks of a batch, a [B, 1, S, S]."""
-CAM = 0.5
-"""Value of the scaled class activation map above which GradCAM selects."""
 
 
 def learned(game: Game, batch: Batch) -> Tensor:
@@ -68,7 +66,7 @@ def dropout(game: Game, batch: Batch) -> Tensor:
 def cam(game: Game, batch: Batch) -> Tensor:
     """Where the class activation map of the classifier before the loop is above half of its range."""
     assert game.start is not None
-    return (gradcam(game.start, batch.x) > CAM)[:, None].float()
+    return (gradcam(game.start, batch.x) > SELECTED)[:, None].float()
 
 
 def bright(game: Game, batch: Batch) -> Tensor:
@@ -161,7 +159,7 @@ def method_of(experiment: APGAExperiment) -> Method:
 
 
 def view(game: Game, batch: Batch, row: Method, step: Step) -> tuple[str, Tensor]:
-    """What a step teaches: its name in the curves, and images [B, 1, S, S]."""
+    """The view that a step teaches: its name in the curves, and images [B, 1, S, S]."""
     if step == "plain":
         return step, batch.x
     if step == "cutout":

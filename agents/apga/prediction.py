@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...classifiers.gradcam import gradcam
+from ...classifiers.gradcam import SELECTED, gradcam
 from ...classifiers.masked_images import enlarge, erased, fill_of, kept
 from ...classifiers.xray import probabilities
 from ...common.checks import check_choice
@@ -19,11 +19,11 @@ from ...common.runs import Run
 from ...datasets.readers import ImageFiles, find_images
 from ...datasets.xray.files import read_xray
 from ...evaluation.attack_panels import save_picture
+from ...evaluation.classification import predicted_classes
 from ...evaluation.mask_panels import mask_panel
 from ..predictor import POLICY, Predicted, PredictOptions
 from .config import APGAExperiment
 from .game import Players, look
-from .methods import CAM
 from .training import Context, settings_of, trained
 from .updates import threshold
 
@@ -91,7 +91,7 @@ class XrayPredictor:
         path = {"mask": folder / f"{files.id}_mask.png", "picture": folder / f"{files.id}_overlay.png"}
         save_picture(path["mask"], native(mask[0, 0], files.path, pad=data.fit == "pad"))
         save_picture(path["picture"], mask_panel(x, mask, erased(x, mask, fill), keep))
-        chosen = int(plain[1] > 0.5) if len(plain) == 2 else int(plain.argmax())
+        chosen = int(predicted_classes(plain))
         facts = {
             "class": data.classes[chosen],
             "probability_masked": float(masked[chosen]),
@@ -102,7 +102,7 @@ class XrayPredictor:
 
     def _mask(self, x: Tensor) -> Tensor:
         if self.method == GRADCAM:
-            return (gradcam(self.players.classifier, x) > CAM)[:, None].float()
+            return (gradcam(self.players.classifier, x) > SELECTED)[:, None].float()
         assert self.players.agent is not None
         return enlarge(threshold(look(self.players.agent, x)[0]), x.shape[-1])
 

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...classifiers.gradcam import gradcam
+from ...classifiers.gradcam import SELECTED, gradcam
 from ...classifiers.masked_images import enlarge
 from ...classifiers.xray import XrayClassifier
 from ...envs.apga import APGAEnv
+from ...envs.apga_actions import box_masks
 from ...segmenters.otsu import otsu_masks
 from ..policy import Policy, RandomPolicy, Reference
 
@@ -103,19 +104,11 @@ def cutout_boxes(number: int, size: int, generator: torch.Generator) -> Tensor:
     return drawn[torch.arange(number, device=device), first]
 
 
-def box_masks(boxes: Tensor, size: int) -> Tensor:
-    """Masks bool [N, 1, size, size] of boxes int64 [N, 4]: top, left, height, width."""
-    place = torch.arange(size, device=boxes.device)
-    first, extent = boxes[:, :2, None], boxes[:, 2:, None]
-    inside = (place >= first) & (place < first + extent)  # [N, 2, size]
-    return (inside[:, 0, :, None] & inside[:, 1, None, :])[:, None]
-
-
 @dataclass(frozen=True)
 class GradCAM:
     """Where the closed-form map of the class that the classifier finds likeliest exceeds `threshold`."""
 
-    threshold: float = 0.5
+    threshold: float = SELECTED
 
     def __call__(self, env: APGAEnv) -> Tensor:
         net = env.classifier

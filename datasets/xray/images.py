@@ -25,7 +25,7 @@ from . import phantom, table
 from .files import Fit, Interpolation, XrayFile, read_xray
 from .mura import Protocol, find_mura, mura_splits
 from .parts import BodyPart, differences
-from .phantom import VIEWS, limb_phantoms
+from .phantom import IMAGES, limb_phantoms
 
 FIRST_PHANTOM = {"train": 0, "val": 100_000, "test": 200_000}
 """Number of the first phantom study of each split."""
@@ -246,19 +246,19 @@ def _phantoms(config: XrayConfig, split: str, option: str) -> XrayPool:
     names = PHANTOMS.in_full([split])
     if not PHANTOMS.numbers(names):
         names = _chosen(config, split, {name: name for names in splits.values() for name in names}, splits, option)
-    studies = torch.tensor(list(PHANTOMS.numbers(names).values())).repeat_interleave(VIEWS)
-    views = torch.arange(len(studies)) % VIEWS
-    names = [name for name in names for _ in range(VIEWS)]
+    studies = torch.tensor(list(PHANTOMS.numbers(names).values())).repeat_interleave(IMAGES)
+    number = torch.arange(len(studies)) % IMAGES  # of each image in its study
+    names = [name for name in names for _ in range(IMAGES)]
     rows = _drawn(config, split, (studies % 2).tolist(), names, option)
-    studies, views, names = studies[rows], views[rows], [names[row] for row in rows]
+    studies, number, names = studies[rows], number[rows], [names[row] for row in rows]
     artefact = config.artefact
     shares = None if artefact is None else torch.where(studies < FIRST_PHANTOM["val"], artefact, 0.5)
-    limbs = limb_phantoms(studies * VIEWS + views, config.size, shares)
+    limbs = limb_phantoms(studies * IMAGES + number, config.size, shares)
     return XrayPool(
         pool=ImagePool(
             images=limbs.images[:, None],
             labels=limbs.roi.to(torch.uint8),
-            ids=[f"{name}_{view + 1}" for name, view in zip(names, views.tolist(), strict=True)],
+            ids=[f"{name}_{of + 1}" for name, of in zip(names, number.tolist(), strict=True)],
             groups=names,
             tags={"study": names, "part": [PHANTOM_PART] * len(names)},
             spacing_mm=torch.full((len(names), 2), math.nan, dtype=torch.float64),

@@ -17,7 +17,7 @@ from ...common.counted import uniform
 
 FloatArray = npt.NDArray[np.float32]
 CLASSES = ("normal", "abnormal")
-VIEWS = 2
+IMAGES = 2
 """Images of a study: number n belongs to study n // 2. Studies of odd number are broken, in every image."""
 SMALLEST = 32
 """Pixels of the smallest side at which a break can be seen."""
@@ -76,7 +76,7 @@ def limb_phantoms(numbers: Tensor, size: int = 64, artefact: float | Tensor | No
     >>> limbs.labels.tolist(), limbs.images.shape, limbs.roi.flatten(1).any(dim=1).tolist()
     ([0, 0, 1, 1], torch.Size([4, 32, 32]), [False, False, True, True])
     """
-    labels = numbers // VIEWS % 2
+    labels = numbers // IMAGES % 2
     if artefact is None:
         marked = torch.zeros_like(labels, dtype=torch.bool)
     elif not bool((((share := torch.as_tensor(artefact)) >= 0) & (share <= 1)).all()):
@@ -161,7 +161,7 @@ def _draw(
 
     Only sums, products, quotients and roots act on pixels: they round alike in a batch of any size.
     """
-    study, image = _Lanes(numbers // VIEWS, _STUDY), _Lanes(numbers, _IMAGE)
+    study, image = _Lanes(numbers // IMAGES, _STUDY), _Lanes(numbers, _IMAGE)
     steps = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size) - np.float32(0.5)
     y, x = np.meshgrid(steps, steps, indexing="ij")
     clouds = _clouds(numbers, size)

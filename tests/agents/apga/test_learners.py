@@ -112,6 +112,7 @@ def test_the_program_is_rewarded_for_what_erasing_its_mask_does():
     game.last_plain_loss = torch.tensor(0.201413)
     row.learner(game, game.batch(torch.arange(8)))  # cells 0 and 2 of logit 1.5: 2 is lost
     assert float(game.mean.value) == pytest.approx(float(F.softplus(torch.tensor(0.5))) - 0.201413, abs=1e-5)
+    assert game.counters.queries == 3 * 8, "whole and erased for the curves, erased for the reward"
 
 
 def test_the_agents_gradient_is_cut():

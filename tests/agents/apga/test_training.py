@@ -20,6 +20,7 @@ from segarena.agents.prediction import predict
 from segarena.common import fitting
 from segarena.common.runs import Run
 from segarena.common.stopping import Stopped
+from segarena.evaluation.deletion import deletion_curves
 
 TINY = {
     "paper": "apga",
@@ -148,6 +149,27 @@ def test_the_gap_is_what_erasing_does_to_the_loss():
     found = evaluation._mask_metrics(context, players, pool, evaluation.select_all(players, pool))
     assert found["gap"].tolist() == pytest.approx([-1.313262 + 0.048587] * 2, abs=1e-5)
     assert found["mask_area"].tolist() == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("fill", ["zero", "mean"])
+def test_deleted_pixels_become_the_fill_of_the_training(monkeypatch, fill):
+    experiment = tiny("reinforce")
+    experiment = replace(experiment, training=replace(experiment.training, fill=fill))
+    pool, fills = white_pool(2), []
+    pool.images[:, :, 0] = 0
+    expected = {"zero": 0.0, "mean": float(pool.at(torch.arange(2)).mean())}[fill]
+
+    def noted(probabilities, x, saliency, *, steps, fill):
+        fills.append(torch.as_tensor(fill).expand_as(x))
+        return deletion_curves(probabilities, x, saliency, steps=steps, fill=fill)
+
+    monkeypatch.setattr(evaluation, "deletion_curves", noted)
+    monkeypatch.setattr(evaluation, "gradcam", lambda net, x: x[:, 0])
+    context = SimpleNamespace(experiment=experiment, seed=lambda name: 0)
+    players = Players(Two(), Table(torch.zeros(1, 1, 2, 2)))
+    evaluation._mask_metrics(context, players, pool, evaluation.select_all(players, pool))
+    assert len(fills) == 3, "of the agent's mask, a random one and GradCAM"
+    assert all(float(one.mean()) == pytest.approx(expected) for one in fills)
 
 
 def test_render_shows_images_and_needs_an_agent(runs, capsys):

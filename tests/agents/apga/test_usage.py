@@ -73,6 +73,14 @@ def test_every_command_runs_in_the_order_of_the_page(folder):
     assert (folder / "predictions" / "predictions.csv").is_file()
 
 
+@pytest.mark.parametrize("mode", ["pixel", "box", "beta", "sequential"])
+def test_every_action_mode_has_a_configuration_that_runs(mode, tmp_path):
+    config = f"ppo/apga_{mode}"
+    settings = f"{{split: 'train[:8]', size: 32, action_mode: {mode}}}"
+    smallest = ["--ppo.total_timesteps", "16", "--ppo.num_envs", "4", "--ppo.n_steps", "4", "--ppo.batch_size", "16"]
+    assert call("train", "--config", config, "--settings", settings, *smallest, "--out", tmp_path / "run") == 0
+
+
 def test_every_program_runs(folder):
     shown = blocks("python")
     assert len(shown) >= 2

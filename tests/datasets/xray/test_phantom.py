@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from segarena.datasets.xray.phantom import MARGIN, VIEWS, draw_limbs, limb_phantoms
+from segarena.datasets.xray.phantom import IMAGES, MARGIN, draw_limbs, limb_phantoms
 from torch import nn
 
 MOST = 0.65
@@ -35,7 +35,7 @@ def test_the_same_number_shows_the_same_limb_in_a_batch_of_any_size_and_order(li
 
 
 def test_two_images_are_a_study_and_every_other_study_is_abnormal(limbs):
-    assert VIEWS == 2
+    assert IMAGES == 2
     assert limbs.labels[:8].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
     assert limbs.labels.dtype == torch.int64
     assert torch.equal(limbs.roi.flatten(1).any(dim=1), limbs.labels == 1)
