@@ -28,6 +28,8 @@ METHODS = {
     "test-time augmentation": "source",
     "AdaBN": "source",
     "corrector": "source",
+    "AdaBN + corrector": "source",
+    "AdaBN + corrector where invalid": "source",
     "entropy minimisation": "source",
     "gold self-training": "source",
     "gold and corrected self-training": "source",
@@ -126,6 +128,8 @@ def test_images_that_were_adapted_to_are_said_to_be_so(copied):
         "source only": "inductive",
         "corrector": "inductive",
         "AdaBN": "transductive",
+        "AdaBN + corrector": "transductive",
+        "AdaBN + corrector where invalid": "transductive",
         "Tiny, softmax": "transductive",
         "Tiny": "transductive",
     }
@@ -153,7 +157,8 @@ def test_methods_and_names_may_change_and_runs_of_one_seed_are_compared_in_one_t
     table = (copied / "evaluation" / "test" / "table.md").read_text().split("\n\n")[0]
     rows = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
     assert rows == [
-        "source only", "AdaBN", "corrector", "entropy minimisation", "Tiny, softmax", "Tiny", "Other, softmax", "Other",
+        "source only", "AdaBN", "corrector", "AdaBN + corrector", "AdaBN + corrector where invalid",
+        "entropy minimisation", "Tiny, softmax", "Tiny", "Other, softmax", "Other",
     ]  # fmt: skip
     capsys.readouterr()
     assert_refused(call("evaluate", "--run", copied, copied), capsys, "two runs are called 'Tiny' with seed 3")
