@@ -194,7 +194,7 @@ class Paper(Generic[E]):
     found_columns: Callable[[Sequence[Result]], Sequence[Column]] = lambda results: ()
     """Further columns of that table, of what these results have."""
     more_columns: tuple[Column | str, ...] = ()
-    """Columns of a second table, of the results that have the first of them."""
+    """Columns of a second table, of the results that have the first of them; those that none has are left out."""
     baselines: Mapping[str, Baseline[E, Any]] = field(default_factory=dict)
     """The paper's table of baselines by name."""
     check_export: Callable[[E], None] = lambda experiment: None
@@ -318,7 +318,8 @@ class Paper(Generic[E]):
         columns += self.found_columns(results)
         first = table(results, columns, baseline=self.baseline if known else None)
         more = [r for r in results if self.more_columns and column(self.more_columns[0]).name in r.metrics]
-        return [first, *([table(more, self.more_columns)] if more else [])]
+        shown = [one for one in self.more_columns if any(column(one).name in r.metrics for r in more)]
+        return [first, *([table(more, shown)] if more else [])]
 
     def pairs(self, results: Sequence[Result]) -> str | None:
         """Every two methods compared by the first column, in Markdown; None where some cases have no truth, or there is

@@ -31,14 +31,15 @@ from ...evaluation.calibration_figures import save_reliability_figure
 from ...evaluation.echo import METRICS, dice_batch32, echo_cases, largest_heart, subject_validity
 from ...evaluation.echo_figures import EchoView, save_echo_figure
 from ...evaluation.films import Shot
-from ...evaluation.report import mean_metrics
+from ...evaluation.report import Column, mean_metrics
 from ...evaluation.results import Case, Result, count_origins
+from ...rewards.ranking import truth_preferred
 from ..experiment import Episode, EvaluateOptions, RenderOptions, baselines_of, check_names, write_result
 from ..policy import play, reference
 from ..predictor import POLICY
 from .baselines import BASELINES
 from .config import RL4SegExperiment
-from .context import Context
+from .context import AT_ONCE, Context
 from .methods import OWN_ENTROPY, MethodPrediction, Methods
 from .prediction import save_masks
 from .rules import POLICIES, NetworkPolicy
@@ -50,7 +51,11 @@ COLUMNS = tuple(
     METRICS[name] for name in ("dice_avg", "dice_endo", "dice_myo", "dice_epi", "hd_endo_mm", "hd_epi_mm", "valid")
 )
 """The table of results."""
-UNCERTAINTY_COLUMNS = ("error_auroc", "ece", METRICS["dice_avg"])
+UNCERTAINTY_COLUMNS = (
+    *("error_auroc", "ece", METRICS["dice_avg"]),
+    Column("truth_preferred", "Truth preferred", "%", 100, 1),
+    Column("truth_preferred_regions", "Truth preferred, regions", "%", 100, 1),
+)
 """The table of the results that say how sure they are."""
 
 
@@ -212,6 +217,10 @@ def _cases(images: ImagePool, prediction: MethodPrediction) -> list[Case]:
             u, wrong = prediction.uncertainty[n][heart], (prediction.masks[n] != labels)[heart]
             cases[n]["ece"] = calibration(1 - u, ~wrong).ece
             cases[n]["error_auroc"] = error_detection(u, wrong)[0]
+    if prediction.judge is not None and known is not None:
+        found = truth_preferred(prediction.judge, images, prediction.masks, AT_ONCE)
+        for n, whole, regions in zip(known.rows, found.image.tolist(), found.regions.tolist(), strict=True):
+            cases[n] |= {"truth_preferred": whole, "truth_preferred_regions": regions}
     return cases
 
 

@@ -20,6 +20,7 @@ from ...envs.rl4seg import RewardFunction
 from ...evaluation.calibration import calibration
 from ...rewards.corrector import Corrector
 from ...rewards.echo_validity import valid_masks
+from ...rewards.ranking import truth_preferred
 from ...rewards.reward_data import Built, RewardDataConfig, Triplets, build_reward_data, similarity
 from ...rewards.reward_net import RewardNet, train_reward_net
 from ...rewards.shape_prior import ARVAE, train_shape_prior
@@ -286,10 +287,19 @@ def _reward_net(context: Context, i: int, stage: Run) -> list[str]:
         {
             "reward_net/temperature": best["temperature"],
             "reward_net/ece": _ece(net, test if len(test) else val, context),
+            **_ranking(context, net, i),
         },
     )
     save_network(stage.folder / REWARD_NET, net)
     return [REWARD_NET]
+
+
+def _ranking(context: Context, net: RewardNet, i: int) -> dict[str, float]:
+    """Whether r prefers the truth to the masks of π_{i-1}: on the source's validation images, whose labels may be known
+    while the target's may not."""
+    images = context.source_val
+    found = truth_preferred(net, images, segment(context.load(policy_folder(context, i - 1)), images.images), AT_ONCE)
+    return {f"reward_net/{name}": share for name, share in found.means().items()}
 
 
 @torch.no_grad()
