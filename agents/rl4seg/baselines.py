@@ -226,7 +226,8 @@ def _at_length(context: Context) -> DensePPOConfig:
 
 def _by_rl(context: Context, name: str, config: DensePPOConfig, *, learned: bool) -> list[nn.Module]:
     start, last = start_net(context), context.experiment.iterations
-    after = [start, context.run.stage(f"iteration_{last}/reward_net").folder] if learned else [start]
+    rewards = context.reward_stages(last) if learned else []
+    after = [start, *(context.run.stage(name).folder for name in rewards)]
 
     def make(stage: Run) -> list[str]:
         reward = reward_function(context, last) if learned else "pixel_accuracy"
