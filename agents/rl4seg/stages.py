@@ -270,8 +270,13 @@ def _reward_net(context: Context, i: int, k: int, before: str | None, stage: Run
     with forked_rng(context.device):
         torch.manual_seed(seed)
         channels = experiment.network.init_channels
-        settings = {"encoding": config.action_encoding, "levels": config.levels}
-        net = RewardNet(classes=len(CLASSES), init_channels=channels, norm=norm, **settings)
+        net = RewardNet(
+            classes=len(CLASSES),
+            encoding=config.action_encoding,
+            init_channels=channels,
+            norm=norm,
+            levels=config.levels,
+        )
     if before:
         net.load_state_dict(context.reward_member(before).state_dict())
     made = triplets(context, i)
