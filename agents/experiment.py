@@ -194,7 +194,7 @@ class Paper(Generic[E]):
     found_columns: Callable[[Sequence[Result]], Sequence[Column]] = lambda results: ()
     """Further columns of that table, of what these results have."""
     more_columns: tuple[Column | str, ...] = ()
-    """Columns of a second table, of the results that have the first of them."""
+    """Columns of a second table, of the results that have the first of them; those that none has are left out."""
     settings: tuple[Column, ...] = ()
     """Numbers in the settings of the results that the first table shows too, where there are any."""
     differences: Callable[[Sequence[Result]], str | None] = lambda results: None
@@ -323,7 +323,8 @@ class Paper(Generic[E]):
         first = table(results, columns, baseline=self.baseline if known else None, settings=self.settings)
         apart = self.differences(results) if judged else None
         more = [r for r in results if self.more_columns and column(self.more_columns[0]).name in r.metrics]
-        return [first, *([apart] if apart else []), *([table(more, self.more_columns)] if more else [])]
+        shown = [one for one in self.more_columns if any(column(one).name in r.metrics for r in more)]
+        return [first, *([apart] if apart else []), *([table(more, shown)] if more else [])]
 
     def pairs(self, results: Sequence[Result]) -> str | None:
         """Every two methods compared by the first column, in Markdown; None where some cases have no truth, or there is

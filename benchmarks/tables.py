@@ -55,6 +55,7 @@ ROWS = {
     "SEAT": ("clean", "clean, 5 passes", "Free-5", "SEAT", "SEAT+", "PGD-AT", "TRADES"),
     "RL4Seg": (
         *("source only", "AdaBN", "entropy minimisation", "TI-ST", "UDAS", "corrector", "MC dropout", "ensemble"),
+        *("AdaBN + corrector", "AdaBN + corrector where invalid"),
         *("test-time augmentation", "gold self-training", "gold and corrected self-training"),
         *("RL4Seg", "RL4Seg, softmax", "policy gradient", "oracle RL", "target-supervised"),
     ),

@@ -22,6 +22,7 @@ from ..datasets.images import ImagePool
 from ..evaluation.drawing import Legend, beside, heat_colour
 from ..evaluation.echo_pictures import PREDICTION, TRUTH, echo_panel
 from ..rewards.echo_validity import anatomical_reward, valid_masks
+from ..rewards.reward_ensemble import as_one
 from ..rewards.reward_net import RewardNet
 from ..rewards.segmentation import RewardMap, accuracy, accuracy_map, dice_map, min_fusion, pixel_accuracy
 from .core import BatchedEnv, Frame, Obs, notice_phantom
@@ -161,7 +162,10 @@ class EchoEnv(BatchedEnv):
             return lambda images, masks, index: anatomical_reward(masks)
         if name == "reward_net":
             assert self.config.reward_net is not None
-            net = load_network(self.config.reward_net, RewardNet, classes=len(CLASSES))
+            given = self.config.reward_net
+            files = given if isinstance(given, list | tuple) else [given]
+            members = [load_network(file, RewardNet, classes=len(CLASSES)) for file in files]
+            net = as_one(members, fusion=self.config.fusion, width=self.config.lcb_width)
             net = net.requires_grad_(False).to(self.device)
             return lambda images, masks, index: net(images, masks)
         labels = self.pool.labels

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from ..common.checks import AT_LEAST_1, check
+from ..common.checks import AT_LEAST_0, AT_LEAST_1, check
 from ..datasets.echo.images import EchoDataConfig
+from ..rewards.reward_net import Fusion
 
 RewardName = Literal["reward_net", "pixel_accuracy", "accuracy_map", "accuracy", "dice", "anatomical"]
 REWARDS = get_args(RewardName)
@@ -26,8 +27,13 @@ class EchoEnvConfig(EchoDataConfig):
     """Pixel reward in [0, 1]. reward_net: predicted probability that the label is correct; pixel_accuracy: 1 where it
     is correct; accuracy, accuracy_map: share of right pixels; dice: mean of LV and MYO; anatomical: 1 where the mask is
     valid. Several: their minimum at each pixel. All but reward_net and anatomical use the truth."""
-    reward_net: str | None = None
-    """Weights (.safetensors) of the reward network, for reward=reward_net."""
+    reward_net: str | list[str] | None = None
+    """Weights (.safetensors) of the reward network, for reward=reward_net; of several: their maps are fused."""
+    fusion: Fusion = "min"
+    """Of the maps of several reward networks at each pixel. min: the least; lcb: max(mean - lcb_width · standard
+    deviation, 0)."""
+    lcb_width: float = 1.0
+    """Standard deviations below the mean, of fusion lcb."""
     sampler: Literal["per_env", "shared"] = "per_env"
     """Order of the images. per_env: each environment shows all images; shared: all environments together show each
     image once a pass."""
@@ -43,10 +49,10 @@ class EchoEnvConfig(EchoDataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, group=AT_LEAST_1)
+        check(self, group=AT_LEAST_1, lcb_width=AT_LEAST_0)
         if not self.rewards:
             raise ValueError(f"reward is empty but needs at least one of {', '.join(map(repr, REWARDS))}")
-        if ("reward_net" in self.rewards) != (self.reward_net is not None):
+        if ("reward_net" in self.rewards) != bool(self.reward_net):
             raise ValueError(
                 f"reward is {self.reward!r} and reward_net is {self.reward_net!r}: reward='reward_net' needs "
                 f"reward_net=<weights.safetensors> of a trained reward network, and no other reward takes one"

@@ -54,6 +54,12 @@ def biggest_components(regions: Regions) -> Regions:
     return _unstacked(kept[labels], regions)
 
 
+def label_components(regions: Regions) -> tuple[npt.NDArray[np.int32], int]:
+    """The components of each region, bool [N, H, W], numbered from 1 on, image after image; and how many there are."""
+    labels, number = ndimage.label(_stacked(regions))
+    return _unstacked(labels, regions), number
+
+
 def fill_holes(regions: Regions) -> Regions:
     """The regions, bool [N, H, W], with all that they enclose; what touches the border of the image is not enclosed."""
     tall, number = ndimage.label(_stacked(~regions))

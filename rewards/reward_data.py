@@ -28,7 +28,7 @@ from ..datasets.images import ImagePool
 from ..segmenters.inference import labels_of, logits_of
 from ..segmenters.norms import modes_kept
 
-KINDS = ("swap", "weights", "contrast", "noise", "correction", "identity", "sampled", "argmax")
+KINDS = ("swap", "weights", "contrast", "noise", "correction", "identity", "sampled", "argmax", "hard")
 """Origins of a bad mask; `Triplets.kind` is an index into them."""
 SHARES = (0.81, 0.09, 0.10)
 """Shares of the patients in training, validation and test."""
@@ -77,6 +77,15 @@ class RewardDataConfig:
     """Gold images: also their own sampled mask, the kind of mask that PPO asks about (ours)."""
     argmax: bool = False
     """Other images: the most probable mask, by which checkpoints are chosen, against the corrected mask (ours)."""
+    source_triplets: bool = False
+    """Also source images, with their true mask as the good one: against the policy's most probable and sampled mask,
+    its perturbations, swap and identity (ours)."""
+    hard_negatives: bool = False
+    """Also the policy's present mask of every image seen so far that has a gold or corrected mask, against that one,
+    where they differ (ours)."""
+    mix_regions: float = 0.0
+    """Put each connected region in which a bad mask differs from the good one right with this probability, so that the
+    place of an error says nothing about it; 0: none (ours)."""
     adaptive: bool = False
     """Scale each perturbation, image by image, until its Dice with the good mask lies in 0.5 to 0.98; leave it out
     where no scale does that (ours)."""
@@ -86,6 +95,7 @@ class RewardDataConfig:
     def __post_init__(self) -> None:
         check(self, "reward_data.", weight_noise=POSITIVE, noise=POSITIVE, contrast=(0, BELOW_1))
         check(self, "reward_data.", sim_threshold=SHARE, batch_size=AT_LEAST_1)
+        check(self, "reward_data.", mix_regions=(0, BELOW_1))
 
 
 @dataclass(frozen=True)
@@ -212,7 +222,7 @@ def build_reward_data(
         rows: int64 [N], which of them.
         corrector: g.
         valid: anatomical validity.
-        config: see there.
+        config: see there; source_triplets, hard_negatives and mix_regions are done in error_triplets.py.
         seed: of the run.
         iteration: of the loop: another one draws other noise.
 
@@ -227,7 +237,7 @@ def build_reward_data(
     draws = [Draws(device, seed, iteration, number) for number in range(len(batches))]
     with modes_kept(net):
         net.eval()
-        a, a_s, partner = _predicted(net, images, rows, batches, draws)
+        a, a_s, partner = predicted(net, images, rows, batches, draws)
         c = corrector(a)
         gold = _judged(valid, a, similarity(a, c, config.similarity) > config.sim_threshold)
         corrected = _judged(valid, c, ~gold)
@@ -243,10 +253,8 @@ def build_reward_data(
                 good = a[at]
                 if config.swap:
                     emit("swap", at, good, a_s[partner[at]])
-                for kind, perturbed in _perturbations(net, images.at(rows[at]), config, draw):
-                    bad, fits = (_adapted if config.adaptive else _as_configured)(perturbed, good)
-                    kept = (fits & (bad != BACKGROUND).flatten(1).any(dim=1)).nonzero()[:, 0]  # waits once, not thrice
-                    emit(kind, at[kept], good[kept], bad[kept])
+                for kind, kept, bad in perturbed_masks(net, images.at(rows[at]), good, config, draw):
+                    emit(kind, at[kept], good[kept], bad)
                 if config.identity:
                     emit("identity", at, good, good)
                 if config.sampled:
@@ -274,7 +282,7 @@ def similarity(a: Tensor, c: Tensor, kind: Literal["mean", "last_label"]) -> Ten
     return dice.mean(dim=1) if kind == "mean" else dice[:, -1]
 
 
-def _predicted(
+def predicted(
     net: nn.Module, images: ImagePool, rows: Tensor, batches: Sequence[Tensor], draws: Sequence[Draws]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """a and a_s, uint8 [N, H, W], and whose sampled mask a swap takes, int64 [N]."""
@@ -323,6 +331,19 @@ def add_noise(x: Tensor, noise: Tensor) -> Tensor:
     """(x + noise) / max(x + noise), the maximum being each image's own; both float32 [B, 1, H, W]."""
     x = x + noise
     return x / x.amax(dim=(1, 2, 3), keepdim=True)
+
+
+def perturbed_masks(
+    net: nn.Module, x: Tensor, good: Tensor, config: RewardDataConfig, draw: Draws
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Kind, rows int64 [K] that are kept and their bad masks uint8 [K, H, W], for all configured perturbations.
+
+    x: float32 [B, 1, H, W]; good: uint8 [B, H, W], for the adaptive strength. Masks without foreground are left out.
+    """
+    for kind, perturbed in _perturbations(net, x, config, draw):
+        bad, fits = (_adapted if config.adaptive else _as_configured)(perturbed, good)
+        kept = (fits & (bad != BACKGROUND).flatten(1).any(dim=1)).nonzero()[:, 0]  # waits once, not thrice
+        yield kind, kept, bad[kept]
 
 
 def _perturbations(net: nn.Module, x: Tensor, config: RewardDataConfig, draw: Draws) -> Iterator[tuple[str, Perturbed]]:

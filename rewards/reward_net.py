@@ -21,10 +21,11 @@ from ..common.networks import Network
 from ..common.runs import Run
 from ..common.workers import ONE_PROCESS, Workers
 from ..datasets.images import ImagePool
-from ..segmenters.unet import Norm, UNet
+from ..segmenters.unet import LEVELS, Norm, UNet
 from .reward_data import Triplets
 
 ActionEncoding = Literal["raw", "onehot"]
+Fusion = Literal["min", "lcb"]
 TEMPERATURES = (0.01, 100.0)
 """Range of T: perfect logits would ask for 0, useless ones for infinity."""
 TEMPERATURE_PIXELS = 2**22
@@ -53,6 +54,17 @@ class RewardNetConfig:
     (PyTorch's ReduceLROnPlateau)."""
     action_encoding: ActionEncoding = "raw"
     """raw: a as one channel of 0, 1, 2, as in the paper's program; onehot: a channel per class, so without an order."""
+    levels: int = LEVELS
+    """Resolutions of the U-Net, 1 to 6; with fewer it sees less around a pixel, so less of where masks are usually
+    wrong (ours)."""
+    ranking: float = 0.0
+    """Weight of the pairwise ranking loss between good and bad mask; 0: none (ours)."""
+    members: int = 1
+    """Networks that are trained, which differ in their seed; PPO is given their fused maps (ours)."""
+    fusion: Fusion = "min"
+    """Of the members' maps at each pixel. min: the least; lcb: mean less lcb_width standard deviations."""
+    lcb_width: float = 1.0
+    """Standard deviations below the mean, of fusion lcb."""
     early_stop: int | None = None
     """Stop after so many epochs without a better validation BCE; null: never, as in the paper's program."""
     warm_start: bool = False
@@ -61,7 +73,8 @@ class RewardNetConfig:
     def __post_init__(self) -> None:
         check(self, "reward_net.", epochs=AT_LEAST_0, learning_rate=POSITIVE, batch_size=AT_LEAST_1)
         check(self, "reward_net.", plateau_factor=(ABOVE_0, BELOW_1), plateau_patience=AT_LEAST_0)
-        check(self, "reward_net.", early_stop=AT_LEAST_1)
+        check(self, "reward_net.", early_stop=AT_LEAST_1, levels=(1, LEVELS), ranking=AT_LEAST_0)
+        check(self, "reward_net.", members=AT_LEAST_1, lcb_width=AT_LEAST_0)
 
 
 class RewardNet(Network):
@@ -75,6 +88,7 @@ class RewardNet(Network):
         encoding: of the label map: "raw" (2 -> 1 channels) or "onehot" (1 + classes -> 1).
         init_channels: twice the maps of the U-Net's first level.
         norm: normalisation of the U-Net.
+        levels: resolutions of the U-Net.
     """
 
     temperature: Tensor
@@ -88,11 +102,14 @@ class RewardNet(Network):
         encoding: ActionEncoding = "raw",
         init_channels: int = 32,
         norm: Norm = "batch",
+        levels: int = LEVELS,
     ) -> None:
         super().__init__()
         check_choice("encoding", encoding, get_args(ActionEncoding))
         self.classes, self.encoding, self.init_channels, self.norm = classes, encoding, init_channels, norm
-        self.unet = UNet(2 if encoding == "raw" else 1 + classes, 1, init_channels=init_channels, norm=norm)
+        self.levels = levels
+        channels = 2 if encoding == "raw" else 1 + classes
+        self.unet = UNet(channels, 1, init_channels=init_channels, norm=norm, levels=levels)
         self.register_buffer("temperature", torch.ones(()))
         self.register_buffer("_labels", torch.arange(classes, dtype=torch.uint8).view(1, -1, 1, 1), persistent=False)
         self.eval()
@@ -161,7 +178,7 @@ def train_reward_net(
         device = triplets.images.device
         total = torch.zeros((), device=device)
         for rows in shuffled_rows(len(triplets), config.batch_size, generator, device, workers):
-            loss = F.binary_cross_entropy_with_logits(*error_logits(net, images, triplets.take(rows)))
+            loss = training_loss(net, images, triplets.take(rows), config.ranking)
             descend(optimizer, loss, workers, len(rows))
             total += loss.detach() * len(rows) / len(triplets)
         return {"loss": total}
@@ -189,6 +206,34 @@ def train_reward_net(
     )
     net.temperature.fill_(fit_temperature(*_some_pixels(net, val, images, config.batch_size, seed)))
     return {**best, "temperature": float(net.temperature)}
+
+
+def training_loss(net: RewardNet, images: ImagePool, triplets: Triplets, ranking: float) -> Tensor:
+    """BCE of z and e, and `ranking` times the ranking loss: [] (docs/rl4seg.md, Method 6)."""
+    if not ranking:
+        return F.binary_cross_entropy_with_logits(*error_logits(net, images, triplets))
+    x, wrong = images.at(triplets.images), triplets.a_bad != triplets.a_ref
+    both = net.logits(torch.cat([x, x]), torch.cat([triplets.a_bad, triplets.a_ref]))  # one batch: one normalisation
+    z_bad, z_good = both.chunk(2)
+    bce = F.binary_cross_entropy_with_logits(z_bad, (~wrong).float())
+    return bce + ranking * ranking_loss(z_good, z_bad, wrong)
+
+
+def ranking_loss(z_good: Tensor, z_bad: Tensor, wrong: Tensor) -> Tensor:
+    """-log sigmoid(mean z_good - mean z_bad), means over an image's wrong pixels, and then over images: [].
+
+    Of one pixel, of which one of two labels is right, this sigmoid is the chance that it is the good one. Images
+    without wrong pixel do not count; 0 where none has one.
+
+    Args:
+        z_good: logits float32 [B, H, W] of the good masks.
+        z_bad: logits float32 [B, H, W] of the bad ones.
+        wrong: bool [B, H, W], where they differ.
+    """
+    size = wrong.sum(dim=(1, 2))
+    margin = ((z_good - z_bad) * wrong).sum(dim=(1, 2)) / size.clamp(min=1)
+    counts = size > 0
+    return (F.softplus(-margin) * counts).sum() / counts.sum().clamp(min=1)
 
 
 def error_logits(net: RewardNet, images: ImagePool, triplets: Triplets) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """The U-Net of RL4Seg (docs/rl4seg.md, Method 3): policy, critic and reward network share it.
 
-Symbols: x = images [B, in, H, W]; maps of the first level = init_channels / 2, doubled at each of five levels below.
+Symbols: x = images [B, in, H, W]; maps of the first level = init_channels / 2, doubled at each level below.
 """
 
 import math
@@ -22,7 +22,7 @@ SMALLEST = 2 ** (LEVELS - 1)
 
 
 class UNet(Network):
-    """Six levels, two 3x3 convolutions each, transposed convolutions upwards, no activation at the end.
+    """`levels` resolutions, two 3x3 convolutions each, transposed convolutions upwards, no activation at the end.
 
     Args:
         in_channels: channels of x.
@@ -30,6 +30,8 @@ class UNet(Network):
         init_channels: twice the number of maps of the first level; 32 in the paper's program (7 781 363 parameters for
             1 -> 3), less for small images.
         norm: "batch", or "group": groups of at most 8 maps, the same in training and use.
+        levels: resolutions, 1 to 6; 6 in the paper's program. Fewer see less of the image around a pixel: 1 to 6 see 2,
+            9, 23, 51, 107 and 219 pixels to each side at most.
         dropout: share of values set to zero after every 3x3 convolution in train mode; 0 in the paper's program, 0.25
             for its MC-dropout. Networks that differ in nothing else can read each other's weights.
 
@@ -44,9 +46,11 @@ class UNet(Network):
         init_channels: int = 32,
         norm: Norm = "batch",
         dropout: float = 0.0,
+        levels: int = LEVELS,
     ) -> None:
         super().__init__()
         check_range("in_channels", in_channels, AT_LEAST_1)
+        check_range("levels", levels, (1, LEVELS))
         check_range("out_channels", out_channels, AT_LEAST_1)
         if init_channels < 2 or init_channels % 2:
             raise ValueError(f"init_channels is {init_channels} but must be even and at least 2")
@@ -54,8 +58,8 @@ class UNet(Network):
         check_range("dropout", dropout, (0, BELOW_1))
         self.in_channels, self.out_channels, self.init_channels = in_channels, out_channels, init_channels
         self.norm: Norm = norm
-        self.dropout = dropout
-        maps = [init_channels // 2 * 2**level for level in range(LEVELS)]
+        self.dropout, self.levels = dropout, levels
+        maps = [init_channels // 2 * 2**level for level in range(levels)]
         self.early = double_conv(in_channels, maps[0], norm, dropout)
         self.down = nn.ModuleList(
             nn.Sequential(nn.MaxPool2d(2), double_conv(a, b, norm, dropout)) for a, b in pairwise(maps)

@@ -247,3 +247,30 @@ def test_the_speed_of_attacks_is_measured_and_written(tmp_path):
     pooled, resized = (named(figures["prototypes"], row) for row in ("prototype terms, peak", "… of features resized"))
     assert pooled["details"]["inter"] == pytest.approx(resized["details"]["inter"], abs=1e-4)
     assert named(figures["memory"], "memory gained in 200 steps")["target"] == 20
+
+
+def test_the_ranking_of_reward_networks_is_measured_resumed_and_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    ranking = importlib.import_module("rl4seg_ranking")
+    out, made, train = tmp_path / "ranking.json", [], ranking.training.train
+    monkeypatch.setattr(ranking.training, "train", lambda *arguments: made.append(arguments) or train(*arguments))
+    command = ["rl4seg_ranking.py", "--quick", "--seeds", "3", "--work", str(tmp_path / "work"), "--out", str(out)]
+    for variants in (["loop"], ["loop", "local_reward+mixed_regions"]):
+        monkeypatch.setattr(sys, "argv", [*command, "--variants", *variants])
+        ranking.main()
+    assert [run.folder.name for _, run in made] == ["loop_3", "local_reward+mixed_regions_3"], "each once"
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["variant"] for row in rows] == ["loop", "local_reward+mixed_regions"]
+    for row in rows:
+        assert (row["images"], row["patients"]) == (12, 3)
+        for name in ("truth_preferred", "truth_preferred_regions"):
+            mean, low, high = row[name]
+            assert 0 <= low <= mean <= high <= 1
+    shared = [experiment.shape_prior for experiment, _ in made]
+    assert shared[0] == shared[1]
+    assert [experiment.reward_net.levels for experiment, _ in made] == [6, 2]
+    assert [experiment.reward_data.mix_regions for experiment, _ in made] == [0.0, 0.5]
+    networks = [tmp_path / "work" / f"{row['variant']}_3" / "supervised" / "segmenter.safetensors" for row in rows]
+    assert networks[0].read_bytes() == networks[1].read_bytes()
+    assert "| local_reward+mixed_regions | 3 |" in capsys.readouterr().out
+    assert str(tmp_path) not in out.read_text()

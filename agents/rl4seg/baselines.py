@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...common.networks import save_network
 from ...common.runs import Run
 from ...envs.rl4seg import EchoEnv
+from ...rewards.echo_validity import valid_masks
 from ...rewards.shape_prior import SHRINK
 from ...segmenters.adaptation import EntropyConfig, minimise_entropy
 from ...segmenters.tist import TistConfig, load_tist, train_tist
@@ -228,7 +229,8 @@ def _by_rl(
     context: Context, name: str, config: DensePPOConfig, *, learned: bool, keys: Sequence[str] = ()
 ) -> list[nn.Module]:
     start, last = start_net(context), context.experiment.iterations
-    after = [start, context.run.stage(f"iteration_{last}/reward_net").folder] if learned else [start]
+    rewards = context.reward_stages(last) if learned else []
+    after = [start, *(context.run.stage(name).folder for name in rewards)]
 
     def make(stage: Run) -> list[str]:
         reward = reward_function(context, last) if learned else "pixel_accuracy"
@@ -289,6 +291,14 @@ def _correct(context: Context, nets: list[nn.Module]) -> Policy[EchoEnv]:
     return CorrectorPolicy(context.load(source_net(context)), corrector(context))
 
 
+def _correct_adabn(context: Context, nets: list[nn.Module]) -> Policy[EchoEnv]:
+    return CorrectorPolicy(context.load(adabn_net(context)), corrector(context))
+
+
+def _correct_invalid_adabn(context: Context, nets: list[nn.Module]) -> Policy[EchoEnv]:
+    return CorrectorPolicy(context.load(adabn_net(context)), corrector(context), valid_masks)
+
+
 def _augment(context: Context, nets: list[nn.Module], images: Tensor) -> Tensor:
     net = context.load(source_net(context))
     return test_time_augmentation(net, images, context.experiment.evaluation.tta_passes, context.seed("tta"))
@@ -315,6 +325,10 @@ def _prior_is_trained(experiment: RL4SegExperiment) -> bool:
     return bool(experiment.iterations) and (experiment.reward == "reward_net" or by_baseline)
 
 
+def _both_are_there(experiment: RL4SegExperiment) -> bool:
+    return _statistics_are_adapted(experiment) and _prior_is_trained(experiment)
+
+
 def _without_prior(experiment: RL4SegExperiment) -> str | None:
     if experiment.source.size % SHRINK:
         return f"needs the shape prior, and that a multiple of {SHRINK}, but source.size is {experiment.source.size}"
@@ -338,6 +352,10 @@ BASELINES: dict[str, NetworkBaseline] = {
     ),
     "adabn": NetworkBaseline("AdaBN", policy=_adabn, included=_statistics_are_adapted),
     "corrector": NetworkBaseline("corrector", sees_target=False, policy=_correct, included=_prior_is_trained),
+    "adabn_corrector": NetworkBaseline("AdaBN + corrector", policy=_correct_adabn, included=_both_are_there),
+    "adabn_corrector_invalid": NetworkBaseline(
+        "AdaBN + corrector where invalid", policy=_correct_invalid_adabn, included=_both_are_there
+    ),
     "entropy": NetworkBaseline("entropy minimisation", entropy, section="entropy"),
     "gold_self_training": NetworkBaseline("gold self-training", gold_self_training, objection=_without_prior),
     "corrected_self_training": NetworkBaseline(

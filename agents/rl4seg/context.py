@@ -1,7 +1,7 @@
 """Data and networks that the stages of one RL4Seg run share (docs/rl4seg.md, Method 1 and 5)."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar, cast
@@ -17,6 +17,7 @@ from ...datasets.echo.images import CLASSES, EchoDataConfig, echo_splits, load_e
 from ...datasets.images import ImagePool
 from ...envs.rl4seg import RewardFunction
 from ...envs.rl4seg_config import OF_TRUTH
+from ...rewards.reward_ensemble import RewardEnsemble, as_one
 from ...rewards.reward_net import RewardNet
 from ...segmenters.inference import image_batches
 from ...segmenters.norms import adapt_batchnorm, norm_of
@@ -122,6 +123,15 @@ class Context(StageContext[RL4SegExperiment]):
         """Target images on which PPO's checkpoint is chosen, by the reward, without labels."""
         return self._load("target", "val")
 
+    @cached_property
+    def judged(self) -> ImagePool:
+        """The images that triplets point into, without labels: those of the target and, with
+        reward_data.source_triplets, those of the source after them."""
+        if not self.experiment.reward_data.source_triplets:
+            return self.target
+        source = replace(self.source.without_labels(), origin=self.target.origin)
+        return ImagePool.concatenate([self.target, source])
+
     def _load(self, domain: str, split: str) -> ImagePool:
         if (domain, split) not in self._loaded:
             data = getattr(self.experiment, domain)
@@ -131,6 +141,10 @@ class Context(StageContext[RL4SegExperiment]):
     def rows(self, i: int) -> Tensor:
         """Rows of the target images that are seen up to iteration i; 0: all."""
         return torch.arange(self.experiment.pool_size(i) if i else len(self.target), device=self.device)
+
+    def new_rows(self, i: int) -> Tensor:
+        """Rows of the target images that are new in iteration i, of which reward data are made."""
+        return self.rows(i)[self.experiment.pool_size(i - 1) if i > 1 else self.experiment.initial_images :]
 
     def images(self, i: int, reward: RewardFunction | str) -> ImagePool:
         """Target images seen up to iteration i (0: all); with labels only for a reward that is named and reads them."""
@@ -157,10 +171,21 @@ class Context(StageContext[RL4SegExperiment]):
         """The network that `load` reads from the folder of a stage."""
         return load(folder).to(self.device)
 
-    def reward_net(self, i: int) -> RewardNet:
-        """The reward network of iteration i, frozen."""
-        path = self.run.stage(f"iteration_{i}/reward_net").folder / REWARD_NET
+    def reward_stages(self, i: int) -> list[str]:
+        """Stages of the reward networks of iteration i, one for each member of the ensemble."""
+        members = range(2, self.experiment.reward_net.members + 1)
+        return [f"iteration_{i}/reward_net", *(f"iteration_{i}/reward_net_{k}" for k in members)]
+
+    def reward_member(self, stage: str) -> RewardNet:
+        """The reward network of one stage, frozen."""
+        path = self.run.stage(stage).folder / REWARD_NET
         return load_network(path, RewardNet, classes=len(CLASSES)).requires_grad_(False).to(self.device)
+
+    def reward_net(self, i: int) -> RewardNet | RewardEnsemble:
+        """r_i, frozen: the reward network of iteration i, or the ensemble of them."""
+        config = self.experiment.reward_net
+        members = [self.reward_member(stage) for stage in self.reward_stages(i)]
+        return as_one(members, fusion=config.fusion, width=config.lcb_width)
 
     def gold(self, i: int, file: str = GOLD) -> Gold:
         """The gold images, or with CORRECTED the corrected ones, that were found up to iteration i."""

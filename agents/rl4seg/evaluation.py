@@ -34,13 +34,14 @@ from ...evaluation.echo_figures import EchoView, save_echo_figure
 from ...evaluation.films import Shot
 from ...evaluation.report import Column, mean_metrics
 from ...evaluation.results import Case, Result, count_origins
+from ...rewards.ranking import truth_preferred
 from ..experiment import Episode, EvaluateOptions, RenderOptions, baselines_of, check_names, write_result
 from ..policy import play, reference
 from ..predictor import POLICY
 from .baselines import BASELINES, SOURCE_ONLY
 from .budget import spent
 from .config import RL4SegExperiment
-from .context import Context
+from .context import AT_ONCE, Context
 from .methods import OWN_ENTROPY, MethodPrediction, Methods
 from .prediction import save_masks
 from .rules import POLICIES, NetworkPolicy
@@ -60,7 +61,11 @@ SPENT = (
     Column("gold_fraction", "Gold", "%", 100, 0),
 )
 """What each method has spent in training, in that table: see `budget.spent`."""
-UNCERTAINTY_COLUMNS = ("error_auroc", "ece", METRICS["dice_avg"])
+UNCERTAINTY_COLUMNS = (
+    *("error_auroc", "ece", METRICS["dice_avg"]),
+    Column("truth_preferred", "Truth preferred", "%", 100, 1),
+    Column("truth_preferred_regions", "Truth preferred, regions", "%", 100, 1),
+)
 """The table of the results that say how sure they are."""
 
 
@@ -236,13 +241,19 @@ def _cases(images: ImagePool, prediction: MethodPrediction) -> list[Case]:
             u, wrong = prediction.uncertainty[n][heart], (prediction.masks[n] != labels)[heart]
             cases[n]["ece"] = calibration(1 - u, ~wrong).ece
             cases[n]["error_auroc"] = error_detection(u, wrong)[0]
+    if prediction.judge is not None and known is not None:
+        found = truth_preferred(prediction.judge, images, prediction.masks, AT_ONCE)
+        for n, whole, regions in zip(known.rows, found.image.tolist(), found.regions.tolist(), strict=True):
+            cases[n] |= {"truth_preferred": whole, "truth_preferred_regions": regions}
     return cases
 
 
 def differences(results: Sequence[Result]) -> str | None:
-    """The table of differences from AdaBN, or without it from the source network; None where there is nothing else."""
+    """The table of differences from AdaBN with the corrector, or without it from AdaBN, or without both from the source
+    network; None where there is nothing else."""
     methods = {result.method for result in results}
-    reference = next((name for name in (BASELINES["adabn"].title, SOURCE_ONLY) if name in methods), None)
+    references = (BASELINES["adabn_corrector"].title, BASELINES["adabn"].title, SOURCE_ONLY)
+    reference = next((name for name in references if name in methods), None)
     if reference is None or len(methods) == 1:
         return None
     shown = (*COLUMNS[:2], METRICS["hd_epi_mm"], METRICS["valid"])

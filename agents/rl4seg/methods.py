@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from ...datasets.images import ImagePool
 from ...envs.rl4seg import EchoEnv
 from ...envs.rl4seg_config import OF_TRUTH
+from ...rewards.ranking import Judge
 from ...segmenters.inference import probabilities
 from ...segmenters.uncertainty import entropy_map
 from ..experiment import baselines_of
@@ -34,6 +35,8 @@ class MethodPrediction:
     """uint8 [N, H, W], the most probable labels."""
     uncertainty: Tensor | None = None
     """u, float32 [N, H, W]."""
+    judge: Judge | None = None
+    """The reward network by which it learned."""
     supervision: str = "source"
     """Labels that the method learned from."""
     sees_target: bool = True
@@ -79,15 +82,15 @@ class Methods:
     def _baseline(self, name: str) -> Segment:
         context, row = self.context, BASELINES[name]
         nets = row.networks(context) if row.networks else []
-        seen = row.supervision, row.sees_target
+        made = partial(MethodPrediction, row.title, supervision=row.supervision, sees_target=row.sees_target)
         if row.probabilities is None:
             policy = row.policy(context, nets)
-            return lambda images: [MethodPrediction(row.title, _masks(_env(images), policy), None, *seen)]
+            return lambda images: [made(_masks(_env(images), policy))]
         by = row.probabilities
 
         def segment(images: ImagePool) -> list[MethodPrediction]:
             mean = by(context, nets, images.images)
-            return [MethodPrediction(row.title, mean.argmax(dim=1).byte(), entropy_map(mean), *seen)]
+            return [made(mean.argmax(dim=1).byte(), entropy_map(mean))]
 
         return segment
 
@@ -108,8 +111,8 @@ class Methods:
                 trust = [judge(images.at(part), masks[part], calibrated=True) for part in parts]
             own = entropy_map(probabilities(net, images.images))
             return [
-                MethodPrediction(f"{experiment.name}{OWN_ENTROPY}", masks, own, supervision),
-                MethodPrediction(experiment.name, masks, 1 - torch.cat(trust), supervision),
+                MethodPrediction(f"{experiment.name}{OWN_ENTROPY}", masks, own, supervision=supervision),
+                MethodPrediction(experiment.name, masks, 1 - torch.cat(trust), judge, supervision),
             ]
 
         return segment

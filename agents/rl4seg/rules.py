@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...datasets.echo.images import BACKGROUND
 from ...envs.rl4seg import EchoEnv
+from ...evaluation.echo import largest_heart
 from ...segmenters.inference import segment
 from ..policy import RandomPolicy, Reference
 
@@ -30,15 +31,23 @@ class NetworkPolicy:
 
 @dataclass(frozen=True)
 class CorrectorPolicy:
-    """The same, corrected by morphology and shape prior: g(argmax π_0) (docs/rl4seg.md, Method 8)."""
+    """The same, corrected by morphology and shape prior: g(argmax π) (docs/rl4seg.md, Method 8)."""
 
     net: nn.Module
     """As for `NetworkPolicy`."""
     corrector: Callable[[Tensor], Tensor]
     """g: masks uint8 [B, H, W] to masks, such as rewards.corrector.Corrector."""
+    valid: Callable[[Tensor], Tensor] | None = None
+    """Masks uint8 [B, H, W] to bool [B], such as rewards.echo_validity.valid_masks: valid masks stay as they are, once
+    cut to their largest heart, as they are scored. None: every mask is corrected."""
 
     def __call__(self, env: EchoEnv) -> Tensor:
-        return self.corrector(NetworkPolicy(self.net)(env))
+        masks = NetworkPolicy(self.net)(env)
+        if self.valid is None:
+            return self.corrector(masks)
+        hearts = largest_heart(masks)
+        broken = ~self.valid(hearts).to(masks.device)
+        return hearts.masked_scatter(broken[:, None, None], self.corrector(masks[broken]))
 
 
 class OraclePolicy:

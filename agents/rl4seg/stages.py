@@ -20,6 +20,7 @@ from ...envs.rl4seg import RewardFunction
 from ...evaluation.calibration import calibration
 from ...rewards.corrector import Corrector
 from ...rewards.echo_validity import valid_masks
+from ...rewards.ranking import truth_preferred
 from ...rewards.reward_data import Built, RewardDataConfig, Triplets, build_reward_data, similarity
 from ...rewards.reward_net import RewardNet, train_reward_net
 from ...rewards.shape_prior import ARVAE, train_shape_prior
@@ -46,6 +47,7 @@ from .context import (
     Gold,
 )
 from .policies import train_policy
+from .triplets import with_more
 
 CORRECTION = (*SOURCE, "projection", "border_policy")
 """Keys of the configuration that decide the corrector, beside those of the shape prior."""
@@ -157,15 +159,16 @@ def iterate(context: Context, i: int) -> None:
             after=[policy_folder(context, i - 1), shape_prior(context), *seen],
             work=lambda: FORWARD * TRIPLETS_PER_IMAGE * experiment.new_images,
         )
-        warm = [run.stage(f"iteration_{i - 1}/reward_net").folder] if i > 1 and experiment.reward_net.warm_start else []
-        reward = context.stage(
-            f"iteration_{i}/reward_net",
-            partial(_reward_net, context, i),
-            keys=(*TARGET, *UNET, "reward_net"),
-            after=[data, *warm],
-            work=lambda: experiment.reward_net.epochs * TRIPLETS_PER_IMAGE * experiment.pool_size(i),
-        )
-        after.append(reward)
+        for k, name in enumerate(context.reward_stages(i)):
+            before = context.reward_stages(i - 1)[k] if i > 1 and experiment.reward_net.warm_start else None
+            reward = context.stage(
+                name,
+                partial(_reward_net, context, i, k, before),
+                keys=(*TARGET, *UNET, "reward_net"),
+                after=[data, *([run.stage(before).folder] if before else [])],
+                work=lambda: experiment.reward_net.epochs * TRIPLETS_PER_IMAGE * experiment.pool_size(i),
+            )
+            after.append(reward)
     keys = POLICY if i > 1 else [key for key in POLICY if key != "warm_start"]  # only later ones start warm
     make, work = partial(_ppo, context, i), partial(ppo_work, experiment.learner(i))
     context.stage(f"iteration_{i}/ppo", make, keys=keys, after=after, work=work)
@@ -180,7 +183,7 @@ def _reward_data(context: Context, i: int, stage: Run) -> list[str]:
     """Triplets of the images that are new in iteration i, and the gold images so far."""
     stage.resume()  # there is no checkpoint: what was logged by a run that was killed here is logged again
     experiment, net = context.experiment, context.load(policy_folder(context, i - 1))
-    rows = context.rows(i)[experiment.pool_size(i - 1) if i > 1 else experiment.initial_images :]
+    rows = context.new_rows(i)
     built = _built(context, net, rows, experiment.reward_data, i)
     if not len(built.triplets) and built.stats["n_valid"]:
         raise ValueError(
@@ -194,10 +197,11 @@ def _reward_data(context: Context, i: int, stage: Run) -> list[str]:
         refreshed = gold_of(context, net, context.rows(i - 1)) if experiment.gold.refresh else context.gold(i - 1)
         before = context.gold(i - 1, CORRECTED)
         gold, corrected = refreshed.join(gold), before.take(~torch.isin(before.rows, refreshed.rows)).join(corrected)
-    built.triplets.save(stage.folder / TRIPLETS)
+    made, counts = with_more(context, i, net, built.triplets, gold.join(corrected))
+    made.save(stage.folder / TRIPLETS)
     gold.save(stage.folder / GOLD)
     corrected.save(stage.folder / CORRECTED)
-    stage.log(i, {f"reward_data/{name}": float(value) for name, value in built.stats.items()})
+    stage.log(i, {f"reward_data/{name}": float(value) for name, value in {**built.stats, **counts}.items()})
     return [TRIPLETS, GOLD, CORRECTED]
 
 
@@ -259,20 +263,26 @@ def triplets(context: Context, i: int) -> Triplets:
     return Triplets.concatenate([Triplets.load(folder / TRIPLETS) for folder in folders]).to(context.device)
 
 
-def _reward_net(context: Context, i: int, stage: Run) -> list[str]:
-    """r_i."""
-    experiment, seed = context.experiment, context.seed(f"reward_net/{i}")
+def _reward_net(context: Context, i: int, k: int, before: str | None, stage: Run) -> list[str]:
+    """Member k = 0, 1, ... of r_i; before: the stage whose network it goes on from, None: from scratch."""
+    experiment, seed = context.experiment, context.seed(f"reward_net/{i}" + (f"/{k}" if k else ""))
     config, norm = experiment.reward_net, norm_of(experiment.network.norm_mode)
     with forked_rng(context.device):
         torch.manual_seed(seed)
         channels = experiment.network.init_channels
-        net = RewardNet(classes=len(CLASSES), encoding=config.action_encoding, init_channels=channels, norm=norm)
-    if config.warm_start and i > 1:
-        net.load_state_dict(context.reward_net(i - 1).state_dict())
+        net = RewardNet(
+            classes=len(CLASSES),
+            encoding=config.action_encoding,
+            init_channels=channels,
+            norm=norm,
+            levels=config.levels,
+        )
+    if before:
+        net.load_state_dict(context.reward_member(before).state_dict())
     made = triplets(context, i)
-    train, val, test = made.split(context.target.groups, context.seed("triplets"))
+    train, val, test = made.split(context.judged.groups, context.seed("triplets"))
     if not len(val):
-        patients = {context.target.groups[row] for row in made.images.tolist()}
+        patients = {context.judged.groups[row] for row in made.images.tolist()}
         lower = context.experiment.reward_data.sim_threshold / 2
         more = way_on(context, i, f"--reward_data.sim_threshold {lower:g}")
         raise ValueError(
@@ -280,16 +290,25 @@ def _reward_net(context: Context, i: int, stage: Run) -> list[str]:
             f"another for its validation. Let more masks count, {more}, or give more images (new_images)"
         )
     net = net.to(context.device)
-    best = train_reward_net(net, train, val, context.target, config, stage, seed)
+    best = train_reward_net(net, train, val, context.judged, config, stage, seed)
     stage.log(
         config.epochs + 1,
         {
             "reward_net/temperature": best["temperature"],
             "reward_net/ece": _ece(net, test if len(test) else val, context),
+            **_ranking(context, net, i),
         },
     )
     save_network(stage.folder / REWARD_NET, net)
     return [REWARD_NET]
+
+
+def _ranking(context: Context, net: RewardNet, i: int) -> dict[str, float]:
+    """Whether r prefers the truth to the masks of π_{i-1}: on the source's validation images, whose labels may be known
+    while the target's may not."""
+    images = context.source_val
+    found = truth_preferred(net, images, segment(context.load(policy_folder(context, i - 1)), images.images), AT_ONCE)
+    return {f"reward_net/{name}": share for name, share in found.means().items()}
 
 
 @torch.no_grad()
@@ -297,7 +316,7 @@ def _ece(net: RewardNet, held_out: Triplets, context: Context) -> float:
     """Calibration error of r, at its temperature, on triplets that it was not fitted on."""
     rows = torch.arange(len(held_out), device=context.device)
     parts = [held_out.take(part) for part in torch.split(rows, AT_ONCE)]
-    trust = torch.cat([net(context.target.at(part.images), part.a_bad, calibrated=True) for part in parts])
+    trust = torch.cat([net(context.judged.at(part.images), part.a_bad, calibrated=True) for part in parts])
     return calibration(trust, torch.cat([part.a_bad == part.a_ref for part in parts])).ece
 
 

@@ -9,7 +9,7 @@ supervised/                  π_0
 shape_prior/                 the corrector's auto-encoder
 adabn/                       π_0 with the batch statistics of the target (norm_mode frozen)
 iteration_<i>/reward_data/   triplets and gold masks
-iteration_<i>/reward_net/    r_i
+iteration_<i>/reward_net/    r_i; further members of an ensemble: iteration_<i>/reward_net_<k>/
 iteration_<i>/ppo/           π_i and its critic
 baselines/<name>/            what the policy is compared with (baselines.py)
 """

@@ -23,11 +23,14 @@ from segarena.agents.rl4seg.baselines import BASELINES, NetworkBaseline, one_une
 from segarena.agents.rl4seg.context import UNET
 from segarena.evaluation.results import read_results
 
+CORRECTED = ("corrector", "AdaBN + corrector", "AdaBN + corrector where invalid")
 METHODS = {
     "source only": "source",
     "test-time augmentation": "source",
     "AdaBN": "source",
     "corrector": "source",
+    "AdaBN + corrector": "source",
+    "AdaBN + corrector where invalid": "source",
     "entropy minimisation": "source",
     "gold self-training": "source",
     "gold and corrected self-training": "source",
@@ -56,7 +59,7 @@ def test_every_method_has_results_that_say_what_it_has_seen(evaluated):
         assert (result.settings["source_images"], result.settings["target_images"]) == (24, 28)
         assert re.search(rf"^\| {re.escape(result.method)} ", out, re.MULTILINE)
     assert "| Gradient steps | Gradient steps, other networks | Gold (%) |" in re.sub(" +", " ", out)
-    assert re.search(r"^\| Difference from AdaBN ", out, re.MULTILINE)
+    assert re.search(r"^\| Difference from AdaBN \+ corrector ", out, re.MULTILINE)
     said = {result.method for result in results if "all_ece" in result.metrics}
     assert said == {"test-time augmentation", "ensemble", "MC dropout", "Tiny, softmax", "Tiny"}
     table = (run / "evaluation" / "test" / "table.md").read_text()
@@ -78,7 +81,7 @@ def test_every_result_says_what_its_method_has_spent(evaluated):
     assert gold >= by_loop <= corrected
     assert steps == {
         **dict.fromkeys(("source only", "ensemble", "MC dropout"), 30 * 3),
-        **dict.fromkeys(("AdaBN", "corrector", "test-time augmentation"), 0),
+        **dict.fromkeys(("AdaBN", *CORRECTED, "test-time augmentation"), 0),
         **dict.fromkeys(("Tiny", "Tiny, softmax"), by_loop),
         "entropy minimisation": 1,
         "TI-ST": 2,
@@ -89,7 +92,7 @@ def test_every_result_says_what_its_method_has_spent(evaluated):
     }
     others = {method: settings["gradient_steps_others"] for method, settings in results.items()}
     prior = 10 * 3
-    assert {others[name] for name in ("corrector", "gold self-training")} == {prior}
+    assert {others[name] for name in (*CORRECTED, "gold self-training")} == {prior}
     assert others["UDAS"] == 2, "its head"
     assert others["Tiny"] > prior < others["policy gradient"]
     assert others["policy gradient"] == others["Tiny"] + 4 * 2, "its reward network rests on the first PPO"
@@ -160,6 +163,8 @@ def test_images_that_were_adapted_to_are_said_to_be_so(copied):
         "source only": "inductive",
         "corrector": "inductive",
         "AdaBN": "transductive",
+        "AdaBN + corrector": "transductive",
+        "AdaBN + corrector where invalid": "transductive",
         "Tiny, softmax": "transductive",
         "Tiny": "transductive",
     }
@@ -187,7 +192,8 @@ def test_methods_and_names_may_change_and_runs_of_one_seed_are_compared_in_one_t
     table = (copied / "evaluation" / "test" / "table.md").read_text().split("\n\n")[0]
     rows = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
     assert rows == [
-        "source only", "AdaBN", "corrector", "entropy minimisation", "Tiny, softmax", "Tiny", "Other, softmax", "Other",
+        "source only", "AdaBN", "corrector", "AdaBN + corrector", "AdaBN + corrector where invalid",
+        "entropy minimisation", "Tiny, softmax", "Tiny", "Other, softmax", "Other",
     ]  # fmt: skip
     capsys.readouterr()
     assert_refused(call("evaluate", "--run", copied, copied), capsys, "two runs are called 'Tiny' with seed 3")

@@ -68,9 +68,8 @@ def test_gold_images_are_those_that_the_configuration_says(tmp_path, all_valid, 
     assert not differ(weights(run, "adabn"), weights(run, "iteration_1/ppo")), "PPO without a pass leaves the policy"
     assert call("evaluate", "--run", run) == 0
     said = {result.method: result.supervision for result in read_results(next((run / "evaluation").iterdir()))}
-    assert said == dict.fromkeys(("source only", "AdaBN", "corrector"), "source") | dict.fromkeys(
-        ("Quick", "Quick, softmax"), "source and target"
-    )
+    without = ("source only", "AdaBN", "corrector", "AdaBN + corrector", "AdaBN + corrector where invalid")
+    assert said == dict.fromkeys(without, "source") | dict.fromkeys(("Quick", "Quick, softmax"), "source and target")
 
 
 def test_refreshed_gold_masks_are_those_of_the_last_policy(tmp_path, all_valid, quick):
