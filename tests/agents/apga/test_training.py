@@ -37,7 +37,7 @@ CURVES = {
     *("apga/reward", "apga/gap", "apga/loss_orig", "apga/loss_adv", "apga/loss_aid", "apga/mask_area"),
     *("apga/mask_entropy", "apga/baseline", "apga/advantage_std", "apga/roi_iou", "apga/queries"),
     *("classifier/loss_plain", "classifier/loss_aid", "classifier/val_acc", "classifier/val_auroc"),
-    *("classifier/val_kappa", "classifier/passes"),
+    *("classifier/val_kappa", "classifier/passes", "classifier/gradient_steps"),
 }
 
 

@@ -151,7 +151,7 @@ def test_windows_are_as_large_as_the_crops_of_the_training(classes, base_size):
 
 def test_results_of_one_protocol_are_not_taken_for_those_of_another(trained, tmp_path):
     out = tmp_path / "run"
-    shutil.copytree(trained, out)
+    shutil.copytree(trained, out, ignore=shutil.ignore_patterns("evaluation"))
     windows = ["--evaluation.protocol", "reference"]
     for own in ([], windows, [*windows, "--evaluation.flip", "true", "--evaluation.scales", "[0.75, 1.25]"]):
         assert main(["train", "--resume", str(out), "--evaluation.attacks", "[clean]", *own]) == 0
