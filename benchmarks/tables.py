@@ -62,6 +62,7 @@ ROWS = {
 }
 """Rows of the tables of each paper: baselines, the method, its variants, upper bounds."""
 PAGES = (
+    "apga_full",
     "apga_shot100",
     "scene_trainings",
     *(f"spars_sweep_{name}" for name in ("cohorts", "rewards", "thresholds", "windows")),
