@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measuring import Figure, alternately, clocked, command_line, measure, parsed, ratios
+from measuring import Figure, command_line, measure, parsed, ratios, worked
 from segarena.agents.apga.config import AgentConfig, APGAExperiment, MethodName, TrainingConfig, UpdateConfig
 from segarena.agents.apga.game import Game, Players
 from segarena.agents.apga.joint import Loop
@@ -83,7 +83,7 @@ class Bench:
         }
         sides: dict[str, Callable[[], object]] = {"released": lambda: released.step(images, labels)}
         sides |= {name: self._stepper(game) for name, game in games.items()}
-        spent = self._spent(sides)
+        spent = worked(sides, self.sizes.repeats, self.device)
         last = games["legacy"].last_plain_loss
         assert last is not None
         apart = {"difference of the losses after all steps": abs(last.item() - released.plain_loss)}
@@ -109,7 +109,9 @@ class Bench:
         net, x = deepcopy(self.classifier).eval(), self.pool.at(torch.arange(self.sizes.batch, device=self.device))
         by_hooks = Hooks(deepcopy(net))
         apart = float((gradcam(net, x) - by_hooks.maps(x)).abs().max())
-        spent = self._spent({"closed": lambda: gradcam(net, x), "backward": lambda: by_hooks.maps(x)})
+        spent = worked(
+            {"closed": lambda: gradcam(net, x), "backward": lambda: by_hooks.maps(x)}, self.sizes.repeats, self.device
+        )
         ratio = ratios(spent["backward"], spent["closed"])
         return [
             Figure("GradCAM: backward pass per closed form", "x", ratio, details={"largest difference": apart}),
@@ -124,12 +126,14 @@ class Bench:
             return torch.stack([rejected(image, largest) for image in x])
 
         random.seed(0)
-        spent = self._spent(
+        spent = worked(
             {
                 "ours": lambda: erased(x, boxes(x)),
                 "program": lambda: loop(self.sizes.side),
                 "one": lambda: loop(1),
-            }
+            },
+            self.sizes.repeats,
+            self.device,
         )
         return [
             Figure(
@@ -163,12 +167,14 @@ class Bench:
                 for _ in range(steps):
                     many.classifier(x)
 
-        spent = self._spent(
+        spent = worked(
             {
                 "many": lambda: [many.advance(actions) for _ in range(steps)],
                 "one": lambda: [one.advance(action[None]) for action in actions for _ in range(steps)],
                 "classifier": classify,
-            }
+            },
+            self.sizes.repeats,
+            self.device,
         )
         rate = [number * steps / seconds for seconds in spent["many"]]
         share = ratios(spent["classifier"], spent["many"])
@@ -194,14 +200,6 @@ class Bench:
         row = method_of(game.experiment)
         loop = Loop(game, row, row.groups(joint=False), self.pool, Run(Path("none")))
         return lambda: loop.train_epoch(game.players, Generator().manual_seed(0))
-
-    def _spent(self, sides: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
-        """Seconds of each side: on the CPU those that the process worked, so that other work does not count."""
-        if self.device.type == "cuda":
-            return alternately(sides, self.sizes.repeats, self.device)
-        spent: dict[str, list[float]] = {name: [] for name in sides}
-        alternately({name: clocked(run, spent[name]) for name, run in sides.items()}, self.sizes.repeats)
-        return {name: values[1:] for name, values in spent.items()}
 
 
 def counted(run: Callable[[], object]) -> int:

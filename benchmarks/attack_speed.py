@@ -9,14 +9,14 @@ which wants an old version of requests, comes by `pip install --no-deps torchatt
 import importlib
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measuring import Figure, alternately, apart, clocked, command_line, measure, megabytes, parsed, ratios, seconds
+from measuring import Figure, apart, command_line, measure, megabytes, parsed, ratios, seconds, worked
 from segarena.attacks.methods import ATTACKS
 from segarena.attacks.prototypes import class_masks, inter_class, intra_class, prototypes
 from segarena.attacks.regions import region_schedule
@@ -90,7 +90,7 @@ class Bench:
             except ImportError:
                 missing.append(name)
         damage = {name: self._loss(run(), labels) for name, run in sides.items()}
-        spent = work(sides, self.sizes.repeats, self.device)
+        spent = worked(sides, self.sizes.repeats, self.device)
         details = {"mean_cross_entropy": damage, "clean": self._loss(images, labels)}
         rows = [Figure("PGD, 20 steps", "s", spent["ours"], details=details)]
         rows += [
@@ -119,7 +119,7 @@ class Bench:
                 x = self.images.clone().requires_grad_()
                 torch.autograd.grad(F.cross_entropy(bare(x), self.labels, ignore_index=IGNORED), x)
 
-        spent = work({"attack": attack, "pgd": pgd, "passes": passes}, self.sizes.repeats, self.device)
+        spent = worked({"attack": attack, "pgd": pgd, "passes": passes}, self.sizes.repeats, self.device)
         return [
             Figure("RP-PGD++, a step", "s", [value / steps for value in spent["attack"]]),
             Figure(
@@ -159,7 +159,7 @@ class Bench:
             )
             update(found)
 
-        spent = work({"released": released, "ours": ours}, self.sizes.repeats, self.device)
+        spent = worked({"released": released, "ours": ours}, self.sizes.repeats, self.device)
         return [
             Figure("iteration of adversarial training", "s", spent["ours"]),
             Figure("iteration, released order per ours", "", ratios(spent["released"], spent["ours"]), 1.8),
@@ -202,7 +202,9 @@ class Bench:
                 for _ in range(3):
                     env.step(env.scripted(table))
 
-        spent = work({"at once": lambda: play([together]), "one": lambda: play(alone)}, self.sizes.repeats, self.device)
+        spent = worked(
+            {"at once": lambda: play([together]), "one": lambda: play(alone)}, self.sizes.repeats, self.device
+        )
         steps = [3 * number / value for value in spent["at once"]]
         return [
             Figure(f"RPPGD-VOC-v0, {number} images at once", "steps/s", steps),
@@ -214,15 +216,6 @@ class Bench:
     def _loss(self, images: Tensor, labels: Tensor) -> float:
         with torch.no_grad():
             return F.cross_entropy(self.net(images), labels, ignore_index=IGNORED).item()
-
-
-def work(sides: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """As `alternately`; on a CPU seconds of this process, in which other programs do not count."""
-    if device.type == "cuda":
-        return alternately(sides, repeats, device)
-    spent: dict[str, list[float]] = {name: [] for name in sides}
-    alternately({name: clocked(run, spent[name]) for name, run in sides.items()}, repeats, device)
-    return {name: found[1:] for name, found in spent.items()}
 
 
 def scenes(side: int, number: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -8,14 +8,12 @@ turns and cuts each volume anew for every patch. Results: docs/seat.md, Speed.
 
 import gzip
 import io
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
-from measuring import Figure, alternately, clocked, command_line, measure, parsed, ratios
+from measuring import Figure, command_line, measure, parsed, ratios, worked
 from scipy import ndimage
 from segarena.agents.seat.config import TrainingConfig
 from segarena.agents.seat.trainers import NoiseBuffer, Trainer
@@ -94,7 +92,7 @@ class Bench:
 
         self.net.eval()
         apart = float(((ours() - plain()).abs() > 1e-4).float().mean())
-        spent = self._spent({"ours": ours, "plain": plain})
+        spent = worked({"ours": ours, "plain": plain}, self.sizes.repeats, self.device)
         ratio = ratios(spent["plain"], spent["ours"])
         return [
             Figure(
@@ -142,9 +140,11 @@ class Bench:
                     noise = torch.minimum(torch.maximum(noise + 0.5 * radius * moved.grad.sign(), -radius), radius)
                     optimizer.step()
 
-        spent = self._spent({"ours": ours, "plain": plain})
-        drawn = self._spent(
-            {"draw": lambda: [sampler.batch(batch, 0) for batch in sampler.order(0).split(self.sizes.batch)]}
+        spent = worked({"ours": ours, "plain": plain}, self.sizes.repeats, self.device)
+        drawn = worked(
+            {"draw": lambda: [sampler.batch(batch, 0) for batch in sampler.order(0).split(self.sizes.batch)]},
+            self.sizes.repeats,
+            self.device,
         )
         share = ratios(drawn["draw"], spent["ours"])
         return [
@@ -168,7 +168,11 @@ class Bench:
 
         together, single = run(stacked), torch.cat([run(one) for one in parts])
         apart = float(((together - single).abs() > 1e-4).float().mean())
-        spent = self._spent({"together": lambda: run(stacked), "single": lambda: [run(one) for one in parts]})
+        spent = worked(
+            {"together": lambda: run(stacked), "single": lambda: [run(one) for one in parts]},
+            self.sizes.repeats,
+            self.device,
+        )
         ratio = ratios(spent["single"], spent["together"])
         return [
             Figure(
@@ -197,14 +201,6 @@ class Bench:
 
     def _optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.net.parameters(), lr=1e-3, weight_decay=1e-5, amsgrad=True)
-
-    def _spent(self, sides: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
-        """Seconds of each side: on the CPU those that the process worked, so that other work does not count."""
-        if self.device.type == "cuda":
-            return alternately(sides, self.sizes.repeats, self.device)
-        spent: dict[str, list[float]] = {name: [] for name in sides}
-        alternately({name: clocked(run, spent[name]) for name, run in sides.items()}, self.sizes.repeats)
-        return {name: values[1:] for name, values in spent.items()}
 
     def _rates(self, spent: list[float]) -> list[float]:
         return [self.sizes.batch * self.sizes.steps / one for one in spent]

@@ -58,7 +58,7 @@ def fit(
 
     Args:
         run: the stage: receives `<name>/<scalar>` per epoch, a scalar with a / by its own name, the number of gradient
-            steps so far as `<name>/gradient_steps`, and checkpoints.
+            steps so far as `<name>/gradient_steps` where the optimiser counts them, and checkpoints.
         net: the network in training; what `optimizer` moves is part of it.
         optimizer: its optimiser.
         name: prefix of the scalars, and of the progress bar.
@@ -119,7 +119,8 @@ def fit(
                 score = validated.pop("score")
                 scalars = {**trained, **validated}
                 if workers.is_main:
-                    logged = {**scalars, STEPS: steps_done(optimizer)}
+                    steps = steps_done(optimizer)
+                    logged = {**scalars, **({STEPS: steps} if steps else {})}
                     run.log(epoch, {key if "/" in key else f"{name}/{key}": value for key, value in logged.items()})
                 if score > best["score"]:
                     weights = {key: value.detach().clone() for key, value in net.state_dict().items()}
@@ -175,7 +176,7 @@ def descend(optimizer: Optimizer, loss: Tensor, workers: Workers = ONE_PROCESS, 
 
 def steps_done(optimizer: Optimizer) -> int:
     """Steps so far of an optimiser that counts them, as Adam does, also those before a resumed run was stopped; 0 of
-    one that does not."""
+    one that does not, such as SGD."""
     return max((int(state["step"]) for state in optimizer.state.values() if "step" in state), default=0)
 
 
